@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Lint and tests, from a clean clone: makes the environment and fetches the embedded tower when they are missing.
+#   bash scripts/test.sh [pytest arguments, e.g. tests/pruning -k golden]
+# Offline once installed. Exit code 0: the lint is clean and every test passed.
+source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+vispruner_env dev plot tiny
+vispruner_tower
+cd "$ROOT"
+export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+status=0
+vispruner_step "ruff"
+if "$PY" -m ruff --version >/dev/null 2>&1; then
+    "$PY" -m ruff check . || status=$?
+else
+    echo "ruff is not installed in $PY: lint left out" >&2
+fi
+vispruner_step "pytest"
+"$PY" -m pytest -q "$@" || status=$? # 5: no test ran
+exit "$status"
