@@ -1,0 +1,112 @@
+"""VisPruner (arXiv:2412.01818, Algorithm 1): the most attended tokens, and the most diverse of the rest.
+
+Same result as the algorithm written out with one similarity product per round, at a fraction of its cost: all
+cosines of the residual tokens are computed once per row, and the rounds only look them up.
+
+Selection is in float64 whatever the dtype of the inputs, because one changed rank re-shuffles every later
+even/odd split. What that buys, and what it does not: a tensor and any exact copy of it in another dtype give
+the same indices, whatever stands in the other rows of the batch, and tokens with equal features tie exactly
+(see `_cosines`). Between devices or BLAS libraries the last bit of a float64 dot product of float32 features
+may differ, which moves a rank only where two similarities agree to about 1e-15.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .base import Kept, Pruner, attention_order
+from .registry import register_pruner
+
+DROP_PER_ROUND = 8
+_INF = float("inf")
+
+
+@register_pruner("vispruner")
+class VisPruner(Pruner):
+    """Keep floor(T * r) tokens by [CLS] attention and T - floor(T * r) by diversity.
+
+    The product is Python's float product, `int(T * r)`, as in the released code: T = 90, r = 0.7 gives 62
+    important tokens, since 90 * 0.7 is 62.99...
+    """
+
+    uses_ratio = True
+
+    def choose(self, features: Tensor, attention: Tensor, tokens: int,
+               keys: Sequence[str | int] | None = None) -> Kept:
+        order = attention_order(attention)                              # (B, N)
+        n = order.shape[1]
+        n_important = min(int(tokens * self.important_ratio), n)
+        if tokens >= n:
+            return Kept.from_picks(order, n_important)
+        important, residual = order[:, :n_important], order[:, n_important:]
+        diverse = _most_diverse(features, residual, tokens - n_important)
+        return Kept.from_picks(torch.cat([important, diverse], dim=1), n_important)
+
+
+def _most_diverse(features: Tensor, residual: Tensor, target: int) -> Tensor:
+    """Thin each row of `residual` (B, R), patch indices by attention rank, to `target` < R indices.
+
+    All rows have the same R, so every round has the same sizes in all of them and the batch moves in step.
+    """
+    if target == 0:
+        return residual[:, :0]
+    rows, size = residual.shape
+    # cosines[b, j, i]: how well the j-th residual token, as an odd, matches the i-th, as an even.
+    cosines = torch.empty(rows, size, size, dtype=torch.float64, device=features.device)
+    for row in range(rows):  # one product each: a batched kernel may round differently at another batch size
+        cosines[row] = _cosines(features[row, residual[row]].to(torch.float64).contiguous())
+    cosines = cosines.view(rows * size, size)
+    start = torch.arange(rows, device=residual.device)[:, None] * size  # where each batch row begins in it
+
+    rho = torch.arange(size, device=residual.device).expand(rows, size)  # the list, as places in `residual`
+    while rho.shape[1] > target:
+        even, odd = rho[:, 0::2], rho[:, 1::2]
+        drop = min(DROP_PER_ROUND, rho.shape[1] - target, even.shape[1])
+        # Whole rows are copied and most columns then ignored: quicker than picking single elements.
+        matches = cosines.index_select(0, (odd + start).flatten()).view(rows, odd.shape[1], size)
+        best = matches.amax(dim=1).gather(1, even)                      # (B, evens): each one's best odd
+        rank = best.argsort(dim=1, descending=True, stable=True)
+        # Survivors stand in falling order of similarity, before the odds: this decides the next split.
+        rho = torch.cat([even.gather(1, rank[:, drop:]), odd], dim=1)
+    return residual.gather(1, rho)
+
+
+def _cosines(x: Tensor) -> Tensor:
+    """(R, C) float64 -> (R, R): cos(odd, even), with the rule for zero-norm tokens applied.
+
+    Tokens with equal features have equal cosines to the bit, and cosine 1 exactly with each other. No BLAS
+    promises that (an entry at the edge of a block may be summed in another order), so if any two tokens look
+    alike, the product runs over distinct features only, and equal tokens share its entries.
+    """
+    cosines, square = _raw_cosines(x)
+    # Not "> 1 - 1e-9": a zero-norm token gives NaN, which has to count as well.
+    if (~(cosines <= 1 - 1e-9)).sum() > len(x):                         # more than the diagonal
+        distinct, place = torch.unique(x, dim=0, return_inverse=True)
+        cosines, square = _raw_cosines(distinct)
+        cosines = torch.maximum(cosines, cosines.T)[place][:, place]    # one value for (i, j) and (j, i)
+        square = square[place]
+    if square.numel() and square.max() > 1e150:
+        raise ValueError("features too large for float64 similarities: "
+                         f"the largest squared norm is {square.max().item():.3g}, the limit is 1e150")
+    zero = square < 1e-150
+    if zero.any():  # carries nothing: as an odd it matches nobody, as an even it is dropped first
+        cosines = cosines.masked_fill(zero[:, None], -_INF).masked_fill(zero[None, :], _INF)
+    return cosines
+
+
+def _raw_cosines(x: Tensor, block: int = 96) -> tuple[Tensor, Tensor]:
+    """(R, C) float64 -> cosines (R, R), and squared norms (R,).
+
+    The norm comes after the dot product and inside one root: dot products of half-precision features are then
+    (nearly always) exact in any order of summation, and sqrt(s * s) == s makes equal tokens' cosine exactly 1.
+    """
+    gram = x.new_empty(len(x), len(x))
+    for lo in range(0, len(x), block):  # lower triangle by strips, mirrored: about half the multiplications
+        hi = lo + block
+        gram[lo:hi, :hi] = x[lo:hi] @ x[:hi].T
+        gram[:lo, lo:hi] = gram[lo:hi, :lo].T
+    square = gram.diagonal().clone()
+    return gram.div_(torch.sqrt(square[:, None] * square)), square
