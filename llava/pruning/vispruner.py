@@ -101,7 +101,7 @@ def _raw_cosines(x: Tensor, block: int = 96) -> tuple[Tensor, Tensor]:
     """(R, C) float64 -> cosines (R, R), and squared norms (R,).
 
     The norm comes after the dot product and inside one root: dot products of half-precision features are then
-    (nearly always) exact in any order of summation, and sqrt(s * s) == s makes equal tokens' cosine exactly 1.
+    (nearly always) exact in any order of summation, and sqrt(s * s) == s makes the cosine of equal tokens 1.
     """
     gram = x.new_empty(len(x), len(x))
     for lo in range(0, len(x), block):  # lower triangle by strips, mirrored: about half the multiplications

@@ -1,0 +1,1 @@
+"""Looking at what happens: where attention goes, which tokens stay, what it all costs."""
