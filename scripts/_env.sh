@@ -235,7 +235,7 @@ vispruner_env() { # [extra ...]
     export PY
 }
 
-vispruner_tower() { "$PY" -m llava.tiny.tower "$@" >&2; }
+vispruner_tower() { "$PY" -m llava.tiny.tower >&2; }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
     vispruner_env "$@"

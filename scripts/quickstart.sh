@@ -4,6 +4,8 @@
 # tokens with every method. Ends in the table and, as the last line of stdout, one JSON document.
 #   bash scripts/quickstart.sh [further arguments of python -m llava.eval.sweep]
 # Environment: IMAGE (the photograph), OUTPUT (where answers and the picture go), and those of scripts/_env.sh.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=_env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 OUTPUT=${OUTPUT:-$ROOT/playground/tiny/results/quickstart}
 case $OUTPUT in /*) ;; *) OUTPUT=$PWD/$OUTPUT ;; esac

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Lint and tests, from a clean clone: makes the environment and fetches the embedded tower when they are missing.
-#   bash scripts/test.sh [pytest arguments, e.g. tests/pruning -k golden]
+#   bash scripts/test.sh [pytest arguments, e.g. tests/pruning -k golden; paths from the repository's root]
 # Offline once installed. Exit code 0: the lint is clean and every test passed.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=_env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 vispruner_env dev plot tiny
 vispruner_tower
