@@ -200,7 +200,7 @@ for requirement in map(Requirement, core):
         continue
     if not requirement.specifier.contains(found, prereleases=True):
         bad.append(f"{requirement} (found {found})")
-sys.exit("; ".join(bad))
+sys.exit("; ".join(bad) or 0)
 '
 
 _vp_system() {

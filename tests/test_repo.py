@@ -1,4 +1,4 @@
-"""The repository as a whole: metadata, file sizes, paths, scripts, command lines. Knows no module's behaviour."""
+"""The repository as a whole: metadata, sizes, paths, scripts, command lines. Knows no module's behaviour."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_constraints_pin_the_core_inside_its_ranges() -> None:
 
 
 def test_named_extras_exist() -> None:
-    """`pip install 'vispruner[x]'` in messages and docs, and `vispruner_env x` in scripts, name extras that exist."""
+    """Every extra named by a message, a document or a script is one of pyproject.toml's."""
     named: dict[str, str] = {}
     for name, text in texts().items():
         for match in re.finditer(r"(?:vispruner|-e \.|'\.|\"\.)\[([a-z, ]+)\]", text):
