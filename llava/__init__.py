@@ -1,0 +1,45 @@
+"""VisPruner for LLaVA: training-free pruning of visual tokens, and the LLaVA it runs in.
+
+`import llava` is free of cost: torch and transformers are imported when a name is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llava.model import (
+        LlavaConfig,
+        LlavaLlamaForCausalLM,
+        LlavaMistralConfig,
+        LlavaMistralForCausalLM,
+        load_pretrained_model,
+    )
+    from llava.pruning import get_pruner
+
+__version__ = "0.1.0"  # as in pyproject.toml
+
+__all__ = [
+    "LlavaConfig",
+    "LlavaLlamaForCausalLM",
+    "LlavaMistralConfig",
+    "LlavaMistralForCausalLM",
+    "get_pruner",
+    "load_pretrained_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "get_pruner":
+        from llava.pruning import get_pruner
+
+        return get_pruner
+    if name in __all__:
+        import llava.model
+
+        return getattr(llava.model, name)
+    raise AttributeError(f"module 'llava' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,86 @@
+"""Order of an image's visual tokens when it was cut into crops (LLaVA-NeXT). Pure functions on indices.
+
+Crop 0 is the whole picture squashed to a square, crops 1.. are the tiles of a grid, row by row. There are two
+protocols. `paper`, how VisPruner's published numbers came about: base tokens, then the kept tokens of all
+tiles in raster order of the stitched grid; nothing is cut, no newline. `llava`, LLaVA-NeXT's own: the padding
+that made the picture fit its grid is cut off, and an `image_newline` closes every stitched row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PROTOCOLS = ("paper", "llava")
+NEWLINE = -1
+
+
+def token_layout(
+    indices: Tensor,
+    side: int,
+    protocol: str,
+    merge_type: str,
+    image_size: tuple[int, int] | None = None,
+    grid: tuple[int, int] | None = None,
+    as_crops: bool = True,
+) -> Tensor:
+    """Final order of the kept tokens of one image.
+
+    indices (crops, K): kept patches per crop, ascending. side: patches along a crop's side. grid: (columns,
+    rows) of tiles; needed for more than one crop. image_size: (width, height), needed to cut padding.
+    Returns (L,) int64 on CPU: positions into `indices.flatten()`, `NEWLINE` where an image_newline goes.
+    Raises `ValueError` for a number of crops that does not fit the grid.
+    """
+    indices = indices.cpu()
+    crops, kept = indices.shape
+    base = torch.arange(kept)
+    spatial = merge_type.startswith("spatial")
+    unpad = "unpad" in merge_type
+    if crops == 1:
+        closed = protocol == "llava" and as_crops and spatial and unpad
+        return torch.cat([base, torch.tensor([NEWLINE])]) if closed else base
+    if protocol == "llava" and not spatial:  # flat: crop after crop
+        return torch.arange(crops * kept)
+    if grid is None or crops != 1 + grid[0] * grid[1]:
+        raise ValueError(
+            f"an image of {crops} crops does not fit anyres protocol {protocol!r}"
+            + (f", which cuts it into 1 + {grid[0]} x {grid[1]}" if grid else "")
+            + "; preprocess with the model's current config (process_images(..., model.config))"
+        )
+    columns, rows = grid
+    tile = torch.arange(crops - 1)[:, None]
+    row = tile // columns * side + indices[1:] // side
+    column = tile % columns * side + indices[1:] % side
+    value = torch.arange(kept, crops * kept)
+    row, column = row.flatten(), column.flatten()
+    width = columns * side + 1  # one more: the newline's column
+    if protocol == "llava" and unpad:
+        top, bottom, left, right = unpadded_window(rows * side, columns * side, image_size)
+        inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)
+        row, column, value = row[inside], column[inside], value[inside]
+        ends = torch.arange(top, bottom)
+        row = torch.cat([row, ends])
+        column = torch.cat([column, torch.full_like(ends, width - 1)])
+        value = torch.cat([value, torch.full_like(ends, NEWLINE)])
+    return torch.cat([base, value[(row * width + column).argsort()]])
+
+
+def unpadded_window(height: int, width: int, image_size: tuple[int, int] | None) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right) of the picture on its padded canvas of height x width patches.
+
+    image_size: (width, height) of the picture in pixels. Rounding is LLaVA-NeXT's, so counts agree with it.
+    Raises `ValueError` without a size.
+    """
+    if image_size is None:
+        raise ValueError(
+            "image_sizes is needed to cut the padding of an anyres image: pass "
+            "image_sizes=[(width, height), ...] of the original pictures"
+        )
+    original_width, original_height = image_size
+    if original_width / original_height > width / height:
+        shown = int(original_height * (width / original_width))
+        margin = (height - shown) // 2
+        return margin, height - margin, 0, width
+    shown = int(original_width * (height / original_height))
+    margin = (width - shown) // 2
+    return 0, height, margin, width - margin

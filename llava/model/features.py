@@ -1,0 +1,87 @@
+"""What travels between the tower, the pruner and the language model. Plain data, for one image each."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llava.pruning import Kept
+
+
+@dataclass
+class VisionFeatures:
+    """Tower output for one image: everything that is the same for all questions and all budgets."""
+
+    features: Tensor  # (crops, N, C), in the dtype the projector reads
+    attention: Tensor  # (crops, H, N), [CLS] row of the select layer, float32 or wider
+    image_size: tuple[int, int] | None  # (width, height) of the picture before preprocessing
+    keys: list[str]  # one identity per crop, see `crop_key`
+    as_crops: bool = True  # False: came as a plain (B, 3, H, W) batch, which is never merged
+
+
+@dataclass
+class VisualTokens:
+    """What enters the language model for one image."""
+
+    embeds: Tensor  # (K, D) projected, in final order, image_newline rows included
+    kept: Kept  # (crops, T) patch indices per crop, before unpadding cuts any
+
+    @property
+    def count(self) -> int:
+        """K, the real number of visual tokens: what the language model is charged for."""
+        return self.embeds.shape[0]
+
+
+def crop_key(crop: Tensor) -> str:
+    """Identity of a crop (3, H, W): a hash of its pixels, rounded to float16.
+
+    Rounded, because callers hand the same picture over in float32 or float16 and must get the same random
+    subset for it.
+    """
+    pixels = crop.detach().to("cpu", torch.float16).contiguous()
+    return hashlib.sha1(pixels.numpy().tobytes(), usedforsecurity=False).hexdigest()
+
+
+def as_image_list(images: Tensor | list[Tensor]) -> tuple[list[Tensor], bool]:
+    """Every way LLaVA's callers pass images -> one (crops, 3, H, W) tensor per image, and `as_crops`.
+
+    (3, H, W): one image. (B, 3, H, W): B images of one crop. (B, crops, 3, H, W): B images. A list holds one
+    (3, H, W) or (crops, 3, H, W) per image. Raises `ValueError` for anything else.
+    """
+    if isinstance(images, Tensor):
+        if images.ndim == 3:
+            return [images[None]], False
+        if images.ndim == 4:
+            return list(images.split(1)), False
+        if images.ndim == 5:
+            return list(images), True
+        raise ValueError(f"images has {images.ndim} dimensions, expected (B, 3, H, W) or (B, crops, 3, H, W)")
+    if not isinstance(images, list | tuple):
+        raise ValueError(f"images must be a tensor or a list of tensors, not {type(images).__name__}")
+    result = []
+    for i, image in enumerate(images):
+        if not isinstance(image, Tensor) or image.ndim not in (3, 4):
+            shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+            raise ValueError(f"images[{i}] is {shape}, expected a tensor (3, H, W) or (crops, 3, H, W)")
+        result.append(image[None] if image.ndim == 3 else image)
+    return result, True
+
+
+def as_size_list(image_sizes: object, count: int) -> list[tuple[int, int] | None]:
+    """(width, height) per image from a list of pairs or an (n, 2) tensor; None -> unknown for all.
+
+    Raises `ValueError` if there are not `count` pairs.
+    """
+    if image_sizes is None:
+        return [None] * count
+    if isinstance(image_sizes, Tensor):
+        image_sizes = image_sizes.tolist()
+    sizes = list(image_sizes)
+    if count == 1 and len(sizes) == 2 and all(isinstance(s, int) for s in sizes):
+        sizes = [tuple(sizes)]  # the pair itself, for a single image
+    if len(sizes) != count:
+        raise ValueError(f"image_sizes has {len(sizes)} entries for {count} image(s)")
+    return [None if s is None else (int(s[0]), int(s[1])) for s in sizes]

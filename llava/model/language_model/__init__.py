@@ -1,0 +1,1 @@
+"""The language models LLaVA is built on."""

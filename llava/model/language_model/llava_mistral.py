@@ -1,0 +1,34 @@
+"""LLaVA on Mistral. Loaded by its own class: `llava` in AutoConfig is another model."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import MistralConfig, MistralForCausalLM, MistralModel, MistralPreTrainedModel
+
+from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
+
+
+class LlavaMistralConfig(MistralConfig):
+    """A Mistral configuration with LLaVA's `mm_*` entries; files say `llava` or `llava_mistral`."""
+
+    model_type = "llava_mistral"
+
+
+class LlavaMistralModel(LlavaMetaModel, MistralModel):
+    """The decoder, with tower, projector and image_newline in it."""
+
+    config_class = LlavaMistralConfig
+
+
+class LlavaMistralForCausalLM(LlavaMetaForCausalLM, MistralForCausalLM):
+    """Mistral that is shown pictures."""
+
+    config_class = LlavaMistralConfig
+
+    def __init__(self, config: LlavaMistralConfig) -> None:
+        MistralPreTrainedModel.__init__(self, config)  # its subclass would build a plain decoder first
+        self.model = LlavaMistralModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+        self.init_pruning()

@@ -1,0 +1,1 @@
+"""Vision towers with a [CLS] token, behind one small interface."""

@@ -1,0 +1,165 @@
+"""What every vision tower does: run to the select layer, and no further, with the [CLS] row beside it.
+
+Knows one transformer of Hugging Face shape (embeddings, a list of pre-norm layers); knows nothing of pruning,
+projectors or language models. `clip_encoder.py` and `dinov2_encoder.py` say where the parts lie.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+CUDA_GROUP = 4  # crops per pass on an accelerator; see VisionTower.group_size
+
+
+class VisionTower(nn.Module):
+    """A frozen image encoder with a [CLS] token.
+
+    `tower(images)` with images (B, 3, S, S), any float dtype, gives
+    features (B, N, C) in the tower's dtype: `hidden_states[select_layer]` without [CLS], before any final
+    norm; attention (B, H, N): softmax of the [CLS] query over all N + 1 keys in the layer whose output
+    `features` is, its [CLS] column dropped, nothing renormalised; float32 or wider.
+    Layers behind the select layer are not built. Every layer runs `attn_implementation` (SDPA by default);
+    the one attention row is computed beside it, so no (N + 1) x (N + 1) matrix ever exists.
+    """
+
+    kind = ""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: object,
+        image_processor: object,
+        image_size: int,
+        select_layer: int,
+    ) -> None:
+        super().__init__()
+        self.vision_tower = model
+        self.config = config
+        self.image_processor = image_processor
+        self.image_size = image_size
+        self.select_layer = select_layer
+        self.select_feature = "patch"
+        self.is_loaded = True
+        # Crops per pass; None = 1 on CPU, CUDA_GROUP elsewhere. A pass always has exactly this many crops
+        # (the last one is filled up), so the same kernels with the same blocking see every crop and the
+        # result of one image never depends on its neighbours in the batch.
+        self.group_size: int | None = None
+
+    # --- where the parts lie: one implementation per architecture -----------------------------------------
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) -> the hidden states (B, N + 1, C) that enter the first layer."""
+        raise NotImplementedError
+
+    def layers(self) -> nn.ModuleList:
+        """The transformer layers up to the select layer."""
+        raise NotImplementedError
+
+    def attention_parts(self, layer: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """(norm before attention, query projection, key projection) of a layer."""
+        raise NotImplementedError
+
+    # --- running -----------------------------------------------------------------------------------------
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, S, S) -> features (B, N, C), attention (B, H, N), in passes of a fixed number of crops.
+
+        Raises `ValueError` for another shape than (B, 3, S, S), S = `image_size`.
+        """
+        side = self.image_size
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
+            shape = tuple(images.shape)
+            raise ValueError(f"this tower takes images of shape (B, 3, {side}, {side}), not {shape}")
+        group = self.group_size or (1 if self.device.type == "cpu" else CUDA_GROUP)
+        if len(images) == 0:
+            channels, heads = self.hidden_size, self.config.num_attention_heads
+            return (
+                torch.empty(0, self.num_patches, channels, dtype=self.dtype, device=self.device),
+                torch.empty(0, heads, self.num_patches, dtype=torch.float32, device=self.device),
+            )
+        features, attention = [], []
+        for start in range(0, len(images), group):
+            part = images[start : start + group].to(device=self.device, dtype=self.dtype)
+            real = len(part)
+            if real < group:
+                part = torch.cat([part, part[-1:].expand(group - real, -1, -1, -1)])
+            f, a = self.forward_features(part)
+            features.append(f[:real])
+            attention.append(a[:real])
+        return torch.cat(features), torch.cat(attention)
+
+    def forward_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """One pass: (B, 3, S, S) in the tower's dtype -> features (B, N, C), attention (B, H, N)."""
+        trainable = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        with torch.set_grad_enabled(trainable):
+            hidden = self.embed(images)
+            layers = self.layers()
+            for layer in layers[:-1]:
+                hidden = _output(layer(hidden, None))
+            norm, query, key = self.attention_parts(layers[-1])
+            row = cls_row(norm(hidden), query, key, self.config.num_attention_heads)
+            hidden = _output(layers[-1](hidden, None))
+        return hidden[:, 1:], row
+
+    # --- facts -------------------------------------------------------------------------------------------
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights, and of `features`."""
+        return next(self.vision_tower.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.vision_tower.parameters()).device
+
+    @property
+    def hidden_size(self) -> int:
+        """C, channels of a patch feature."""
+        return self.config.hidden_size
+
+    @property
+    def num_patches_per_side(self) -> int:
+        """Patches along one side of a crop."""
+        return self.image_size // self.config.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """N, patches of a crop."""
+        return self.num_patches_per_side**2
+
+    @property
+    def attn_implementation(self) -> str:
+        """Kernels the layers run: sdpa, eager, flash_attention_2 ..."""
+        return self.vision_tower.config._attn_implementation
+
+
+def cls_row(hidden: Tensor, query: nn.Module, key: nn.Module, heads: int) -> Tensor:
+    """Attention of the [CLS] query over the patches.
+
+    hidden (B, N + 1, C), [CLS] first, after the norm -> (B, H, N), float32 or wider whatever the tower's
+    dtype: half precision would make ties of what is ranked later. Softmax over all N + 1 keys, then [CLS]
+    dropped.
+    """
+    batch, tokens, _ = hidden.shape
+    q = query(hidden[:, :1]).view(batch, 1, heads, -1).transpose(1, 2)  # (B, H, 1, d)
+    k = key(hidden).view(batch, tokens, heads, -1).transpose(1, 2)  # (B, H, N + 1, d)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = q.to(wide) @ k.to(wide).transpose(2, 3) * q.shape[-1] ** -0.5
+    return scores.softmax(dim=-1)[:, :, 0, 1:]
+
+
+def layers_to_run(select_layer: int, depth: int) -> int:
+    """How many of `depth` layers make `hidden_states[select_layer]` (entry 0 is the embedding).
+
+    Raises `ValueError` if there is no such entry, or if it is the embedding, which no [CLS] row belongs to.
+    """
+    count = select_layer if select_layer >= 0 else depth + 1 + select_layer
+    if not 1 <= count <= depth:
+        raise ValueError(
+            f"mm_vision_select_layer={select_layer}: this tower has {depth} layers, so choose 1..{depth} or "
+            f"-{depth}..-1"
+        )
+    return count
+
+
+def _output(result: Tensor | tuple) -> Tensor:
+    return result[0] if isinstance(result, tuple) else result  # a tuple in some releases of transformers 5

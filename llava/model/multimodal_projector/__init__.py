@@ -1,0 +1,1 @@
+"""From patch features to the language model's embeddings."""

@@ -1,0 +1,39 @@
+"""The projector, by the name in `mm_projector_type`: linear, mlpNx_gelu, identity."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+
+class IdentityProjector(nn.Module):
+    """Hands features through; tower and language model must have the same width."""
+
+    def forward(self, features):
+        return features
+
+
+def build_vision_projector(config: object) -> nn.Module:
+    """Projector (..., mm_hidden_size) -> (..., hidden_size) for a LLaVA config.
+
+    `mlpNx_gelu` is N linear layers with GELU between them (parameters `0`, `2`, ... as in LLaVA's files).
+    Raises `ValueError` for another name, and for `identity` between different widths.
+    """
+    kind = getattr(config, "mm_projector_type", None) or "linear"
+    width_in, width = config.mm_hidden_size, config.hidden_size
+    if kind == "linear":
+        return nn.Linear(width_in, width)
+    if kind == "identity":
+        if width_in != width:
+            raise ValueError(f"mm_projector_type='identity' cannot join widths {width_in} and {width}")
+        return IdentityProjector()
+    match = re.fullmatch(r"mlp([1-9]\d*)x_gelu", kind)
+    if match is None:
+        raise ValueError(
+            f"mm_projector_type={kind!r} is unknown; known: linear, mlpNx_gelu (N = 1, 2, ...), identity"
+        )
+    modules: list[nn.Module] = [nn.Linear(width_in, width)]
+    for _ in range(1, int(match.group(1))):
+        modules += [nn.GELU(), nn.Linear(width, width)]
+    return nn.Sequential(*modules)

@@ -1,0 +1,158 @@
+"""Settings of a loaded model: who asked for what, and in which order they are heard.
+
+An argument wins over the environment, the environment over the checkpoint's config.json; nothing at all means
+no pruning. The environment is there for hosts that cannot pass arguments of ours (lmms-eval).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from llava.model.anyres import PROTOCOLS
+from llava.pruning import Pruner, get_pruner
+
+ENVIRONMENT = {
+    "method": "VISPRUNER_METHOD",
+    "tokens": "VISPRUNER_TOKENS",
+    "ratio": "VISPRUNER_RATIO",
+    "anyres": "VISPRUNER_ANYRES",
+    "tower_dtype": "VISPRUNER_TOWER_DTYPE",
+}
+ARGUMENTS = {
+    "method": "method",
+    "tokens": "visual_token_num",
+    "ratio": "important_ratio",
+    "anyres": "anyres",
+}
+CONFIG_KEYS = {
+    "method": "pruning_method",
+    "tokens": "visual_token_num",
+    "ratio": "important_ratio",
+    "anyres": "anyres_protocol",
+}
+_DTYPES = {
+    "float32": torch.float32, "fp32": torch.float32, "float": torch.float32,
+    "float16": torch.float16, "fp16": torch.float16, "half": torch.float16,
+    "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
+    "float64": torch.float64, "double": torch.float64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PruningSettings:
+    """A pruner, and the anyres protocol if somebody chose one."""
+
+    pruner: Pruner
+    anyres: str | None
+
+
+def resolve_pruning(
+    config: dict | None = None,
+    method: str | None = None,
+    tokens: int | None = None,
+    ratio: float | None = None,
+    anyres: str | None = None,
+) -> PruningSettings:
+    """Arguments over environment over `config` (entries of config.json). Raises `ValueError`.
+
+    Tokens without a method mean "vispruner"; so do tokens asked for at a higher place than a method "none".
+    """
+    levels = [
+        ("argument", {"method": method, "tokens": tokens, "ratio": ratio, "anyres": anyres}),
+        ("environment", {k: os.environ.get(v) or None for k, v in ENVIRONMENT.items()}),
+        ("config.json", {k: (config or {}).get(v) for k, v in CONFIG_KEYS.items()}),
+    ]
+
+    def first(what: str) -> tuple[int, object]:
+        for rank, (_, values) in enumerate(levels):
+            if values[what] is not None:
+                return rank, values[what]
+        return len(levels), None
+
+    def name_of(what: str) -> str:
+        rank = first(what)[0]
+        if rank == 1:
+            return f"{ENVIRONMENT[what]} in the environment"
+        key = CONFIG_KEYS[what]
+        return f"{key} in config.json" if rank == 2 else ARGUMENTS[what]
+
+    method_rank, chosen = first("method")
+    tokens_rank, budget = first("tokens")
+    budget = None if budget is None else _number(budget, int, name_of("tokens"))
+    share = first("ratio")[1]
+    share = 0.5 if share is None else _number(share, float, name_of("ratio"))
+    if chosen is None or (chosen == "none" and tokens_rank < method_rank):
+        chosen = "none" if budget is None else "vispruner"
+    protocol = first("anyres")[1]
+    if protocol is not None and protocol not in PROTOCOLS:
+        known = ", ".join(PROTOCOLS)
+        raise ValueError(f"{name_of('anyres')}: {protocol!r} is unknown; choose one of {known}")
+    try:
+        pruner = get_pruner(str(chosen), tokens=budget, important_ratio=share)
+    except ValueError as error:
+        places = {name_of(w) for w in ("method", "tokens", "ratio") if first(w)[0] in (1, 2)}
+        raise ValueError(f"{error}" + (f" (set by {', '.join(sorted(places))})" if places else "")) from error
+    return PruningSettings(pruner, protocol)
+
+
+def _number(value: object, kind: type, name: str) -> int | float:
+    try:
+        number = kind(value)
+        if isinstance(value, bool) or (kind is int and not isinstance(value, str) and number != value):
+            raise ValueError
+    except (TypeError, ValueError):
+        wanted = "a whole number" if kind is int else "a number"
+        raise ValueError(f"{name}: {value!r} is not {wanted}") from None
+    return number
+
+
+def parse_dtype(value: str | torch.dtype | None, name: str = "dtype") -> torch.dtype | None:
+    """A torch dtype from its name ("float16", "fp16", "torch.bfloat16" ...); None and "auto" give None."""
+    if value is None or value == "auto" or value == "":
+        return None
+    if isinstance(value, torch.dtype):
+        dtype = value
+    else:
+        dtype = _DTYPES.get(str(value).lower().removeprefix("torch."))
+    if dtype is None or not dtype.is_floating_point:
+        raise ValueError(f"{name}={value!r} is no floating point dtype; choose float32, float16 or bfloat16")
+    return dtype
+
+
+def choose_dtypes(
+    dtype: str | torch.dtype | None,
+    tower_dtype: str | torch.dtype | None,
+    config_dtype: str | torch.dtype | None,
+    device: torch.device,
+) -> tuple[torch.dtype, torch.dtype]:
+    """(language model and projector, tower). Default: float32 on CPU; elsewhere what the checkpoint was saved
+    in, float16 if it does not say. The tower follows the model unless told otherwise."""
+    chosen = parse_dtype(dtype)
+    if chosen is None:
+        chosen = torch.float32 if device.type == "cpu" else parse_dtype(config_dtype) or torch.float16
+    tower = parse_dtype(tower_dtype, "tower_dtype")
+    if tower is None:
+        tower = parse_dtype(os.environ.get(ENVIRONMENT["tower_dtype"]), ENVIRONMENT["tower_dtype"])
+    return chosen, tower or chosen
+
+
+def choose_attention(requested: str | None, dtype: torch.dtype, tower_dtype: torch.dtype) -> tuple[str, str]:
+    """Attention kernels of (language model, tower). FlashAttention has no float32 kernels: a float32 tower
+    under a half-precision language model runs SDPA instead. Raises `ImportError` / `ValueError`."""
+    kernels = requested or "sdpa"
+    if not kernels.startswith("flash"):
+        return kernels, kernels
+    from importlib.util import find_spec
+
+    if kernels in ("flash_attention_2", "flash_attn_2") and find_spec("flash_attn") is None:
+        raise ImportError(
+            f"attn_implementation={kernels!r} needs the flash-attn package: pip install 'vispruner[flash]' "
+            "(built from source, needs a CUDA toolchain), or use 'sdpa'"
+        )
+    half = (torch.float16, torch.bfloat16)
+    if dtype not in half:
+        raise ValueError(f"attn_implementation={kernels!r} needs half precision; dtype is {dtype}")
+    return kernels, kernels if tower_dtype in half else "sdpa"

@@ -1,0 +1,122 @@
+"""Visual embeddings into text: pure functions on tensors, no model.
+
+A prompt's ids hold `IMAGE_TOKEN_INDEX` (-200) once for every image; each is replaced in place by that image's
+visual tokens, labels there become `IGNORE_INDEX` (-100), rows are padded to one length.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+
+
+@dataclass
+class Spliced:
+    """A batch ready for the language model. S is the longest row."""
+
+    embeds: Tensor  # (B, S, D)
+    labels: Tensor  # (B, S) int64, -100 at visual tokens and padding
+    mask: Tensor  # (B, S) bool, False at padding
+    position_ids: Tensor  # (B, S) int64, 0, 1, 2 ... along each row, 0 at padding
+
+
+def splice(
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    labels: Tensor | None,
+    visual: list[Tensor],
+    embed: Callable[[Tensor], Tensor],
+    side: str,
+    max_length: int | None = None,
+) -> Spliced:
+    """Replace every image tag of a batch by its visual tokens.
+
+    input_ids (B, L) with padding marked by `attention_mask` (B, L); labels (B, L) or None; visual: one (K, D)
+    per tag, in reading order over the batch; `embed` looks up text ids (n,) -> (n, D); `side` of the padding:
+    "left" or "right". Rows longer than `max_length` are cut on the right, with a warning.
+    Raises `ValueError` if tags and images differ in number (both are named), or a row holds no token at all.
+    """
+    keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    if keep.shape != input_ids.shape:
+        shapes = f"{tuple(keep.shape)} and {tuple(input_ids.shape)}"
+        raise ValueError(f"attention_mask and input_ids differ in shape: {shapes}")
+    ids = [row[m] for row, m in zip(input_ids, keep, strict=True)]
+    if labels is None:
+        targets = [torch.full_like(row, IGNORE_INDEX) for row in ids]
+    else:
+        targets = [row[m] for row, m in zip(labels, keep, strict=True)]
+    check_tags(ids, len(visual))
+
+    images = iter(visual)
+    rows, row_labels = [], []
+    for row, target in zip(ids, targets, strict=True):
+        tags = (row == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist()
+        text = embed(row[row != IMAGE_TOKEN_INDEX])
+        pieces, piece_labels, start = [], [], 0
+        for n, tag in enumerate([*tags, len(row)]):
+            pieces.append(text[start - n : tag - n])
+            piece_labels.append(target[start:tag])
+            if tag < len(row):
+                tokens = next(images).to(device=text.device, dtype=text.dtype)
+                pieces.append(tokens)
+                piece_labels.append(target.new_full((len(tokens),), IGNORE_INDEX))
+            start = tag + 1
+        rows.append(torch.cat(pieces))
+        row_labels.append(torch.cat(piece_labels))
+    if max_length is not None and any(len(row) > max_length for row in rows):
+        longest = max(len(row) for row in rows)
+        warnings.warn(
+            f"a sequence of {longest} tokens is longer than tokenizer_model_max_length={max_length}: "
+            "cut on the right",
+            stacklevel=2,
+        )
+        rows = [row[:max_length] for row in rows]
+        row_labels = [row[:max_length] for row in row_labels]
+    return pad_rows(rows, row_labels, side)
+
+
+def check_tags(ids: list[Tensor], images: int) -> None:
+    """Raise `ValueError` unless the rows hold exactly `images` image tags and no other negative id."""
+    text = torch.cat(ids) if ids else torch.empty(0, dtype=torch.int64)
+    tags = int((text == IMAGE_TOKEN_INDEX).sum())
+    if tags != images:
+        raise ValueError(
+            f"the prompts hold {tags} <image> tag(s), but {images} image(s) were given; every tag takes one "
+            "image, in reading order over the batch, and a text-only prompt takes none"
+        )
+    strange = text[(text < 0) & (text != IMAGE_TOKEN_INDEX)]
+    if len(strange):
+        raise ValueError(f"input_ids holds {int(strange[0])}, neither a token nor {IMAGE_TOKEN_INDEX}")
+
+
+def pad_rows(rows: list[Tensor], labels: list[Tensor], side: str) -> Spliced:
+    """Rows (S_i, D) and labels (S_i,) of different lengths -> one batch, padded on `side`."""
+    if side not in ("left", "right"):
+        raise ValueError(f"padding side must be 'left' or 'right', not {side!r}")
+    lengths = [len(row) for row in rows]
+    if min(lengths) == 0:
+        raise ValueError(f"row {lengths.index(0)} of the batch holds no token")
+    count, longest, device = len(rows), max(lengths), rows[0].device
+    embeds = torch.stack([_pad(row, longest, side) for row in rows])
+    mask = torch.zeros(count, longest, dtype=torch.bool, device=device)
+    position_ids = torch.zeros(count, longest, dtype=torch.int64, device=device)
+    padded = labels[0].new_full((count, longest), IGNORE_INDEX)
+    for i, length in enumerate(lengths):
+        place = slice(longest - length, longest) if side == "left" else slice(0, length)
+        mask[i, place] = True
+        position_ids[i, place] = torch.arange(length, device=device)
+        padded[i, place] = labels[i]
+    return Spliced(embeds, padded, mask, position_ids)
+
+
+def _pad(row: Tensor, length: int, side: str) -> Tensor:
+    if len(row) == length:
+        return row
+    empty = row.new_zeros(length - len(row), row.shape[1])
+    return torch.cat([empty, row] if side == "left" else [row, empty])
