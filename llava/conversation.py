@@ -1,0 +1,274 @@
+"""How a conversation becomes a prompt: LLaVA's eighteen templates.
+
+    conv = conv_templates["vicuna_v1"].copy()
+    conv.append_message(conv.roles[0], "<image>\\nWhat is this?")
+    conv.append_message(conv.roles[1], None)
+    prompt = conv.get_prompt()
+
+Not known here: ids (`llava.mm_utils.tokenizer_image_token`) and models. Templates are shared: copy before
+appending.
+"""
+
+import base64
+import dataclasses
+from collections.abc import Sequence
+from enum import Enum, auto
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from llava import system_prompts as texts
+from llava.constants import DEFAULT_IMAGE_TOKEN
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class SeparatorStyle(Enum):
+    """How turns are joined."""
+
+    SINGLE = auto()  # one separator after the system prompt and after every turn
+    TWO = auto()  # one after a question, another after an answer
+    MPT = auto()  # role + text + separator; the roles bring their own line break
+    PLAIN = auto()  # no roles (pretraining on captions)
+    LLAMA_2 = auto()  # [INST] ... [/INST]
+    CHATML = auto()  # <|im_start|>role, line break, text, <|im_end|>, line break
+
+
+@dataclasses.dataclass
+class Conversation:
+    """A system prompt, two roles and the messages so far.
+
+    A message is `[role, content]`; content is a text, None (the turn to be generated, always the last), or a
+    tuple `(text, PIL image, mode)` with mode "Crop", "Resize", "Pad" or "Default" for the web page. The first
+    `offset` messages are examples that belong to the template.
+    """
+
+    system: str
+    roles: Sequence[str]
+    messages: Sequence[Sequence[Any]]
+    offset: int
+    sep_style: SeparatorStyle = SeparatorStyle.SINGLE
+    sep: str = "###"
+    sep2: str | None = None
+    version: str = "Unknown"
+    skip_next: bool = False
+
+    def get_prompt(self) -> str:
+        """The prompt as text.
+
+        Raises:
+            ValueError: the messages do not fit the template; the message says which turn and why.
+        """
+        turns = [(role, _text(content)) for role, content in self._with_image_first()]
+        style = self.sep_style
+        if style is SeparatorStyle.SINGLE:
+            return self.system + self.sep + "".join(
+                f"{role}: {text}{self.sep}" if text else f"{role}:" for role, text in turns
+            )
+        if style is SeparatorStyle.TWO:
+            ends = (self.sep, self.sep2)
+            return self.system + self.sep + "".join(
+                f"{role}: {text}{ends[i % 2]}" if text else f"{role}:" for i, (role, text) in enumerate(turns)
+            )
+        if style is SeparatorStyle.MPT:
+            return self.system + self.sep + "".join(
+                f"{role}{text}{self.sep}" if text else role for role, text in turns
+            )
+        if style is SeparatorStyle.CHATML:
+            system = f"{self.system}{self.sep}\n" if self.system else ""
+            return system + "".join(
+                f"{role}\n{text}{self.sep}\n" if text else f"{role}\n" for role, text in turns
+            )
+        if style is SeparatorStyle.LLAMA_2:
+            return self._llama_2(turns)
+        if style is SeparatorStyle.PLAIN:
+            return self._plain(turns)
+        raise ValueError(f"Unknown separator style {style!r}: use a member of SeparatorStyle.")
+
+    def _llama_2(self, turns: list[tuple[str, str | None]]) -> str:
+        prompt = ""
+        for i, (role, text) in enumerate(turns):
+            if role != self.roles[i % 2]:
+                raise ValueError(
+                    f"Turn {i + 1} is from {role!r}; this template takes {self.roles[0]!r} and "
+                    f"{self.roles[1]!r} in turn."
+                )
+            if i == 0 and not text:
+                raise ValueError("This template cannot start without a first message.")
+            if not text:
+                continue
+            if i % 2:
+                prompt += f" {text} {self.sep2}"
+                continue
+            if i == 0 and self.system:
+                text = f"<<SYS>>\n{self.system}\n<</SYS>>\n\n{text}"
+            prompt += f"{self.sep}[INST] {text} [/INST]"
+        # The tokenizer adds the first <s>, so the text must not start with it.
+        return prompt.removeprefix(self.sep)
+
+    def _plain(self, turns: list[tuple[str, str | None]]) -> str:
+        ends = (self.sep, self.sep2)
+        prompt = self.system
+        for i, (_, text) in enumerate(turns):
+            if text and ends[i % 2] is None:
+                raise ValueError(
+                    f"Turn {i + 1} of a plain template is an answer, and plain templates have no answers or "
+                    "second turns: they are for pretraining on captions. Use another template, such as "
+                    "vicuna_v1."
+                )
+            prompt += f"{text}{ends[i % 2]}" if text else ""
+        return prompt
+
+    def _with_image_first(self) -> list[Sequence[Any]]:
+        """The messages; when the first holds an image, with its `<image>` where the template wants it."""
+        messages = list(self.messages)
+        if not messages or not isinstance(messages[0][1], tuple):
+            return messages
+        role, content = messages[0]
+        question = content[0].replace(DEFAULT_IMAGE_TOKEN, "").strip()
+        if "mmtag" not in self.version:
+            return [(role, f"{DEFAULT_IMAGE_TOKEN}\n{question}"), *messages[1:]]
+        picture = [(self.roles[0], f"<Image>{DEFAULT_IMAGE_TOKEN}</Image>"), (self.roles[1], "Received.")]
+        return [*picture, (role, question), *messages[1:]]
+
+    def append_message(self, role: str, message: Any) -> None:
+        """Add a turn; `message=None` opens the turn that the model is to write."""
+        self.messages.append([role, message])
+
+    def _image_messages(self) -> list[tuple[int, tuple]]:
+        """(position after the offset, content) of the user's turns that hold an image."""
+        turns = enumerate(self.messages[self.offset :])
+        return [(i, content) for i, (_, content) in turns if i % 2 == 0 and isinstance(content, tuple)]
+
+    def process_image(
+        self,
+        image: "Image.Image",
+        image_process_mode: str,
+        return_pil: bool = False,
+        image_format: str = "PNG",
+        max_len: int = 1344,
+        min_len: int = 672,
+    ) -> "Image.Image | str":
+        """Prepare an uploaded picture: pad or resize it, bound its sides, and encode it as base64 text.
+
+        Raises:
+            ValueError: unknown `image_process_mode`.
+        """
+        from PIL import Image
+
+        from llava.mm_utils import expand2square
+
+        if image_process_mode == "Pad":
+            image = expand2square(image, (122, 116, 104))
+        elif image_process_mode == "Resize":
+            image = image.resize((336, 336))
+        elif image_process_mode not in ("Default", "Crop"):
+            raise ValueError(f"Unknown image mode {image_process_mode!r}: use Crop, Resize, Pad or Default.")
+        if max(image.size) > max_len:
+            short, long = min(image.size), max(image.size)
+            shortest = min(max_len * short / long, min_len, short)
+            longest = int(shortest * long / short)
+            shortest = max(int(shortest), 1)
+            size = (longest, shortest) if image.width > image.height else (shortest, longest)
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        if return_pil:
+            return image
+        buffer = BytesIO()
+        image.save(buffer, format=image_format)
+        return base64.b64encode(buffer.getvalue()).decode()
+
+    def get_images(self, return_pil: bool = False) -> list:
+        """The pictures of the conversation, as PIL images or base64 PNG text."""
+        return [self.process_image(image, mode, return_pil) for _, (_, image, mode) in self._image_messages()]
+
+    def to_gradio_chatbot(self) -> list[list[str | None]]:
+        """Pairs [question, answer] for a chat page; pictures as inline HTML."""
+        pairs: list[list[str | None]] = []
+        for i, (_, content) in enumerate(self.messages[self.offset :]):
+            if i % 2:
+                pairs[-1][1] = _text(content)
+                continue
+            if isinstance(content, tuple):
+                text, image, mode = content
+                data = self.process_image(image, "Default", image_format="JPEG")
+                tag = f'<img src="data:image/jpeg;base64,{data}" alt="user upload image" />'
+                content = tag + text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+            pairs.append([content, None])
+        return pairs
+
+    def copy(self) -> "Conversation":
+        """An independent conversation; pictures are shared."""
+        return dataclasses.replace(self, messages=[list(message) for message in self.messages])
+
+    def dict(self) -> dict[str, Any]:
+        """What a server sends and logs: JSON-able, pictures left out."""
+        return {
+            "system": self.system,
+            "roles": self.roles,
+            "messages": [[role, _text(content)] for role, content in self.messages],
+            "offset": self.offset,
+            "sep": self.sep,
+            "sep2": self.sep2,
+        }
+
+
+def _text(content: Any) -> str | None:
+    return content[0] if isinstance(content, tuple) else content
+
+
+def _vicuna_v0(system: str, version: str = "Unknown", messages: Sequence = ()) -> Conversation:
+    roles = ("Human", "Assistant")
+    return Conversation(system, roles, messages, len(messages), SeparatorStyle.SINGLE, "###", version=version)
+
+
+def _vicuna_v1(system: str, version: str = "v1") -> Conversation:
+    return Conversation(system, ("USER", "ASSISTANT"), (), 0, SeparatorStyle.TWO, " ", "</s>", version)
+
+
+def _llama_2(system: str, sep: str = "<s>") -> Conversation:
+    return Conversation(system, ("USER", "ASSISTANT"), (), 0, SeparatorStyle.LLAMA_2, sep, "</s>", "llama_v2")
+
+
+def _im_start(system: str, style: SeparatorStyle, version: str) -> Conversation:
+    end = "\n" if style is SeparatorStyle.MPT else ""
+    roles = (f"<|im_start|>user{end}", f"<|im_start|>assistant{end}")
+    return Conversation(f"<|im_start|>system\n{system}", roles, (), 0, style, "<|im_end|>", version=version)
+
+
+_EXAMPLE = (("Human", texts.EXAMPLE_QUESTION), ("Assistant", texts.EXAMPLE_ANSWER))
+
+conv_vicuna_v0 = _vicuna_v0(texts.HUMAN, messages=_EXAMPLE)
+conv_vicuna_v1 = _vicuna_v1(texts.USER)
+conv_llama_2 = _llama_2(texts.LLAMA_2)
+conv_mistral_instruct = _llama_2("", sep="")
+conv_chatml_direct = _im_start("Answer the questions.", SeparatorStyle.MPT, "mpt")
+conv_llava_plain = Conversation("", ("", ""), (), 0, SeparatorStyle.PLAIN, "\n")
+conv_llava_v0 = _vicuna_v0(texts.HUMAN)
+conv_llava_v0_mmtag = _vicuna_v0(texts.MMTAG, "v0_mmtag")
+conv_llava_v1 = _vicuna_v1(texts.HUMAN)
+conv_llava_v1_mmtag = _vicuna_v1(texts.MMTAG, "v1_mmtag")
+conv_llava_llama_2 = _llama_2(texts.LLAVA_LLAMA_2)
+conv_mpt = _im_start(texts.MPT, SeparatorStyle.MPT, "mpt")
+conv_qwen = _im_start("You are a helpful assistant.", SeparatorStyle.CHATML, "qwen")
+
+default_conversation = conv_vicuna_v1
+conv_templates = {
+    "default": conv_vicuna_v0,
+    "v0": conv_vicuna_v0,
+    "v1": conv_vicuna_v1,
+    "vicuna_v1": conv_vicuna_v1,
+    "llama_2": conv_llama_2,
+    "mistral_instruct": conv_mistral_instruct,
+    "chatml_direct": conv_chatml_direct,
+    "mistral_direct": conv_chatml_direct,
+    "plain": conv_llava_plain,
+    "v0_plain": conv_llava_plain,
+    "llava_v0": conv_llava_v0,
+    "v0_mmtag": conv_llava_v0_mmtag,
+    "llava_v1": conv_llava_v1,
+    "v1_mmtag": conv_llava_v1_mmtag,
+    "llava_llama_2": conv_llava_llama_2,
+    "mpt": conv_mpt,
+    "qwen_1_5": conv_qwen,
+    "qwen_2": conv_qwen,
+}

@@ -1,0 +1,298 @@
+"""From pictures and prompts to the tensors a LLaVA model takes: the helper functions LLaVA's users import.
+
+Pictures are PIL images throughout; sizes are (width, height) in pixels, tensors are (channels, height,
+width). Not known here: templates (`llava.conversation`), checkpoints and models.
+"""
+
+import ast
+import base64
+import math
+import warnings
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+
+# A square canvas larger than this (800 MB) is not needed to fill a few hundred pixels: thin pictures are
+# shrunk first.
+_MAX_CANVAS_SIDE = 16384
+_SHRUNK_SIDE = 4096
+# Beyond this ratio of sides, resizing the short side to the tower's size would make the long one enormous.
+_MAX_ASPECT = 64
+
+
+# --- pictures in ---------------------------------------------------------------------------------------
+def load_image(image_file: "str | Path | Image.Image") -> Image.Image:
+    """Open a picture as 8-bit RGB.
+
+    As in LLaVA: alpha is dropped rather than blended, only the first frame is read, and the EXIF orientation
+    is *not* applied. Unlike LLaVA, 16-bit grayscale keeps its range (the high byte) instead of saturating to
+    white.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is no picture, is cut short, or is too large to be one; the message names it.
+    """
+    if isinstance(image_file, Image.Image):
+        return to_rgb(image_file)
+    if str(image_file).startswith(("http://", "https://")):
+        raise ValueError(f"{image_file} is an address, not a file: download it and give its path.")
+    if not Path(image_file).exists():
+        raise FileNotFoundError(f"There is no image {image_file}: check the image folder and the file's name.")
+    try:
+        with Image.open(image_file) as image:
+            return to_rgb(image)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"Image {image_file} is too large to open ({error}): shrink it first.") from error
+    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"Image {image_file} is damaged or no picture ({reason}).") from error
+
+
+def load_image_from_base64(image: str | bytes) -> Image.Image:
+    """Decode a base64 picture, as sent by a web page.
+
+    Raises:
+        ValueError: the text is not base64, or not a picture.
+    """
+    try:
+        with Image.open(BytesIO(base64.b64decode(image))) as opened:
+            return to_rgb(opened)
+    except Exception as error:
+        raise ValueError(f"The base64 text is no readable picture ({error}).") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL mode to 8-bit RGB."""
+    if image.mode == "RGB":
+        image.load()
+        return image
+    if image.mode.startswith("I;16"):
+        return image.point(lambda value: value / 256, "L").convert("RGB")
+    if image.mode == "I" and image.getextrema()[1] > 255:  # 16-bit files, as some readers open them
+        return image.point(lambda value: value / 256).convert("L").convert("RGB")
+    if image.mode == "F" and image.getextrema()[1] <= 1:  # light from 0 to 1
+        return image.point(lambda value: value * 255).convert("L").convert("RGB")
+    if image.mode in ("La", "RGBa"):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    with warnings.catch_warnings():
+        # Pillow advises RGBA for palettes with transparency; the colours are the same.
+        warnings.filterwarnings("ignore", message="Palette images with Transparency")
+        return image.convert("RGB")
+
+
+def expand2square(pil_img: Image.Image, background_color: int | tuple[int, ...]) -> Image.Image:
+    """Centre a picture on a square canvas as wide as its longer side (`image_aspect_ratio: pad`)."""
+    width, height = pil_img.size
+    if width == height:
+        return pil_img
+    side = max(width, height)
+    canvas = Image.new(pil_img.mode, (side, side), background_color)
+    canvas.paste(pil_img, ((side - width) // 2, (side - height) // 2))
+    return canvas
+
+
+# --- anyres (LLaVA-NeXT) -------------------------------------------------------------------------------
+def _pinpoints(grid_pinpoints: Any) -> list[tuple[int, int]]:
+    """Resolutions from a config: a list of pairs, or the same as text."""
+    given, wanted = grid_pinpoints, "image_grid_pinpoints should be a list of positive [width, height] pairs"
+    try:
+        parsed = ast.literal_eval(given) if isinstance(given, str) else given
+        pairs = [(int(width), int(height)) for width, height in parsed]
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise ValueError(f"{wanted}, not {given!r}.") from error
+    if not pairs or min(min(pair) for pair in pairs) < 1:
+        raise ValueError(f"{wanted}, not {given!r}.")
+    return pairs
+
+
+def select_best_resolution(
+    original_size: tuple[int, int], possible_resolutions: Sequence[Sequence[int]]
+) -> tuple[int, int]:
+    """The resolution in which most of the picture's own pixels survive; among equals, the one with least padding.
+
+    Args:
+        original_size: (width, height) of the picture.
+        possible_resolutions: (width, height) each.
+    """
+    width, height = original_size
+
+    def rank(resolution: Sequence[int]) -> tuple[int, int]:
+        scale = min(resolution[0] / width, resolution[1] / height)
+        effective = min(int(width * scale) * int(height * scale), width * height)
+        return effective, effective - resolution[0] * resolution[1]  # the second is minus the padding
+
+    best = max(possible_resolutions, key=rank)  # max keeps the first of equals
+    return best[0], best[1]
+
+
+def resize_and_pad_image(image: Image.Image, target_resolution: tuple[int, int]) -> Image.Image:
+    """Resize into `target_resolution` (width, height), aspect ratio kept, centred on black."""
+    width, height = image.size
+    target_width, target_height = target_resolution
+    scale_width, scale_height = target_width / width, target_height / height
+    if scale_width < scale_height:
+        size = (target_width, min(math.ceil(height * scale_width), target_height))
+    else:
+        size = (min(math.ceil(width * scale_height), target_width), target_height)
+    canvas = Image.new("RGB", (target_width, target_height), (0, 0, 0))
+    canvas.paste(image.resize(size), ((target_width - size[0]) // 2, (target_height - size[1]) // 2))
+    return canvas
+
+
+def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
+    """Square tiles of `patch_size` pixels in raster order."""
+    width, height = image.size
+    return [
+        image.crop((left, top, left + patch_size, top + patch_size))
+        for top in range(0, height, patch_size)
+        for left in range(0, width, patch_size)
+    ]
+
+
+def get_anyres_image_grid_shape(
+    image_size: tuple[int, int], grid_pinpoints: Any, patch_size: int
+) -> tuple[int, int]:
+    """(columns, rows) of tiles that a picture of `image_size` is cut into; `patch_size` is the tower's "
+    "side."""
+    width, height = select_best_resolution(image_size, _pinpoints(grid_pinpoints))
+    return width // patch_size, height // patch_size
+
+
+def process_anyres_image(image: Image.Image, processor: Any, grid_pinpoints: Any) -> torch.Tensor:
+    """The whole picture squashed to a square, then its tiles in raster order: (1 + tiles, 3, side, side)."""
+    side = _side(processor)
+    resolution = select_best_resolution(image.size, _pinpoints(grid_pinpoints))
+    tiles = divide_to_patches(resize_and_pad_image(image, resolution), side)
+    crops = [image.resize((side, side)), *tiles]
+    return torch.stack([_pixels(crop, processor) for crop in crops])
+
+
+def process_images(
+    images: Sequence[Image.Image], image_processor: Any, model_cfg: Any
+) -> torch.Tensor | list[torch.Tensor]:
+    """Pictures to pixel values, as the checkpoint's config asks.
+
+    `model_cfg` (object or dict) may have `image_aspect_ratio`: "pad" (square canvas in the mean colour),
+    "anyres" (tiles), anything else (resize and centre crop); for "anyres" also `image_grid_pinpoints` and
+    `anyres_protocol`: "paper" cuts every picture into 2 x 2 tiles whatever the pinpoints say, else the best
+    pinpoint is used.
+
+    Returns:
+        (n, 3, H, W) floats, with anyres (n, crops, 3, H, W); a list of n tensors where their shapes differ.
+    """
+    get = model_cfg.get if isinstance(model_cfg, dict) else lambda name: getattr(model_cfg, name, None)
+    aspect = get("image_aspect_ratio")
+    pixels = []
+    for image in images:
+        image = to_rgb(image)
+        if aspect == "anyres":
+            side = _side(image_processor)
+            paper = get("anyres_protocol") == "paper"
+            grid = [(2 * side, 2 * side)] if paper else get("image_grid_pinpoints")
+            pixels.append(process_anyres_image(image, image_processor, grid))
+            continue
+        if aspect == "pad":
+            if max(image.size) > _MAX_CANVAS_SIDE:
+                image = _shrink(image)
+            image = expand2square(image, tuple(int(mean * 255) for mean in image_processor.image_mean))
+        elif max(image.size) > _MAX_ASPECT * min(image.size):
+            image = _middle(image)
+        pixels.append(_pixels(image, image_processor))
+    if pixels and all(one.shape == pixels[0].shape for one in pixels):
+        return torch.stack(pixels)
+    return pixels
+
+
+def _side(processor: Any) -> int:
+    return int(processor.crop_size["height"])
+
+
+def _pixels(image: Image.Image, processor: Any) -> torch.Tensor:
+    """(3, H, W)"""
+    return processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
+
+
+def _shrink(image: Image.Image) -> Image.Image:
+    scale = _SHRUNK_SIDE / max(image.size)
+    return image.resize(tuple(max(1, round(side * scale)) for side in image.size))
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """The middle of a very thin picture, generously: all that its centre crop can show."""
+    width, height = image.size
+    keep = 4 * min(width, height)
+    left, top = max(0, (width - keep) // 2), max(0, (height - keep) // 2)
+    return image.crop((left, top, width - left, height - top))
+
+
+# --- prompts in, texts out -----------------------------------------------------------------------------
+def tokenizer_image_token(
+    prompt: str,
+    tokenizer: Any,
+    image_token_index: int = IMAGE_TOKEN_INDEX,
+    return_tensors: str | None = None,
+) -> list[int] | torch.Tensor:
+    """Ids of a prompt, with `image_token_index` for each `<image>`.
+
+    The text between images is tokenised piece by piece, each as a text of its own but for BOS, which stays at
+    the very front only; so a piece keeps sentencepiece's leading space, as in the released models.
+
+    Returns:
+        A list of ids, or a 1-D int64 tensor with `return_tensors="pt"`.
+
+    Raises:
+        ValueError: another `return_tensors`.
+    """
+    if return_tensors not in (None, "pt"):
+        raise ValueError(f"return_tensors={return_tensors!r} is not supported: use 'pt' or None.")
+    pieces = [list(tokenizer(piece).input_ids) for piece in prompt.split(DEFAULT_IMAGE_TOKEN)]
+    bos = tokenizer.bos_token_id
+    prefixed = bos is not None and list(tokenizer("").input_ids)[:1] == [bos]
+    ids = pieces[0]
+    for piece in pieces[1:]:
+        ids += [image_token_index, *piece[int(prefixed) :]]
+    return torch.tensor(ids, dtype=torch.long) if return_tensors else ids
+
+
+def get_model_name_from_path(model_path: str) -> str:
+    """The last folder of a path; for a training checkpoint also its parent: `run/checkpoint-10` -> "
+    "`run_checkpoint-10`."""
+    parts = str(model_path).replace("\\", "/").strip("/").split("/")
+    if parts[-1].startswith("checkpoint-") and len(parts) > 1:
+        return f"{parts[-2]}_{parts[-1]}"
+    return parts[-1]
+
+
+class KeywordsStoppingCriteria:
+    """Stop a row of `generate` once its new text contains a keyword.
+
+    Works whether `output_ids` holds the prompt (generation from ids) or only new ids (from embeddings, as
+    LLaVA does). transformers takes any callable as a stopping criterion; not inheriting keeps this module's
+    import light.
+    """
+
+    def __init__(self, keywords: Sequence[str], tokenizer: Any, input_ids: torch.Tensor) -> None:
+        self.keywords = [keyword for keyword in keywords if keyword]
+        self.tokenizer = tokenizer
+        self.input_ids = input_ids if input_ids.dim() == 2 else input_ids[None]
+        # No keyword spans more tokens than it has bytes; some more, so that no character is cut at the front.
+        self.window = max((len(keyword.encode()) for keyword in self.keywords), default=0) + 4
+
+    def __call__(self, output_ids: torch.Tensor, scores: Any = None, **kwargs: Any) -> torch.Tensor:
+        """(B, L) ids -> (B,) bool, True where a row is done."""
+        start = self.input_ids.shape[1]
+        prompt = self.input_ids.to(output_ids.device)
+        whole = output_ids.shape[1] >= start and bool((output_ids[:, :start] == prompt).all())
+        new = output_ids[:, start:] if whole else output_ids
+        done = [self._done(row) for row in new[:, -self.window :].tolist()]
+        return torch.tensor(done, dtype=torch.bool, device=output_ids.device)
+
+    def _done(self, ids: list[int]) -> bool:
+        text = self.tokenizer.decode(ids, skip_special_tokens=False)
+        return any(keyword in text for keyword in self.keywords)
