@@ -147,6 +147,14 @@ _vp_explain() {
     esac
 }
 
+# The first import writes the bytecode, also where PYTHONDONTWRITEBYTECODE would make every later one slow, and shows
+# that what was installed runs on this machine.
+_VP_FIRST_IMPORT='
+import torch
+from transformers import (CLIPImageProcessorPil, CLIPVisionModel, Dinov2Model, DynamicCache, LlamaForCausalLM,
+                          MistralForCausalLM, PreTrainedTokenizerFast)
+'
+
 _vp_install() {
     local output rc=0 extras need=3000
     [ -d "$VENV/lib" ] && [ -n "$(find "$VENV/lib" -maxdepth 4 -type d -name torch -print -quit)" ] && need=700
@@ -162,7 +170,7 @@ _vp_install() {
         if [ -d "$info" ] && [ ! -f "$info/RECORD" ]; then rm -rf "$info"; fi
     done
     vispruner_step "installing vispruner[${extras// /,}] and what it needs (a minute or two; once)"
-    # --no-compile: Python compiles what is imported at its first import, which is a small part of the whole.
+    # --no-compile: of some 13,000 files a small part is ever imported; _VP_FIRST_IMPORT compiles that part.
     output=$(PIP_USER=0 "$PY" -m pip install --no-input --no-compile --disable-pip-version-check --progress-bar off \
         -e "$ROOT${extras:+[${extras// /,}]}" -c "$ROOT/constraints.txt" </dev/null 2>&1 | while IFS= read -r line; do
             printf '%s\n' "$line"
@@ -175,6 +183,9 @@ _vp_install() {
         printf '%s\n' "$output" | tail -n 12 >&2
         _vp_explain "$output"
     fi
+    PYTHONDONTWRITEBYTECODE="" "$PY" -c "$_VP_FIRST_IMPORT" >&2 || _vp_die \
+        "torch and transformers are installed in $VENV but do not import (Python's words above)." \
+        "A torchvision that does not match torch is a usual cause: '$PY' -m pip uninstall torchvision"
     # shellcheck disable=SC2086  # a list of extras: split at spaces
     _vp_stamp write $extras || _vp_die "the environment $VENV is incomplete; remove it and call again: rm -r '$VENV'"
     vispruner_step "environment ready: $VENV"

@@ -41,6 +41,9 @@ case "$*" in
         echo venv >>"$FAKE_LOG"
         exit 0 ;;
     *"-m pip --version"*) exit 0 ;;
+    *"import torch"*)
+        [ -z "${FAKE_BROKEN:-}" ] || { echo "RuntimeError: operator torchvision::nms does not exist" >&2; exit 1; }
+        exit 0 ;;
     *"-m pip install"*)
         echo "pip $*" >>"$FAKE_LOG"
         [ -z "${FAKE_PIP_SECONDS:-}" ] || sleep "$FAKE_PIP_SECONDS"
@@ -318,6 +321,14 @@ def test_other_failure_of_pip_names_the_log(sandbox: Sandbox) -> None:
     message = failure(sandbox.run("dev", FAKE_PIP_OUTPUT="error: subprocess-exited-with-error"))
     assert "install.log" in message
     assert "subprocess-exited" in (sandbox.repo / ".venv" / "install.log").read_text(encoding="utf-8")
+
+
+def test_packages_that_do_not_import_are_not_taken_for_installed(sandbox: Sandbox) -> None:
+    result = sandbox.run("dev", FAKE_BROKEN="1")
+    assert "do not import" in failure(result)
+    assert "torchvision::nms" in result.stderr
+    assert sandbox.run("dev").returncode == 0
+    assert len(sandbox.calls("pip")) == 2
 
 
 def test_folder_that_is_no_environment_is_not_cleared(sandbox: Sandbox, tmp_path: Path) -> None:
