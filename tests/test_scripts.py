@@ -42,7 +42,7 @@ case "$*" in
         exit 0 ;;
     *"-m pip --version"*) exit 0 ;;
     *"import torch"*)
-        [ -z "${FAKE_BROKEN:-}" ] || { echo "RuntimeError: operator torchvision::nms does not exist" >&2; exit 1; }
+        [ -z "${FAKE_BROKEN:-}" ] || { echo "operator torchvision::nms does not exist" >&2; exit 1; }
         exit 0 ;;
     *"-m pip install"*)
         echo "pip $*" >>"$FAKE_LOG"
