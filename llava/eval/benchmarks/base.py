@@ -1,0 +1,227 @@
+"""What every benchmark is: questions, a prompt, decoding lengths, the official score, per-image tallies.
+
+A benchmark reads files and does arithmetic. It holds no loop over a model and knows no pruner; the engine,
+in turn, knows no benchmark. Readers stream line by line: a malformed line becomes a `Problem` with file and
+line and the reader goes on; a missing file is a `DataError` that says what to put where.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class DataError(ValueError):
+    """Files of a benchmark are missing or cannot be used; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that went wrong with one line of one file."""
+
+    file: str
+    line: int  # 1-based
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question as the model will be asked it.
+
+    `index` is the position among the readable questions of the file (0-based) and the only key that is
+    unique: `question_id` is shared by several questions in some benchmarks. `image` is whatever the
+    benchmark's `load_image` understands (a path here); questions with equal `image` share one encoding.
+    """
+
+    index: int
+    question_id: int | str
+    image: Path | None
+    text: str
+    category: str = "default"
+    file: str = ""
+    line: int = 0  # 1-based
+    extra: dict[str, Any] = field(default_factory=dict, compare=False)  # more keys for the answer line
+
+
+@dataclass
+class Score:
+    """A benchmark's number in the units papers print it in; None where the official scorer gives none."""
+
+    benchmark: str
+    score: float | None
+    details: dict[str, Any]
+    warnings: list[str] = field(default_factory=list)
+
+    def document(self) -> dict[str, Any]:
+        """The JSON document that the command lines print last."""
+        return {"benchmark": self.benchmark, "score": self.score,
+                "details": {**self.details, "warnings": self.warnings}}
+
+
+@dataclass(frozen=True)
+class Tallies:
+    """Sufficient statistics of a score, one row per image: whatever adds up over images.
+
+    `counts` is (images, ...) float64; `Benchmark.score_tallies` turns a sum over images into the score, so
+    that a bootstrap over images needs no second look at the answers.
+    """
+
+    images: tuple[str, ...]
+    counts: np.ndarray
+
+
+class Benchmark(ABC):
+    """The protocol. Class attributes name things; methods read and count."""
+
+    name: str
+    title: str
+    folder: str  # under DATA_DIR
+    max_new_tokens: int = 128
+    unit: str = "%"  # of `Score.score`
+    metric: str = "score"  # heading of the score's column
+
+    def locate(self, data: str | Path) -> Path:
+        """The benchmark's own folder: `data` itself, or its sub-folder `self.folder` if the files lie there.
+
+        Raises DataError if `data` is no folder.
+        """
+        data = Path(data)
+        nested = data / self.folder
+        if not (data / self.marker).exists() and (nested / self.marker).exists():
+            return nested
+        if not data.is_dir():
+            raise DataError(f"{data}: no such folder; --data is the one that holds {self.marker}")
+        return data
+
+    marker: str  # a file that tells the benchmark's folder
+
+    @abstractmethod
+    def questions(self, data: Path, problems: list[Problem]) -> Iterator[Question]:
+        """Stream the questions in file order; append what cannot be read to `problems`."""
+
+    @abstractmethod
+    def score(self, data: Path, answers: list[dict[str, Any]], fixed: bool = False) -> Score:
+        """Score by the official rules; `fixed` mends those that are plain bugs. Raises DataError."""
+
+    @abstractmethod
+    def tallies(self, data: Path, answers: list[dict[str, Any]]) -> Tallies:
+        """Per-image counts of these answers, joined by id (`fixed`)."""
+
+    @abstractmethod
+    def score_tallies(self, counts: np.ndarray) -> np.ndarray:
+        """(..., counts of one or many sums over images) -> (...) scores, in `unit`, undefined ones as 0."""
+
+    def load_image(self, image: Any) -> Any:
+        """PIL image (RGB) of a question's `image`. Raises OSError or ValueError that names the file."""
+        from llava.mm_utils import load_image
+
+        return load_image(str(image))
+
+
+def read_jsonl(
+    path: Path, problems: list[Problem], needs: Iterable[str] = ()
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Stream (line number, object) of a jsonl file; lines without object or `needs` are problems."""
+    needs = tuple(needs)
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            if not raw.strip():
+                continue
+            try:
+                row = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except ValueError as error:
+                problems.append(Problem(str(path), number, f"not a JSON line ({error})"))
+                continue
+            if not isinstance(row, dict):
+                problems.append(Problem(str(path), number, f"a JSON {type(row).__name__}, not an object"))
+                continue
+            lacking = [key for key in needs if key not in row]
+            if lacking:
+                problems.append(Problem(str(path), number, f"lacks the key {', '.join(map(repr, lacking))}"))
+                continue
+            yield number, row
+
+
+def read_questions(path: str | Path, image_folder: str | Path, problems: list[Problem]) -> Iterator[Question]:
+    """Stream LLaVA's question jsonl: {"question_id", "image" (relative, optional), "text", "category"}.
+
+    A line that cannot be used is appended to `problems` and stops nobody else. Raises DataError if the
+    file is missing.
+    """
+    path, image_folder = Path(path), Path(image_folder)
+    if not path.is_file():
+        raise DataError(f"{path}: no such question file")
+    index = 0
+    for number, row in read_jsonl(path, problems, ("question_id", "text")):
+        identity, text, image = row["question_id"], row["text"], row.get("image")
+        wrong = None
+        if isinstance(identity, bool) or not isinstance(identity, int | str):
+            wrong = f"question_id is {identity!r}, neither a number nor a string"
+        elif not isinstance(text, str):
+            wrong = f"text is {text!r}, not a string"
+        elif image is not None and (not isinstance(image, str) or not image):
+            wrong = f"image is {image!r}, not a file name"
+        if wrong:
+            problems.append(Problem(str(path), number, wrong))
+            continue
+        where = None if image is None else image_folder / image
+        yield Question(index, identity, where, text, str(row.get("category", "default")), str(path), number)
+        index += 1
+
+
+def read_answers(path: str | Path) -> list[dict[str, Any]]:
+    """All answers of an answer jsonl, made anywhere: objects with at least question_id and text.
+
+    Raises DataError naming file and line: a score over half-read answers would look like a score.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such answer file")
+    problems: list[Problem] = []
+    rows = [row for _, row in read_jsonl(path, problems, ("question_id", "text"))]
+    if problems:
+        more = f" (and {len(problems) - 1} more lines)" if len(problems) > 1 else ""
+        raise DataError(f"{problems[0]}{more}; mend or delete such lines before scoring")
+    if not rows:
+        raise DataError(f"{path}: holds no answers")
+    return rows
+
+
+def duplicates(questions: Iterable[Question]) -> list[tuple[int | str, str]]:
+    """(question_id, text) pairs that occur more than once: twice the same question, worth a warning."""
+    counted = Counter((question.question_id, question.text) for question in questions)
+    return [pair for pair, times in counted.items() if times > 1]
+
+
+def check_questions(benchmark_title: str, questions: list[Question]) -> list[str]:
+    """Warnings about readable questions: duplicates, images that are not there. Needs paths as images.
+
+    Raises DataError if there is no question, or if none of the images exists.
+    """
+    if not questions:
+        raise DataError(f"{benchmark_title}: no readable question")
+    warnings = []
+    twice = duplicates(questions)
+    if twice:
+        warnings.append(f"{len(twice)} questions occur more than once, e.g. question_id {twice[0][0]!r}")
+    images = dict.fromkeys(question.image for question in questions if question.image is not None)
+    absent = [image for image in images if not image.is_file()]
+    if absent:
+        missing = set(absent)
+        asked = [question for question in questions if question.image in missing]
+        says = (f"{len(absent)} of {len(images)} images are missing, {len(asked)} questions ask about them; "
+                f"first: {asked[0].file}:{asked[0].line} wants {asked[0].image}")
+        if len(absent) == len(images):
+            raise DataError(f"{benchmark_title}: {says}. Put the images into {absent[0].parent}")
+        warnings.append(says)
+    return warnings

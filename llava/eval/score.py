@@ -1,0 +1,57 @@
+"""Score an answer file made anywhere: LLaVA's, the authors', ours.
+
+    python -m llava.eval.score --benchmark pope --data playground/data/eval/pope --answers answers.jsonl
+
+Prints the details and, as the last line of standard output, {"benchmark", "score", "details"}. The number
+is the official scorer's, quirks included; warnings (standard error, and in the details) say where a quirk
+bites, and `--fixed` mends those that are plain bugs. Loads no model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava.eval.benchmarks import Score, get_benchmark, list_benchmarks
+from llava.eval.benchmarks.base import read_answers
+from llava.eval.cli import guarded
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m llava.eval.score", description=__doc__.split("\n")[0])
+    parser.add_argument("--benchmark", required=True, choices=list_benchmarks())
+    parser.add_argument("--data", required=True, type=Path, help="the benchmark's own folder")
+    parser.add_argument("--answers", required=True, type=Path, help="answer jsonl: question_id, prompt, text")
+    parser.add_argument("--fixed", action="store_true", help="mend plain bugs of the official rule")
+    return parser
+
+
+def print_score(score: Score) -> None:
+    """Details for people on standard output, warnings on standard error."""
+    for name, value in score.details.items():
+        if isinstance(value, dict):
+            value = "  ".join(f"{key} {_short(part)}" for key, part in value.items())
+        print(f"{name:<12} {_short(value)}")
+    for warning in score.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else "-" if value is None else str(value)
+
+
+@guarded
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    benchmark = get_benchmark(args.benchmark)
+    score = benchmark.score(benchmark.locate(args.data), read_answers(args.answers), fixed=args.fixed)
+    print_score(score)
+    print(json.dumps(score.document()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
