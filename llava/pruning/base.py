@@ -102,10 +102,11 @@ def attention_order(attention: Tensor) -> Tensor:
     In float64, and heads are added one after the other: a library's reduction may add the heads of one column
     in another order than those of the next, and equal columns would then differ in a bit instead of tying.
     """
+    heads = attention.shape[1]
     mean = attention[:, 0].to(torch.float64, copy=True)
-    for head in range(1, attention.shape[1]):
+    for head in range(1, heads):
         mean += attention[:, head].to(torch.float64)
-    mean /= attention.shape[1]
+    mean /= mean.new_tensor(heads)  # a Python number would be a multiplication by 1 / heads on some devices
     return mean.argsort(dim=1, descending=True, stable=True)
 
 
@@ -137,4 +138,5 @@ def _check(features: Tensor, attention: Tensor, keys: Sequence[str | int] | None
         # One float64 sum is finite only if every term is, and costs a tenth of testing every element.
         if not torch.isfinite(tensor.sum(dtype=torch.float64)):
             rows = (~torch.isfinite(tensor)).flatten(1).any(1).nonzero().flatten().tolist()
-            raise ValueError(f"{what} of shape {tuple(tensor.shape)}: NaN or infinite values in rows {rows}")
+            if rows:  # empty: finite, but the sum overflowed
+                raise ValueError(f"{what} of shape {tuple(tensor.shape)}: NaN or infinite values in rows {rows}")

@@ -1,13 +1,13 @@
 """VisPruner (arXiv:2412.01818, Algorithm 1): the most attended tokens, and the most diverse of the rest.
 
 Same result as the algorithm written out with one similarity product per round, at a fraction of its cost: all
-cosines of the residual tokens are computed once per row, and the rounds only look them up.
+similarities of the residual tokens are computed once per row, and the rounds only look them up.
 
 Selection is in float64 whatever the dtype of the inputs, because one changed rank re-shuffles every later
 even/odd split. What that buys, and what it does not: a tensor and any exact copy of it in another dtype give
 the same indices, whatever stands in the other rows of the batch, and tokens with equal features tie exactly
-(see `_cosines`). Between devices or BLAS libraries the last bit of a float64 dot product of float32 features
-may differ, which moves a rank only where two similarities agree to about 1e-15.
+(see `_similarities`). Between devices or BLAS libraries the last bit of a float64 dot product of float32
+features may differ, which moves a rank only where two similarities agree to about 1e-15.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def _most_diverse(features: Tensor, residual: Tensor, target: int) -> Tensor:
     if target == 0:
         return residual[:, :0]
     rows, size = residual.shape
-    # cosines[b, j, i]: how well the j-th residual token, as an odd, matches the i-th, as an even.
-    cosines = torch.empty(rows, size, size, dtype=torch.float64, device=features.device)
+    # similar[b, j, i]: how well the j-th residual token, as an odd, matches the i-th, as an even.
+    similar = torch.empty(rows, size, size, dtype=torch.float64, device=features.device)
     for row in range(rows):  # one product each: a batched kernel may round differently at another batch size
-        cosines[row] = _cosines(features[row, residual[row]].to(torch.float64).contiguous())
-    cosines = cosines.view(rows * size, size)
+        similar[row] = _similarities(features[row, residual[row]].to(torch.float64).contiguous())
+    similar = similar.view(rows * size, size)
     start = torch.arange(rows, device=residual.device)[:, None] * size  # where each batch row begins in it
 
     rho = torch.arange(size, device=residual.device).expand(rows, size)  # the list, as places in `residual`
@@ -66,7 +66,7 @@ def _most_diverse(features: Tensor, residual: Tensor, target: int) -> Tensor:
         even, odd = rho[:, 0::2], rho[:, 1::2]
         drop = min(DROP_PER_ROUND, rho.shape[1] - target, even.shape[1])
         # Whole rows are copied and most columns then ignored: quicker than picking single elements.
-        matches = cosines.index_select(0, (odd + start).flatten()).view(rows, odd.shape[1], size)
+        matches = similar.index_select(0, (odd + start).flatten()).view(rows, odd.shape[1], size)
         best = matches.amax(dim=1).gather(1, even)                      # (B, evens): each one's best odd
         rank = best.argsort(dim=1, descending=True, stable=True)
         # Survivors stand in falling order of similarity, before the odds: this decides the next split.
@@ -74,34 +74,35 @@ def _most_diverse(features: Tensor, residual: Tensor, target: int) -> Tensor:
     return residual.gather(1, rho)
 
 
-def _cosines(x: Tensor) -> Tensor:
-    """(R, C) float64 -> (R, R): cos(odd, even), with the rule for zero-norm tokens applied.
+def _similarities(x: Tensor) -> Tensor:
+    """(R, C) float64 -> (R, R), [odd, even]: cos * |cos|, with the rule for zero-norm tokens applied.
 
-    Tokens with equal features have equal cosines to the bit, and cosine 1 exactly with each other. No BLAS
-    promises that (an entry at the edge of a block may be summed in another order), so if any two tokens look
-    alike, the product runs over distinct features only, and equal tokens share its entries.
+    Tokens with equal features have equal entries to the bit, and exactly 1 with each other. No BLAS promises
+    that (an entry at the edge of a block may be summed in another order), so if any two tokens look alike,
+    the product runs over distinct features only, and equal tokens share its entries.
     """
-    cosines, square = _raw_cosines(x)
+    similar, square = _signed_square_cosines(x)
     # Not "> 1 - 1e-9": a zero-norm token gives NaN, which has to count as well.
-    if (~(cosines <= 1 - 1e-9)).sum() > len(x):                         # more than the diagonal
+    if (~(similar <= 1 - 1e-9)).sum() > len(x):                         # more than the diagonal
         distinct, place = torch.unique(x, dim=0, return_inverse=True)
-        cosines, square = _raw_cosines(distinct)
-        cosines = torch.maximum(cosines, cosines.T)[place][:, place]    # one value for (i, j) and (j, i)
+        similar, square = _signed_square_cosines(distinct)
+        similar = torch.maximum(similar, similar.T)[place][:, place]    # one value for (i, j) and (j, i)
         square = square[place]
-    if square.numel() and square.max() > 1e150:
+    if (square > 1e100).any():
         raise ValueError("features too large for float64 similarities: "
-                         f"the largest squared norm is {square.max().item():.3g}, the limit is 1e150")
-    zero = square < 1e-150
+                         f"the largest squared norm is {square.max().item():.3g}, the limit is 1e100")
+    zero = square < 1e-100
     if zero.any():  # carries nothing: as an odd it matches nobody, as an even it is dropped first
-        cosines = cosines.masked_fill(zero[:, None], -_INF).masked_fill(zero[None, :], _INF)
-    return cosines
+        similar = similar.masked_fill(zero[:, None], -_INF).masked_fill(zero[None, :], _INF)
+    return similar
 
 
-def _raw_cosines(x: Tensor, block: int = 96) -> tuple[Tensor, Tensor]:
-    """(R, C) float64 -> cosines (R, R), and squared norms (R,).
+def _signed_square_cosines(x: Tensor, block: int = 96) -> tuple[Tensor, Tensor]:
+    """(R, C) float64 -> cos * |cos| (R, R), and squared norms (R,).
 
-    The norm comes after the dot product and inside one root: dot products of half-precision features are then
-    (nearly always) exact in any order of summation, and sqrt(s * s) == s makes the cosine of equal tokens 1.
+    Only the order of cosines counts, and this has it without a root: roots are not correctly rounded on every
+    device, products and quotients are. So the result is exact where dot products are (nearly always for
+    half-precision features, in any order of summation), and equal tokens get s * s / (s * s) = 1.
     """
     gram = x.new_empty(len(x), len(x))
     for lo in range(0, len(x), block):  # lower triangle by strips, mirrored: about half the multiplications
@@ -109,4 +110,4 @@ def _raw_cosines(x: Tensor, block: int = 96) -> tuple[Tensor, Tensor]:
         gram[lo:hi, :hi] = x[lo:hi] @ x[:hi].T
         gram[:lo, lo:hi] = gram[lo:hi, :lo].T
     square = gram.diagonal().clone()
-    return gram.div_(torch.sqrt(square[:, None] * square)), square
+    return (gram * gram.abs()).div_(square[:, None] * square), square
