@@ -169,7 +169,7 @@ _vp_install() {
     for info in "$VENV"/lib/python*/site-packages/*.dist-info; do
         if [ -d "$info" ] && [ ! -f "$info/RECORD" ]; then rm -rf "$info"; fi
     done
-    vispruner_step "installing vispruner[${extras// /,}] and what it needs (a minute or two; once)"
+    vispruner_step "installing vispruner${extras:+[${extras// /,}]} and what it needs (a minute or two; once)"
     # --no-compile: of some 13,000 files a small part is ever imported; _VP_FIRST_IMPORT compiles that part.
     output=$(PIP_USER=0 "$PY" -m pip install --no-input --no-compile --disable-pip-version-check --progress-bar off \
         -e "$ROOT${extras:+[${extras// /,}]}" -c "$ROOT/constraints.txt" </dev/null 2>&1 | while IFS= read -r line; do

@@ -40,6 +40,12 @@ case "$*" in
         chmod +x "$folder/bin/python"
         echo venv >>"$FAKE_LOG"
         exit 0 ;;
+    "-m llava."*)
+        echo "module $*" >>"$FAKE_LOG"
+        [ "$2" != "${FAKE_FAILS:-}" ] || { echo "Traceback" >&2; exit 4; }
+        echo "words of $2"
+        [ "$2" != llava.eval.sweep ] || echo '{"cells": []}'
+        exit 0 ;;
     *"-m pip --version"*) exit 0 ;;
     *"import torch"*)
         [ -z "${FAKE_BROKEN:-}" ] || { echo "operator torchvision::nms does not exist" >&2; exit 1; }
@@ -72,7 +78,7 @@ class Sandbox:
         self.log = folder / "calls.log"
         (self.repo / "scripts").mkdir(parents=True)
         self.bin.mkdir()
-        for name in ("scripts/_env.sh", "pyproject.toml", "constraints.txt"):
+        for name in ("scripts/_env.sh", "scripts/quickstart.sh", "pyproject.toml", "constraints.txt"):
             shutil.copy(ROOT / name, self.repo / name)
         for tool in TOOLS:
             path = shutil.which(tool)
@@ -100,13 +106,17 @@ class Sandbox:
         }
 
     def run(
-        self, *extras: str, cwd: Path | None = None, **variables: str
+        self, *arguments: str, script: str = "_env.sh", cwd: Path | None = None, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["bash", str(self.repo / "scripts" / "_env.sh"), *extras],
-            env=self.environment(**variables), cwd=cwd or self.repo.parent,
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+            ["bash", str(self.repo / "scripts" / script), *arguments],
+            env=self.environment(**variables),
+            cwd=cwd or self.repo.parent,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
 
     def calls(self, start: str) -> list[str]:
         lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
@@ -359,6 +369,46 @@ def test_system_python_that_lacks_something(sandbox: Sandbox) -> None:
     message = failure(sandbox.run("dev", VISPRUNER_SYSTEM_PYTHON="1"))
     assert "torch>=99 (found " in message
     assert "no-such-package>=1 (missing)" in message
+
+
+# ---- quickstart.sh ----------------------------------------------------------------------------------
+
+
+def test_quickstart_ends_in_json(sandbox: Sandbox, tmp_path: Path) -> None:
+    picture = tmp_path / "my cat.jpg"
+    picture.write_bytes(b"")
+    result = sandbox.run(
+        "--limit", "30", script="quickstart.sh", cwd=tmp_path, IMAGE="my cat.jpg", OUTPUT="out"
+    )
+    assert result.returncode == 0, result.stderr
+    # Everything but the table goes to stderr, so that the last line of stdout is the document.
+    assert result.stdout == "words of llava.eval.sweep\n" + '{"cells": []}\n'
+    tower, overlay, sweep = sandbox.calls("module")
+    assert tower == "module -m llava.tiny.tower"
+    assert f"--image {picture} --tokens 64 --output {tmp_path}/out/overlay.png" in overlay
+    assert "--methods none,random,fastervlm,vispruner --tokens 128,64,32 --ratios 0.5,0" in sweep
+    assert sweep.endswith(f"--output {tmp_path}/out --limit 30")
+    assert (tmp_path / "out").is_dir()
+
+
+def test_quickstart_takes_an_embedded_picture(sandbox: Sandbox) -> None:
+    picture = sandbox.repo / "playground/tiny/eval/pope/val2014/COCO_val2014_000000000001.jpg"
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(b"")
+    assert sandbox.run(script="quickstart.sh").returncode == 0
+    assert f"--image {picture.relative_to(sandbox.repo)} " in sandbox.calls("module")[1]
+
+
+@pytest.mark.parametrize("module", ["llava.tiny.tower", "llava.analysis.overlay", "llava.eval.sweep"])
+def test_quickstart_fails_with_its_steps(sandbox: Sandbox, module: str) -> None:
+    assert sandbox.run(script="quickstart.sh", FAKE_FAILS=module).returncode == 4
+
+
+def test_quickstart_checks_the_picture_first(sandbox: Sandbox) -> None:
+    assert (
+        failure(sandbox.run(script="quickstart.sh", IMAGE="nowhere.jpg")) == "IMAGE=nowhere.jpg is no file.\n"
+    )
+    assert sandbox.calls("") == []
 
 
 # ---- .ci/run --------------------------------------------------------------------------------------
