@@ -81,11 +81,11 @@ class LlavaMetaForCausalLM:
         """Change the pruning of a loaded model; takes effect with the next image.
 
         pruner: a `Pruner`, the name of one, or None ("vispruner" if `tokens` is given, else no pruning).
-        tokens: visual tokens to keep per crop. anyres: "paper" or "llava"; None leaves an earlier choice
-        alone, and without one it is "paper" while pruning, "llava" while not. Raises `ValueError`.
+        tokens: visual tokens to keep per crop. anyres: "paper" or "llava"; "auto" is "paper" while pruning and
+        "llava" while not; None leaves an earlier choice alone. Raises `ValueError`.
         """
-        if anyres is not None and anyres not in PROTOCOLS:
-            raise ValueError(f"anyres={anyres!r} is unknown; choose one of {', '.join(PROTOCOLS)}")
+        if anyres not in (None, "auto", *PROTOCOLS):
+            raise ValueError(f"anyres={anyres!r} is unknown; choose one of {', '.join(PROTOCOLS)}, auto")
         if pruner is None:
             pruner = "none" if tokens is None else "vispruner"
         if isinstance(pruner, str):
@@ -93,7 +93,7 @@ class LlavaMetaForCausalLM:
         elif tokens is not None:
             raise ValueError("give either a Pruner or tokens=, not both: a Pruner has its own budget")
         self._pruner = pruner
-        self._anyres = anyres or self._anyres
+        self._anyres = None if anyres == "auto" else anyres or self._anyres
         self.config.anyres_protocol = self.anyres
         return pruner
 

@@ -62,7 +62,8 @@ class Dinov2VisionTower(VisionTower):
         """(1, N + 1, C). Interpolated once per state of the parameter, unless it is being trained."""
         embeddings = self.vision_tower.embeddings
         table = embeddings.position_embeddings
-        state = (table.data_ptr(), table._version, table.dtype, table.device)
+        version = None if table.is_inference() else table._version
+        state = (table.data_ptr(), version, table.dtype, table.device)
         if self._positions[0] == state and not table.requires_grad:
             return self._positions[1]
         like = patches.new_empty(1, self.num_patches + 1, 1).expand(-1, -1, table.shape[-1])

@@ -1,0 +1,56 @@
+"""The reference checkpoints, loaded once a session; their images encoded once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.golden_model import CHECKPOINT, DATA, picture
+
+from llava.mm_utils import process_images
+from llava.model.builder import load_pretrained_model
+from llava.model.settings import ENVIRONMENT
+
+
+class Golden:
+    """A loaded reference checkpoint: tokenizer, model, processor, and a memory of encoded pictures."""
+
+    def __init__(self, key: str) -> None:
+        loaded = load_pretrained_model(DATA / CHECKPOINT[key], device="cpu")
+        self.tokenizer, self.model, self.processor, self.context = loaded
+        self._seen: dict = {}
+
+    def pixels(self, names: tuple[str, ...]) -> torch.Tensor | list[torch.Tensor]:
+        return process_images([picture(n) for n in names], self.processor, self.model.config)
+
+    def vision(self, name: str):
+        """VisionFeatures of a picture under the model's current protocol."""
+        key = (name, self.model.config.anyres_protocol)
+        if key not in self._seen:
+            with torch.no_grad():
+                (self._seen[key],) = self.model.encode_vision(self.pixels((name,)), [picture(name).size])
+        return self._seen[key]
+
+
+@pytest.fixture(scope="session")
+def _goldens():
+    torch.set_num_threads(2)
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch):
+    for name in ENVIRONMENT.values():
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def golden(_goldens):
+    """golden("15s") -> Golden, unpruned and with default protocol whatever an earlier test did."""
+
+    def get(key: str) -> Golden:
+        if key not in _goldens:
+            _goldens[key] = Golden(key)
+        _goldens[key].model.set_pruner(None, anyres="auto")
+        return _goldens[key]
+
+    return get

@@ -1,0 +1,260 @@
+"""The rebuilt tokenizer equals sentencepiece, on the references and on arbitrary text."""
+
+import io
+import json
+import re
+import shutil
+import time
+from functools import cache
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+
+from llava.mm_utils import tokenizer_image_token
+from llava.model import sentencepiece_file as spm
+from llava.model.sentencepiece_backend import bpe_merges
+from llava.model.sentencepiece_file import read_sentencepiece
+from llava.model.tokenizer import load_tokenizer
+
+DATA = Path(__file__).parents[1] / "data/model"
+FOLDER = DATA / "ckpt_llava15s"
+SPECIAL = ("<s>", "</s>", "<unk>")
+GOLDEN = json.loads((DATA / "prompts.json").read_text(encoding="utf-8"))
+TEXTS = [
+    "Answer in one word: is there a red circle in the image? Yes or no.",
+    "The quick brown fox jumps over the lazy dog, and  the dog   sleeps.",
+    "aaaa bbbb ==== ---- (1, 2, 3) [x] {y} <z> #7 café naïve",
+] * 40
+
+
+@cache
+def reference():
+    return sentencepiece.SentencePieceProcessor(model_file=str(FOLDER / "tokenizer.model"))
+
+
+@cache
+def loaded(legacy):
+    return load_tokenizer(FOLDER, legacy=legacy)
+
+
+def train(folder, **options):
+    """A small sentencepiece model in `folder`, and sentencepiece itself on it."""
+    buffer = io.BytesIO()
+    options = {"normalization_rule_name": "identity", "byte_fallback": True, "vocab_size": 400} | options
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS), model_writer=buffer, hard_vocab_limit=False, minloglevel=3, num_threads=1,
+        **options,
+    )  # fmt: skip
+    (folder / "tokenizer.model").write_bytes(buffer.getvalue())
+    return sentencepiece.SentencePieceProcessor(model_proto=buffer.getvalue())
+
+
+def slow_ids(sp, text, legacy):
+    """What the slow Llama tokenizer did: cut at special tokens, then sentencepiece chunk by chunk."""
+    ids, at = [sp.bos_id()], 0
+    for match in [*re.finditer("|".join(map(re.escape, SPECIAL)), text), None]:
+        chunk = text[at : match.start() if match else None]
+        if chunk and (legacy or at == 0):
+            ids += sp.encode(chunk)
+        elif chunk:
+            # behind a special token there is no leading space: encode behind a piece that joins nothing
+            ids += sp.encode("\n" + chunk)[len(sp.encode("\n")) :]
+        if match:
+            ids.append(sp.piece_to_id(match.group()))
+            at = match.end()
+    return ids
+
+
+def test_reader_equals_sentencepiece():
+    sp, spec = reference(), read_sentencepiece(FOLDER / "tokenizer.model")
+    assert len(spec.pieces) == sp.get_piece_size() == 640
+    for index, piece in enumerate(spec.pieces):
+        assert piece.text == sp.id_to_piece(index)
+        assert piece.score == sp.get_score(index)
+        assert (piece.kind == spm.BYTE) == sp.is_byte(index)
+        assert (piece.kind == spm.CONTROL) == sp.is_control(index)
+    assert (spec.unk_id, spec.bos_id, spec.eos_id, spec.pad_id) == (0, 1, 2, -1)
+    assert spec.model_type == spm.BPE and spec.byte_fallback and not spec.remove_extra_whitespaces
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN["templates"]))
+@pytest.mark.parametrize("turn", ["turn1", "turn2"])
+def test_golden_prompts(name, turn):
+    case = GOLDEN["templates"][name][turn]
+    if "ids" in case:
+        assert tokenizer_image_token(case["prompt"], loaded(False)) == case["ids"]["tiny_legacyF"]
+    else:
+        assert name in ("plain", "v0_plain")
+
+
+@pytest.mark.parametrize("text", sorted(GOLDEN["extra"]))
+def test_golden_texts(text):
+    assert tokenizer_image_token(text, loaded(False)) == GOLDEN["extra"][text]["tiny_legacyF"]
+
+
+@pytest.mark.parametrize("file", ["e2e.json", "e2e_vanilla.json"])
+def test_golden_answers_decode(file):
+    cases = json.loads((DATA / file).read_text(encoding="utf-8"))["cases"]
+    answers = [loaded(None).decode(case["generated_ids"], skip_special_tokens=True) for case in cases]
+    assert answers == [case["generated_text"] for case in cases]
+    assert any("\ufffd" in answer for answer in answers)
+
+
+ANY_TEXT = st.one_of(
+    st.text(max_size=60),
+    st.text(alphabet="ab e=-\n\u2581<>/s", max_size=60),
+    st.lists(st.sampled_from(["  ", " the", "image", "</s>", "<s>", "<unk>", "\n", "日本", "🙂", "<0x0A>"])).map("".join),
+)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@settings(deadline=None, max_examples=250)
+@given(text=ANY_TEXT)
+def test_ids_equal_sentencepiece(legacy, text):
+    assert loaded(legacy)(text).input_ids == slow_ids(reference(), text, legacy)
+
+
+@settings(deadline=None, max_examples=250)
+@given(st.lists(st.integers(1, 639), max_size=24), st.booleans())
+def test_decoding_equals_sentencepiece(ids, legacy):
+    # 0 is left out: sentencepiece prints a mark for unknown pieces, a special token to be skipped is none
+    assert loaded(legacy).decode(ids, skip_special_tokens=True) == reference().decode(ids)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.text(alphabet=st.characters(exclude_characters="\u2581", codec="utf-8"), max_size=40))
+def test_text_survives_the_round_trip(text):
+    tokenizer = loaded(True)
+    if not any(token in text for token in SPECIAL):
+        assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
+
+
+def test_special_tokens_are_explicit():
+    tokenizer = load_tokenizer(FOLDER)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
+    assert tokenizer.unk_token_id == tokenizer.pad_token_id == 0
+    assert tokenizer.padding_side == "right" and tokenizer.legacy is False
+    assert tokenizer.model_max_length == 2048
+    assert load_tokenizer(FOLDER, model_max_length=77).model_max_length == 77
+    assert tokenizer("hi</s>").input_ids[-1] == 2 and tokenizer("hi").input_ids[-1] != 2
+    assert tokenizer.decode([1, *tokenizer("hi").input_ids[1:], 2]) == "<s> hi</s>"
+    batch = tokenizer(["hi", "hi there"], padding=True, return_tensors="pt")
+    assert set(batch) == {"input_ids", "attention_mask"}
+    assert batch["input_ids"][0, -1] == 0 and batch["attention_mask"][0, -1] == 0
+
+
+def test_folder_with_the_model_file_alone(tmp_path):
+    shutil.copy(FOLDER / "tokenizer.model", tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.legacy is True
+    assert tokenizer("hi</s>USER").input_ids == slow_ids(reference(), "hi</s>USER", legacy=True)
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("</s>", "<unk>")
+
+
+def test_added_tokens_keep_their_ids(tmp_path):
+    shutil.copy(FOLDER / "tokenizer.model", tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<pad>": 641, "<image>": 640}))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": "<pad>"}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.convert_tokens_to_ids(["<image>", "<pad>"]) == [640, 641]
+    assert tokenizer.pad_token_id == 641 and len(tokenizer) == 642
+    assert tokenizer("hi<image>").input_ids[-1] == 640
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<image>": 700}))
+    with pytest.raises(ValueError, match="'<image>' should have id 700.*640"):
+        load_tokenizer(tmp_path)
+
+
+def test_folder_with_tokenizer_json(tmp_path):
+    source = load_tokenizer(FOLDER)
+    source.add_tokens(["<image>"], special_tokens=True)
+    source.backend_tokenizer.post_processor = None
+    source.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"padding_side": "left"}))
+    tokenizer = load_tokenizer(tmp_path)
+    for text in ("hello there", "  two  spaces", "a</s>b", "日本"):
+        assert tokenizer(text).input_ids == slow_ids(reference(), text, legacy=False)
+    assert tokenizer("<image>").input_ids == [1, 640]
+    assert (tokenizer.padding_side, tokenizer.pad_token) == ("left", "<unk>")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"add_bos_token": False}))
+    assert load_tokenizer(tmp_path)("<image>").input_ids == [640]
+
+
+def test_saved_and_loaded_again(tmp_path):
+    load_tokenizer(FOLDER).save_pretrained(tmp_path)
+    again = load_tokenizer(tmp_path)
+    for text in ("hello there", "  two  spaces", "a</s>b"):
+        assert again(text).input_ids == loaded(None)(text).input_ids
+    assert (again.pad_token_id, again.bos_token_id) == (0, 1)
+
+
+SAMPLES = ["", " ", "   ", "hello world", "  lead", "trail  ", "in  the   middle", "a\nb", "\n x", "aaaaaaa ====",
+           "日本 café", "(1, 2) <0x41>", "x \u2581y", "naïve fox\t.", "<unk", "<0x0A><0x0a>"]  # fmt: skip
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model_type": "bpe", "remove_extra_whitespaces": False},
+        {"model_type": "bpe"},
+        {"model_type": "bpe", "byte_fallback": False, "vocab_size": 120},
+        {"model_type": "bpe", "add_dummy_prefix": False, "remove_extra_whitespaces": False},
+        {"model_type": "bpe", "normalization_rule_name": "nmt_nfkc"},
+        {"model_type": "unigram", "vocab_size": 340},
+        {"model_type": "unigram", "vocab_size": 340, "remove_extra_whitespaces": False},
+    ],
+    ids=str,
+)
+def test_other_kinds_of_models(tmp_path, options, legacy):
+    sp = train(tmp_path, **options)
+    tokenizer = load_tokenizer(tmp_path, legacy=legacy)
+    for text in SAMPLES + TEXTS[:3]:
+        assert tokenizer(text).input_ids == [1, *sp.encode(text)], text
+
+
+def test_large_vocabularies_load_quickly():
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pairs = [a + b for a in letters for b in letters]
+    texts = [*pairs, *(a + b for a in pairs for b in letters), *(a + b for a in pairs[:18] for b in pairs), *letters]
+    pieces = [spm.Piece(text, -float(i)) for i, text in enumerate(texts)]
+    start = time.perf_counter()
+    merges = bpe_merges(pieces)
+    Tokenizer(models.BPE({piece.text: i for i, piece in enumerate(pieces)}, merges))
+    assert len(pieces) > 30000 and len(merges) > 60000
+    assert time.perf_counter() - start < 10  # well under a second on an idle core
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"", "holds no pieces"),
+        (b"not a model at all", "fetch it again"),
+        ((FOLDER / "tokenizer.model").read_bytes()[:5000], "fetch it again"),
+    ],
+    ids=["lfs", "empty", "text", "cut"],
+)
+def test_unreadable_model_file(tmp_path, content, message):
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"tokenizer\.model.*{message}"):
+        load_tokenizer(tmp_path)
+
+
+def test_unsupported_and_missing_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither tokenizer.model nor tokenizer.json"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        load_tokenizer(tmp_path)
+    train(tmp_path, model_type="char", byte_fallback=False)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="char model; only bpe and unigram"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{oops")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json is not valid JSON"):
+        load_tokenizer(tmp_path)
