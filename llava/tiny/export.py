@@ -1,0 +1,104 @@
+"""Write the trained embedded model as an original LLaVA-1.5 checkpoint, and the curves of its training.
+
+The folder holds what `liuhaotian/llava-v1.5-7b` holds: config.json, generation_config.json, the weights under
+the same names, the sentencepiece tokenizer; and `recipe.json`, the settings of the run. The tower is named,
+not inside.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def export(student, work: Path, output: Path, recipe: dict, tower: str) -> None:
+    """Write the checkpoint folder: weights in float16, everything else as JSON."""
+    import torch
+    from safetensors.torch import save_file
+
+    output.mkdir(parents=True, exist_ok=True)
+    config = student.config
+    state = {
+        name: tensor.detach().to(torch.float16).contiguous()
+        for name, tensor in student.state_dict().items()
+        if "rotary" not in name
+    }
+    save_file(state, output / "model.safetensors", metadata={"format": "pt"})
+    described = {
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava",
+        "torch_dtype": "float16",
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "vocab_size": config.vocab_size,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "attention_bias": False,
+        "use_cache": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "mm_hidden_size": 384,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_tower": tower,
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "image_aspect_ratio": "pad",
+        "use_mm_proj": True,
+        "tokenizer_model_max_length": 2048,
+        "tokenizer_padding_side": "right",
+    }
+    (output / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+    (output / "generation_config.json").write_text(
+        json.dumps({"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}, indent=2) + "\n"
+    )
+    (output / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(work / name, output / name)
+
+
+def curves(log: list[dict], recipe: dict, folder: Path) -> None:
+    """Write `training_log.jsonl` and `training_curves.png` (losses; exact match per question type)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "training_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    steps = [entry["step"] for entry in log]
+    left.plot(steps, [entry["loss"] for entry in log], label="answers")
+    left.plot(steps, [entry["align"] for entry in log], label="patch names (auxiliary)")
+    left.set(xlabel="step", ylabel="cross-entropy (nats)", yscale="log", title="Training loss")
+    checked = [entry for entry in log if "validation" in entry]
+    for kind in checked[-1]["validation"] if checked else ():
+        right.plot(
+            [e["step"] for e in checked],
+            [100 * e["validation"].get(kind, float("nan")) for e in checked],
+            "o-",
+            ms=3,
+            label=kind,
+        )
+    right.set(
+        xlabel="step",
+        ylabel="exact match (%)",
+        ylim=(0, 101),
+        title=f"Validation, {recipe['validation']} held-out pictures, 576 tokens",
+    )
+    for axis in (left, right):
+        axis.axvline(recipe["steps"][0], color="grey", ls=":", lw=1)
+        axis.legend(fontsize=8)
+    figure.savefig(folder / "training_curves.png", dpi=110)
+    plt.close(figure)

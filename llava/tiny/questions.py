@@ -1,0 +1,235 @@
+"""Questions about scenes of the embedded world, worded as the benchmarks word them, with their answers.
+
+`ask(scene, rs)` draws a training mixture; the single functions serve the benchmark builders. Answers are what
+a LLaVA-1.5 answers in that format: one word, a number, a letter. This module knows scenes, not pictures or
+models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .world import COLORS, SHAPES, SPRITES, THEMES, WORDS, Scene
+
+SHORT = "\nAnswer the question using a single word or phrase."
+LETTER = "\nAnswer with the option's letter from the given choices directly."
+LETTER_CN = "\n请直接回答选项字母。"
+UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
+OCR = "\nReference OCR token: "
+CHINESE = dict(
+    zip(
+        SPRITES + SHAPES,
+        (
+            "狗 猫 马 牛 羊 猪 鸡 兔 大象 长颈鹿 狮子 斑马 熊 猫头鹰 乌龟 企鹅 "
+            "汽车 公交车 自行车 卡车 火车 飞机 船 摩托车 苹果 香蕉 比萨 蛋糕 面包 胡萝卜 梨 汉堡 "
+            "椅子 时钟 书 雨伞 吉他 相机 电话 钥匙 圆形 方形 三角形 星形 心形 圆环 十字 菱形"
+        ).split(),
+        strict=True,
+    )
+)
+
+Pair = tuple[str, str]
+
+
+def article(name: str) -> str:
+    """ "a dog", "an apple"."""
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def plural(name: str) -> str:
+    """Plural of a thing's name."""
+    irregular = {"sheep": "sheep", "bus": "buses", "cross": "crosses"}
+    return irregular.get(name, f"{name}s")
+
+
+def _yes(value: bool) -> str:
+    return "Yes" if value else "No"
+
+
+def _pick(rs: np.random.RandomState, items):
+    return items[rs.randint(len(items))]
+
+
+def existence(name: str) -> str:
+    """POPE's question."""
+    return f"Is there {article(name)} in the image?"
+
+
+def absent_like(scene: Scene, rs: np.random.RandomState) -> str:
+    """A sprite that is not there: half the time of a theme that is, as the adversarial negatives are."""
+    present = scene.names()
+    if present and rs.rand() < 0.5:
+        seen = _pick(rs, present)
+        theme = next(names for names in THEMES.values() if seen in names)
+        pool = [name for name in theme if name not in present]
+        if pool:
+            return _pick(rs, pool)
+    return _pick(rs, [name for name in SPRITES if name not in present])
+
+
+def exist(scene: Scene, rs: np.random.RandomState) -> Pair | None:
+    present = scene.names()
+    if present and rs.rand() < 0.5:
+        return existence(_pick(rs, present)) + SHORT, "Yes"
+    return existence(absent_like(scene, rs)) + SHORT, "No"
+
+
+def _shapes(scene: Scene) -> list:
+    return [thing for thing in scene.things if thing.kind == "shape"]
+
+
+def color(scene: Scene, rs: np.random.RandomState) -> Pair | None:
+    shapes = _shapes(scene)
+    if not shapes:
+        return None
+    thing = _pick(rs, shapes)
+    return f"What color is the {thing.name}?" + SHORT, thing.color
+
+
+def color_check(scene: Scene, rs: np.random.RandomState) -> Pair | None:
+    shapes = _shapes(scene)
+    if not shapes:
+        return None
+    thing = _pick(rs, shapes)
+    asked = thing.color if rs.rand() < 0.5 else _pick(rs, [c for c in COLORS if c != thing.color])
+    form = (
+        f"Is the {thing.name} {asked}?"
+        if rs.rand() < 0.5
+        else f"Is there {article(asked)} {thing.name} in the image?"
+    )
+    return form + SHORT, _yes(asked == thing.color)
+
+
+def count(scene: Scene, rs: np.random.RandomState) -> Pair | None:
+    present = scene.names()
+    many = [name for name in present if scene.count(name) > 1]
+    if not present:
+        return None
+    name = _pick(rs, many) if many and rs.rand() < 0.75 else _pick(rs, present)
+    return f"How many {plural(name)} are there in the image?" + SHORT, str(scene.count(name))
+
+
+def count_check(scene: Scene, rs: np.random.RandomState) -> Pair | None:
+    drawn = count(scene, rs)
+    if drawn is None:
+        return None
+    true = int(drawn[1])
+    said = true if rs.rand() < 0.5 else _pick(rs, [n for n in (1, 2, 3, 4) if n != true])
+    name = drawn[0].split("How many ")[1].split(" are there")[0]
+    return (
+        f"Are there {said} {name} in the image?"
+        if said > 1
+        else f"Is there only one of the {name} in the image?"
+    ) + SHORT, _yes(said == true)
+
+
+def related(scene: Scene, rs: np.random.RandomState, gap: float = 30.0):
+    """(first, relation, opposite, second): two things that occur once, and a relation that clearly holds."""
+    single = [t for t in scene.things if t.kind != "word" and scene.count(t.name) == 1]
+    if len(single) < 2:
+        return None
+    for _ in range(6):
+        i, j = rs.permutation(len(single))[:2]
+        (ax, ay), (bx, by) = single[i].center, single[j].center
+        options = []
+        if abs(ax - bx) > gap:
+            options.append(
+                ("to the left of", "to the right of") if ax < bx else ("to the right of", "to the left of")
+            )
+        if abs(ay - by) > gap:
+            options.append(("above", "below") if ay < by else ("below", "above"))
+        if options:
+            relation, opposite = _pick(rs, options)
+            return single[i].name, relation, opposite, single[j].name
+    return None
+
+
+def position(scene: Scene, rs: np.random.RandomState) -> Pair | None:
+    found = related(scene, rs)
+    if found is None:
+        return None
+    first, relation, opposite, second = found
+    true = rs.rand() < 0.5
+    return f"Is the {first} {relation if true else opposite} the {second}?" + SHORT, _yes(true)
+
+
+def options(scene: Scene, rs: np.random.RandomState, number: int = 4) -> tuple[list[str], int] | None:
+    """Names of which exactly one is in the picture, and the index of that one."""
+    present = scene.names()
+    if not present:
+        return None
+    wrong = [str(n) for n in rs.permutation([name for name in SPRITES if name not in present])[: number - 1]]
+    right = rs.randint(number)
+    return wrong[:right] + [_pick(rs, present)] + wrong[right:], right
+
+
+def lettered(question: str, names: list[str]) -> str:
+    """Question and options in MMBench's form, one option a line."""
+    return question + "".join(f"\n{'ABCDE'[k]}. {name}" for k, name in enumerate(names))
+
+
+def choice(scene: Scene, rs: np.random.RandomState) -> Pair | None:
+    drawn = options(scene, rs, rs.randint(2, 5))
+    if drawn is None:
+        return None
+    names, right = drawn
+    if rs.rand() < 0.5:
+        return lettered("图中有哪一个？", [CHINESE[name] for name in names]) + LETTER_CN, "ABCD"[right]
+    return lettered("Which of these is in the image?", names) + LETTER, "ABCD"[right]
+
+
+def read(scene: Scene, rs: np.random.RandomState) -> Pair | None:
+    words = scene.names("word")
+    if not words:
+        return None
+    tokens = ""
+    if rs.rand() < 0.5:
+        extra = [str(w) for w in rs.permutation([w for w in WORDS if w not in words])[: rs.randint(0, 3)]]
+        tokens = OCR + ", ".join(str(w) for w in rs.permutation(words + extra))
+    return "What word is written on the sign?" + tokens + SHORT, words[0]
+
+
+def unanswerable(scene: Scene, rs: np.random.RandomState) -> Pair | None:
+    """VizWiz's form: the colour of a shape that may not be there."""
+    there = {thing.name: thing.color for thing in _shapes(scene)}
+    name = (
+        _pick(rs, list(there))
+        if there and rs.rand() < 0.5
+        else _pick(rs, [s for s in SHAPES if s not in there])
+    )
+    return f"What color is the {name}?" + UNANSWERABLE + SHORT, there.get(name, "unanswerable")
+
+
+def inventory(scene: Scene, rs: np.random.RandomState) -> Pair | None:
+    """A free-form answer: everything there, in the order of the alphabet."""
+    names = sorted(scene.names("sprite") + scene.names("shape"))
+    return ("What things are in the image?", ", ".join(names)) if names else None
+
+
+# Draws per question type. Existence carries the first benchmark, so it has the largest share.
+MIXTURE: tuple[tuple[Callable[[Scene, np.random.RandomState], Pair | None], float], ...] = (
+    (exist, 0.50),
+    (color, 0.07),
+    (color_check, 0.06),
+    (count, 0.09),
+    (count_check, 0.03),
+    (position, 0.05),
+    (choice, 0.09),
+    (read, 0.04),
+    (unanswerable, 0.04),
+    (inventory, 0.03),
+)
+
+
+def ask(scene: Scene, rs: np.random.RandomState, number: int) -> list[tuple[str, str, str]]:
+    """`number` training questions about a scene: (type, question, answer)."""
+    makers, weights = zip(*MIXTURE, strict=True)
+    out: list[tuple[str, str, str]] = []
+    while len(out) < number:
+        maker = makers[rs.choice(len(makers), p=weights)]
+        pair = maker(scene, rs)
+        if pair is not None:
+            out.append((maker.__name__, *pair))
+    return out

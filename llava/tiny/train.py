@@ -1,0 +1,364 @@
+"""Train the embedded model's projector and language model on the embedded world. The tower stays frozen.
+
+    bash scripts/tiny/train.sh            # everything: features, training, checkpoint, curves
+    python -m llava.tiny.train --steps 60 40 --pictures 200 --output DIR     # a trial
+
+Fairness, because the model is there to compare ways of pruning: nobody supervises [CLS] attention; token
+subsets in the first phase are uniformly random; the second phase, with the learning rate falling to zero,
+sees all 576 tokens. An auxiliary loss, which fades out in the second phase, pulls each projected patch
+towards the embedding of the name of the thing that covers it; its labels come from the generator.
+
+About twelve questions share one picture: they stand behind it one after another, and a mask lets each see the
+prompt, the picture and itself only, with the positions it would have alone. That is exactly the prompt the
+model is asked with later. Interrupted, the same command goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from . import questions, tokenizer, world
+from .features import PATCHES, WIDTH, FeatureStore, cache_folder, patch_labels, prepare
+from .tower import TOWER_NAME
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a run depends on; its JSON lies beside the checkpoint."""
+
+    pictures: int = 3600
+    validation: int = 200  # the last ones of `pictures`, never trained on
+    steps: tuple[int, int] = (2000, 1000)  # random subsets, all tokens
+    batch: tuple[int, int] = (12, 8)
+    subset: tuple[int, int] = (64, 257)
+    questions: int = 12
+    muon_lr: float = 0.01
+    adam_lr: float = 1e-3
+    warmup: int = 100
+    align: float = 0.5
+    width: int = 192
+    layers: int = 3
+    heads: int = 3
+    mlp: int = 512
+    bfloat16: bool = True  # autocast: half the time where the processor has bfloat16 instructions
+    seed: int = 0
+
+
+class Student(nn.Module):
+    """Projector and Llama, with the parameter names of an original LLaVA checkpoint."""
+
+    def __init__(self, recipe: Recipe, vocabulary: int):
+        super().__init__()
+        from transformers import LlamaConfig, LlamaModel
+
+        self.config = LlamaConfig(
+            hidden_size=recipe.width,
+            intermediate_size=recipe.mlp,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            num_key_value_heads=recipe.heads,
+            vocab_size=vocabulary,
+            max_position_embeddings=2048,
+            rms_norm_eps=1e-5,
+            attn_implementation="sdpa",
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+            tie_word_embeddings=False,
+            use_cache=False,
+        )
+        self.model = LlamaModel(self.config)
+        self.model.mm_projector = nn.Sequential(
+            nn.Linear(WIDTH, recipe.width), nn.GELU(), nn.Linear(recipe.width, recipe.width)
+        )
+        self.lm_head = nn.Linear(recipe.width, vocabulary, bias=False)
+
+    def forward(self, visual, ids, positions, mask, prefix_length: int):
+        """Projected patches (B, n, width) -> hidden states of the text behind them (B, S, width)."""
+        text = self.model.embed_tokens(ids)  # (B, prefix + S, width)
+        embeds = torch.cat([text[:, :prefix_length], visual, text[:, prefix_length:]], dim=1)
+        hidden = self.model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
+        )
+        return hidden.last_hidden_state[:, prefix_length + visual.shape[1] :]
+
+
+class Packer:
+    """Turns pictures and questions into one batch of ids, positions, mask and labels."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+        self.prefix = [1] + tokens.encode(tokenizer.SYSTEM + " ")
+        self.cache: dict[str, list[int]] = {}
+
+    def encode(self, text: str) -> list[int]:
+        if text not in self.cache:
+            self.cache[text] = self.tokens.encode(text)
+        return self.cache[text]
+
+    def pack(self, asked: list[list[tuple[str, str, str]]], visible: int):
+        """Questions `asked` per picture -> the tensors of one batch.
+
+        ids (B, P+S), positions (B, P+n+S), mask (B, 1, P+n+S, P+n+S), labels (B, S), owner (B, S); owner is the number of the question a text token belongs to (-1: padding); labels are shifted, so that
+        position t holds the token to predict after t.
+        """
+        rows = []
+        for items in asked:
+            ids, labels, owner, place = [], [], [], []
+            for number, (_, text, answer) in enumerate(items):
+                prompt = self.encode(f"\n{text} ASSISTANT:")
+                target = [*self.encode(answer), 2]
+                ids += prompt + target[:-1]
+                labels += [IGNORE] * (len(prompt) - 1) + target
+                owner += [number] * (len(prompt) + len(target) - 1)
+                place += range(len(prompt) + len(target) - 1)
+            rows.append((ids, labels, owner, place))
+        longest, front = max(len(row[0]) for row in rows), len(self.prefix) + visible
+
+        def pad(k: int, value: int) -> torch.Tensor:
+            return torch.tensor([row[k] + [value] * (longest - len(row[k])) for row in rows])
+
+        ids, labels, owner, place = pad(0, 0), pad(1, IGNORE), pad(2, -1), pad(3, 0)
+        size = front + longest
+        mask = torch.ones(size, size, dtype=torch.bool).tril().repeat(len(rows), 1, 1)
+        mask[:, front:, front:] &= owner[:, :, None] == owner[:, None, :]
+        positions = torch.cat([torch.arange(front).repeat(len(rows), 1), front + place], dim=1)
+        ids = torch.cat([torch.tensor(self.prefix).repeat(len(rows), 1), ids], dim=1)
+        return ids, positions, mask[:, None], labels, owner
+
+
+class Trainer:
+    """One run: state, steps, validation, checkpoints."""
+
+    def __init__(self, recipe: Recipe, store: FeatureStore, folder: Path, device: str = "cpu"):
+        import sentencepiece
+
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.store, self.folder, self.device = recipe, store, folder, torch.device(device)
+        self.tokens = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+        self.packer = Packer(self.tokens)
+        self.student = Student(recipe, len(self.tokens)).to(self.device)
+        names = [self.tokens.encode(name) for name in world.THINGS]
+        if any(len(pieces) != 1 for pieces in names):
+            raise RuntimeError(
+                "a thing's name is more than one piece; train the tokenizer with a larger vocabulary"
+            )
+        self.names = torch.tensor(names, device=self.device)[:, 0]
+        matrices = [
+            p
+            for n, p in self.student.named_parameters()
+            if p.ndim == 2 and "embed" not in n and "lm_head" not in n
+        ]
+        chosen = {id(p) for p in matrices}
+        self.optimizers = [
+            torch.optim.Muon(matrices, lr=recipe.muon_lr, weight_decay=0.0),
+            torch.optim.AdamW(
+                [p for p in self.student.parameters() if id(p) not in chosen],
+                lr=recipe.adam_lr,
+                betas=(0.9, 0.98),
+                weight_decay=0.0,
+            ),
+        ]
+        self.base = [recipe.muon_lr, recipe.adam_lr]
+        self.scenes: dict[int, tuple] = {}
+        self.step, self.log = 0, []
+
+    def scene(self, row: int):
+        """Scene and patch labels of a picture; drawn once, since drawing costs more than keeping."""
+        if row not in self.scenes:
+            scene = world.draw(self.store.first + row)[1]
+            self.scenes[row] = scene, patch_labels(scene)
+        return self.scenes[row]
+
+    def batch(self, rows: np.ndarray, rs: np.random.RandomState, visible: int):
+        chosen = [self.scene(int(row)) for row in rows]
+        asked = [questions.ask(scene, rs, self.recipe.questions) for scene, _ in chosen]
+        features, labels = (
+            self.store.read(rows),
+            torch.from_numpy(np.stack([patches for _, patches in chosen])),
+        )
+        if visible < PATCHES:
+            index = torch.from_numpy(np.stack([np.sort(rs.permutation(PATCHES)[:visible]) for _ in rows]))
+            features = features.gather(1, index[..., None].expand(-1, -1, WIDTH))
+            labels = labels.gather(1, index)
+        return asked, features.to(self.device), labels.to(self.device)
+
+    def losses(self, asked, features, patches):
+        packed = self.packer.pack(asked, features.shape[1])
+        ids, positions, mask, labels, owner = (tensor.to(self.device) for tensor in packed)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
+            visual = self.student.model.mm_projector(features)
+            hidden = self.student(visual, ids, positions, mask, len(self.packer.prefix))
+            logits = self.student.lm_head(hidden[labels != IGNORE])
+        logits, visual = logits.float(), visual.float()
+        answer = F.cross_entropy(logits, labels[labels != IGNORE])
+        on = patches >= 0
+        names = self.student.model.embed_tokens(self.names)
+        align = F.cross_entropy(
+            F.normalize(visual[on], dim=-1) @ F.normalize(names, dim=-1).T * 16, patches[on]
+        )
+        return answer, align, logits, labels, owner
+
+    def right(self, asked, logits, labels, owner) -> dict[str, list[bool]]:
+        """Per question type: was every answer token the most likely one?"""
+        hit = torch.ones_like(labels, dtype=torch.bool)
+        hit[labels != IGNORE] = logits.argmax(-1) == labels[labels != IGNORE]
+        out: dict[str, list[bool]] = {}
+        for row, items in enumerate(asked):
+            for number, (kind, _, _) in enumerate(items):
+                out.setdefault(kind, []).append(bool(hit[row][owner[row] == number].all()))
+        return out
+
+    def rate(self) -> float:
+        """Learning rate factor: warm-up, flat, then linear to zero over the second phase."""
+        first, second = self.recipe.steps
+        warm = min(1.0, (self.step + 1) / self.recipe.warmup)
+        return warm * (1.0 if self.step < first else max(0.02, 1 - (self.step - first) / max(1, second)))
+
+    def train_step(self) -> dict:
+        recipe = self.recipe
+        phase = int(self.step >= recipe.steps[0])
+        rs = np.random.RandomState(
+            [recipe.seed + 1, self.step]
+        )  # a step depends on its number only: resuming is exact
+        rows = np.sort(rs.choice(recipe.pictures - recipe.validation, recipe.batch[phase], replace=False))
+        visible = PATCHES if phase else rs.randint(*recipe.subset)
+        asked, features, patches = self.batch(rows, rs, visible)
+        answer, align, *_ = self.losses(asked, features, patches)
+        factor = self.rate()
+        weight = recipe.align * (factor if phase else 1.0)
+        (answer + weight * align).backward()
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        for optimizer, base in zip(self.optimizers, self.base, strict=True):
+            optimizer.param_groups[0]["lr"] = base * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return {"loss": answer.item(), "align": align.item(), "norm": norm.item(), "visible": visible}
+
+    @torch.no_grad()
+    def validate(self, batch: int = 10) -> dict[str, float]:
+        """Exact match per question type at all 576 tokens on pictures never trained on."""
+        rs, hits = np.random.RandomState(7), {}
+        for start in range(self.recipe.pictures - self.recipe.validation, self.recipe.pictures, batch):
+            asked, features, patches = self.batch(
+                np.arange(start, min(start + batch, self.recipe.pictures)), rs, PATCHES
+            )
+            _, _, logits, labels, owner = self.losses(asked, features, patches)
+            for kind, values in self.right(asked, logits, labels, owner).items():
+                hits.setdefault(kind, []).extend(values)
+        return {kind: round(float(np.mean(values)), 4) for kind, values in sorted(hits.items())}
+
+    def save(self) -> None:
+        path = self.folder / "training.pt"
+        state = {
+            "step": self.step,
+            "log": self.log,
+            "recipe": json.dumps(asdict(self.recipe)),
+            "student": self.student.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+        }
+        torch.save(state, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+
+    def resume(self) -> None:
+        path = self.folder / "training.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, weights_only=True)
+        if state["recipe"] != json.dumps(asdict(self.recipe)):
+            raise SystemExit(f"{path} belongs to another recipe; remove it or choose another --output")
+        self.student.load_state_dict(state["student"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.log = state["step"], state["log"]
+
+    def run(self, every: int = 50, validate_every: int = 400) -> None:
+        from tqdm import tqdm
+
+        total, window, start = sum(self.recipe.steps), [], time.time()
+        bar = tqdm(total=total, initial=self.step, unit="step", desc="training")
+        while self.step < total:
+            window.append(self.train_step())
+            bar.update()
+            if self.step % every == 0 or self.step == total:
+                entry = {
+                    "step": self.step,
+                    "seconds": round(time.time() - start, 1),
+                    "rate": round(self.rate(), 4),
+                }
+                entry |= {key: round(float(np.mean([w[key] for w in window])), 4) for key in window[0]}
+                window = []
+                if self.step % validate_every == 0 or self.step == total:
+                    entry["validation"] = self.validate()
+                    tqdm.write(json.dumps(entry))
+                bar.set_postfix(loss=entry["loss"], align=entry["align"])
+                self.log.append(entry)
+                self.save()
+
+
+def main(argv: list[str] | None = None) -> int:
+    from .export import curves, export
+
+    parser = argparse.ArgumentParser(prog="python -m llava.tiny.train", description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=Recipe.pictures)
+    parser.add_argument("--steps", type=int, nargs=2, default=Recipe.steps, metavar=("SUBSETS", "ALL"))
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of the training itself; more rarely help a model this small"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="processes that encode pictures")
+    parser.add_argument("--work", type=Path, help="folder of the run's own files (default: in the cache)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("playground/tiny/llava-tiny"), help="checkpoint to write"
+    )
+    parser.add_argument("--docs", type=Path, help="folder for the log and the curves")
+    args = parser.parse_args(argv)
+    if args.pictures <= Recipe.validation + max(Recipe.batch):
+        least = Recipe.validation + max(Recipe.batch) + 1
+        parser.error(f"--pictures: at least {least}, since {Recipe.validation} are kept for validation")
+    if not hasattr(torch.optim, "Muon"):
+        parser.error("training needs torch >= 2.9 (torch.optim.Muon)")
+    recipe = Recipe(pictures=args.pictures, steps=tuple(args.steps), seed=args.seed)
+    work = (
+        args.work
+        or cache_folder() / f"run-{recipe.seed}-{recipe.pictures}-{recipe.steps[0]}-{recipe.steps[1]}"
+    )
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / "tokenizer.model").exists():
+        tokenizer.train(work)
+    store = prepare(recipe.pictures, workers=args.workers)
+    torch.set_num_threads(args.threads)
+    trainer = Trainer(recipe, store, work, args.device)
+    trainer.resume()
+    try:
+        trainer.run()
+    except KeyboardInterrupt:
+        trainer.save()
+        print("stopped; the same command goes on from here")
+        return 130
+    export(trainer.student, work, args.output, asdict(recipe), TOWER_NAME)
+    if args.docs:
+        curves(trainer.log, asdict(recipe), args.docs)
+    print(
+        json.dumps(
+            {"checkpoint": str(args.output), "step": trainer.step, **trainer.log[-1].get("validation", {})}
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
