@@ -43,7 +43,7 @@ def load_image(image_file: "str | Path | Image.Image") -> Image.Image:
     if str(image_file).startswith(("http://", "https://")):
         raise ValueError(f"{image_file} is an address, not a file: download it and give its path.")
     if not Path(image_file).exists():
-        raise FileNotFoundError(f"There is no image {image_file}: check the image folder and the file's name.")
+        raise FileNotFoundError(f"There is no image {image_file}: check the image folder and the name.")
     try:
         with Image.open(image_file) as image:
             return to_rgb(image)
@@ -73,7 +73,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image.load()
         return image
     if image.mode.startswith("I;16"):
-        return image.point(lambda value: value / 256, "L").convert("RGB")
+        return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
     if image.mode == "I" and image.getextrema()[1] > 255:  # 16-bit files, as some readers open them
         return image.point(lambda value: value / 256).convert("L").convert("RGB")
     if image.mode == "F" and image.getextrema()[1] <= 1:  # light from 0 to 1
@@ -114,7 +114,7 @@ def _pinpoints(grid_pinpoints: Any) -> list[tuple[int, int]]:
 def select_best_resolution(
     original_size: tuple[int, int], possible_resolutions: Sequence[Sequence[int]]
 ) -> tuple[int, int]:
-    """The resolution in which most of the picture's own pixels survive; among equals, the one with least padding.
+    """The resolution in which most of the picture's pixels survive; among equals, the one with least padding.
 
     Args:
         original_size: (width, height) of the picture.

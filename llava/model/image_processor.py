@@ -27,8 +27,8 @@ def load_image_processor(
 ) -> "BaseImageProcessor":
     """The processor of a tower folder (CLIP, or DINOv2's Bit), from its `preprocessor_config.json`.
 
-    `.preprocess(image, return_tensors="pt")["pixel_values"]` is (1, 3, H, W) float32: shortest edge resized to
-    `size` (bicubic), centre crop to `crop_size`, mean and deviation of the config. `.image_mean` and
+    `.preprocess(image, return_tensors="pt")["pixel_values"]` is (1, 3, H, W) float32: shortest edge resized
+    to `size` (bicubic), centre crop to `crop_size`, mean and deviation of the config. `.image_mean` and
     `.crop_size["height"]` are what padding and tiling need.
 
     Args:

@@ -4,6 +4,7 @@ Pieces and scores become a model, the treatment of spaces a normaliser and a pre
 here. Not known here: which files a checkpoint has, and which tokens are special (`llava.model.tokenizer`).
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def build_model(spec: spm.SentencePieceFile, path: Path) -> models.Model:
     """The `tokenizers` model with sentencepiece's pieces, scores and byte fallback."""
     vocab = {piece.text: index for index, piece in enumerate(spec.pieces)}
     if len(vocab) != len(spec.pieces):
-        raise ValueError(f"{path} names a piece twice, which no sentencepiece trainer writes: fetch it again.")
+        raise ValueError(f"{path} names a piece twice, which no trainer writes: fetch it again.")
     if spec.suffix_whitespace or not spec.escape_whitespaces:
         raise ValueError(f"{path} writes spaces in a way that is not supported (as a suffix, or unescaped).")
     if spec.model_type == spm.BPE:
@@ -99,10 +100,7 @@ def build_model(spec: spm.SentencePieceFile, path: Path) -> models.Model:
             byte_fallback=spec.byte_fallback,
         )
     if spec.model_type == spm.UNIGRAM:
-        # tokenizers also searches the text for control and byte pieces; sentencepiece does not. A hopeless
-        # score keeps them out of every best path.
-        sought = (spm.NORMAL, spm.USER_DEFINED)
-        scores = [(piece.text, piece.score if piece.kind in sought else -1e5) for piece in spec.pieces]
+        scores = [(piece.text, piece.score) for piece in spec.pieces]
         return models.Unigram(scores, unk_id=spec.unk_id, byte_fallback=spec.byte_fallback)
     raise ValueError(f"{path} is a {spec.model_type_name} model; only bpe and unigram are supported.")
 
@@ -127,23 +125,33 @@ def bpe_merges(pieces: Iterable[spm.Piece]) -> list[tuple[str, str]]:
 
 def text_rules(
     spec: spm.SentencePieceFile, legacy: bool
-) -> tuple[normalizers.Normalizer, pre_tokenizers.PreTokenizer | None]:
-    """What happens to a chunk's spaces before its pieces are sought; `legacy` as in `llava.model.tokenizer`."""
-    steps: list[normalizers.Normalizer] = []
+) -> tuple[normalizers.Normalizer, pre_tokenizers.PreTokenizer]:
+    """How a chunk's spaces are treated before its pieces are sought; `legacy` as in `load_tokenizer`."""
+    everywhere = spec.add_dummy_prefix and legacy
+    at_the_start = spec.add_dummy_prefix and not legacy
+    rules: list[normalizers.Normalizer] = []
+    splits: list[pre_tokenizers.PreTokenizer] = []
     if spec.charsmap:
-        steps.append(normalizers.Precompiled(spec.charsmap))
+        rules.append(normalizers.Precompiled(spec.charsmap))
     if spec.remove_extra_whitespaces:
-        # \A and \z: in this dialect ^ and $ also match at line ends
-        steps.append(normalizers.Replace(Regex(rf"\A +|[ {SPACE}]+\z"), ""))
-        steps.append(normalizers.Replace(Regex(" {2,}"), " "))
-    if spec.add_dummy_prefix and legacy:
-        steps.append(normalizers.Prepend(SPACE))
-    steps.append(normalizers.Replace(" ", SPACE))
-    if not spec.add_dummy_prefix or legacy:
-        return normalizers.Sequence(steps), None
-    # Only a chunk at the start of the text gets the prefix, and only Metaspace knows where a chunk lies. It
-    # leaves out the prefix where the text already starts with its own symbol, so it is given one that cannot
-    # occur any more (all spaces have been replaced), and a second one turns that into the visible space.
-    prefix = pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="first", split=False)
-    visible = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=False)
-    return normalizers.Sequence(steps), pre_tokenizers.Sequence([prefix, visible])
+        # \A and \z: in this dialect ^ and $ also match at line ends. A leading space stays where it will do
+        # for the prefix, because removing it would move the chunk away from the start.
+        ends = rf"[ {SPACE}]+\z" if at_the_start else rf"\A +|[ {SPACE}]+\z"
+        rules += [normalizers.Replace(Regex(ends), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    if everywhere:
+        rules.append(normalizers.Prepend(SPACE))
+    rules.append(normalizers.Replace(" ", SPACE))
+    if at_the_start:
+        # Only Metaspace knows where a chunk lies. It leaves out the prefix where the text already starts with
+        # its own symbol; where that is wrong, it is given a symbol that cannot occur any more (all spaces
+        # have been replaced), and a second one turns that into the visible space.
+        symbol = SPACE if spec.remove_extra_whitespaces else " "
+        splits.append(pre_tokenizers.Metaspace(replacement=symbol, prepend_scheme="first", split=False))
+        splits.append(pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=False))
+    if spec.model_type == spm.UNIGRAM:
+        # tokenizers' unigram model also finds control and byte pieces that are spelled out in the text;
+        # sentencepiece does not. Cutting behind their first character hides them.
+        names = [piece.text for piece in spec.pieces if piece.kind in (spm.CONTROL, spm.UNKNOWN, spm.BYTE)]
+        cuts = "|".join(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in names if len(name) > 1)
+        splits.append(pre_tokenizers.Split(Regex(cuts), "isolated"))
+    return normalizers.Sequence(rules), pre_tokenizers.Sequence(splits)

@@ -45,10 +45,9 @@ def train(folder, **options):
     """A small sentencepiece model in `folder`, and sentencepiece itself on it."""
     buffer = io.BytesIO()
     options = {"normalization_rule_name": "identity", "byte_fallback": True, "vocab_size": 400} | options
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS), model_writer=buffer, hard_vocab_limit=False, minloglevel=3, num_threads=1,
-        **options,
-    )  # fmt: skip
+    fixed = {"hard_vocab_limit": False, "minloglevel": 3, "num_threads": 1}
+    texts = iter(TEXTS)
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=texts, model_writer=buffer, **fixed, **options)
     (folder / "tokenizer.model").write_bytes(buffer.getvalue())
     return sentencepiece.SentencePieceProcessor(model_proto=buffer.getvalue())
 
@@ -104,10 +103,11 @@ def test_golden_answers_decode(file):
     assert any("\ufffd" in answer for answer in answers)
 
 
+BITS = ["  ", " the", "image", "</s>", "<s>", "<unk>", "\n", "日本", "🙂", "<0x0A>"]
 ANY_TEXT = st.one_of(
     st.text(max_size=60),
     st.text(alphabet="ab e=-\n\u2581<>/s", max_size=60),
-    st.lists(st.sampled_from(["  ", " the", "image", "</s>", "<s>", "<unk>", "\n", "日本", "🙂", "<0x0A>"])).map("".join),
+    st.lists(st.sampled_from(BITS)).map("".join),
 )
 
 
@@ -173,7 +173,8 @@ def test_folder_with_tokenizer_json(tmp_path):
     source.add_tokens(["<image>"], special_tokens=True)
     source.backend_tokenizer.post_processor = None
     source.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
-    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config = {"tokenizer_class": "LlamaTokenizer"}
+    config |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"padding_side": "left"}))
     tokenizer = load_tokenizer(tmp_path)
     for text in ("hello there", "  two  spaces", "a</s>b", "日本"):
@@ -192,8 +193,10 @@ def test_saved_and_loaded_again(tmp_path):
     assert (again.pad_token_id, again.bos_token_id) == (0, 1)
 
 
-SAMPLES = ["", " ", "   ", "hello world", "  lead", "trail  ", "in  the   middle", "a\nb", "\n x", "aaaaaaa ====",
-           "日本 café", "(1, 2) <0x41>", "x \u2581y", "naïve fox\t.", "<unk", "<0x0A><0x0a>"]  # fmt: skip
+SAMPLES = [
+    *("", " ", "   ", "hello world", "  lead", "trail  ", "in  the   middle", "a\nb", "\n x", "naïve fox\t."),
+    *("aaaaaaa ====", "日本 café", "(1, 2) <0x41>", "x \u2581y", "<unk", "<0x0A><0x0a>"),
+]
 
 
 @pytest.mark.parametrize("legacy", [True, False])
@@ -220,7 +223,8 @@ def test_other_kinds_of_models(tmp_path, options, legacy):
 def test_large_vocabularies_load_quickly():
     letters = "abcdefghijklmnopqrstuvwxyz"
     pairs = [a + b for a in letters for b in letters]
-    texts = [*pairs, *(a + b for a in pairs for b in letters), *(a + b for a in pairs[:18] for b in pairs), *letters]
+    longer = [a + b for a in pairs for b in letters] + [a + b for a in pairs[:18] for b in pairs]
+    texts = [*pairs, *longer, *letters]
     pieces = [spm.Piece(text, -float(i)) for i, text in enumerate(texts)]
     start = time.perf_counter()
     merges = bpe_merges(pieces)
