@@ -14,7 +14,7 @@ if [ -n "${IMAGE:-}" ]; then
     case $IMAGE in /*) ;; *) IMAGE=$PWD/$IMAGE ;; esac
 fi
 
-vispruner_env plot tiny
+vispruner_env tiny
 vispruner_step "embedded vision tower"
 vispruner_tower
 cd "$ROOT"

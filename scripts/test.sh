@@ -5,7 +5,7 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=_env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
-vispruner_env dev plot tiny
+vispruner_env dev tiny
 vispruner_tower
 cd "$ROOT"
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
