@@ -215,7 +215,9 @@ def _side(processor: Any) -> int:
 
 def _pixels(image: Image.Image, processor: Any) -> torch.Tensor:
     """(3, H, W)"""
-    return processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
+    # Said, because older processors guess: in a picture three pixels high they take the rows for channels.
+    options = {"return_tensors": "pt", "input_data_format": "channels_last"}
+    return processor.preprocess(image, **options)["pixel_values"][0]
 
 
 def _shrink(image: Image.Image) -> Image.Image:
