@@ -139,4 +139,4 @@ def _check(features: Tensor, attention: Tensor, keys: Sequence[str | int] | None
         if not torch.isfinite(tensor.sum(dtype=torch.float64)):
             rows = (~torch.isfinite(tensor)).flatten(1).any(1).nonzero().flatten().tolist()
             if rows:  # empty: finite, but the sum overflowed
-                raise ValueError(f"{what} of shape {tuple(tensor.shape)}: NaN or infinite values in rows {rows}")
+                raise ValueError(f"{what} {tuple(tensor.shape)} hold NaN or infinite values in rows {rows}")
