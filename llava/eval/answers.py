@@ -222,7 +222,7 @@ class AnswerFile:
             record = None
         if isinstance(record, dict) and {"question_id", "prompt", "text"} <= record.keys():
             return record
-        raise AnswerFileError(f"{self.path}:{number}: not an answer; is this an answer file at all?")
+        raise AnswerFileError(f"{self.path}:{number}: not an answer of this program; give another output")
 
     def _accept(self, record: dict[str, Any], number: int, offset: int, length: int) -> None:
         place, metadata = f"{self.path}:{number}", record.get("metadata")
@@ -302,46 +302,3 @@ class AnswerFile:
             pass
         finally:
             os.close(folder)
-
-
-
-def merge_parts(
-    parts: Sequence[Path], whole: Path, configuration: Configuration, part_of: dict[int, Path]
-) -> bool:
-    """Write the answers of finished part files as one, in question order; False if any is still missing.
-
-    part_of: the part file of every question index. Raises AnswerFileError where a part has another
-    configuration.
-    """
-    lines: dict[int, bytes] = {}
-    for part in parts:
-        if not part.exists():
-            return False
-        for number, raw in enumerate(part.read_bytes().splitlines(keepends=True), 1):
-            try:
-                metadata = json.loads(raw)["metadata"]
-            except (ValueError, KeyError):
-                return False  # being written right now
-            if metadata["config"] != configuration.hash():
-                apart = "; ".join(differences(metadata, configuration))
-                raise AnswerFileError(f"{part}:{number}: answers of another configuration: {apart}. Delete "
-                                      "that file or give another output")
-            if part_of.get(metadata["index"]) == part and raw.endswith(b"\n"):
-                lines[metadata["index"]] = raw
-    if lines.keys() != part_of.keys():
-        return False
-    write_atomically(whole, b"".join(lines[index] for index in sorted(lines)))
-    return True
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file's content at one instant (temporary file, fsync, rename). Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

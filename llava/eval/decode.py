@@ -111,7 +111,7 @@ def generate_shared(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: D
              for row, cut in zip(rows, at, strict=True)]
     first = [place.index(number) for number in range(len(prefix_of))]  # a row of each prefix
 
-    before = [embed(torch.tensor(rows[line].ids[: at[line]], device=device)) for line in first]
+    before = [embed(_ids(rows[line].ids[: at[line]], device)) for line in first]
     pieces = [torch.cat([text, rows[line].visual.to(text)]) for text, line in zip(before, first, strict=True)]
     embeds, mask = _left_pad(pieces)  # (P, Lp, D), (P, Lp)
     cache = DynamicCache(config=model.config)
@@ -121,7 +121,7 @@ def generate_shared(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: D
     cache.batch_select_indices(index)
     mask = mask[index]
     seen = mask.sum(1, keepdim=True)  # (B, 1) real tokens so far
-    rests = [torch.tensor(row.ids[cut + 1:], device=device) for row, cut in zip(rows, at, strict=True)]
+    rests = [_ids(row.ids[cut + 1:], device) for row, cut in zip(rows, at, strict=True)]
     embeds, rest_mask = _left_pad([embed(rest) for rest in rests])  # (B, Ls, D), (B, Ls)
     if embeds.shape[1]:
         mask = torch.cat([mask, rest_mask], dim=1)
@@ -152,6 +152,10 @@ def _forward(decoder: Any, embeds: Tensor, mask: Tensor, positions: Tensor, cach
     """Final hidden states (B, L, D) of the new tokens; the cache grows by L."""
     return decoder(inputs_embeds=embeds, attention_mask=mask, position_ids=positions.clamp(min=0),
                    past_key_values=cache, use_cache=True).last_hidden_state
+
+
+def _ids(ids: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor(ids, dtype=torch.long, device=device)  # (L,), L = 0 included
 
 
 def _left_pad(pieces: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval import cli
-from llava.eval.answers import AnswerFile, merge_parts, write_atomically
+from llava.eval.answers import AnswerFile
 from llava.eval.benchmarks import Benchmark, Problem, Question, get_benchmark, list_benchmarks
 from llava.eval.benchmarks.base import check_questions, read_answers
+from llava.eval.parts import merge_parts, write_atomically
 from llava.eval.score import print_score
 
 

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval import cli
-from llava.eval.answers import AnswerFile, write_atomically
+from llava.eval.answers import AnswerFile
 from llava.eval.benchmarks import Benchmark, Problem, Question, Tallies, get_benchmark, list_benchmarks
 from llava.eval.benchmarks.base import read_answers
+from llava.eval.parts import write_atomically
 from llava.eval.run import add_source_arguments, read_benchmark, setting_name
 from llava.eval.statistics import bootstrap_interval, paired_bootstrap
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from llava.eval.answers import Answer, AnswerFile, AnswerFileError, merge_parts
+from llava.eval.answers import Answer, AnswerFile, AnswerFileError
 from llava.eval.benchmarks.base import Question
+from llava.eval.parts import merge_parts
 from llava.eval.provenance import Configuration, fingerprint_checkpoint, fingerprint_questions
 
 CONFIGURATION = Configuration(

@@ -1,0 +1,91 @@
+"""One prefix for many questions gives the ids of `model.generate`, on checkpoints of the original form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava.eval.decode import Decoding, Row, can_share, generate, generate_shared
+
+CHECKPOINTS = Path(__file__).parents[1] / "data" / "model"
+
+
+@pytest.fixture(scope="module", params=["ckpt_llava15s", "ckpt_llava16s"])
+def loaded(request):
+    from llava.model.builder import load_pretrained_model
+
+    tokenizer, model, _, _ = load_pretrained_model(str(CHECKPOINTS / request.param), device="cpu")
+    return tokenizer, model
+
+
+def rows(model, images: int = 3, questions: int = 4) -> list[Row]:
+    """Prompts of many lengths; images of different token counts, one with another text before it."""
+    draw = torch.Generator().manual_seed(0)
+    width = model.config.hidden_size
+    visual = [torch.randn(5 + 6 * number, width, generator=draw) for number in range(images)]
+    found = []
+    for number in range(images * questions):
+        image = number * 5 % images
+        before = [1, 20, 30, 40] if number != 4 else [1, 50]
+        after = torch.randint(3, 600, (1 + number % 7,), generator=draw).tolist()
+        found.append(Row((*before, -200, *after), visual[image], image))
+    return found
+
+
+def test_shared_prefixes_change_no_id(loaded):
+    tokenizer, model = loaded
+    decoding, asked = Decoding(max_new_tokens=12), rows(model)
+    assert can_share(model, asked, decoding)
+    plain = generate(model, tokenizer, asked, decoding)
+    assert generate_shared(model, tokenizer, asked, decoding) == plain
+    assert len({tuple(ids) for ids in plain}) > 6
+    singles = [generate(model, tokenizer, [row], decoding)[0] for row in asked]
+    assert singles == plain
+
+
+def test_answers_end_at_the_end_of_sequence(loaded):
+    tokenizer, model = loaded
+    decoding, asked = Decoding(max_new_tokens=12), rows(model)
+    plain = generate(model, tokenizer, asked, decoding)
+    before = model.generation_config.eos_token_id
+    try:
+        # make frequent ids the end, so that rows stop at different steps
+        model.generation_config.eos_token_id = [plain[0][3], plain[5][7], 2]
+        expected = generate(model, tokenizer, asked, decoding)
+        assert generate_shared(model, tokenizer, asked, decoding) == expected
+        assert {len(ids) for ids in expected} >= {12} and min(map(len, expected)) <= 3
+    finally:
+        model.generation_config.eos_token_id = before
+
+
+def test_an_image_at_the_very_end_of_the_prompt(loaded):
+    tokenizer, model = loaded
+    decoding, asked = Decoding(max_new_tokens=4), rows(model)
+    cut = [Row(row.ids[: row.ids.index(-200) + 1], row.visual, row.key) for row in asked]
+    for mixed in (cut, [*cut[:3], *asked[3:]]):
+        expected = generate(model, tokenizer, mixed, decoding)
+        assert generate_shared(model, tokenizer, mixed, decoding) == expected
+
+
+def test_no_visual_tokens_at_all(loaded):
+    tokenizer, model = loaded
+    blind = [Row(row.ids, row.visual[:0], row.key) for row in rows(model)]
+    decoding = Decoding(max_new_tokens=4)
+    assert generate_shared(model, tokenizer, blind, decoding) == generate(model, tokenizer, blind, decoding)
+
+
+def test_what_cannot_share(loaded):
+    _, model = loaded
+    asked, greedy = rows(model), Decoding()
+    assert not can_share(model, asked, Decoding(temperature=0.2))
+    assert not can_share(model, asked, Decoding(num_beams=2))
+    assert not can_share(model, [*asked, Row((1, 5, 6), None)], greedy)
+    assert not can_share(model, [Row((1, -200, -200, 3), asked[0].visual, 0)] * 2, greedy)
+    assert not can_share(model, asked[:1], greedy)
+    model.generation_config.repetition_penalty = 1.2
+    try:
+        assert not can_share(model, asked, greedy)
+    finally:
+        model.generation_config.repetition_penalty = None
