@@ -257,10 +257,17 @@ class Engine:
 
     # -- pictures ---------------------------------------------------------------------------------
 
-    def _prepare(self, image: Any) -> tuple[Any, Any]:
-        """(pixels (3, H, W) or (crops, 3, H, W), (width, height)) of an image."""
-        picture = self._load_image(image)
-        return process_images([picture], self.image_processor, self.model.config)[0], picture.size
+    def _prepare(self, image: Any) -> tuple[Any, str | None]:
+        """((pixels (3, H, W) or (crops, 3, H, W), (width, height)), None), or (None, what is wrong)."""
+        try:
+            picture = self._load_image(image)
+        except Exception as error:  # whatever a decoder raises, it is this picture's fault
+            return None, str(error) or type(error).__name__
+        try:
+            pixels = process_images([picture], self.image_processor, self.model.config)[0]
+        except (OSError, ValueError) as error:  # decoded late, or of an impossible shape
+            return None, f"{image}: {error}"
+        return (pixels, picture.size), None
 
     @contextmanager
     def _pictures(self, images: Sequence[Any]) -> Iterator[Iterator[tuple[Any, str | None]]]:
@@ -273,10 +280,7 @@ class Engine:
                 if place < len(images):
                     waiting.append(pool.submit(self._prepare, images[place]))
                 if place >= _AHEAD:
-                    try:
-                        yield waiting.pop(0).result(), None
-                    except Exception as error:  # whatever a decoder raises, it is this picture's fault
-                        yield None, str(error) or type(error).__name__
+                    yield waiting.pop(0).result()
 
         try:
             yield stream()

@@ -1,7 +1,7 @@
 """Answer files of parts of a run, merged when all are there; and files that change at one instant.
 
-Each process of a run in chunks has an `AnswerFile` of its own; whoever finds every part complete writes the whole.
-Several may find so at once: they write the same.
+Each process of a run in chunks has an `AnswerFile` of its own; whoever finds every part complete writes the
+whole. Several may find so at once: they write the same.
 """
 
 from __future__ import annotations

@@ -153,6 +153,16 @@ def test_one_write_per_batch(questions):
     assert sum(setting.sink.writes) == 60 and len(setting.sink.writes) == 5
 
 
+def test_our_own_errors_are_not_blamed_on_pictures(questions):
+    class Broken(FakeProcessor):
+        def preprocess(self, image, **_):
+            raise TypeError("a bug")
+
+    engine = Engine(FakeLlava(), FakeTokenizer(), Broken(), share_prefix=False)
+    with pytest.raises(TypeError, match="a bug"):
+        engine.run(questions, [Setting("one", GRID[0], Memory())], progress=False)
+
+
 def test_a_failing_sink_ends_the_run(questions):
     class Full(Memory):
         def write(self, answers):

@@ -35,7 +35,7 @@ class FakeProcessor:
     crop_size = {"height": 4, "width": 4}
     size = {"shortest_edge": 4}
 
-    def preprocess(self, image: Any, return_tensors: str = "pt") -> dict[str, torch.Tensor]:
+    def preprocess(self, image: Any, **_: Any) -> dict[str, torch.Tensor]:
         small = image.resize((4, 4))
         pixels = torch.tensor(list(small.tobytes()), dtype=torch.float32).reshape(4, 4, 3).permute(2, 0, 1)
         return {"pixel_values": pixels[None]}
