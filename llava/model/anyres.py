@@ -27,7 +27,7 @@ def token_layout(
     """Final order of the kept tokens of one image.
 
     indices (crops, K): kept patches per crop, ascending. side: patches along a crop's side. grid: (columns,
-    rows) of tiles; needed for more than one crop. image_size: (width, height), needed to cut padding.
+    rows) of tiles; needed for more than one crop. image_size: (width, height), needed for protocol "llava".
     Returns (L,) int64 on CPU: positions into `indices.flatten()`, `NEWLINE` where an image_newline goes.
     Raises `ValueError` for a number of crops that does not fit the grid.
     """
@@ -41,6 +41,11 @@ def token_layout(
         return torch.cat([base, torch.tensor([NEWLINE])]) if closed else base
     if protocol == "llava" and not spatial:  # flat: crop after crop
         return torch.arange(crops * kept)
+    if protocol == "llava" and image_size is None:
+        raise ValueError(
+            f"image_sizes is needed to put {crops} crops together and cut their padding: pass "
+            "image_sizes=[(width, height), ...] of the original pictures"
+        )
     if grid is None or crops != 1 + grid[0] * grid[1]:
         raise ValueError(
             f"an image of {crops} crops does not fit anyres protocol {protocol!r}"
@@ -65,17 +70,11 @@ def token_layout(
     return torch.cat([base, value[(row * width + column).argsort()]])
 
 
-def unpadded_window(height: int, width: int, image_size: tuple[int, int] | None) -> tuple[int, int, int, int]:
+def unpadded_window(height: int, width: int, image_size: tuple[int, int]) -> tuple[int, int, int, int]:
     """(top, bottom, left, right) of the picture on its padded canvas of height x width patches.
 
     image_size: (width, height) of the picture in pixels. Rounding is LLaVA-NeXT's, so counts agree with it.
-    Raises `ValueError` without a size.
     """
-    if image_size is None:
-        raise ValueError(
-            "image_sizes is needed to cut the padding of an anyres image: pass "
-            "image_sizes=[(width, height), ...] of the original pictures"
-        )
     original_width, original_height = image_size
     if original_width / original_height > width / height:
         shown = int(original_height * (width / original_width))

@@ -81,8 +81,8 @@ class LlavaMetaForCausalLM:
         """Change the pruning of a loaded model; takes effect with the next image.
 
         pruner: a `Pruner`, the name of one, or None ("vispruner" if `tokens` is given, else no pruning).
-        tokens: visual tokens to keep per crop. anyres: "paper" or "llava"; "auto" is "paper" while pruning and
-        "llava" while not; None leaves an earlier choice alone. Raises `ValueError`.
+        tokens: visual tokens to keep per crop. anyres: "paper" or "llava"; "auto" is "paper" while pruning
+        and "llava" while not; None leaves an earlier choice alone. Raises `ValueError`.
         """
         if anyres not in (None, "auto", *PROTOCOLS):
             raise ValueError(f"anyres={anyres!r} is unknown; choose one of {', '.join(PROTOCOLS)}, auto")
@@ -96,6 +96,17 @@ class LlavaMetaForCausalLM:
         self._anyres = None if anyres == "auto" else anyres or self._anyres
         self.config.anyres_protocol = self.anyres
         return pruner
+
+    def save_pretrained(self, *args, **kwargs):
+        """transformers' own, but a protocol that merely followed from the pruner is not written down: whoever
+        loads the folder decides anew."""
+        followed = self.config.anyres_protocol
+        if self._anyres is None:
+            del self.config.anyres_protocol
+        try:
+            return super().save_pretrained(*args, **kwargs)
+        finally:
+            self.config.anyres_protocol = followed
 
     # --- images -> visual tokens -------------------------------------------------------------------------
     def encode_vision(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from helpers.recipe_images import SIZES, make_image
 from PIL import Image
+
+from helpers.recipe_images import SIZES, make_image
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "model"
 CHECKPOINT = {key: f"ckpt_llava{key}" for key in ("15", "15s", "16", "16s")}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.golden_model import CHECKPOINT, DATA, picture
 
+from helpers.golden_model import CHECKPOINT, DATA, picture
 from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
 from llava.model.settings import ENVIRONMENT
@@ -33,8 +33,16 @@ class Golden:
 
 @pytest.fixture(scope="session")
 def _goldens():
-    torch.set_num_threads(2)
     return {}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Models this small only wait for threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

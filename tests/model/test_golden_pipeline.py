@@ -7,8 +7,8 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from helpers.golden_model import CHECKPOINT, arrays, assert_like, e2e, picture, unpack_mask
 
+from helpers.golden_model import CHECKPOINT, arrays, assert_like, e2e, picture, unpack_mask
 from llava.pruning import attention_order
 
 KEY = {v: k for k, v in CHECKPOINT.items()}
@@ -77,7 +77,12 @@ def test_case(golden, case):
 def check_answer(model, ids, visual, case, exact):
     """Top-5 logits at prefill and, where the reference is sure of them, the greedy ids."""
     out = model.generate(
-        ids, visual=visual, do_sample=False, max_new_tokens=8, output_logits=True, return_dict_in_generate=True
+        ids,
+        visual=visual,
+        do_sample=False,
+        max_new_tokens=8,
+        output_logits=True,
+        return_dict_in_generate=True,
     )
     for index, value in case["prefill_top5"]:
         assert abs(float(out.logits[0][0, index]) - value) < 1e-3
@@ -149,6 +154,10 @@ def test_whole_call_with_images(golden, key):
             pixels = list(pixels)
         sizes = [picture(n).size for n in case["images"]]
         new = g.model.generate(
-            torch.tensor([case["input_ids"]]), images=pixels, image_sizes=sizes, do_sample=False, max_new_tokens=8
+            torch.tensor([case["input_ids"]]),
+            images=pixels,
+            image_sizes=sizes,
+            do_sample=False,
+            max_new_tokens=8,
         )
         assert new[0].tolist() == case["generated_ids"][1:]
