@@ -110,8 +110,9 @@ class Packer:
     def pack(self, asked: list[list[tuple[str, str, str]]], visible: int):
         """Questions `asked` per picture -> the tensors of one batch.
 
-        ids (B, P+S), positions (B, P+n+S), mask (B, 1, P+n+S, P+n+S), labels (B, S), owner (B, S); owner is the number of the question a text token belongs to (-1: padding); labels are shifted, so that
-        position t holds the token to predict after t.
+        ids (B, P+S), positions (B, P+n+S), mask (B, 1, P+n+S, P+n+S), labels and owner (B, S). owner is the
+        number of the question a text token belongs to (-1: padding); labels are shifted, so that position t
+        holds the token to predict after t.
         """
         rows = []
         for items in asked:

@@ -1,0 +1,77 @@
+"""The embedded POPE: official layout, true labels, held-out pictures, checksums of what ships."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from llava.tiny import build, world
+
+SHIPPED = Path(__file__).parents[2] / "playground" / "tiny" / "eval"
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    root = tmp_path_factory.mktemp("eval")
+    assert build.main(["--pictures", "4", "--output", str(root)]) == 0
+    return root
+
+
+def test_layout_and_ids(small):
+    folder = small / "pope"
+    asked = lines(folder / "llava_pope_test.jsonl")
+    assert len(asked) == 4 * 6 * 3 and len({row["question_id"] for row in asked}) == len(asked)
+    assert [row["category"] for row in asked] == ["adversarial"] * 24 + ["random"] * 24 + ["popular"] * 24
+    for category in ("adversarial", "random", "popular"):
+        labels = lines(folder / "coco" / f"coco_pope_{category}.json")
+        mine = [row for row in asked if row["category"] == category]
+        assert [row["question_id"] for row in labels] == list(range(1, 25))
+        assert [row["question_id"] % 10_000_000 for row in mine] == list(range(1, 25))
+        for question, label in zip(mine, labels, strict=True):
+            assert question["image"] == label["image"] and question["text"].startswith(
+                label["text"] + "\nAnswer"
+            )
+        assert Counter(row["label"] for row in labels) == {"yes": 12, "no": 12}
+    for row in asked:
+        assert Image.open(folder / "val2014" / row["image"]).size[0] in (252, 336)
+
+
+def test_labels_are_true(small):
+    scenes = {build.image_name(k): scene for k, (_, scene) in enumerate(build.scenes(4), 1)}
+    for path in (small / "pope" / "coco").glob("*.json"):
+        for row in lines(path):
+            name = row["text"].removeprefix("Is there a").removeprefix("n").split(" in the image")[0].strip()
+            assert (row["label"] == "yes") == bool(scenes[row["image"]].count(name)), row
+
+
+def test_pictures_are_held_out():
+    assert all(scene.seed >= world.HELD_OUT for _, scene in build.scenes(3))
+
+
+def test_check_finds_changes(small, tmp_path, capsys):
+    root = tmp_path / "copy"
+    shutil.copytree(small, root)
+    assert build.main(["--check", "--output", str(root)]) == 0
+    picture = next((root / "pope" / "val2014").iterdir())
+    picture.write_bytes(picture.read_bytes() + b"x")
+    (root / "pope" / "llava_pope_test.jsonl").unlink()
+    assert build.main(["--check", "--output", str(root)]) == 1
+    said = capsys.readouterr().out
+    assert "llava_pope_test.jsonl: missing" in said and f"{picture.name}: changed" in said
+    (root / build.CHECKSUMS).write_text("nonsense\n")
+    assert "SHA256SUMS:1" in build.check(root)[0]
+
+
+def test_what_ships_is_complete():
+    assert build.check(SHIPPED) == []
+    asked = lines(SHIPPED / "pope" / "llava_pope_test.jsonl")
+    pictures = {row["image"] for row in asked}
+    assert len(asked) >= 2000 and len(pictures) == 200
+    assert sum(path.stat().st_size for path in (SHIPPED / "pope").rglob("*") if path.is_file()) < 5e6

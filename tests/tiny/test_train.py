@@ -1,0 +1,170 @@
+"""Training: packed questions are the prompts asked later, and a resumed run is the same run."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from llava.tiny import export, questions, tokenizer, train, world
+from llava.tiny.features import GRID, PATCH, FeatureStore, patch_labels, pixels
+
+torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    shipped = train.Path(train.__file__).parents[2] / "playground" / "tiny" / "llava-tiny"
+    for name in export.TOKENIZER_FILES:
+        (folder / name).write_bytes((shipped / name).read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Random features of a dozen pictures: nothing here needs the tower."""
+    store = FeatureStore(tmp_path_factory.mktemp("features"), 12)
+    for row in range(12):
+        store.write(row, torch.randn(576, 384))
+    return store
+
+
+RECIPE = train.Recipe(
+    pictures=12,
+    validation=4,
+    steps=(2, 2),
+    batch=(2, 1),
+    subset=(16, 33),
+    questions=2,
+    width=32,
+    layers=1,
+    heads=1,
+    mlp=64,
+    bfloat16=False,
+)
+
+
+def test_store_keeps_rows_and_grows(tmp_path):
+    store = FeatureStore(tmp_path, 2)
+    row = torch.randn(576, 384)
+    store.write(1, row)
+    larger = FeatureStore(tmp_path, 3)
+    assert larger.done.tolist() == [0, 1, 0]
+    assert torch.equal(larger.read(np.array([1]))[0], row.to(torch.bfloat16).float())
+
+
+def test_patch_labels_point_at_things():
+    for seed in range(5):
+        image, scene = world.draw(seed)
+        tensor, (x0, y0) = pixels(image)
+        assert tensor.shape == (3, 336, 336)
+        labels = patch_labels(scene).reshape(GRID, GRID)
+        for thing in scene.things:
+            if thing.kind == "word":
+                continue
+            row, column = int((thing.center[1] + y0) // PATCH), int((thing.center[0] + x0) // PATCH)
+            assert world.THINGS[labels[row, column]] == thing.name
+
+
+def test_packed_questions_are_single_prompts(folder, store):
+    """Logits of every answer in a packed batch equal those of its prompt alone."""
+    trainer = train.Trainer(RECIPE, store, folder)
+    rs = np.random.RandomState(0)
+    asked, features, patches = trainer.batch(np.array([0, 1]), rs, 24)
+    with torch.no_grad():
+        _, _, logits, labels, _ = trainer.losses(asked, features, patches)
+        student = trainer.student
+        visual = student.model.mm_projector(features)
+        place = 0
+        for row, items in enumerate(asked):
+            for _, text, answer in items:
+                prompt = trainer.tokens.encode(f"\n{text} ASSISTANT:")
+                target = [*trainer.tokens.encode(answer), 2]
+                front = student.model.embed_tokens(torch.tensor([trainer.packer.prefix]))
+                back = student.model.embed_tokens(torch.tensor([prompt + target[:-1]]))
+                embeds = torch.cat([front, visual[row : row + 1], back], dim=1)
+                hidden = student.model(inputs_embeds=embeds).last_hidden_state[0, -len(target) :]
+                assert torch.allclose(student.lm_head(hidden), logits[place : place + len(target)], atol=2e-4)
+                assert labels[labels != train.IGNORE][place : place + len(target)].tolist() == target
+                place += len(target)
+        assert place == len(logits)
+
+
+def test_prompt_is_llavas(folder):
+    """The training prompt is vicuna_v1's, tokenised as LLaVA tokenises it."""
+    import sentencepiece
+
+    from llava.constants import IMAGE_TOKEN_INDEX
+    from llava.conversation import conv_templates
+    from llava.mm_utils import tokenizer_image_token
+    from llava.model.tokenizer import load_tokenizer
+
+    text = questions.existence("dog") + questions.SHORT
+    conversation = conv_templates["vicuna_v1"].copy()
+    conversation.append_message(conversation.roles[0], "<image>\n" + text)
+    conversation.append_message(conversation.roles[1], None)
+    ids = tokenizer_image_token(conversation.get_prompt(), load_tokenizer(folder), IMAGE_TOKEN_INDEX)
+    tokens = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    packer = train.Packer(tokens)
+    assert ids == packer.prefix + [IMAGE_TOKEN_INDEX] + packer.encode(f"\n{text} ASSISTANT:")
+
+
+def test_every_name_is_one_piece(folder):
+    import sentencepiece
+
+    tokens = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    for name in (*world.THINGS, *world.COLORS, *world.WORDS):
+        assert len(tokens.encode(name)) == 1, name
+    assert tokenizer.VOCABULARY == len(tokens)
+
+
+def test_resuming_is_exact(folder, store, tmp_path):
+    def fresh(name):
+        work = tmp_path / name
+        work.mkdir(exist_ok=True)
+        (work / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
+        return train.Trainer(RECIPE, store, work)
+
+    whole = fresh("whole")
+    losses = [whole.train_step()["loss"] for _ in range(4)]
+    first = fresh("parts")
+    parts = [first.train_step()["loss"] for _ in range(2)]
+    first.save()
+    second = fresh("parts")
+    second.resume()
+    assert second.step == 2
+    parts += [second.train_step()["loss"] for _ in range(2)]
+    assert parts == losses
+    for a, b in zip(whole.student.parameters(), second.student.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_another_recipe_is_refused(folder, store, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
+    train.Trainer(RECIPE, store, tmp_path).save()
+    other = train.Recipe(**{**train.asdict(RECIPE), "seed": 5})
+    with pytest.raises(SystemExit, match="another recipe"):
+        train.Trainer(other, store, tmp_path).resume()
+
+
+def test_export_is_a_llava_checkpoint(folder, store, tmp_path):
+    """The folder loads through the same door as every checkpoint, weights equal to the bit of float16."""
+    from llava.model.builder import load_pretrained_model
+
+    trainer = train.Trainer(RECIPE, store, folder)
+    export.export(trainer.student, folder, tmp_path / "llava-new", train.asdict(RECIPE), train.TOWER_NAME)
+    _, model, _, context = load_pretrained_model(str(tmp_path / "llava-new"), None, "llava-new", device="cpu")
+    assert context == 2048 and model.pruner.name == "none"
+    loaded = dict(model.named_parameters())
+    for name, tensor in trainer.student.named_parameters():
+        assert torch.equal(loaded[name], tensor.detach().half().float()), name
+
+
+def test_curves_are_drawn(tmp_path):
+    log = [{"step": k, "loss": 1 / k, "align": 2 / k, "validation": {"exist": 0.5}} for k in (50, 100)]
+    export.curves(log, train.asdict(RECIPE), tmp_path)
+    assert (tmp_path / "training_curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert [
+        json.loads(line)["step"] for line in (tmp_path / "training_log.jsonl").read_text().splitlines()
+    ] == [50, 100]
