@@ -1,9 +1,8 @@
-"""encode -> prune -> project -> splice: what turns a language model into LLaVA with VisPruner.
+"""LLaVA around a language model of transformers: images in `forward` and `generate`, LLaVA's method names.
 
-`LlavaMetaModel` carries tower, projector and image_newline; `LlavaMetaForCausalLM` adds images to `forward`
-and `generate`. Both are mixed into a language model of transformers in `language_model/`. The pruner decides
-which tokens stay; this file decides where it is asked: between tower and projector, so that only kept tokens
-are projected.
+`LlavaMetaModel` is mixed into the decoder and carries tower, projector and image_newline;
+`LlavaMetaForCausalLM` into the causal model (see `language_model/`). How an image becomes tokens is in
+`visual.py`, how tokens get into a prompt in `splice.py`.
 """
 
 from __future__ import annotations
@@ -11,20 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from llava.model.anyres import NEWLINE, PROTOCOLS, token_layout
-from llava.model.features import (
-    VisionFeatures,
-    VisualTokens,
-    as_image_list,
-    as_size_list,
-    crop_key,
-)
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.splice import Spliced, check_tags, splice
-from llava.pruning import Pruner, get_pruner
-
-USE_CURRENT = "use current"  # default of visual_tokens(pruner=): the model's own pruner
+from llava.model.visual import VisualTokenMixin
 
 
 class LlavaMetaModel:
@@ -42,16 +31,9 @@ class LlavaMetaModel:
         return self.vision_tower
 
 
-class LlavaMetaForCausalLM:
+class LlavaMetaForCausalLM(VisualTokenMixin):
     """Mixed into a causal language model: images in, pruned, spliced, answered."""
 
-    def init_pruning(self) -> None:
-        """Start without pruning; called once by the constructor."""
-        self._pruner = get_pruner("none")
-        self._anyres: str | None = None
-        self.config.anyres_protocol = self.anyres
-
-    # --- parts -------------------------------------------------------------------------------------------
     def get_model(self) -> LlavaMetaModel:
         """The decoder, which also holds tower and projector."""
         return self.model
@@ -59,43 +41,6 @@ class LlavaMetaForCausalLM:
     def get_vision_tower(self) -> VisionTower | None:
         """The vision tower."""
         return self.get_model().get_vision_tower()
-
-    # --- which tokens stay -------------------------------------------------------------------------------
-    @property
-    def pruner(self) -> Pruner:
-        """The pruner in use; its name is "none" when nothing is pruned."""
-        return self._pruner
-
-    @property
-    def anyres(self) -> str:
-        """How crops are merged, "paper" or "llava"; process_images reads it as `config.anyres_protocol`."""
-        return self._anyres or ("llava" if self._pruner.tokens is None else "paper")
-
-    def set_pruner(
-        self,
-        pruner: Pruner | str | None = None,
-        tokens: int | None = None,
-        important_ratio: float = 0.5,
-        anyres: str | None = None,
-    ) -> Pruner:
-        """Change the pruning of a loaded model; takes effect with the next image.
-
-        pruner: a `Pruner`, the name of one, or None ("vispruner" if `tokens` is given, else no pruning).
-        tokens: visual tokens to keep per crop. anyres: "paper" or "llava"; "auto" is "paper" while pruning
-        and "llava" while not; None leaves an earlier choice alone. Raises `ValueError`.
-        """
-        if anyres not in (None, "auto", *PROTOCOLS):
-            raise ValueError(f"anyres={anyres!r} is unknown; choose one of {', '.join(PROTOCOLS)}, auto")
-        if pruner is None:
-            pruner = "none" if tokens is None else "vispruner"
-        if isinstance(pruner, str):
-            pruner = get_pruner(pruner, tokens=tokens, important_ratio=important_ratio)
-        elif tokens is not None:
-            raise ValueError("give either a Pruner or tokens=, not both: a Pruner has its own budget")
-        self._pruner = pruner
-        self._anyres = None if anyres == "auto" else anyres or self._anyres
-        self.config.anyres_protocol = self.anyres
-        return pruner
 
     def save_pretrained(self, *args, **kwargs):
         """transformers' own, but a protocol that merely followed from the pruner is not written down: whoever
@@ -107,93 +52,6 @@ class LlavaMetaForCausalLM:
             return super().save_pretrained(*args, **kwargs)
         finally:
             self.config.anyres_protocol = followed
-
-    # --- images -> visual tokens -------------------------------------------------------------------------
-    def encode_vision(
-        self, images: Tensor | list[Tensor], image_sizes: object = None
-    ) -> list[VisionFeatures]:
-        """Run the tower once for every image; nothing here depends on the pruner or the question.
-
-        images: (B, 3, H, W), (B, crops, 3, H, W), a single (3, H, W), or a list of (3, H, W) or
-        (crops, 3, H, W); any float dtype, any device. image_sizes: (width, height) of each original picture.
-        """
-        tower = self.get_vision_tower()
-        if tower is None:
-            raise ValueError("this model has no vision tower; load it with load_pretrained_model")
-        crops, as_crops = as_image_list(images)
-        sizes = as_size_list(image_sizes, len(crops))
-        if not crops:
-            return []
-        keys = [[crop_key(c) for c in image] for image in crops]
-        shapes = {tuple(image.shape[1:]) for image in crops}
-        if len(shapes) > 1:
-            raise ValueError(f"images of different crop sizes in one batch: {sorted(shapes)}")
-        features, attention = tower(torch.cat([image.to(tower.device) for image in crops]))
-        # the projector reads features in its own dtype, and selection sees exactly what the projector reads
-        features = features.to(device=self._projector_place[0], dtype=self._projector_place[1])
-        attention = attention.to(features.device)
-        counts = [len(image) for image in crops]
-        return [
-            VisionFeatures(f, a, size, key, as_crops)
-            for f, a, size, key in zip(
-                features.split(counts), attention.split(counts), sizes, keys, strict=True
-            )
-        ]
-
-    @property
-    def _projector_place(self) -> tuple[torch.device, torch.dtype]:
-        weight = next(self.get_model().mm_projector.parameters(), None)
-        weight = self.get_input_embeddings().weight if weight is None else weight
-        return weight.device, weight.dtype
-
-    def visual_tokens(
-        self, vision: VisionFeatures, pruner: Pruner | str | None = USE_CURRENT
-    ) -> VisualTokens:
-        """Prune, project what is kept, put it in order: one image's tokens for the language model.
-
-        pruner: another `Pruner` than the model's own, or None for all tokens; crops are merged by the model's
-        `anyres` protocol in any case. One image at a time, so that the shape of the projector's product, and
-        with it the last bit, does not depend on the batch.
-        """
-        pruner = self._pruner if isinstance(pruner, str) and pruner == USE_CURRENT else pruner
-        pruner = get_pruner("none") if pruner is None else pruner
-        kept = pruner.keep(vision.features, vision.attention, vision.keys)
-        crops, patches = vision.features.shape[:2]
-        layout = token_layout(
-            kept.indices,
-            side=self.get_vision_tower().num_patches_per_side,
-            protocol=self.anyres,
-            merge_type=getattr(self.config, "mm_patch_merge_type", None) or "flat",
-            image_size=vision.image_size,
-            grid=self._grid(crops, vision.image_size),
-            as_crops=vision.as_crops,
-        ).to(vision.features.device)
-        rows = kept.indices + torch.arange(crops, device=kept.indices.device)[:, None] * patches
-        newline = layout == NEWLINE
-        picked = vision.features.flatten(0, 1)[rows.flatten()[layout[~newline]]]  # (n, C)
-        embeds = self.get_model().mm_projector(picked)  # (n, D)
-        if newline.any():
-            embeds = torch.cat([embeds, self.get_model().image_newline.to(embeds)[None]])
-            place = torch.where(newline, len(embeds) - 1, (~newline).cumsum(0) - 1)
-            embeds = embeds[place]
-        return VisualTokens(embeds, kept)
-
-    def _grid(self, crops: int, image_size: tuple[int, int] | None) -> tuple[int, int] | None:
-        """(columns, rows) of tiles an image should have been cut into."""
-        if crops == 1:
-            return None
-        if self.anyres == "paper":
-            return (2, 2)
-        if image_size is None:
-            return None
-        from llava.mm_utils import get_anyres_image_grid_shape
-
-        side = self.get_vision_tower().image_size
-        return get_anyres_image_grid_shape(image_size, self.config.image_grid_pinpoints, side)
-
-    def encode_images(self, images: Tensor | list[Tensor], image_sizes: object = None) -> list[Tensor]:
-        """Images -> their visual tokens (K_i, D), encoded, pruned, projected and merged. LLaVA's name."""
-        return [self.visual_tokens(v).embeds for v in self.encode_vision(images, image_sizes)]
 
     # --- into the prompt ---------------------------------------------------------------------------------
     def prepare_inputs_labels_for_multimodal(

@@ -72,11 +72,11 @@ def fill_model(
             f"{folder}: {len(missing)} weight(s) of the model in config.json are in no file:\n"
             f"{listing(missing)}"
         )
-    _finish(model, placement)
+    _finish(model, placement, frozen=set(quantizer.weights) if quantizer else set())
 
 
-def _finish(model: nn.Module, placement: Placement) -> None:
-    """Tied weights, and the buffers no file holds."""
+def _finish(model: nn.Module, placement: Placement, frozen: set[str]) -> None:
+    """Tied weights, buffers no file holds, and what may be trained: neither the tower nor quantised weights."""
     if model.config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     rotary = model.model.rotary_emb
@@ -86,4 +86,4 @@ def _finish(model: nn.Module, placement: Placement) -> None:
     if left:
         raise CheckpointError(f"internal error: nothing was loaded into\n{listing(left)}")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(parameter.is_floating_point() and not name.startswith("model.vision_tower."))
+        parameter.requires_grad_(name not in frozen and not name.startswith("model.vision_tower."))
