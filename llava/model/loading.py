@@ -76,7 +76,7 @@ def fill_model(
 
 
 def _finish(model: nn.Module, placement: Placement, frozen: set[str]) -> None:
-    """Tied weights, buffers no file holds, and what may be trained: neither the tower nor quantised weights."""
+    """Tied weights, buffers no file holds, and what may be trained: not the tower, not quantised weights."""
     if model.config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     rotary = model.model.rotary_emb
