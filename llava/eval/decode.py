@@ -18,6 +18,7 @@ from torch import Tensor
 
 from llava.constants import IMAGE_TOKEN_INDEX
 
+_ROOM = 16  # tokens of an answer that the copied cache has room for from the start
 # generation settings of a checkpoint that our greedy loop does not know, with the values that mean "off"
 _NEUTRAL = {
     "repetition_penalty": (None, 1.0), "no_repeat_ngram_size": (None, 0), "bad_words_ids": (None,),
@@ -103,6 +104,8 @@ def generate_shared(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: D
     """
     from transformers import DynamicCache
 
+    from llava.eval.kv import spread
+
     decoder, head = model.get_model(), model.get_output_embeddings()
     embed, device = decoder.embed_tokens, model.device
     at = [row.ids.index(IMAGE_TOKEN_INDEX) for row in rows]
@@ -118,10 +121,10 @@ def generate_shared(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: D
     hidden = _forward(decoder, embeds, mask, mask.cumsum(1) - 1, cache)
 
     index = torch.tensor(place, device=device)
-    cache.batch_select_indices(index)
+    rests = [_ids(row.ids[cut + 1:], device) for row, cut in zip(rows, at, strict=True)]
+    spread(cache, index, room=max(map(len, rests)) + min(decoding.max_new_tokens, _ROOM))
     mask = mask[index]
     seen = mask.sum(1, keepdim=True)  # (B, 1) real tokens so far
-    rests = [_ids(row.ids[cut + 1:], device) for row, cut in zip(rows, at, strict=True)]
     embeds, rest_mask = _left_pad([embed(rest) for rest in rests])  # (B, Ls, D), (B, Ls)
     if embeds.shape[1]:
         mask = torch.cat([mask, rest_mask], dim=1)

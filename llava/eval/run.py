@@ -130,7 +130,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps({"benchmark": benchmark.name, "score": None, "chunk": args.chunk_idx,
                               "answers": str(parts[args.chunk_idx]), **cost}))
             return 1 if problems else 0
-    return finish(benchmark, folder, answers, len(questions), problems, cost, args.fixed)
+    fixed = fixed_for_part(args)
+    return finish(benchmark, folder, answers, len(questions), problems, cost, fixed)
+
+
+def fixed_for_part(args: argparse.Namespace) -> bool:
+    """--fixed, also for a part of the questions: official rules are about whole sets."""
+    if args.limit and not args.fixed:
+        print(f"scored as with --fixed, as only {args.limit} questions were to be asked")
+    return args.fixed or args.limit is not None
 
 
 def finish(

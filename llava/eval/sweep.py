@@ -30,7 +30,7 @@ from llava.eval.answers import AnswerFile
 from llava.eval.benchmarks import Benchmark, Problem, Question, Tallies, get_benchmark, list_benchmarks
 from llava.eval.benchmarks.base import read_answers
 from llava.eval.parts import write_atomically
-from llava.eval.run import add_source_arguments, read_benchmark, setting_name
+from llava.eval.run import add_source_arguments, fixed_for_part, read_benchmark, setting_name
 from llava.eval.statistics import bootstrap_interval, paired_bootstrap
 
 _PROMPTS = 256  # questions whose prompts are measured for the FLOPs
@@ -125,10 +125,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     loaded: list[Any] = []
     tables, failures = [], []
+    args.fixed = fixed_for_part(args)
     for benchmark, (folder, questions, problems) in zip(benchmarks, read, strict=True):
         cells, failed, vision = _fill(args, model, benchmark, questions, pruners, loaded)
         failures += problems + failed
-        cells = [_score(args, cell, benchmark, folder) for cell in cells
+        warned: set[str] = set()
+        cells = [_score(args, cell, benchmark, folder, warned) for cell in cells
                  if (cell.folder / "answers.jsonl").exists()]
         tables.append(_show(args, benchmark, questions, cells, vision))
     cli.report_problems(failures)
@@ -218,11 +220,15 @@ def _gflops(stored: dict[str, Any] | None, visual: float) -> float | None:
     return 2 * llm_prefill_macs(round(stored["text_tokens"] + visual), LanguageShape(*stored["shape"])) / 1e9
 
 
-def _score(args: argparse.Namespace, cell: Cell, benchmark: Benchmark, folder: Path) -> Cell:
+def _score(
+    args: argparse.Namespace, cell: Cell, benchmark: Benchmark, folder: Path, warned: set[str]
+) -> Cell:
     rows = read_answers(cell.folder / "answers.jsonl")
     score = benchmark.score(folder, rows, fixed=args.fixed)
     for warning in score.warnings:
-        print(f"warning: {cell.name}: {warning}", file=sys.stderr)
+        if warning not in warned:  # what is wrong with the data is wrong in every cell
+            print(f"warning: {cell.name}: {warning}", file=sys.stderr)
+            warned.add(warning)
     cell.tallies = benchmark.tallies(folder, rows)
     low, high = bootstrap_interval(cell.tallies, benchmark.score_tallies, args.resamples, args.seed)
     visual = sum(row["metadata"]["visual_tokens"] for row in rows) / len(rows)

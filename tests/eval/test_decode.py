@@ -60,6 +60,19 @@ def test_answers_end_at_the_end_of_sequence(loaded):
         model.generation_config.eos_token_id = before
 
 
+def test_long_answers_outgrow_the_copied_cache(loaded):
+    tokenizer, model = loaded
+    decoding, asked = Decoding(max_new_tokens=40), rows(model)[:6]
+    before = model.generation_config.eos_token_id
+    try:
+        model.generation_config.eos_token_id = [639]  # an id that is not said: every answer is long
+        expected = generate(model, tokenizer, asked, decoding)
+        assert min(map(len, expected)) == 40
+        assert generate_shared(model, tokenizer, asked, decoding) == expected
+    finally:
+        model.generation_config.eos_token_id = before
+
+
 def test_an_image_at_the_very_end_of_the_prompt(loaded):
     tokenizer, model = loaded
     decoding, asked = Decoding(max_new_tokens=4), rows(model)

@@ -76,6 +76,14 @@ def test_another_release_of_the_random_labels_is_named(tmp_path):
     assert any("2,910" in warning and warning.startswith("random") for warning in score.warnings)
 
 
+def test_a_part_of_the_questions_is_scored_by_id():
+    part = answers("clean")[:42]  # adversarial only
+    score = pope.score(GOLDEN, part, fixed=True)
+    assert score.score == pytest.approx(100 * EXPECTED["clean"]["adversarial"]["f1"])
+    assert "random" not in score.details and any("popular: 42 of 42" in warning for warning in score.warnings)
+    assert pope.score_tallies(pope.tallies(GOLDEN, part).counts.sum(0)) == pytest.approx(score.score)
+
+
 def test_a_lost_answer_shifts_the_rest_and_warns():
     rows = answers("clean")
     score = pope.score(GOLDEN, rows[:5] + rows[6:])

@@ -263,6 +263,19 @@ def test_embedded_ones_are_announced_first(tmp_path, capsys, monkeypatch, data):
     assert capsys.readouterr().out.startswith("POPE: 60 questions")
 
 
+def test_the_script_takes_its_settings_from_the_environment(data, tmp_path):
+    environment = {
+        **os.environ, "VISPRUNER_SYSTEM_PYTHON": "1", "PYTHON": sys.executable, "CKPT_DIR": str(MODEL.parent),
+        "CKPT": MODEL.name, "DATA_DIR": str(data.parent), "OUT_DIR": str(tmp_path / "out"), "METHOD": "fastervlm"}
+    script = ROOT / "scripts" / "v1_5" / "eval" / "pope.sh"
+    done = subprocess.run(["bash", str(script), "16", "0.5", *FAST], env=environment, cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert (document["method"], document["tokens"], document["answered"]) == ("fastervlm", 16, 60)
+    assert Path(document["answers"]).parent == tmp_path / "out" / "pope" / MODEL.name / "fastervlm-16-0.5"
+
+
 @pytest.mark.parametrize("module", ["run", "sweep", "score", "model_vqa_loader"])
 def test_help_needs_no_torch(module):
     code = (f"import sys, llava.eval.{module} as m\n"

@@ -85,6 +85,8 @@ class Pope(Benchmark):
             rows = groups.get(category, [])
             if fixed:
                 rows, labels = self._join(category, rows, labels, warnings)
+                if not rows:
+                    continue  # said above; a category nobody was asked about has no F1
             else:
                 self._warn_of_position(category, rows, labels, warnings)
             said = [parse_answer(row["text"]) for row in rows]
@@ -95,7 +97,7 @@ class Pope(Benchmark):
                                 "number; --fixed counts such an F1 as 0")
             details[category] = result
         scores = [details[category]["f1"] for category in CATEGORIES if category in details]
-        mean = None if None in scores else sum(scores) / len(scores)
+        mean = None if None in scores or not scores else sum(scores) / len(scores)
         details["mean_f1"] = mean
         return Score(self.name, None if mean is None else 100 * mean, details, warnings)
 
@@ -118,7 +120,9 @@ class Pope(Benchmark):
         """(..., categories, 4) -> (...): 100 x mean F1; F1 = 2 TP / (2 TP + FP + FN)."""
         tp, fp, fn = counts[..., 0], counts[..., 1], counts[..., 3]
         below = 2 * tp + fp + fn
-        return 100 * np.divide(2 * tp, below, out=np.zeros_like(below), where=below > 0).mean(-1)
+        f1 = np.divide(2 * tp, below, out=np.zeros_like(below), where=below > 0)
+        asked = counts.sum(-1) > 0  # categories without any answer are left out of the mean
+        return 100 * f1.sum(-1) / np.maximum(asked.sum(-1), 1)
 
     @staticmethod
     def _require(data: Path, name: str, what: str) -> Path:
