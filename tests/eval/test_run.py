@@ -282,4 +282,5 @@ def test_help_needs_no_torch(module):
             "try: m.main(['--help'])\nexcept SystemExit as e: assert e.code == 0\n"
             "sys.exit('torch' in sys.modules)")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True).returncode == 0
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
