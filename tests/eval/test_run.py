@@ -266,7 +266,8 @@ def test_embedded_ones_are_announced_first(tmp_path, capsys, monkeypatch, data):
 def test_the_script_takes_its_settings_from_the_environment(data, tmp_path):
     environment = {
         **os.environ, "VISPRUNER_SYSTEM_PYTHON": "1", "PYTHON": sys.executable, "CKPT_DIR": str(MODEL.parent),
-        "CKPT": MODEL.name, "DATA_DIR": str(data.parent), "OUT_DIR": str(tmp_path / "out"), "METHOD": "fastervlm"}
+        "CKPT": MODEL.name, "DATA_DIR": str(data.parent), "OUT_DIR": str(tmp_path / "out"),
+        "METHOD": "fastervlm"}
     script = ROOT / "scripts" / "v1_5" / "eval" / "pope.sh"
     done = subprocess.run(["bash", str(script), "16", "0.5", *FAST], env=environment, cwd=tmp_path,
                           capture_output=True, text=True)
