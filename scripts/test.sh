@@ -8,7 +8,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 vispruner_env dev tiny
 vispruner_tower
 cd "$ROOT"
-export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# One torch thread per test process: two processes use two cores better than two threads do.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 status=0
 vispruner_step "ruff"
@@ -18,5 +19,7 @@ else
     echo "ruff is not installed in $PY: lint left out" >&2
 fi
 vispruner_step "pytest"
-"$PY" -m pytest -q "$@" || status=$? # 5: no test ran
+workers=()
+if "$PY" -c 'import xdist' 2>/dev/null; then workers=(-n auto --maxprocesses 4); fi
+"$PY" -m pytest -q ${workers[@]+"${workers[@]}"} "$@" || status=$? # 5: no test ran
 exit "$status"

@@ -5,8 +5,10 @@
 
 Fairness, because the model is there to compare ways of pruning: nobody supervises [CLS] attention; token
 subsets in the first phase are uniformly random; the second phase, with the learning rate falling to zero,
-sees all 576 tokens. An auxiliary loss, which fades out in the second phase, pulls each projected patch
-towards the embedding of the name of the thing that covers it; its labels come from the generator.
+sees all 576 tokens. Two auxiliary losses fade out in the second phase: one pulls each projected patch towards
+the embedding of the name of the thing that covers it (labels from the generator); the other asks for the
+answer already at the word the question is about ("Is there a dog" ...), since looking there and carrying the
+result to the end of the prompt are hard to learn at once.
 
 About twelve questions share one picture: they stand behind it one after another, and a mask lets each see the
 prompt, the picture and itself only, with the positions it would have alone. That is exactly the prompt the
@@ -31,6 +33,7 @@ from .features import PATCHES, WIDTH, FeatureStore, cache_folder, patch_labels, 
 from .tower import TOWER_NAME
 
 IGNORE = -100
+HINTED = ("exist", "color", "color_check", "count", "count_check", "position", "unanswerable")
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,14 @@ class Recipe:
 
     pictures: int = 3600
     validation: int = 200  # the last ones of `pictures`, never trained on
-    steps: tuple[int, int] = (2000, 1000)  # random subsets, all tokens
+    steps: tuple[int, int] = (1300, 700)  # random subsets, all tokens
     batch: tuple[int, int] = (12, 8)
-    subset: tuple[int, int] = (64, 257)
+    subset: tuple[int, int] = (128, 257)
     questions: int = 12
     muon_lr: float = 0.01
     adam_lr: float = 1e-3
     warmup: int = 100
-    align: float = 0.5
+    align: float = 0.5  # weight of both auxiliary losses
     width: int = 192
     layers: int = 3
     heads: int = 3
@@ -101,6 +104,8 @@ class Packer:
         self.tokens = tokens
         self.prefix = [1] + tokens.encode(tokenizer.SYSTEM + " ")
         self.cache: dict[str, list[int]] = {}
+        words = [*world.THINGS, *map(questions.plural, world.SPRITES), *world.COLORS]
+        self.content = {pieces[0] for pieces in map(tokens.encode, words) if len(pieces) == 1}
 
     def encode(self, text: str) -> list[int]:
         if text not in self.cache:
@@ -110,33 +115,38 @@ class Packer:
     def pack(self, asked: list[list[tuple[str, str, str]]], visible: int):
         """Questions `asked` per picture -> the tensors of one batch.
 
-        ids (B, P+S), positions (B, P+n+S), mask (B, 1, P+n+S, P+n+S), labels and owner (B, S). owner is the
-        number of the question a text token belongs to (-1: padding); labels are shifted, so that position t
-        holds the token to predict after t.
+        ids (B, P+S), positions (B, P+n+S), mask (B, 1, P+n+S, P+n+S), labels, owner and hints (B, S). owner
+        is the number of the question a text token belongs to (-1: padding); labels are shifted, so that
+        position t holds the token to predict after t.
         """
         rows = []
         for items in asked:
-            ids, labels, owner, place = [], [], [], []
-            for number, (_, text, answer) in enumerate(items):
+            ids, labels, owner, place, hints = [], [], [], [], []
+            for number, (kind, text, answer) in enumerate(items):
                 prompt = self.encode(f"\n{text} ASSISTANT:")
                 target = [*self.encode(answer), 2]
+                ahead = [IGNORE] * (len(prompt) + len(target) - 1)
+                about = [k for k, piece in enumerate(prompt) if piece in self.content]
+                if kind in HINTED and about:
+                    ahead[about[-1]] = target[0]
+                hints += ahead
                 ids += prompt + target[:-1]
                 labels += [IGNORE] * (len(prompt) - 1) + target
                 owner += [number] * (len(prompt) + len(target) - 1)
                 place += range(len(prompt) + len(target) - 1)
-            rows.append((ids, labels, owner, place))
+            rows.append((ids, labels, owner, place, hints))
         longest, front = max(len(row[0]) for row in rows), len(self.prefix) + visible
 
         def pad(k: int, value: int) -> torch.Tensor:
             return torch.tensor([row[k] + [value] * (longest - len(row[k])) for row in rows])
 
-        ids, labels, owner, place = pad(0, 0), pad(1, IGNORE), pad(2, -1), pad(3, 0)
+        ids, labels, owner, place, hints = pad(0, 0), pad(1, IGNORE), pad(2, -1), pad(3, 0), pad(4, IGNORE)
         size = front + longest
         mask = torch.ones(size, size, dtype=torch.bool).tril().repeat(len(rows), 1, 1)
         mask[:, front:, front:] &= owner[:, :, None] == owner[:, None, :]
         positions = torch.cat([torch.arange(front).repeat(len(rows), 1), front + place], dim=1)
         ids = torch.cat([torch.tensor(self.prefix).repeat(len(rows), 1), ids], dim=1)
-        return ids, positions, mask[:, None], labels, owner
+        return ids, positions, mask[:, None], labels, owner, hints
 
 
 class Trainer:
@@ -197,19 +207,21 @@ class Trainer:
 
     def losses(self, asked, features, patches):
         packed = self.packer.pack(asked, features.shape[1])
-        ids, positions, mask, labels, owner = (tensor.to(self.device) for tensor in packed)
+        ids, positions, mask, labels, owner, hints = (tensor.to(self.device) for tensor in packed)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
             visual = self.student.model.mm_projector(features)
             hidden = self.student(visual, ids, positions, mask, len(self.packer.prefix))
             logits = self.student.lm_head(hidden[labels != IGNORE])
-        logits, visual = logits.float(), visual.float()
+            early = self.student.lm_head(hidden[hints != IGNORE])
+        logits, early, visual = logits.float(), early.float(), visual.float()
         answer = F.cross_entropy(logits, labels[labels != IGNORE])
         on = patches >= 0
         names = self.student.model.embed_tokens(self.names)
         align = F.cross_entropy(
             F.normalize(visual[on], dim=-1) @ F.normalize(names, dim=-1).T * 16, patches[on]
         )
-        return answer, align, logits, labels, owner
+        hint = F.cross_entropy(early, hints[hints != IGNORE]) if len(early) else answer.new_zeros(())
+        return answer, align, hint, logits, labels, owner
 
     def right(self, asked, logits, labels, owner) -> dict[str, list[bool]]:
         """Per question type: was every answer token the most likely one?"""
@@ -236,17 +248,23 @@ class Trainer:
         rows = np.sort(rs.choice(recipe.pictures - recipe.validation, recipe.batch[phase], replace=False))
         visible = PATCHES if phase else rs.randint(*recipe.subset)
         asked, features, patches = self.batch(rows, rs, visible)
-        answer, align, *_ = self.losses(asked, features, patches)
+        answer, align, hint, *_ = self.losses(asked, features, patches)
         factor = self.rate()
         weight = recipe.align * (factor if phase else 1.0)
-        (answer + weight * align).backward()
+        (answer + weight * (align + hint)).backward()
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
         for optimizer, base in zip(self.optimizers, self.base, strict=True):
             optimizer.param_groups[0]["lr"] = base * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return {"loss": answer.item(), "align": align.item(), "norm": norm.item(), "visible": visible}
+        return {
+            "loss": answer.item(),
+            "align": align.item(),
+            "hint": hint.item(),
+            "norm": norm.item(),
+            "visible": visible,
+        }
 
     @torch.no_grad()
     def validate(self, batch: int = 10) -> dict[str, float]:
@@ -256,7 +274,7 @@ class Trainer:
             asked, features, patches = self.batch(
                 np.arange(start, min(start + batch, self.recipe.pictures)), rs, PATCHES
             )
-            _, _, logits, labels, owner = self.losses(asked, features, patches)
+            _, _, _, logits, labels, owner = self.losses(asked, features, patches)
             for kind, values in self.right(asked, logits, labels, owner).items():
                 hits.setdefault(kind, []).extend(values)
         return {kind: round(float(np.mean(values)), 4) for kind, values in sorted(hits.items())}

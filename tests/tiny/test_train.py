@@ -73,7 +73,7 @@ def test_packed_questions_are_single_prompts(folder, store):
     rs = np.random.RandomState(0)
     asked, features, patches = trainer.batch(np.array([0, 1]), rs, 24)
     with torch.no_grad():
-        _, _, logits, labels, _ = trainer.losses(asked, features, patches)
+        _, _, _, logits, labels, _ = trainer.losses(asked, features, patches)
         student = trainer.student
         visual = student.model.mm_projector(features)
         place = 0
