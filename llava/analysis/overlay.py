@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from llava.eval.cli import EMBEDDED_MODEL, at_least, ratio
+from llava.arguments import EMBEDDED_MODEL, at_least, ratio
 
 if TYPE_CHECKING:
     from llava.pruning import Kept

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava import arguments
+from llava.arguments import at_least, ratio
 from llava.eval.answers import AnswerFileError
 from llava.eval.benchmarks.base import DataError, Question
 from llava.eval.provenance import Configuration, fingerprint_checkpoint, fingerprint_questions
@@ -21,9 +23,6 @@ from llava.eval.provenance import Configuration, fingerprint_checkpoint, fingerp
 if TYPE_CHECKING:
     from llava.pruning import Pruner
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-EMBEDDED_MODEL = REPOSITORY / "playground" / "tiny" / "llava-tiny"
-EMBEDDED_DATA = REPOSITORY / "playground" / "tiny" / "eval"
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -45,45 +44,6 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
             return 1
 
     return wrapper
-
-
-def tokens(text: str) -> int | str:
-    """A token budget: a number (0 keeps no visual token at all), or none/full/all for an unpruned run."""
-    if text.lower() in ("none", "full", "all"):
-        return "none"
-    try:
-        number = int(text)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no token budget: a number from 0 on, or none")
-    return number
-
-
-def ratio(text: str) -> float:
-    """A share in [0, 1]."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no ratio: a number from 0 to 1")
-    return number
-
-
-def at_least(low: float, kind: type = int) -> Callable[[str], Any]:
-    """An argparse type: a number not below `low`."""
-
-    def parse(text: str) -> Any:
-        try:
-            number = kind(text)
-        except ValueError:
-            number = None
-        if number is None or not number >= low:
-            raise argparse.ArgumentTypeError(f"{text!r}: a number from {low} on is wanted")
-        return number
-
-    return parse
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,9 +72,9 @@ def add_asking_arguments(parser: argparse.ArgumentParser) -> None:
 def model_folder(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Path | str:
     """The checkpoint of --model, checked as far as it can be without loading; the embedded one by default."""
     if args.model is None:
-        if not (EMBEDDED_MODEL / "config.json").is_file():
-            raise DataError(f"the embedded model is not at {EMBEDDED_MODEL}; give --model")
-        return EMBEDDED_MODEL
+        if not (arguments.EMBEDDED_MODEL / "config.json").is_file():
+            raise DataError(f"the embedded model is not at {arguments.EMBEDDED_MODEL}; give --model")
+        return arguments.EMBEDDED_MODEL
     folder = Path(args.model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava import arguments
 from llava.eval import cli
 from llava.eval.answers import AnswerFile
 from llava.eval.benchmarks.base import Problem, check_questions, read_questions
@@ -29,11 +30,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--question-file", type=Path, required=True)
     parser.add_argument("--image-folder", type=Path, required=True)
     parser.add_argument("--answers-file", type=Path, required=True)
-    parser.add_argument("--num-chunks", type=cli.at_least(1), default=1)
-    parser.add_argument("--chunk-idx", type=cli.at_least(0), default=0)
-    parser.add_argument("--max_new_tokens", "--max-new-tokens", type=cli.at_least(1), default=128)
-    parser.add_argument("--visual_token_num", "--visual-token-num", type=cli.tokens)
-    parser.add_argument("--important_ratio", "--important-ratio", type=cli.ratio)
+    parser.add_argument("--num-chunks", type=arguments.at_least(1), default=1)
+    parser.add_argument("--chunk-idx", type=arguments.at_least(0), default=0)
+    parser.add_argument("--max_new_tokens", "--max-new-tokens", type=arguments.at_least(1), default=128)
+    parser.add_argument("--visual_token_num", "--visual-token-num", type=arguments.tokens)
+    parser.add_argument("--important_ratio", "--important-ratio", type=arguments.ratio)
     parser.add_argument("--method", help="pruning method (default vispruner)")
     cli.add_model_arguments(parser)
     cli.add_asking_arguments(parser)

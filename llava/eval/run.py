@@ -19,10 +19,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava import arguments
 from llava.eval import cli
 from llava.eval.answers import AnswerFile
-from llava.eval.benchmarks import Benchmark, Problem, Question, get_benchmark, list_benchmarks
-from llava.eval.benchmarks.base import check_questions, read_answers
+from llava.eval.benchmarks import (
+    Benchmark,
+    Problem,
+    Question,
+    benchmark_name,
+    get_benchmark,
+    list_benchmarks,
+)
+from llava.eval.benchmarks.base import read_answers
 from llava.eval.parts import merge_parts, write_atomically
 from llava.eval.score import print_score
 
@@ -31,16 +39,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m llava.eval.run", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--benchmark", required=True, choices=list_benchmarks())
+    parser.add_argument("--benchmark", required=True, type=benchmark_name, choices=list_benchmarks())
     add_source_arguments(parser)
     group = parser.add_argument_group("pruning")
     group.add_argument("--method", help="pruning method (default vispruner, none without --tokens)")
-    group.add_argument("--tokens", type=cli.tokens,
+    group.add_argument("--tokens", type=arguments.tokens,
                        help="visual tokens to keep per crop; none (default): all of them; 0: blind")
-    group.add_argument("--ratio", type=cli.ratio, help="share of important tokens (default 0.5)")
+    group.add_argument("--ratio", type=arguments.ratio, help="share of important tokens (default 0.5)")
     parser.add_argument("--output", type=Path, help="folder; default outputs/BENCHMARK/MODEL/SETTING")
-    parser.add_argument("--num-chunks", type=cli.at_least(1), default=1)
-    parser.add_argument("--chunk-idx", type=cli.at_least(0), default=0)
+    parser.add_argument("--num-chunks", type=arguments.at_least(1), default=1)
+    parser.add_argument("--chunk-idx", type=arguments.at_least(0), default=0)
     parser.add_argument("--fixed", action="store_true", help="mend plain bugs of the official scoring rule")
     cli.add_model_arguments(parser)
     cli.add_asking_arguments(parser)
@@ -52,18 +60,19 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="checkpoint folder; default: the embedded one")
     parser.add_argument("--model-base", help="base checkpoint, for LoRA or projector-only folders")
     parser.add_argument("--data", type=Path, help="the benchmark's own folder; default: the embedded one")
-    parser.add_argument("--limit", type=cli.at_least(1), help="only the first so many questions")
-    parser.add_argument("--max-new-tokens", type=cli.at_least(1), help="default: the benchmark's own")
+    parser.add_argument("--limit", type=arguments.at_least(1), help="only the first so many questions")
+    parser.add_argument("--max-new-tokens", type=arguments.at_least(1), help="default: the benchmark's own")
 
 
 def read_benchmark(
     benchmark: Benchmark, data: Path | None, limit: int | None
 ) -> tuple[Path, list[Question], list[Problem]]:
     """(folder, questions, malformed lines), with warnings printed; raises DataError."""
-    folder = benchmark.locate(cli.EMBEDDED_DATA / benchmark.folder if data is None else data.expanduser())
+    given = arguments.EMBEDDED_DATA / benchmark.folder if data is None else data.expanduser()
+    folder = benchmark.locate(given)
     problems: list[Problem] = []
     questions = list(benchmark.questions(folder, problems))[:limit]
-    for warning in check_questions(benchmark.title, questions):
+    for warning in benchmark.check(folder, questions):
         print(f"warning: {warning}", file=sys.stderr)
     return folder, questions, problems
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava import arguments
 from llava.eval import cli
 from llava.eval.answers import AnswerFile
 from llava.eval.benchmarks import Benchmark, Problem, Question, Tallies, get_benchmark, list_benchmarks
@@ -55,12 +56,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--benchmarks", type=_names, default=["pope"],
                         help=f"of {', '.join(list_benchmarks())}")
     parser.add_argument("--methods", type=_names, default=["none", "random", "fastervlm", "vispruner"])
-    parser.add_argument("--tokens", type=_list(cli.tokens), default=[128, 64, 32])
-    parser.add_argument("--ratios", type=_list(cli.ratio), default=[0.5, 0.0])
+    parser.add_argument("--tokens", type=_list(arguments.tokens), default=[128, 64, 32])
+    parser.add_argument("--ratios", type=_list(arguments.ratio), default=[0.5, 0.0])
     add_source_arguments(parser)
     parser.add_argument("--output", type=Path, default=Path("outputs", "sweep"))
     parser.add_argument("--fixed", action="store_true", help="mend plain bugs of the official scoring rules")
-    parser.add_argument("--resamples", type=cli.at_least(100), default=2000, help="of the bootstrap")
+    parser.add_argument("--resamples", type=arguments.at_least(100), default=2000, help="of the bootstrap")
     cli.add_model_arguments(parser)
     cli.add_asking_arguments(parser)
     return parser
@@ -110,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     several = args.data is not None and len(benchmarks) > 1
-    if several and any((args.data / one.marker).exists() for one in benchmarks):
+    if several and any(one.owns(args.data) for one in benchmarks):
         parser.error("--data is the folder of one benchmark; for several give the folder above")
     cli.announce_embedded(args.model is None, args.data is None)
     model = cli.model_folder(args, parser)

@@ -54,8 +54,8 @@ def test_one_picture(photo, tmp_path, capsys):
 
 def test_contact_sheet_and_anyres(photo, tmp_path, capsys):
     model = "tests/data/model/ckpt_llava16s"
-    code, said = run(capsys, "--model", model, "--image", photo, photo, "--tokens", 16, 4, "--method", "random",
-                     "vispruner", "--output", tmp_path / "sheet.jpg")  # fmt: skip
+    code, said = run(capsys, "--model", model, "--image", photo, photo, "--tokens", 16, 4,
+                     "--method", "random", "vispruner", "--output", tmp_path / "sheet.jpg")  # fmt: skip
     assert code == 0
     panels = json.loads(said.out.splitlines()[-1])["panels"]
     assert len(panels) == 2 * 2 * 2

@@ -252,8 +252,8 @@ def test_sweep_fills_a_grid_in_one_pass_and_goes_on(data, whole, tmp_path, capsy
 
 
 def test_embedded_ones_are_announced_first(tmp_path, capsys, monkeypatch, data):
-    monkeypatch.setattr("llava.eval.cli.EMBEDDED_MODEL", MODEL)
-    monkeypatch.setattr("llava.eval.cli.EMBEDDED_DATA", data.parent)
+    monkeypatch.setattr("llava.arguments.EMBEDDED_MODEL", MODEL)
+    monkeypatch.setattr("llava.arguments.EMBEDDED_DATA", data.parent)
     short = ["--benchmark", "pope", "--tokens", "16", *FAST, "--output"]
     assert run.main([*short, str(tmp_path / "a")]) == 0
     assert capsys.readouterr().out.splitlines()[0].startswith("Using the embedded model and data")
