@@ -23,11 +23,11 @@ _ARTICLES = {"a", "an", "the"}
 
 _WITHOUT_APOSTROPHE = """
     ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll
-    how's I'm I've isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't
-    should've shouldn't somebody'll somebody's someone'd someone'll someone's something'd something'll that's
-    there'd there're there's they'd they'll they're they've 'twas wasn't we've weren't what'll what're what's
-    what've when's where'd where's where've who'd who'll who's who've why'll why're why's won't would've
-    wouldn't y'all you'd you'll you're you've
+    how's I'm I've isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't
+    shan't should've shouldn't somebody'll somebody's someone'd someone'll someone's something'd something'll
+    that's there'd there're there's they'd they'll they're they've 'twas wasn't we've weren't what'll what're
+    what's what've when's where'd where's where've who'd who'll who's who've why'll why're why's won't
+    would've wouldn't y'all you'd you'll you're you've
 """.split()
 _ONE_OF_TWO_APOSTROPHES = """
     couldn't've hadn't've he'd've I'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've
@@ -39,6 +39,7 @@ _SPECIAL = {
     "yall'll": "y'all'll", "y'allll": "y'all'll",
     "yall'd've": "y'all'd've", "y'alld've": "y'all'd've", "y'all'dve": "y'all'd've",
 }
+_ASCII_KEYS_IN_VIZWIZ = {"couldn'tve", "hadn'tve"}
 _ASCII_IN_VIZWIZ = {"ain't", "aren't", "can't", "could've", "couldn't", "we've", "where's", "who've"}
 
 
@@ -56,7 +57,7 @@ CONTRACTIONS: Mapping[str, str] = _contractions()
 # Words are lower-cased before they are looked up, so that Im, Ive ... are never found; they are kept as they
 # are in the official table.
 VIZWIZ_CONTRACTIONS: Mapping[str, str] = {
-    key if key == "hadn'tve" else key.replace("'", "\u2019"):
+    key if key in _ASCII_KEYS_IN_VIZWIZ else key.replace("'", "\u2019"):
         word if word in _ASCII_IN_VIZWIZ else word.replace("'", "\u2019")
     for key, word in CONTRACTIONS.items()
 }

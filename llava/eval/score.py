@@ -15,17 +15,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.eval.benchmarks import Score, get_benchmark, list_benchmarks
-from llava.eval.benchmarks.base import read_answers
+from llava.eval.benchmarks import Score, benchmark_name, get_benchmark, list_benchmarks
 from llava.eval.cli import guarded
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m llava.eval.score", description=__doc__.split("\n")[0])
-    parser.add_argument("--benchmark", required=True, choices=list_benchmarks())
+    parser.add_argument("--benchmark", required=True, type=benchmark_name, choices=list_benchmarks())
     parser.add_argument("--data", required=True, type=Path, help="the benchmark's own folder")
     parser.add_argument("--answers", required=True, type=Path, help="answer jsonl: question_id, prompt, text")
-    parser.add_argument("--fixed", action="store_true", help="mend plain bugs of the official rule")
+    rule = parser.add_mutually_exclusive_group()
+    rule.add_argument("--strict", dest="fixed", action="store_false", help="the official rule (default)")
+    rule.add_argument("--fixed", action="store_true", help="mend plain bugs of the official rule")
     return parser
 
 
@@ -47,7 +48,8 @@ def _short(value: object) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     benchmark = get_benchmark(args.benchmark)
-    score = benchmark.score(benchmark.locate(args.data), read_answers(args.answers), fixed=args.fixed)
+    data, answers = benchmark.locate(args.data.expanduser()), benchmark.read_answers(args.answers)
+    score = benchmark.score(data, answers, fixed=args.fixed)
     print_score(score)
     print(json.dumps(score.document()))
     return 0

@@ -10,16 +10,34 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from llava.eval.benchmarks.base import Benchmark, DataError, Problem, Question, Score, Tallies
+from llava.eval.benchmarks.base import Benchmark, DataError, Mark, Problem, Question, Score, Tallies
 
 __all__ = [
-    "Benchmark", "DataError", "Problem", "Question", "Score", "Tallies", "get_benchmark", "list_benchmarks",
+    "Benchmark", "DataError", "Mark", "Problem", "Question", "Score", "Tallies", "benchmark_name",
+    "get_benchmark", "list_benchmarks",
 ]
 
 # name on the command line -> (module, class)
 _MODULES = {
+    "textvqa": ("llava.eval.benchmarks.textvqa", "TextVQA"),
+    "vqav2": ("llava.eval.benchmarks.vqav2", "VQAv2"),
+    "vqav2_val": ("llava.eval.benchmarks.vqav2", "VQAv2Val"),
     "pope": ("llava.eval.benchmarks.pope", "Pope"),
 }
+
+
+# what else people call them: LLaVA's script names and folders
+_ALIASES = {
+    "sqa": "scienceqa", "scienceqa_img": "scienceqa", "vqa": "vqav2", "mm-vet": "mmvet", "mm_vet": "mmvet",
+    "mmbench_en": "mmbench", "mmbench-cn": "mmbench_cn", "activitynet_qa": "activitynet",
+    "msvd_qa": "msvd", "msrvtt_qa": "msrvtt", "tgif_qa": "tgif",
+}
+
+
+def benchmark_name(text: str) -> str:
+    """The registered name behind an alias or another spelling; unknown names pass, for argparse to refuse."""
+    name = text.lower()
+    return name if name in _MODULES else _ALIASES.get(name, text)
 
 
 def list_benchmarks() -> list[str]:

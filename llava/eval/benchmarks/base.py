@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,35 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """How one question was answered: what a comparison of two answer files is made of."""
+
+    key: str  # unique among the questions of the benchmark
+    image: str
+    value: float  # in [0, 1]
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file or folder of a benchmark, for those who have yet to put it there."""
+
+    path: str  # relative to the benchmark's folder; of alternatives the first is the usual one
+    what: str
+    source: str  # a data set's name and official page, by name
+    purpose: str = "ask"  # ask, score or submit
+
+
+@dataclass
+class Submission:
+    """What a server takes: one file, or (several names) a folder of files."""
+
+    files: dict[str, bytes]
+    rows: int
+    server: str
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Tallies:
     """Sufficient statistics of a score, one row per image: whatever adds up over images.
 
@@ -89,6 +118,16 @@ class Benchmark(ABC):
     max_new_tokens: int = 128
     unit: str = "%"  # of `Score.score`
     metric: str = "score"  # heading of the score's column
+    media: str = "image"  # or "video"
+    marker: str  # a file that tells the benchmark's folder
+    markers: tuple[str, ...] = ()  # others that do
+    other_folders: tuple[str, ...] = ()  # where else people put it under DATA_DIR
+    files: tuple[DataFile, ...] = ()  # what a full set consists of
+    sizes: Mapping[int, str] = {}  # number of questions -> the release that has so many
+
+    def owns(self, folder: Path) -> bool:
+        """True if the benchmark's own files lie in that folder."""
+        return any((folder / name).exists() for name in (self.marker, *self.markers))
 
     def locate(self, data: str | Path) -> Path:
         """The benchmark's own folder: `data` itself, or its sub-folder `self.folder` if the files lie there.
@@ -96,14 +135,15 @@ class Benchmark(ABC):
         Raises DataError if `data` is no folder.
         """
         data = Path(data)
-        nested = data / self.folder
-        if not (data / self.marker).exists() and (nested / self.marker).exists():
-            return nested
+        if self.owns(data):
+            return data
+        for above in (data,) if data.is_dir() else (data, data.parent):
+            for name in (self.folder, *self.other_folders):
+                if self.owns(above / name):
+                    return above / name
         if not data.is_dir():
             raise DataError(f"{data}: no such folder; --data is the one that holds {self.marker}")
         return data
-
-    marker: str  # a file that tells the benchmark's folder
 
     @abstractmethod
     def questions(self, data: Path, problems: list[Problem]) -> Iterator[Question]:
@@ -120,6 +160,28 @@ class Benchmark(ABC):
     @abstractmethod
     def score_tallies(self, counts: np.ndarray) -> np.ndarray:
         """(..., counts of one or many sums over images) -> (...) scores, in `unit`, undefined ones as 0."""
+
+    @abstractmethod
+    def marks(self, data: Path, answers: list[dict[str, Any]]) -> list[Mark]:
+        """One mark per answered question, joined by id (`fixed`), in the order of the ground truth."""
+
+    def read_answers(self, path: str | Path) -> list[dict[str, Any]]:
+        """Answers of a file: LLaVA's jsonl, and whatever else the benchmark's own tools read."""
+        return read_answers(path)
+
+    def check(self, data: Path, questions: list[Question]) -> list[str]:
+        """Warnings about these questions before they are asked; raises DataError if none can be."""
+        return check_questions(self.title, questions) + self.check_truth(Path(data), questions)
+
+    def check_truth(self, data: Path, questions: list[Question]) -> list[str]:
+        """Warnings where the ground truth beside the questions is another release, or missing."""
+        return []
+
+    def submission(
+        self, data: Path | None, answers: list[dict[str, Any]], questions: Path | None = None
+    ) -> Submission:
+        """What the server takes; `questions` is the file that lists what it wants. Raises DataError."""
+        raise DataError(f"{self.title} has no server: score it with python -m llava.eval.score")
 
     def load_image(self, image: Any) -> Any:
         """PIL image (RGB) of a question's `image`. Raises OSError or ValueError that names the file."""
@@ -214,7 +276,7 @@ def check_questions(benchmark_title: str, questions: list[Question]) -> list[str
     twice = duplicates(questions)
     if twice:
         warnings.append(f"{len(twice)} questions occur more than once, e.g. question_id {twice[0][0]!r}")
-    images = dict.fromkeys(question.image for question in questions if question.image is not None)
+    images = dict.fromkeys(question.image for question in questions if isinstance(question.image, Path))
     absent = [image for image in images if not image.is_file()]
     if absent:
         missing = set(absent)

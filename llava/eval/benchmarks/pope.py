@@ -21,6 +21,7 @@ import numpy as np
 from llava.eval.benchmarks.base import (
     Benchmark,
     DataError,
+    Mark,
     Problem,
     Question,
     Score,
@@ -115,6 +116,33 @@ class Pope(Benchmark):
         if not table:
             raise DataError("no answer matches a label")
         return Tallies(tuple(table), np.stack(list(table.values())))
+
+    def marks(self, data: Path, answers: list[dict[str, Any]]) -> list[Mark]:
+        """1 where yes or no is right."""
+        data = Path(data)
+        groups, found = self._by_category(data, answers, []), []
+        for category, labels in self._labels(data).items():
+            for row, label in zip(*self._join(category, groups.get(category, []), labels, []), strict=True):
+                right = parse_answer(row["text"]) == label["label"]
+                found.append(Mark(f"{category}/{label['question_id']}", str(label["image"]), float(right)))
+        return found
+
+    def check_truth(self, data: Path, questions: list[Question]) -> list[str]:
+        """Label files of another release, told by their ids before anything is asked."""
+        try:
+            labels_of = self._labels(data)
+        except DataError as error:
+            return [f"cannot be scored: {error}"]
+        warnings = []
+        for category, labels in labels_of.items():
+            asked = {_number(question.question_id) for question in questions if question.category == category}
+            apart = asked - {label["question_id"] for label in labels}
+            if apart:
+                warnings.append(f"{category}: {len(apart)} of {len(asked)} questions have no label")
+            if category == "random" and len(labels) == 3000 and len(asked) <= 2910:
+                warnings.append("random: 3,000 labels are a later release of POPE's file; LLaVA's questions "
+                                "go with the one of 2,910 (of the first commits of its repository)")
+        return warnings
 
     def score_tallies(self, counts: np.ndarray) -> np.ndarray:
         """(..., categories, 4) -> (...): 100 x mean F1; F1 = 2 TP / (2 TP + FP + FN)."""
