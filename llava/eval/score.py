@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     rule = parser.add_mutually_exclusive_group()
     rule.add_argument("--strict", dest="fixed", action="store_false", help="the official rule (default)")
     rule.add_argument("--fixed", action="store_true", help="mend plain bugs of the official rule")
+    parser.set_defaults(fixed=False)
     return parser
 
 

@@ -172,6 +172,27 @@ def test_duplicates_and_missing_images_are_counted(tmp_path):
         check_questions("POPE", questions)
 
 
+def test_official_rule_is_the_default_of_the_command_line(capsys):
+    command = ["--benchmark", "pope", "--data", str(GOLDEN), "--answers",
+               str(GOLDEN / "llava_answers_all_no.jsonl")]
+    scores = []
+    for more in ([], ["--strict"], ["--fixed"]):
+        assert score_main([*command, *more]) == 0
+        scores.append(json.loads(capsys.readouterr().out.splitlines()[-1])["score"])
+    assert scores == [None, None, 0.0]
+
+
+def test_labels_of_another_release_are_told_before_asking(tmp_path):
+    data = make_pope(tmp_path / "pope")
+    questions = list(pope.questions(data, []))
+    assert pope.check(data, questions) == []
+    path = data / "coco" / "coco_pope_random.json"
+    row = json.loads(path.read_text().splitlines()[0])
+    path.write_text("".join(json.dumps({**row, "question_id": n}) + "\n" for n in range(5001, 8001)))
+    warnings = pope.check(data, questions)
+    assert "questions have no label" in warnings[0] and "2,910" in warnings[1]
+
+
 def test_registry():
     assert "pope" in list_benchmarks()
     with pytest.raises(ValueError, match="unknown benchmark 'pop'; there are: .*pope"):

@@ -22,6 +22,11 @@ _MODULES = {
     "textvqa": ("llava.eval.benchmarks.textvqa", "TextVQA"),
     "vqav2": ("llava.eval.benchmarks.vqav2", "VQAv2"),
     "vqav2_val": ("llava.eval.benchmarks.vqav2", "VQAv2Val"),
+    "vizwiz": ("llava.eval.benchmarks.vizwiz", "VizWiz"),
+    "vizwiz_val": ("llava.eval.benchmarks.vizwiz", "VizWizVal"),
+    "gqa": ("llava.eval.benchmarks.gqa", "GQA"),
+    "scienceqa": ("llava.eval.benchmarks.scienceqa", "ScienceQA"),
+    "scienceqa_full": ("llava.eval.benchmarks.scienceqa", "ScienceQAFull"),
     "pope": ("llava.eval.benchmarks.pope", "Pope"),
 }
 
