@@ -27,6 +27,9 @@ _MODULES = {
     "gqa": ("llava.eval.benchmarks.gqa", "GQA"),
     "scienceqa": ("llava.eval.benchmarks.scienceqa", "ScienceQA"),
     "scienceqa_full": ("llava.eval.benchmarks.scienceqa", "ScienceQAFull"),
+    "mme": ("llava.eval.benchmarks.mme", "MME"),
+    "mmbench": ("llava.eval.benchmarks.mmbench", "MMBench"),
+    "mmbench_cn": ("llava.eval.benchmarks.mmbench", "MMBenchCN"),
     "pope": ("llava.eval.benchmarks.pope", "Pope"),
 }
 
