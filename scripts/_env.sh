@@ -59,9 +59,9 @@ _vp_find_python() {
         fi
     done
     [ -n "$seen" ] || _vp_die "no Python found on PATH; Python 3.10 or newer is needed." \
-        "Install one, or name it: PYTHON=/path/to/python3.12 bash scripts/..."
+        "Install one, or name it: PYTHON=python3.12 bash scripts/..."
     _vp_die "Python 3.10 or newer is needed; found:${seen%;}." \
-        "Install a newer one, or name it: PYTHON=/path/to/python3.12 bash scripts/..."
+        "Install a newer one, or name it: PYTHON=python3.12 bash scripts/..."
 }
 
 # ---- stamp: does the environment hold what pyproject.toml and constraints.txt ask for? ----------------------

@@ -10,9 +10,7 @@ the embedding of the name of the thing that covers it (labels from the generator
 answer already at the word the question is about ("Is there a dog" ...), since looking there and carrying the
 result to the end of the prompt are hard to learn at once.
 
-About twelve questions share one picture: they stand behind it one after another, and a mask lets each see the
-prompt, the picture and itself only, with the positions it would have alone. That is exactly the prompt the
-model is asked with later. Interrupted, the same command goes on from the last checkpoint.
+Interrupted, the same command goes on from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -30,129 +28,8 @@ from torch.nn import functional as F
 
 from . import questions, tokenizer, world
 from .features import PATCHES, WIDTH, FeatureStore, cache_folder, patch_labels, prepare
+from .student import IGNORE, Packer, Recipe, Student
 from .tower import TOWER_NAME
-
-IGNORE = -100
-HINTED = ("exist", "color", "color_check", "count", "count_check", "position", "unanswerable")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything a run depends on; its JSON lies beside the checkpoint."""
-
-    pictures: int = 3600
-    validation: int = 200  # the last ones of `pictures`, never trained on
-    steps: tuple[int, int] = (1000, 600)  # random subsets, all tokens
-    batch: tuple[int, int] = (12, 8)
-    subset: tuple[int, int] = (128, 257)
-    questions: int = 12
-    muon_lr: float = 0.01
-    adam_lr: float = 1e-3
-    warmup: int = 100
-    align: float = 0.5  # weight of both auxiliary losses
-    width: int = 192
-    layers: int = 3
-    heads: int = 3
-    mlp: int = 512
-    bfloat16: bool = True  # autocast: half the time where the processor has bfloat16 instructions
-    seed: int = 0
-
-
-class Student(nn.Module):
-    """Projector and Llama, with the parameter names of an original LLaVA checkpoint."""
-
-    def __init__(self, recipe: Recipe, vocabulary: int):
-        super().__init__()
-        from transformers import LlamaConfig, LlamaModel
-
-        self.config = LlamaConfig(
-            hidden_size=recipe.width,
-            intermediate_size=recipe.mlp,
-            num_hidden_layers=recipe.layers,
-            num_attention_heads=recipe.heads,
-            num_key_value_heads=recipe.heads,
-            vocab_size=vocabulary,
-            max_position_embeddings=2048,
-            rms_norm_eps=1e-5,
-            attn_implementation="sdpa",
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-            tie_word_embeddings=False,
-            use_cache=False,
-        )
-        self.model = LlamaModel(self.config)
-        self.model.mm_projector = nn.Sequential(
-            nn.Linear(WIDTH, recipe.width), nn.GELU(), nn.Linear(recipe.width, recipe.width)
-        )
-        self.lm_head = nn.Linear(recipe.width, vocabulary, bias=False)
-        # Queries and keys start equal, and large enough to matter: a word looks at patches that resemble it
-        # from the first step on. Started apart, 800 steps did not lift yes/no questions off chance.
-        for layer in self.model.layers:
-            nn.init.normal_(layer.self_attn.q_proj.weight, std=0.05)
-            with torch.no_grad():
-                layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
-
-    def forward(self, visual, ids, positions, mask, prefix_length: int):
-        """Projected patches (B, n, width) -> hidden states of the text behind them (B, S, width)."""
-        text = self.model.embed_tokens(ids)  # (B, prefix + S, width)
-        embeds = torch.cat([text[:, :prefix_length], visual, text[:, prefix_length:]], dim=1)
-        hidden = self.model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
-        )
-        return hidden.last_hidden_state[:, prefix_length + visual.shape[1] :]
-
-
-class Packer:
-    """Turns pictures and questions into one batch of ids, positions, mask and labels."""
-
-    def __init__(self, tokens):
-        self.tokens = tokens
-        self.prefix = [1] + tokens.encode(tokenizer.SYSTEM + " ")
-        self.cache: dict[str, list[int]] = {}
-        words = [*world.THINGS, *map(questions.plural, world.SPRITES), *world.COLORS]
-        self.content = {pieces[0] for pieces in map(tokens.encode, words) if len(pieces) == 1}
-
-    def encode(self, text: str) -> list[int]:
-        if text not in self.cache:
-            self.cache[text] = self.tokens.encode(text)
-        return self.cache[text]
-
-    def pack(self, asked: list[list[tuple[str, str, str]]], visible: int):
-        """Questions `asked` per picture -> the tensors of one batch.
-
-        ids (B, P+S), positions (B, P+n+S), mask (B, 1, P+n+S, P+n+S), labels, owner and hints (B, S). owner
-        is the number of the question a text token belongs to (-1: padding); labels are shifted, so that
-        position t holds the token to predict after t.
-        """
-        rows = []
-        for items in asked:
-            ids, labels, owner, place, hints = [], [], [], [], []
-            for number, (kind, text, answer) in enumerate(items):
-                prompt = self.encode(f"\n{text} ASSISTANT:")
-                target = [*self.encode(answer), 2]
-                ahead = [IGNORE] * (len(prompt) + len(target) - 1)
-                about = [k for k, piece in enumerate(prompt) if piece in self.content]
-                if kind in HINTED and about:
-                    ahead[about[-1]] = target[0]
-                hints += ahead
-                ids += prompt + target[:-1]
-                labels += [IGNORE] * (len(prompt) - 1) + target
-                owner += [number] * (len(prompt) + len(target) - 1)
-                place += range(len(prompt) + len(target) - 1)
-            rows.append((ids, labels, owner, place, hints))
-        longest, front = max(len(row[0]) for row in rows), len(self.prefix) + visible
-
-        def pad(k: int, value: int) -> torch.Tensor:
-            return torch.tensor([row[k] + [value] * (longest - len(row[k])) for row in rows])
-
-        ids, labels, owner, place, hints = pad(0, 0), pad(1, IGNORE), pad(2, -1), pad(3, 0), pad(4, IGNORE)
-        size = front + longest
-        mask = torch.ones(size, size, dtype=torch.bool).tril().repeat(len(rows), 1, 1)
-        mask[:, front:, front:] &= owner[:, :, None] == owner[:, None, :]
-        positions = torch.cat([torch.arange(front).repeat(len(rows), 1), front + place], dim=1)
-        ids = torch.cat([torch.tensor(self.prefix).repeat(len(rows), 1), ids], dim=1)
-        return ids, positions, mask[:, None], labels, owner, hints
 
 
 class Trainer:
