@@ -30,7 +30,7 @@ from llava.eval.benchmarks import (
     get_benchmark,
     list_benchmarks,
 )
-from llava.eval.benchmarks.base import read_answers
+from llava.eval.benchmarks.base import DataError
 from llava.eval.parts import merge_parts, write_atomically
 from llava.eval.score import print_score
 
@@ -68,6 +68,9 @@ def read_benchmark(
     benchmark: Benchmark, data: Path | None, limit: int | None
 ) -> tuple[Path, list[Question], list[Problem]]:
     """(folder, questions, malformed lines), with warnings printed; raises DataError."""
+    if benchmark.media != "image":
+        raise DataError(f"{benchmark.title} asks about videos, and no model here takes any; answers made "
+                        "elsewhere are scored by python -m llava.eval.score")
     given = arguments.EMBEDDED_DATA / benchmark.folder if data is None else data.expanduser()
     folder = benchmark.locate(given)
     problems: list[Problem] = []
@@ -158,7 +161,7 @@ def finish(
     if not answers.exists():
         print("error: no question could be answered", file=sys.stderr)
         return 1
-    rows = read_answers(answers)
+    rows = benchmark.read_answers(answers)
     score = benchmark.score(folder, rows, fixed=fixed)
     metadata = rows[0]["metadata"]
     visual = sum(row["metadata"]["visual_tokens"] for row in rows) / len(rows)

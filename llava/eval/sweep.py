@@ -29,7 +29,6 @@ from llava import arguments
 from llava.eval import cli
 from llava.eval.answers import AnswerFile
 from llava.eval.benchmarks import Benchmark, Problem, Question, Tallies, get_benchmark, list_benchmarks
-from llava.eval.benchmarks.base import read_answers
 from llava.eval.parts import write_atomically
 from llava.eval.run import add_source_arguments, fixed_for_part, read_benchmark, setting_name
 from llava.eval.statistics import bootstrap_interval, paired_bootstrap
@@ -224,7 +223,7 @@ def _gflops(stored: dict[str, Any] | None, visual: float) -> float | None:
 def _score(
     args: argparse.Namespace, cell: Cell, benchmark: Benchmark, folder: Path, warned: set[str]
 ) -> Cell:
-    rows = read_answers(cell.folder / "answers.jsonl")
+    rows = benchmark.read_answers(cell.folder / "answers.jsonl")
     score = benchmark.score(folder, rows, fixed=args.fixed)
     for warning in score.warnings:
         if warning not in warned:  # what is wrong with the data is wrong in every cell

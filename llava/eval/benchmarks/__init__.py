@@ -30,6 +30,11 @@ _MODULES = {
     "mme": ("llava.eval.benchmarks.mme", "MME"),
     "mmbench": ("llava.eval.benchmarks.mmbench", "MMBench"),
     "mmbench_cn": ("llava.eval.benchmarks.mmbench", "MMBenchCN"),
+    "mmvet": ("llava.eval.benchmarks.mmvet", "MMVet"),
+    "tgif": ("llava.eval.benchmarks.video", "TGIF"),
+    "msvd": ("llava.eval.benchmarks.video", "MSVD"),
+    "msrvtt": ("llava.eval.benchmarks.video", "MSRVTT"),
+    "activitynet": ("llava.eval.benchmarks.video", "ActivityNet"),
     "pope": ("llava.eval.benchmarks.pope", "Pope"),
 }
 
