@@ -6,13 +6,15 @@ projectors or language models. `clip_encoder.py` and `dinov2_encoder.py` say whe
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
 CUDA_GROUP = 4  # crops per pass on an accelerator; see VisionTower.group_size
 
 
-class VisionTower(nn.Module):
+class VisionTower(nn.Module, ABC):
     """A frozen image encoder with a [CLS] token.
 
     `tower(images)` with images (B, 3, S, S), any float dtype, gives
@@ -47,17 +49,17 @@ class VisionTower(nn.Module):
         self.group_size: int | None = None
 
     # --- where the parts lie: one implementation per architecture -----------------------------------------
+    @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> the hidden states (B, N + 1, C) that enter the first layer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def layers(self) -> nn.ModuleList:
         """The transformer layers up to the select layer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def attention_parts(self, layer: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
         """(norm before attention, query projection, key projection) of a layer."""
-        raise NotImplementedError
 
     # --- running -----------------------------------------------------------------------------------------
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
