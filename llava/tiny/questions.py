@@ -208,24 +208,31 @@ def inventory(scene: Scene, rs: np.random.RandomState) -> Pair | None:
     return ("What things are in the image?", ", ".join(names)) if names else None
 
 
-# Draws per question type. Existence carries the first benchmark, so it has the largest share.
-MIXTURE: tuple[tuple[Callable[[Scene, np.random.RandomState], Pair | None], float], ...] = (
-    (exist, 0.50),
-    (color, 0.07),
-    (color_check, 0.06),
-    (count, 0.09),
-    (count_check, 0.03),
-    (position, 0.05),
-    (choice, 0.09),
-    (read, 0.04),
-    (unanswerable, 0.04),
-    (inventory, 0.03),
-)
+# Draws per question type. Few types learn several times faster: with "wide", yes/no questions were at 62% of
+# validation after 800 steps.
+Maker = Callable[[Scene, np.random.RandomState], Pair | None]
+MIXTURES: dict[str, dict[Maker, float]] = {
+    "pope": {exist: 0.80, color: 0.12, color_check: 0.08},
+    "wide": {
+        exist: 0.50,
+        color: 0.07,
+        color_check: 0.06,
+        count: 0.09,
+        count_check: 0.03,
+        position: 0.05,
+        choice: 0.09,
+        read: 0.04,
+        unanswerable: 0.04,
+        inventory: 0.03,
+    },
+}
 
 
-def ask(scene: Scene, rs: np.random.RandomState, number: int) -> list[tuple[str, str, str]]:
+def ask(
+    scene: Scene, rs: np.random.RandomState, number: int, mixture: str = "wide"
+) -> list[tuple[str, str, str]]:
     """`number` training questions about a scene: (type, question, answer)."""
-    makers, weights = zip(*MIXTURE, strict=True)
+    makers, weights = zip(*MIXTURES[mixture].items(), strict=True)
     out: list[tuple[str, str, str]] = []
     while len(out) < number:
         maker = makers[rs.choice(len(makers), p=weights)]

@@ -25,10 +25,11 @@ class Recipe:
 
     pictures: int = 3600
     validation: int = 200  # the last ones of `pictures`, never trained on
-    steps: tuple[int, int] = (1000, 600)  # random subsets, all tokens
+    steps: tuple[int, int] = (700, 500)  # random subsets, all tokens
     batch: tuple[int, int] = (12, 8)
     subset: tuple[int, int] = (128, 257)
     questions: int = 12
+    mixture: str = "pope"  # of `questions.MIXTURES`
     muon_lr: float = 0.01
     adam_lr: float = 1e-3
     warmup: int = 100

@@ -77,7 +77,7 @@ class Trainer:
 
     def batch(self, rows: np.ndarray, rs: np.random.RandomState, visible: int):
         chosen = [self.scene(int(row)) for row in rows]
-        asked = [questions.ask(scene, rs, self.recipe.questions) for scene, _ in chosen]
+        asked = [questions.ask(scene, rs, self.recipe.questions, self.recipe.mixture) for scene, _ in chosen]
         features, labels = (
             self.store.read(rows),
             torch.from_numpy(np.stack([patches for _, patches in chosen])),
@@ -216,6 +216,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m llava.tiny.train", description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=Recipe.pictures)
     parser.add_argument("--steps", type=int, nargs=2, default=Recipe.steps, metavar=("SUBSETS", "ALL"))
+    parser.add_argument(
+        "--mixture", choices=questions.MIXTURES, default=Recipe.mixture, help="question types"
+    )
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
@@ -233,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--pictures: at least {least}, since {Recipe.validation} are kept for validation")
     if not hasattr(torch.optim, "Muon"):
         parser.error("training needs torch >= 2.9 (torch.optim.Muon)")
-    recipe = Recipe(pictures=args.pictures, steps=tuple(args.steps), seed=args.seed)
+    recipe = Recipe(pictures=args.pictures, steps=tuple(args.steps), mixture=args.mixture, seed=args.seed)
     work = (
         args.work
         or cache_folder() / f"run-{recipe.seed}-{recipe.pictures}-{recipe.steps[0]}-{recipe.steps[1]}"
