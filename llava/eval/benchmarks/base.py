@@ -81,10 +81,11 @@ class Mark:
 class DataFile:
     """A file or folder of a benchmark, for those who have yet to put it there."""
 
-    path: str  # relative to the benchmark's folder; of alternatives the first is the usual one
+    path: str  # relative to the benchmark's folder
     what: str
     source: str  # a data set's name and official page, by name
     purpose: str = "ask"  # ask, score or submit
+    also: tuple[str, ...] = ()  # other names, patterns allowed, under which it is as good
 
 
 @dataclass

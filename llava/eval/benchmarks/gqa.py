@@ -76,8 +76,8 @@ class GQA(MeanBenchmark):
     sizes = {12578: "testdev balanced"}
     files = (
         DataFile(QUESTIONS, "questions", LLAVA_EVAL_ZIP),
-        DataFile(f"data/{TRUTH}", "answers", f"{_PAGE}, questions 1.2", "score"),
-        DataFile("data/images", "pictures", f"{_PAGE}, images"),
+        DataFile(f"data/{TRUTH}", "answers", f"{_PAGE}, questions 1.2", "score", (TRUTH,)),
+        DataFile("data/images", "pictures", f"{_PAGE}, images", also=("images",)),
     )
 
     def questions(self, data: Path, problems: list[Problem]) -> Iterator[Question]:

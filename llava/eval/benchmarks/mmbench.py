@@ -95,9 +95,9 @@ class MMBench(MeanBenchmark):
     metric = "accuracy"
     max_new_tokens = 1024
     sizes = {4377: "dev 20230712", 4329: "dev 20231003"}
-    files = (DataFile(marker, "questions, pictures and answers", "MMBench dev, release 20230712 "
-                      "(github.com/open-compass/MMBench)"),)
     others = "mmbench_dev_[e2]*.tsv"  # other releases
+    files = (DataFile(marker, "questions, pictures and answers", "MMBench dev, release 20230712 "
+                      "(github.com/open-compass/MMBench)", also=(others,)),)
     instruction = "\nAnswer with the option's letter from the given choices directly."
 
     def owns(self, folder: Path) -> bool:
@@ -262,9 +262,9 @@ class MMBenchCN(MMBench):
     other_folders = ("mmbench",)
     marker = "mmbench_dev_cn_20231003.tsv"
     sizes = {4329: "dev 20231003"}
-    files = (DataFile(marker, "questions, pictures and answers", "MMBench-CN dev, release 20231003 "
-                      "(github.com/open-compass/MMBench)"),)
     others = "mmbench_dev_cn*.tsv"
+    files = (DataFile(marker, "questions, pictures and answers", "MMBench-CN dev, release 20231003 "
+                      "(github.com/open-compass/MMBench)", also=(others,)),)
     instruction = "\n请直接回答选项字母。"
 
 

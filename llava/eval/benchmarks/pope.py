@@ -21,6 +21,7 @@ import numpy as np
 from llava.eval.benchmarks.base import (
     Benchmark,
     DataError,
+    DataFile,
     Mark,
     Problem,
     Question,
@@ -70,6 +71,13 @@ class Pope(Benchmark):
     folder = "pope"
     marker = QUESTIONS
     metric = "F1"
+    sizes = {8910: "full release"}
+    files = (
+        DataFile(QUESTIONS, "questions", "eval.zip of LLaVA (its docs/Evaluation.md)"),
+        *(DataFile(f"coco/coco_pope_{name}.json", "labels", "POPE (github.com/RUCAIBox/POPE), the release "
+                   "with 2,910 random rows", "score") for name in CATEGORIES),
+        DataFile("val2014", "pictures", "COCO (cocodataset.org, val2014)"),
+    )
 
     def questions(self, data: Path, problems: list[Problem]) -> Iterator[Question]:
         """Questions in file order; raises DataError where a file that asking or scoring needs is missing."""

@@ -63,7 +63,7 @@ class ScienceQA(MeanBenchmark):
     max_new_tokens = 1024
     sizes = {4241: "test", 2017: "test, questions with a picture"}
     files = (
-        DataFile(ALL, "questions", LLAVA_EVAL_ZIP),
+        DataFile(ALL, "questions", LLAVA_EVAL_ZIP, also=(WITH_IMAGE,)),
         DataFile(PROBLEMS, "choices and answers", _PAGE, "score"),
         DataFile(SPLITS, "ids of the test split", _PAGE, "score"),
         DataFile("images/test", "pictures", _PAGE),

@@ -239,8 +239,8 @@ def _set(name: str, title: str, folder: str, videos: str, prefix: str = "") -> t
     return type(title.replace("-", ""), (VideoQA,), {
         "__module__": __name__, "name": name, "title": title, "videos": videos, "prefix": prefix,
         "folder": f"GPT_Zero_Shot_QA/{place}", "other_folders": (place, f"video/{place}"),
-        "files": (DataFile("test_q_1k.json", "questions", _PAGE),
-                  DataFile("test_a_1k.json", "answers", _PAGE, "score"),
+        "files": (DataFile("test_q_1k.json", "questions", _PAGE, also=("test_q.json",)),
+                  DataFile("test_a_1k.json", "answers", _PAGE, "score", ("test_a.json",)),
                   DataFile(videos, "videos", f"{title}'s own release"))})
 
 

@@ -70,8 +70,8 @@ class VizWiz(MeanBenchmark):
     metric = "accuracy"
     sizes = {8000: "test", 4319: "validation"}
     files = (
-        DataFile(LLAVA_TEST, "test questions", LLAVA_EVAL_ZIP),
-        DataFile("test", "test pictures", _PAGE),
+        DataFile(LLAVA_TEST, "test questions", LLAVA_EVAL_ZIP, also=(TRUTH,)),
+        DataFile("test", "test pictures", _PAGE, also=("val",)),
     )
     val_only = False
 

@@ -81,9 +81,9 @@ class VQAv2(MeanBenchmark):
     metric = "accuracy"
     sizes = {107394: "test-dev", 447793: "test", 214354: "validation"}
     files = (
-        DataFile(TEST_DEV, "test-dev questions", LLAVA_EVAL_ZIP),
-        DataFile("test2015", "COCO test2015 pictures", "COCO (cocodataset.org, test2015)"),
-        DataFile(ALL_TEST, "all ids that the server wants", LLAVA_EVAL_ZIP, "submit"),
+        DataFile(TEST_DEV, "test-dev questions", LLAVA_EVAL_ZIP, also=(VAL_QUESTIONS, *LLAVA_VAL)),
+        DataFile("test2015", "pictures", "COCO (cocodataset.org, test2015)", also=("val2014",)),
+        DataFile(ALL_TEST, "all ids that the server wants", LLAVA_EVAL_ZIP, "submit", (ANNOTATIONS,)),
     )
     val_only = False
 
@@ -204,7 +204,7 @@ class VQAv2Val(VQAv2):
     markers = (*LLAVA_VAL, VAL_QUESTIONS)
     val_only = True
     files = (
-        DataFile(VAL_QUESTIONS, "validation questions", _PAGE),
+        DataFile(VAL_QUESTIONS, "validation questions", _PAGE, also=LLAVA_VAL),
         DataFile(ANNOTATIONS, "human answers", _PAGE, "score"),
         DataFile("val2014", "COCO val2014 pictures", "COCO (cocodataset.org, val2014)"),
     )

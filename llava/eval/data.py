@@ -1,0 +1,128 @@
+"""What of the benchmarks' data is there, what is missing, and where it comes from.
+
+    python -m llava.eval.data check all
+    python -m llava.eval.data check pope gqa --data playground/data/eval
+
+Reads every question file that is there, holds it against the ground truth and looks for its pictures. Nothing
+is downloaded. --data is the folder above the benchmarks' own ones: DATA_DIR of the scripts, LLaVA's
+playground/data/eval; the embedded one without either. The last line of standard output is one JSON document.
+Exit code 1 if something that was begun or named is incomplete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llava.arguments import EMBEDDED_DATA
+from llava.eval.benchmarks import (
+    Benchmark,
+    DataError,
+    Problem,
+    benchmark_name,
+    get_benchmark,
+    list_benchmarks,
+)
+from llava.eval.benchmarks.base import DataFile
+from llava.eval.cli import guarded
+
+USUAL = Path("playground", "data", "eval")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.eval.data", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["check"])
+    parser.add_argument("benchmarks", nargs="+", type=benchmark_name, choices=["all", *list_benchmarks()])
+    parser.add_argument("--data", type=Path, help="default: DATA_DIR, playground/data/eval, the embedded one")
+    return parser
+
+
+def present(folder: Path, file: DataFile) -> Path | None:
+    """The file, or an alternative of it, if it is there and (a folder) not empty."""
+    for pattern in (file.path, *file.also):
+        for path in sorted(folder.glob(pattern)):
+            if path.is_file() or any(path.iterdir()):
+                return path
+    return None
+
+
+def check(benchmark: Benchmark, root: Path) -> dict[str, Any]:
+    """Status (absent, incomplete, complete), counts, files missing and warnings of one benchmark."""
+    try:
+        folder = benchmark.locate(root)
+    except DataError:
+        folder = root / benchmark.folder
+    if not benchmark.owns(folder):  # `locate` gives the folder itself where it finds nothing
+        folder = root / benchmark.folder
+    missing = [file for file in benchmark.files if present(folder, file) is None]
+    report: dict[str, Any] = {
+        "status": "complete", "folder": str(folder), "questions": None, "release": None, "pictures": None,
+        "missing": [{"file": file.path, "what": file.what, "for": file.purpose, "from": file.source}
+                    for file in missing],
+        "warnings": []}
+    if len(missing) == len(benchmark.files):
+        return {**report, "status": "absent"}
+    problems: list[Problem] = []
+    try:
+        questions = list(benchmark.questions(folder, problems))
+        report["questions"] = len(questions)
+        report["release"] = benchmark.sizes.get(len(questions))
+        report["pictures"] = len({one.image for one in questions if one.image is not None})
+        report["warnings"] += benchmark.check(folder, questions)
+    except DataError as error:
+        report["warnings"].append(str(error))
+    if problems:
+        report["warnings"].append(f"{len(problems)} malformed lines, the first: {problems[0]}")
+    if missing or report["warnings"]:
+        report["status"] = "incomplete"
+    return report
+
+
+def show(benchmark: Benchmark, report: dict[str, Any]) -> None:
+    """A report for people."""
+    line = f"{benchmark.name:<14} {report['status']:<11}"
+    if report["questions"] is not None:
+        what = "videos" if benchmark.media == "video" else "pictures"
+        line += f" {report['questions']:,} questions about {report['pictures']:,} {what}"
+        line += f" ({report['release'] or 'not a full release: ' + _sizes(benchmark)})"
+    print(line if not report["missing"] else f"{line} {report['folder']}")
+    for file in report["missing"]:
+        wanted = {"ask": "", "score": ", for scoring", "submit": ", for submitting"}[file["for"]]
+        print(f"    missing: {file['file']} ({file['what']}{wanted}); from {file['from']}")
+    for warning in report["warnings"]:
+        print(f"    {warning}")
+
+
+def _sizes(benchmark: Benchmark) -> str:
+    return ", ".join(f"{name} has {size:,}" for size, name in benchmark.sizes.items()) or "size not known"
+
+
+@guarded
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    usual = Path(os.environ["DATA_DIR"]) if os.environ.get("DATA_DIR") else USUAL
+    root = (args.data or (usual if usual.is_dir() else EMBEDDED_DATA)).expanduser()
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; --data (or DATA_DIR) is the one above the benchmarks' own")
+    names = list_benchmarks() if "all" in args.benchmarks else list(dict.fromkeys(args.benchmarks))
+    print(f"data under {root}", flush=True)
+    reports = {}
+    for name in names:
+        benchmark = get_benchmark(name)
+        reports[name] = check(benchmark, root)
+        show(benchmark, reports[name])
+        sys.stdout.flush()
+    print(json.dumps({"data": str(root), "benchmarks": reports}))
+    wanted = ("complete", "absent") if "all" in args.benchmarks else ("complete",)
+    return 0 if all(report["status"] in wanted for report in reports.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

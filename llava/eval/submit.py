@@ -1,0 +1,77 @@
+"""Turn an answer file into exactly the file that a benchmark's server (or own evaluator) takes.
+
+    python -m llava.eval.submit --benchmark vqav2 --data playground/data/eval/vqav2 --answers merge.jsonl \\
+        --output answers_upload/llava-v1.5-7b.json
+
+    vqav2       JSON over all test ids, '' where not answered          EvalAI
+    vizwiz      JSON by picture, every picture answered                EvalAI
+    gqa         predictions for GQA's eval.py
+    mmbench     xlsx without pictures (mmbench_cn likewise)            MMBench's server
+    mmvet       {id: text}                                             MM-Vet's evaluator
+    mme         a folder of one text file per task for MME's calculator
+
+The last line of standard output is one JSON document. Loads no model and sends nothing anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava.eval.benchmarks import Problem, benchmark_name, get_benchmark, list_benchmarks
+from llava.eval.benchmarks.base import DataError, read_jsonl
+from llava.eval.cli import guarded
+from llava.eval.parts import write_atomically
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.eval.submit", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--benchmark", required=True, type=benchmark_name, choices=list_benchmarks())
+    parser.add_argument("--data", type=Path, help="the benchmark's own folder")
+    parser.add_argument("--answers", required=True, type=Path, help="answer jsonl: question_id, prompt, text")
+    parser.add_argument("--questions", type=Path, help="the file that lists what the server wants; default: "
+                        "the one in the benchmark's folder")
+    parser.add_argument("--output", type=Path, help="file, or folder for mme; default: beside the answers")
+    parser.add_argument("--skip-damaged", action="store_true", help="leave damaged answer lines out")
+    return parser
+
+
+@guarded
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    benchmark = get_benchmark(args.benchmark)
+    data = benchmark.locate(args.data.expanduser()) if args.data else None
+    warnings: list[str] = []
+    if args.skip_damaged and args.answers.is_file():
+        problems: list[Problem] = []
+        answers = [row for _, row in read_jsonl(args.answers, problems, ("question_id", "text"))]
+        if problems:
+            warnings.append(f"{len(problems)} damaged lines left out, the first: {problems[0]}")
+    else:
+        answers = benchmark.read_answers(args.answers)
+    if args.questions and not args.questions.is_file():
+        raise DataError(f"{args.questions}: no such file")
+    made = benchmark.submission(data, answers, args.questions)
+    warnings += made.warnings
+    several = len(made.files) > 1 or args.benchmark == "mme"
+    first = next(iter(made.files), "")
+    output = args.output or args.answers.with_name(
+        f"{args.answers.stem}_submission{'' if several else Path(first).suffix}")
+    (output if several else output.parent).mkdir(parents=True, exist_ok=True)
+    for name, content in made.files.items():
+        write_atomically(output / name if several else output, content)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{made.rows} answers for {made.server}: {output}")
+    print(json.dumps({"benchmark": benchmark.name, "output": str(output), "rows": made.rows,
+                      "server": made.server, "warnings": warnings}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
