@@ -49,7 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, help="folder; default outputs/BENCHMARK/MODEL/SETTING")
     parser.add_argument("--num-chunks", type=arguments.at_least(1), default=1)
     parser.add_argument("--chunk-idx", type=arguments.at_least(0), default=0)
-    parser.add_argument("--fixed", action="store_true", help="mend plain bugs of the official scoring rule")
+    rule = parser.add_mutually_exclusive_group()
+    rule.add_argument("--fixed", action="store_true", help="mend plain bugs of the official scoring rule")
+    rule.add_argument("--strict", dest="fixed", action="store_false", help="the official rule (default)")
+    parser.set_defaults(fixed=False)
     cli.add_model_arguments(parser)
     cli.add_asking_arguments(parser)
     return parser

@@ -193,6 +193,16 @@ def test_labels_of_another_release_are_told_before_asking(tmp_path):
     assert "questions have no label" in warnings[0] and "2,910" in warnings[1]
 
 
+def test_questions_without_image_are_counted(tmp_path):
+    data = make_pope(tmp_path / "pope")
+    path = data / "llava_pope_test.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    del rows[0]["image"], rows[1]["image"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (warning,) = pope.check(data, list(pope.questions(data, [])))
+    assert f"2 of {len(rows)} questions name no image" in warning and "llava_pope_test.jsonl:1" in warning
+
+
 def test_registry():
     assert "pope" in list_benchmarks()
     with pytest.raises(ValueError, match="unknown benchmark 'pop'; there are: .*pope"):

@@ -120,6 +120,7 @@ class Benchmark(ABC):
     unit: str = "%"  # of `Score.score`
     metric: str = "score"  # heading of the score's column
     media: str = "image"  # or "video"
+    asks_without_image: bool = False  # some questions are meant to have none
     marker: str  # a file that tells the benchmark's folder
     markers: tuple[str, ...] = ()  # others that do
     other_folders: tuple[str, ...] = ()  # where else people put it under DATA_DIR
@@ -172,7 +173,12 @@ class Benchmark(ABC):
 
     def check(self, data: Path, questions: list[Question]) -> list[str]:
         """Warnings about these questions before they are asked; raises DataError if none can be."""
-        return check_questions(self.title, questions) + self.check_truth(Path(data), questions)
+        warnings = check_questions(self.title, questions)
+        bare = [question for question in questions if question.image is None]
+        if bare and not self.asks_without_image:
+            warnings.append(f"{len(bare)} of {len(questions)} questions name no image and are asked blind; "
+                            f"first: {bare[0].file}:{bare[0].line}")
+        return warnings + self.check_truth(Path(data), questions)
 
     def check_truth(self, data: Path, questions: list[Question]) -> list[str]:
         """Warnings where the ground truth beside the questions is another release, or missing."""

@@ -10,11 +10,8 @@ The file is streamed: a picture is read when it is shown, and pictures that are 
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -30,16 +27,12 @@ from llava.eval.benchmarks.base import (
     read_answers,
 )
 from llava.eval.benchmarks.common import MeanBenchmark, check_known, group_means, mean
+from llava.eval.benchmarks.tsv import MISSING_CELLS, EmbeddedImage, is_missing, rows_of
 
 OPTIONS = "ABCD"
 ROTATION = 1_000_000
 SERVER = "MMBench's server (mmbench.opencompass.org.cn), dev"
-_NEEDS = ("index", "question", "A", "B", "answer", "image")
 _NOT_UPLOADED = ("hint", "category", "source", "image", "comment", "l2-category")
-# What pandas takes for a missing cell, and LLaVA therefore too; an option "None" is lost.
-_MISSING = frozenset((
-    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A",
-    "NA", "NULL", "NaN", "None", "n/a", "nan", "null"))
 _ABBREVIATIONS = {
     "coarse_perception": "CP", "finegrained_perception (instance-level)": "FP-S",
     "finegrained_perception (cross-instance)": "FP-C", "logic_reasoning": "LR", "relation_reasoning": "RR",
@@ -73,20 +66,6 @@ def infer_letter(text: str, choices: dict[str, str]) -> str | None:
     return inside[0] if len(inside) == 1 else None
 
 
-@dataclass(frozen=True)
-class EmbeddedImage:
-    """A picture inside a row of a TSV file; equal pictures are equal, wherever they stand."""
-
-    name: str  # hash of the base64 text
-    path: Path = field(compare=False)
-    offset: int = field(compare=False)  # of its row, in bytes
-    length: int = field(compare=False)
-    column: int = field(compare=False)
-
-    def __str__(self) -> str:
-        return f"{self.path} (row at byte {self.offset})"
-
-
 class MMBench(MeanBenchmark):
     name = "mmbench"
     title = "MMBench"
@@ -118,7 +97,7 @@ class MMBench(MeanBenchmark):
 
     def _questions(self, path: Path, problems: list[Problem]) -> Iterator[Question]:
         pictures: dict[str, EmbeddedImage] = {}
-        for index, (number, image, row) in enumerate(_rows(path, problems)):
+        for index, (number, image, row) in enumerate(rows_of(path, problems)):
             if isinstance(image, str):  # some releases refer to the picture of another row
                 if image not in pictures:
                     problems.append(Problem(str(path), number, f"refers to the picture of row {image}, which "
@@ -128,7 +107,7 @@ class MMBench(MeanBenchmark):
             pictures[row["index"]] = image
             letters = _options(row)
             prompt = row["question"] + "".join(f"\n{letter}. {text}" for letter, text in letters.items())
-            if not _missing(row.get("hint", "")):
+            if not is_missing(row.get("hint", "")):
                 prompt = f"{row['hint']}\n{prompt}"
             extra = {"prompt": prompt, "round_id": 0, "options": list(letters.values()),
                      "option_char": list(letters)}
@@ -151,15 +130,7 @@ class MMBench(MeanBenchmark):
 
     def load_image(self, image: EmbeddedImage) -> Any:
         """The picture of a row, as RGB. Raises OSError or ValueError that names file and row."""
-        from llava.mm_utils import load_image_from_base64
-
-        with image.path.open("rb") as file:
-            file.seek(image.offset)
-            (row,) = csv.reader([file.read(image.length).decode("utf-8")], delimiter="\t")
-        try:
-            return load_image_from_base64(row[image.column])
-        except ValueError as error:
-            raise ValueError(f"{image}: {error}") from error
+        return image.load()
 
     def read_answers(self, path: str | Path) -> list[dict[str, Any]]:
         """LLaVA's jsonl, or an xlsx made for the server."""
@@ -215,9 +186,9 @@ class MMBench(MeanBenchmark):
         problems: list[Problem] = []
         said = {row["question_id"]: str(row["text"]) for row in answers}
         rows = {}
-        for _, _, row in _rows(path, problems):
+        for _, _, row in rows_of(path, problems):
             key = int(row["index"])
-            choices = {letter: row[letter] for letter in OPTIONS if row.get(letter, "") not in _MISSING}
+            choices = {letter: row[letter] for letter in OPTIONS if row.get(letter, "") not in MISSING_CELLS}
             letter = infer_letter(said[key], choices) if key in said else None
             rows[key] = {"letter": letter, "right": float(letter == row["answer"]), "answered": key in said,
                          "category": row.get("category", ""), "l2-category": row.get("l2-category", "")}
@@ -238,7 +209,7 @@ class MMBench(MeanBenchmark):
         book = Workbook()
         sheet, columns, known = book.active, [], []
         sheet.title = "Sheet1"
-        for _, _, row in _rows(path, problems):
+        for _, _, row in rows_of(path, problems):
             if not columns:
                 columns = [name for name in row if name not in _NOT_UPLOADED]
                 sheet.append([*columns[:6], "prediction", *columns[6:]])
@@ -268,45 +239,6 @@ class MMBenchCN(MMBench):
     instruction = "\n请直接回答选项字母。"
 
 
-def _rows(path: Path, problems: list[Problem]) -> Iterator[tuple[int, EmbeddedImage | str, dict[str, str]]]:
-    """Stream (line, picture or index of the row that has it, row without picture) of a TSV."""
-    csv.field_size_limit(2**31 - 1)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    with path.open("rb") as file:
-        end = 0
-
-        def lines() -> Iterator[str]:
-            nonlocal end
-            for raw in file:
-                end += len(raw)
-                yield raw.decode("utf-8-sig" if end == len(raw) else "utf-8")
-
-        reader = csv.reader(lines(), delimiter="\t")
-        header = next(reader, [])
-        lacking = [name for name in _NEEDS if name not in header]
-        if lacking:
-            raise DataError(f"{path}:1: lacks the columns {', '.join(lacking)}: not MMBench's dev TSV?")
-        column, begin = header.index("image"), end
-        for cells in reader:
-            length, start = end - begin, begin
-            begin = end
-            if not cells:
-                continue
-            if len(cells) != len(header) or not cells[header.index("index")].isdigit():
-                problems.append(Problem(str(path), reader.line_num, f"{len(cells)} cells under "
-                                        f"{len(header)} columns, or no index"))
-                continue
-            text = cells[column]
-            row = dict(zip(header, cells, strict=True))
-            del row["image"]
-            if text.isdigit() and len(text) < 64:
-                yield reader.line_num, text, row
-            else:
-                name = hashlib.sha256(text.encode()).hexdigest()[:32]
-                yield reader.line_num, EmbeddedImage(name, path, start, length, column), row
-
-
 def _circular(rows: dict[int, dict[str, Any]]) -> dict[int, float]:
     """{index of the question: 1.0 if every rotation is right}."""
     groups: dict[int, float] = {}
@@ -316,19 +248,15 @@ def _circular(rows: dict[int, dict[str, Any]]) -> dict[int, float]:
     return groups
 
 
-def _missing(cell: str) -> bool:
-    return cell in _MISSING or cell.lower() in ("nan", "none")
-
-
 def _options(row: dict[str, str]) -> dict[str, str]:
     """Options up to the first that is missing."""
     found = {}
     for letter in OPTIONS:
-        if _missing(row.get(letter, "")):
+        if is_missing(row.get(letter, "")):
             break
         found[letter] = row[letter]
     return found
 
 
 def _cell(text: str) -> str | None:
-    return None if text in _MISSING else _ILLEGAL.sub("", text)
+    return None if text in MISSING_CELLS else _ILLEGAL.sub("", text)

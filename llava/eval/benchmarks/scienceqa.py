@@ -178,4 +178,5 @@ class ScienceQAFull(ScienceQA):
 
     name = "scienceqa_full"
     title = "ScienceQA"
+    asks_without_image = True
     only_images = False

@@ -66,7 +66,7 @@ def tally(replies: list[dict[str, Any]]) -> dict[str, Any]:
         try:
             total += int(reply["score"])
             said = reply["pred"].lower()
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
             continue
         yes += "yes" in said
         no += "yes" not in said and "no" in said
@@ -227,7 +227,7 @@ def _read_replies(path: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]
     else:
         document = read_json(path, dict)
     odd = [key for key, pair in document.items() if not (
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, dict) for part in pair))]
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], dict))]
     if odd or not document:
         what = f"entry {odd[0]!r} is" if odd else "it is empty,"
         raise DataError(f"{path}: {what} no judge reply: [{{'pred', 'score'}}, {{'q', 'a', 'pred'}}]")
