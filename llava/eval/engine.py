@@ -194,10 +194,12 @@ class Engine:
                 setting.seconds += self._clock() - began
                 setting.images += len(names)
         for question in asked_about:
-            if question.image in broken:
-                report.failures.append(Problem(question.file, question.line, broken[question.image]))
+            wrong = broken.get(question.image) or _unaskable(question)
+            if wrong:
+                report.failures.append(Problem(question.file, question.line, wrong))
         for batch in wave.batches:
-            members = [questions[place] for place in batch if questions[place].image not in broken]
+            members = [questions[place] for place in batch
+                       if questions[place].image not in broken and not _unaskable(questions[place])]
             for setting in active:
                 fresh = [question for question in members if setting.sink.wants(question.index)]
                 if not fresh:
@@ -306,3 +308,10 @@ class Engine:
         if self._cuda:
             torch.cuda.synchronize()
         return time.monotonic()
+
+
+def _unaskable(question: Question) -> str | None:
+    """What keeps a question from being put into a prompt; None for nearly all."""
+    if DEFAULT_IMAGE_TOKEN in question.text:
+        return f"the text holds {DEFAULT_IMAGE_TOKEN}, which stands for a picture; the prompt adds it itself"
+    return None

@@ -137,6 +137,14 @@ def test_an_unreadable_picture_stops_only_its_questions(questions):
         assert len(setting.sink.texts) == 60 - len(lost)
 
 
+def test_a_text_with_an_image_tag_stops_only_itself(questions):
+    strange = dataclasses.replace(questions[3], text="What is <image>?")
+    report, (setting,), _ = ask([*questions[:3], strange, *questions[4:]], GRID[:1])
+    assert [(problem.file, problem.line) for problem in report.failures] == [(strange.file, strange.line)]
+    assert "<image>" in report.failures[0].message
+    assert sorted(setting.sink.texts) == [index for index in range(60) if index != strange.index]
+
+
 def test_out_of_memory_halves_the_batch_and_goes_on(questions, capsys):
     expected = texts(ask(questions, GRID[:1], batch_size=30)[1][0])
     model = FakeLlava(out_of_memory_above=4)

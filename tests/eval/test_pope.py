@@ -131,12 +131,13 @@ def test_reader_goes_on_after_malformed_lines(tmp_path):
     lines[4] = json.dumps({"question_id": 5, "image": "x.png"})
     lines[6] = json.dumps({"question_id": [7], "image": "x.png", "text": "?"})
     lines[8] = "[]"
+    lines[10] = json.dumps({"question_id": 11, "image": "x.png", "text": "half a \ud83d character"})
     path.write_text("\n".join(lines) + "\n")
     problems = []
     questions = list(pope.questions(data, problems))
-    assert [problem.line for problem in problems] == [3, 5, 7, 9]
+    assert [problem.line for problem in problems] == [3, 5, 7, 9, 11]
     assert str(problems[0]).startswith(f"{path}:3: not a JSON line") and "'text'" in str(problems[1])
-    assert len(questions) == 32 and [question.index for question in questions] == list(range(32))
+    assert len(questions) == 31 and [question.index for question in questions] == list(range(31))
     assert questions[2].line == 4
 
 

@@ -208,6 +208,8 @@ def read_jsonl(
                 continue
             try:
                 row = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+                if b"\\u" in raw:  # an escape may name half a character, which no tokenizer takes
+                    json.dumps(row, ensure_ascii=False).encode()
             except ValueError as error:
                 problems.append(Problem(str(path), number, f"not a JSON line ({error})"))
                 continue
