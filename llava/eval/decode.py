@@ -63,6 +63,9 @@ def can_share(model: Any, rows: Sequence[Row], decoding: Decoding) -> bool:
     one_image = all(row.ids.count(IMAGE_TOKEN_INDEX) == 1 and row.visual is not None for row in rows)
     if not decoding.greedy or not one_image:
         return False
+    limit = getattr(getattr(model, "config", None), "tokenizer_model_max_length", None)
+    if limit and any(len(row.ids) - 1 + len(row.visual) > limit for row in rows):  # the model cuts these
+        return False
     settings = getattr(model, "generation_config", None)
     if any(getattr(settings, name, None) not in neutral for name, neutral in _NEUTRAL.items()):
         return False

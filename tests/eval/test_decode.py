@@ -97,6 +97,14 @@ def test_what_cannot_share(loaded):
     assert not can_share(model, [*asked, Row((1, 5, 6), None)], greedy)
     assert not can_share(model, [Row((1, -200, -200, 3), asked[0].visual, 0)] * 2, greedy)
     assert not can_share(model, asked[:1], greedy)
+    longest = max(len(row.ids) - 1 + len(row.visual) for row in asked)
+    model.config.tokenizer_model_max_length = longest
+    try:
+        assert can_share(model, asked, greedy)
+        model.config.tokenizer_model_max_length = longest - 1  # the model would cut this prompt
+        assert not can_share(model, asked, greedy)
+    finally:
+        del model.config.tokenizer_model_max_length
     model.generation_config.repetition_penalty = 1.2
     try:
         assert not can_share(model, asked, greedy)
