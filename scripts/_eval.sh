@@ -2,7 +2,8 @@
 # What every evaluation script shares: arguments its users know, settings from the environment, one call.
 #
 #   source scripts/_eval.sh; vispruner_eval pope "$@"
-#   "$@": [TOKENS [RATIO]] [flags of python -m llava.eval.run]; without TOKENS nothing is pruned
+#   "$@": [TOKENS [RATIO]] [flags of python -m llava.eval.run]; without TOKENS nothing is pruned. --tokens, --ratio and
+#   --method among the flags win over what was said before, and name the folder of the answers as well.
 #
 # Environment variables:
 #   CKPT_DIR, CKPT   folder of checkpoints and the name of one in it (CKPT alone: a path; default llava-v1.5-7b)
@@ -27,8 +28,23 @@ vispruner_eval() {
     elif [ -n "${CKPT:-}" ]; then
         model=$CKPT
     fi
-    local method=${METHOD:-vispruner} setting
-    [ "$tokens" != none ] || method=none
+    local method=${METHOD:-vispruner} setting option flags=()
+    while [ $# -gt 0 ]; do
+        option=${1%%=*}
+        case $option in
+            --tokens | --ratio | --method)
+                if [ "$1" != "$option" ]; then
+                    printf -v "${option#--}" %s "${1#*=}"
+                else
+                    [ $# -gt 1 ] || _vp_die "$option: a value is missing"
+                    printf -v "${option#--}" %s "$2"
+                    shift
+                fi ;;
+            *) flags[${#flags[@]}]=$1 ;;
+        esac
+        shift
+    done
+    case $tokens in [Nn][Oo][Nn][Ee] | [Ff][Uu][Ll][Ll] | [Aa][Ll][Ll]) tokens=none method=none ;; esac
     setting=$method
     [ "$method" = none ] || setting=$method-$tokens${ratio:+-$ratio}
     if [ -n "$model" ]; then
@@ -40,6 +56,6 @@ vispruner_eval() {
     fi
     set -- --benchmark "$benchmark" --tokens "$tokens" --method "$method" ${ratio:+--ratio "$ratio"} \
         ${model:+--model "$model"} ${DATA_DIR:+--data "${DATA_DIR%/}/$benchmark"} \
-        --output "${OUT_DIR:-$ROOT/outputs}/$benchmark/$name/$setting" "$@"
+        --output "${OUT_DIR:-$ROOT/outputs}/$benchmark/$name/$setting" ${flags[@]+"${flags[@]}"}
     exec "$PY" -m llava.eval.run "$@"
 }

@@ -150,11 +150,20 @@ def configuration(
 ) -> Configuration:
     """What these arguments mean for an answer (see `provenance`). Call `resolve_device` first."""
     return Configuration(
-        model=model_name(model), weights=_fingerprint(model), questions=fingerprint_questions(questions),
+        model=model_name(model), weights=_weights(args, model), questions=fingerprint_questions(questions),
         pruning=tuple(pruner.config().items()), conv_mode=args.conv_mode, dtype=args.dtype,
         tower_dtype=args.tower_dtype, attn_implementation=args.attn_implementation,
         device=args.device.split(":")[0], max_new_tokens=max_new_tokens, temperature=args.temperature,
         top_p=args.top_p, num_beams=args.num_beams, seed=args.seed, anyres=args.anyres)
+
+
+def _weights(args: argparse.Namespace, model: Path | str) -> str:
+    """Fingerprint of the checkpoint, and of the base that a LoRA or projector-only folder stands on."""
+    base = getattr(args, "model_base", None)
+    if not base:
+        return _fingerprint(model)
+    folder = Path(base).expanduser()
+    return f"{_fingerprint(model)}+{_fingerprint(folder) if folder.is_dir() else base}"
 
 
 @functools.cache

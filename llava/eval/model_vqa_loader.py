@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     problems: list[Problem] = []
     question_file, image_folder = args.question_file.expanduser(), args.image_folder.expanduser()
     questions = list(read_questions(question_file, image_folder, problems))
+    if not questions:
+        cli.report_problems(problems)
     for warning in check_questions(args.question_file.name, questions):
         print(f"warning: {warning}", file=sys.stderr)
     try:

@@ -78,6 +78,8 @@ def read_benchmark(
     folder = benchmark.locate(given)
     problems: list[Problem] = []
     questions = list(benchmark.questions(folder, problems))[:limit]
+    if not questions:
+        cli.report_problems(problems)
     for warning in benchmark.check(folder, questions):
         print(f"warning: {warning}", file=sys.stderr)
     return folder, questions, problems

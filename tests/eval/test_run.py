@@ -277,6 +277,45 @@ def test_the_script_takes_its_settings_from_the_environment(data, tmp_path):
     assert Path(document["answers"]).parent == tmp_path / "out" / "pope" / MODEL.name / "fastervlm-16-0.5"
 
 
+@pytest.mark.parametrize(("given", "folder", "tokens"), [
+    (["--tokens", "8", "--ratio=0.25"], "vispruner-8-0.25", 8),
+    (["16", "0.5", "--method", "random"], "random-16-0.5", 16),
+    (["FULL"], "none", None),
+])
+def test_the_script_names_the_folder_by_what_is_asked(data, tmp_path, given, folder, tokens):
+    environment = {
+        **os.environ, "VISPRUNER_SYSTEM_PYTHON": "1", "PYTHON": sys.executable, "CKPT": str(MODEL),
+        "DATA_DIR": str(data.parent), "OUT_DIR": str(tmp_path)}
+    script = ROOT / "scripts" / "v1_5" / "eval" / "pope.sh"
+    done = subprocess.run(["bash", str(script), *given, "--limit", "3", *FAST], env=environment, cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert (document["tokens"], document["method"]) == (tokens, folder.split("-")[0])
+    assert Path(document["answers"]).parent == tmp_path / "pope" / MODEL.name / folder
+
+
+def test_a_file_without_any_question_says_why(data, tmp_path, capsys):
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps([{"question_id": 1, "text": "?"}]) + "\n")
+    given = ["--model-path", str(MODEL), "--question-file", str(path), "--image-folder", str(tmp_path)]
+    assert model_vqa_loader.main([*given, "--answers-file", str(tmp_path / "a.jsonl")]) == 1
+    said = capsys.readouterr().err
+    assert "q.jsonl:1: a JSON list, not an object" in said and "no readable question" in said
+
+
+def test_the_base_of_a_partial_checkpoint_is_part_of_the_configuration():
+    from argparse import Namespace
+
+    from llava.eval.cli import _weights
+
+    alone = _weights(Namespace(model_base=None), MODEL)
+    assert _weights(Namespace(), MODEL) == alone
+    here, other = (_weights(Namespace(model_base=str(base)), MODEL)
+                   for base in (MODEL, MODEL.with_name("ckpt_llava16s")))
+    assert len({alone, here, other, _weights(Namespace(model_base="lmsys/vicuna-7b"), MODEL)}) == 4
+
+
 @pytest.mark.parametrize("module", ["run", "sweep", "score", "model_vqa_loader"])
 def test_help_needs_no_torch(module):
     code = (f"import sys, llava.eval.{module} as m\n"
