@@ -42,6 +42,8 @@ def splice(
     "left" or "right". Rows longer than `max_length` are cut on the right, with a warning.
     Raises `ValueError` if tags and images differ in number (both are named), or a row holds no token at all.
     """
+    if input_ids.ndim != 2:
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, expected (B, L)")
     keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     if keep.shape != input_ids.shape:
         shapes = f"{tuple(keep.shape)} and {tuple(input_ids.shape)}"

@@ -55,6 +55,8 @@ class VisualTokenMixin:
             pruner = "none" if tokens is None else "vispruner"
         if isinstance(pruner, str):
             pruner = get_pruner(pruner, tokens=tokens, important_ratio=important_ratio)
+        elif not isinstance(pruner, Pruner):
+            raise ValueError(f"pruner is {pruner!r}, neither a Pruner nor a name; a budget is tokens=")
         elif tokens is not None:
             raise ValueError("give either a Pruner or tokens=, not both: a Pruner has its own budget")
         self._pruner = pruner

@@ -7,6 +7,7 @@ are pickles and are read with `weights_only=True`, always.
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -72,6 +73,11 @@ def read_file(path: Path) -> Iterator[tuple[str, Tensor]]:
             yield from _read_pickle(path).items()
     except CheckpointError:
         raise
+    except pickle.UnpicklingError as error:  # torch's own text advises to switch the protection off
+        raise CheckpointError(
+            f"{path}: cannot be read: not a file of tensors alone, or not a weight file at all (a Git LFS "
+            "pointer?); download it again, or have its maker save plain tensors"
+        ) from error
     except Exception as error:  # safetensors, zip, pickle and OS errors share no base class
         raise CheckpointError(
             f"{path}: cannot be read ({type(error).__name__}: {error}); the file is damaged or incomplete: "

@@ -39,7 +39,15 @@ def test_bin_files_run_no_code(tmp_path):
 
     folder = write(tmp_path / "m", form="pytorch_model.bin")
     torch.save({"model.norm.weight": Evil()}, folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin.*cannot be read"):
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin.*cannot be read") as caught:
+        load(folder)
+    assert "weights_only" not in str(caught.value)  # torch advises to switch the protection off
+
+
+def test_a_pointer_instead_of_weights(tmp_path):
+    folder = write(tmp_path / "m", form="pytorch_model.bin")
+    (folder / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin.*Git LFS pointer.*download it again"):
         load(folder)
 
 

@@ -145,6 +145,8 @@ def test_set_pruner(golden):
         model.set_pruner("vispruner", 8, anyres="diagonal")
     with pytest.raises(ValueError, match="not both"):
         model.set_pruner(get_pruner("uniform", 3), tokens=4)
+    with pytest.raises(ValueError, match="pruner is 16, neither a Pruner nor a name; .*tokens="):
+        model.set_pruner(16)
     assert model.pruner.name == "none"
 
 

@@ -75,6 +75,8 @@ def test_tags_in_padding_do_not_count():
 
 
 def test_mistakes():
+    with pytest.raises(ValueError, match=r"shape \(2,\), expected \(B, L\)"):
+        splice(torch.tensor([1, 2]), None, None, [], EMBED, "left")
     with pytest.raises(ValueError, match="-7, neither a token"):
         splice(torch.tensor([[1, -7]]), None, None, [], EMBED, "left")
     with pytest.raises(ValueError, match="row 1 of the batch holds no token"):

@@ -157,6 +157,12 @@ def test_select_layer_out_of_range(layer):
         layers_to_run(layer, 4)
 
 
+@pytest.mark.parametrize("layer", ["-2", -2.0, True, None])
+def test_select_layer_of_another_kind(layer):
+    with pytest.raises(ValueError, match="mm_vision_select_layer=.* is no whole number"):
+        layers_to_run(layer, 4)
+
+
 def test_wrong_shapes_and_features():
     tower = load_vision_tower(CLIP)
     for shape in ((3, 336, 336), (1, 3, 224, 224), (1, 1, 336, 336)):

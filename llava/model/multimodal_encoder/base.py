@@ -154,6 +154,8 @@ def layers_to_run(select_layer: int, depth: int) -> int:
 
     Raises `ValueError` if there is no such entry, or if it is the embedding, which no [CLS] row belongs to.
     """
+    if isinstance(select_layer, bool) or not isinstance(select_layer, int):
+        raise ValueError(f"mm_vision_select_layer={select_layer!r} is no whole number")
     count = select_layer if select_layer >= 0 else depth + 1 + select_layer
     if not 1 <= count <= depth:
         raise ValueError(
