@@ -235,7 +235,8 @@ def _score(
     speed, gflops = cell.document.get("speed"), cell.document.get("gflops")
     settings = {key: value for key, value in cell.pruner.config().items() if key != "seed"}
     cell.document = {
-        **score.document(), "cell": cell.name, **settings, "low": low, "high": high, "visual_tokens": visual,
+        **score.document(), "cell": cell.name, "model": rows[0]["metadata"]["model"], **settings,
+        "low": low, "high": high, "visual_tokens": visual,
         "llm_gflops": _gflops(gflops, visual), "answers": len(rows), "config": rows[0]["metadata"]["config"],
         "speed": speed, "gflops": gflops}
     write_atomically(cell.folder / "score.json", json.dumps(cell.document, indent=1) + "\n")
