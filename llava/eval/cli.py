@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +25,10 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "float16", "bfloat16")
 
 
+class ModelError(RuntimeError):
+    """The checkpoint cannot be loaded as asked; the message says why and what to do."""
+
+
 def guarded(main: Callable[..., int]) -> Callable[..., int]:
     """Turn what users can cause into one clear line and an exit code: 1 errors, 2 arguments, 130 stopped."""
 
@@ -36,7 +39,7 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
         except KeyboardInterrupt:
             print("\nstopped; run the same command to go on", file=sys.stderr)
             return 130
-        except (AnswerFileError, DataError) as error:
+        except (AnswerFileError, DataError, ModelError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
         except OSError as error:
@@ -141,7 +144,9 @@ def resolve_device(args: argparse.Namespace, model: Path | str) -> None:
 
 
 def _stored_config(model: Path | str) -> dict[str, Any]:
-    return json.loads((model / "config.json").read_text(encoding="utf-8")) if isinstance(model, Path) else {}
+    from llava.model.configs import read_config
+
+    return read_config(model) if isinstance(model, Path) else {}
 
 
 def configuration(
@@ -178,13 +183,21 @@ def model_name(model: Path | str) -> str:
 
 
 def load(args: argparse.Namespace, model: Path | str) -> tuple[Any, Any, Any]:
-    """(tokenizer, model, image_processor) as `resolve_device` decided; unpruned, the engine prunes."""
+    """(tokenizer, model, image_processor) as `resolve_device` decided; unpruned, the engine prunes.
+
+    Every pruning setting is given, so that none of the environment or of config.json is asked for again.
+    Raises ModelError and OSError.
+    """
     from llava.model.builder import load_pretrained_model
 
     base = getattr(args, "model_base", None)
-    tokenizer, loaded, image_processor, _ = load_pretrained_model(
-        str(model), base, model_name(model), device=args.device, dtype=args.dtype,
-        tower_dtype=args.tower_dtype, attn_implementation=args.attn_implementation)
+    try:
+        tokenizer, loaded, image_processor, _ = load_pretrained_model(
+            str(model), base, model_name(model), device=args.device, dtype=args.dtype,
+            tower_dtype=args.tower_dtype, attn_implementation=args.attn_implementation,
+            method="none", visual_token_num=0, important_ratio=0.5, anyres=args.anyres)
+    except (ValueError, ImportError) as error:
+        raise ModelError(str(error)) from error
     return tokenizer, loaded, image_processor
 
 

@@ -316,6 +316,27 @@ def test_the_base_of_a_partial_checkpoint_is_part_of_the_configuration():
     assert len({alone, here, other, _weights(Namespace(model_base="lmsys/vicuna-7b"), MODEL)}) == 4
 
 
+def test_a_checkpoint_that_cannot_be_loaded_is_one_clear_line(data, tmp_path, capsys):
+    folder = tmp_path / "damaged"
+    shutil.copytree(MODEL, folder)
+    shutil.copytree(MODEL.with_name("ckpt_clip336p42"), folder / "ckpt_clip336p42")
+    (folder / "pytorch_model-00002-of-00003.bin").unlink()
+    given = arguments(data, tmp_path / "out", "--model", str(folder))
+    assert run.main(given) == 1
+    assert "error: " + str(folder) in capsys.readouterr().err
+    (folder / "config.json").write_text('{"model_type": ')
+    with pytest.raises(SystemExit):
+        run.main(given)
+    assert f"{folder}/config.json: not valid JSON" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "answers.jsonl").exists()
+
+
+def test_what_an_argument_overrules_may_be_wrong(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("VISPRUNER_TOKENS", "many")
+    monkeypatch.setenv("VISPRUNER_RATIO", "7")
+    assert run.main(arguments(data, tmp_path, "--ratio", "0.5", "--limit", "2")) == 0
+
+
 @pytest.mark.parametrize("module", ["run", "sweep", "score", "model_vqa_loader"])
 def test_help_needs_no_torch(module):
     code = (f"import sys, llava.eval.{module} as m\n"
