@@ -210,6 +210,21 @@ def test_settings_from_the_environment(data, tmp_path, capsys, monkeypatch):
     assert (document["method"], document["tokens"], document["visual_tokens"]) == ("random", 7, 7.0)
 
 
+def test_sweep_keeps_answers_that_have_no_local_number(data, tmp_path, capsys, monkeypatch):
+    from llava.eval.benchmarks import DataError, get_benchmark
+
+    def no_labels(*_, **__):
+        raise DataError("the labels of this set are not public")
+
+    monkeypatch.setattr(type(get_benchmark("pope")), "tallies", no_labels)
+    assert sweep.main(["--model", str(MODEL), "--data", str(data), "--output", str(tmp_path), "--tokens", "8",
+                       "--methods", "random", *FAST]) == 0
+    captured = capsys.readouterr()
+    assert "labels of this set are not public" in captured.out
+    assert json.loads(captured.out.splitlines()[-1])["tables"] == []
+    assert len(without_ids(tmp_path / "pope" / "random-8" / "answers.jsonl")) == 60
+
+
 def test_sweep_fills_a_grid_in_one_pass_and_goes_on(data, whole, tmp_path, capsys, monkeypatch):
     from llava.model.llava_arch import LlavaMetaForCausalLM
 
