@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-# Okabe and Ito's colours, which most colour-blind people tell apart; then a grey
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d1f", "#7f7f7f")
+# Okabe and Ito's colours, which most colour-blind people tell apart, some more, and a grey for what is left
+_COLOURS = ("#0072b2", "#cc79a7", "#009e73", "#e69f00", "#56b4e9", "#8c6d1f", "#d55e00", "#4b3fa0", "#b00020",
+            "#7f7f7f")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 34, 46
 
 

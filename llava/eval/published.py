@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,27 @@ def summarise(
         elif None not in whole.values() and all(whole.values()):
             found[name] = relative(own, whole)  # type: ignore[arg-type]
     return found
+
+
+def restrict(table: Table, columns: Sequence[str]) -> Table:
+    """The table with some of its benchmarks only; its summary columns by the same rule over these.
+
+    Raises ValueError for a benchmark that it does not have.
+    """
+    strange = [name for name in columns if name not in table.scored]
+    if strange:
+        raise ValueError(f"table {table.name} has no column {strange[0]!r}; there are "
+                         f"{', '.join(table.scored) or 'none to choose from'}")
+    summary = [name for name in table.columns if not COLUMNS[name].benchmark]
+    kept = tuple(name for name in table.columns if name in columns or name in summary)
+    full = {row.model: row.values for row in table.rows if row.method == "none"}
+    rows = []
+    for row in table.rows:
+        derived = summarise(kept, row.values, full.get(row.model))
+        values = {name: row.values[name] for name in kept if name in columns}
+        rows.append(replace(row, values=values | {k: v for k, v in derived.items() if v is not None}))
+    source = f"{table.source} (means reckoned anew from its rows, over these columns)"
+    return replace(table, source=source, columns=kept, rows=tuple(rows))
 
 
 def prefill_flops(method: str, tokens: float, model: Model, text_tokens: float = TEXT_TOKENS) -> float | None:

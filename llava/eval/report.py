@@ -20,6 +20,8 @@ from llava.eval.tables import Line, Report, flops_of
 _METHODS = {"none": "All tokens", "tome": "ToMe", "fastv": "FastV", "sparsevlm": "SparseVLM",
             "prumerge": "PruMerge", "prumerge+": "PruMerge+", "visionzip": "VisionZip",
             "vispruner": "VisPruner", "fastervlm": "FasterVLM", "random": "Random"}
+# a method has one colour in all tables
+_COLOURED = ("VisPruner", "FastV", "ToMe", "SparseVLM", "PruMerge+", "VisionZip", "FasterVLM", "Random")
 _DOUBTS = (("*", "* not the full set of questions (for Acc. and Rel.: of some column)."),
            ("+", "+ scored with --fixed, not by the official rule."))
 _STYLE = """
@@ -29,7 +31,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }
 th, td { padding: 2px 9px; text-align: right; white-space: nowrap; }
 th { border-bottom: 2px solid #444; }
-th:first-child, td:first-child { text-align: left; }
+th.words, td.words { text-align: left; }
 tr.budget td { border-top: 1px solid #bbb; }
 tr.measured td { font-weight: bold; background: #eef5fb; }
 tr.difference td { color: #555; background: #eef5fb; }
@@ -176,14 +178,18 @@ def as_html(reports: list[Report]) -> str:
 
 
 def _section(report: Report) -> str:
+    def tagged(tag: str, cells: list[str]) -> str:
+        words = 2 if len(report.table.models) > 1 else 1
+        return "".join(f'<{tag}{" class=words" if place < words else ""}>{escape(cell)}</{tag}>'
+                       for place, cell in enumerate(cells))
+
     lines = [f"<h2>{escape(report.table.title)}</h2>", '<div class="wide">', "<table>",
-             "<tr>" + "".join(f"<th>{escape(text)}</th>" for text in _head(report)) + "</tr>"]
+             f"<tr>{tagged('th', _head(report))}</tr>"]
     before = None
     for line, kind, cells in _rows(report):
         begins = (line.model, line.tokens) != before
         before = line.model, line.tokens
-        lines.append(f'<tr class="{kind}{" budget" if begins else ""}">'
-                     + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+        lines.append(f'<tr class="{kind}{" budget" if begins else ""}">{tagged("td", cells)}</tr>')
     lines += ["</table>", "</div>", '<div class="notes">',
               *(f"<p>{escape(note)}</p>" for note in notes(report)), "</div>"]
     return "\n".join(lines + [_charts(report, model) for model in report.table.models])
@@ -196,8 +202,7 @@ def _charts(report: Report, model: str) -> str:
     if summary is None:
         return ""
     drawn = [line for line in lines if line.published or line.measured]
-    colour = colours([label(line) for line in sorted(drawn, key=lambda one: one.method != "vispruner")
-                      if line.method != "none"]) | {_METHODS["none"]: "#222"}
+    colour = colours([*_COLOURED, *(label(line) for line in drawn)]) | {_METHODS["none"]: "#222"}
     ticks = sorted({float(line.tokens) for line in lines})
     what = table.models[model].title
     about = f"{what}: {COLUMNS[summary].title} against"

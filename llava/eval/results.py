@@ -36,6 +36,7 @@ class Result:
     high: float | None = None
     visual_tokens: float | None = None  # that entered the language model, mean
     gflops: float | None = None  # prefill of the language model
+    kv_elements: int | None = None  # keys and values of one token, where the run recorded the shapes
     answered: int | None = None
     whole: bool = True  # the full set, as far as the number of answers tells
     fixed: bool = False  # not by the official rule
@@ -119,8 +120,16 @@ def _read(path: Path, warnings: list[str]) -> Result | None:
         path, name, str(document["model"]), str(document["method"]), document["tokens"],
         document.get("important_ratio"), _server(path, document["score"], warnings), details,
         document.get("low"), document.get("high"), document.get("visual_tokens"), document.get("llm_gflops"),
-        answered, answered is None or not sizes or answered in sizes,
+        _kv_elements(document), answered, answered is None or not sizes or answered in sizes,
         str(details.get("rule", "")).startswith("fixed"))
+
+
+def _kv_elements(document: dict[str, Any]) -> int | None:
+    try:
+        layers, width, _, kv_width = document["gflops"]["shape"]
+        return 2 * layers * (kv_width or width)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _first_metadata(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from llava.eval.published import (
     Table,
     load_published,
     prefill_flops,
+    restrict,
     summarise,
 )
 from llava.eval.results import Result, models_of, read_results
@@ -128,9 +129,10 @@ def _cells(table: Table, model: Model, result: Result) -> dict[str, float]:
     if "flops_T" in table.columns and result.benchmark == "pope":
         # one benchmark, because prompts differ in length; POPE is the one that everybody has
         found["flops_T"] = None if result.gflops is None else result.gflops / 1000
-        if result.visual_tokens is not None:
-            layers, width, _ = model.language
-            found["kv_cache_MB"] = 4 * layers * width * result.visual_tokens / 2**20
+        own = result.model.lower() in {name.lower() for name in model.checkpoints}
+        elements = result.kv_elements or (2 * model.language[0] * model.language[1] if own else None)
+        if result.visual_tokens is not None and elements:
+            found["kv_cache_MB"] = 2 * elements * result.visual_tokens / 2**20  # half precision
     return {name: float(value) for name, value in found.items()
             if isinstance(value, int | float) and not isinstance(value, bool)}
 
@@ -156,6 +158,9 @@ def _notes(table: Table, results: Sequence[Result], used: set[Path], ratio: floa
                      "of POPE, KV cache of the visual tokens in half precision, both reckoned from the "
                      "tokens that really entered; published: everything, of about 80 text tokens. The "
                      "published rows of 640 tokens follow from the shapes only with 720.")
+    mine = models_of([result for result in results if result.path in used])
+    if mine:
+        notes.append(f"Measured: {', '.join(sorted(mine))}.")
     other = models_of([result for result in results if result.path not in used])
     if other:
         listed = ", ".join(f"{name} ({count})" for name, count in sorted(other.items()))
@@ -173,27 +178,6 @@ def flops_of(table: Table, line: Line, measured: bool) -> float | None:
         return None  # another model's shapes are not known here
     found = prefill_flops(line.method, line.tokens, table.models[line.model])
     return None if found is None else found / 1e12
-
-
-def restrict(table: Table, columns: Sequence[str]) -> Table:
-    """The table with some of its benchmarks only; its summary columns by the same rule over these.
-
-    Raises ValueError for a benchmark that it does not have.
-    """
-    strange = [name for name in columns if name not in table.scored]
-    if strange:
-        raise ValueError(f"table {table.name} has no column {strange[0]!r}; there are "
-                         f"{', '.join(table.scored) or 'none to choose from'}")
-    summary = [name for name in table.columns if not COLUMNS[name].benchmark]
-    kept = tuple(name for name in table.columns if name in columns or name in summary)
-    full = {row.model: row.values for row in table.rows if row.method == "none"}
-    rows = []
-    for row in table.rows:
-        derived = summarise(kept, row.values, full.get(row.model))
-        values = {name: row.values[name] for name in kept if name in columns}
-        rows.append(replace(row, values=values | {k: v for k, v in derived.items() if v is not None}))
-    source = f"{table.source} (means reckoned anew from its rows, over these columns)"
-    return replace(table, source=source, columns=kept, rows=tuple(rows))
 
 
 def build_parser() -> argparse.ArgumentParser:

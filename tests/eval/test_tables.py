@@ -22,10 +22,11 @@ from llava.eval.published import (
     load_published,
     prefill_flops,
     relative,
+    restrict,
     summarise,
 )
 from llava.eval.results import read_results
-from llava.eval.tables import build_report, main, restrict
+from llava.eval.tables import build_report, main
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "data" / "benchmarks" / "aggregate"
@@ -240,6 +241,7 @@ def test_other_checkpoints_stay_out_unless_named(tmp_path):
     assert any("llava-tiny (1)" in note for note in report.notes)
     named = build_report(TABLES["llava-1.5-7b"], results, names={"llava-1.5-7b": {"llava-tiny"}})
     assert lines_of(named)["vispruner", 64, None].measured == {"pope": 99.0}
+    assert "Measured: llava-tiny." in named.notes
 
 
 def test_validation_splits_do_not_stand_for_test(tmp_path):
@@ -316,6 +318,12 @@ def test_efficiency_is_what_runs_know(tmp_path):
           llm_gflops=3000.0)
     line = lines_of(build_report(TABLES["efficiency"], read_results([tmp_path])[0]))["vispruner", 160, None]
     assert line.measured == {"flops_T": 3.0, "kv_cache_MB": 80.0}  # memory and time nobody took
+    names = {"llava-next-7b": {"other"}}
+    shape = {"gflops": {"shape": [2, 64, 99, 32], "text_tokens": 9}}
+    for more, expected in (({}, None), (shape, 160 / 4096)):
+        leave(tmp_path, "pope", 80.0, tokens=32, model="other", visual_tokens=160.0, **more)
+        report = build_report(TABLES["efficiency"], read_results([tmp_path])[0], names=names)
+        assert lines_of(report)["vispruner", 160, None].measured.get("kv_cache_MB") == expected
 
 
 def test_restricted_columns():
@@ -414,6 +422,16 @@ def test_charts_place_points():
                                     {"a": "#000"}))) == 1
 
 
+def test_a_method_has_one_colour_in_all_tables():
+    page = forms.as_html([build_report(table, []) for table in TABLES.values()])
+    inks: dict[str, set[str]] = {}
+    for ink, name in re.findall(r'<circle [^>]*stroke="(#\w+)"[^>]*><title>([^,]+), published', page):
+        inks.setdefault(name, set()).add(ink)
+    assert {"VisPruner", "FastV", "SparseVLM", "All tokens"} <= inks.keys()
+    assert all(len(found) == 1 for found in inks.values())
+    assert len(set.union(*inks.values())) == len(inks)
+
+
 def test_plots_know_flops_of_the_tables_models_only(tmp_path):
     leave(tmp_path / "a", "pope", 80.0, model="llava-tiny")
     leave(tmp_path / "b", "gqa", 80.0, model="llava-tiny", llm_gflops=5.0, tokens=32)
@@ -427,7 +445,8 @@ def test_plots_know_flops_of_the_tables_models_only(tmp_path):
         prefill_flops("vispruner", 64, seven) / 1e12)
 
 
-@pytest.mark.parametrize("name", ["llava_1_5_7b", "llava_next_7b", "video_llava_7b", "other_vlms"])
+@pytest.mark.parametrize("name", ["llava_1_5_7b", "llava_next_7b", "video_llava_7b", "other_vlms",
+                                  "efficiency"])
 def test_scripts_name_their_table(name, tmp_path):
     script = ROOT / "scripts" / "tables" / f"{name}.sh"
     assert len(script.read_text().splitlines()) <= 5
