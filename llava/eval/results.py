@@ -2,7 +2,8 @@
 
 A score.json without `method`, `tokens` or `model` (the line that `llava.eval.score` prints, kept by hand) is
 left out with a warning that says what to add. Where only a server scores (VQAv2 test-dev, VizWiz test), put
-`server.json`, {"score": NUMBER}, beside it. Does not score and does not check what a server said.
+`server.json`, {"benchmark": NAME, "score": NUMBER}, beside score.json or the answers. Does
+not score and does not check what a server said.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def read_results(folders: Iterable[Path]) -> tuple[list[Result], list[str]]:
             paths[folder] = None
         elif folder.is_dir():
             paths.update(dict.fromkeys(sorted(folder.rglob(SCORE))))
+            paths.update(dict.fromkeys(path for path in sorted(folder.rglob(SERVER))
+                                       if not path.with_name(SCORE).exists()))
         else:
             raise DataError(f"{folder}: no such folder; --results takes the --output of runs and sweeps")
     warnings: list[str] = []

@@ -262,6 +262,16 @@ def test_a_server_may_have_scored(tmp_path):
     assert not any(line.measured for line in report.lines)
 
 
+def test_a_servers_number_may_stand_beside_answers_alone(tmp_path):
+    metadata = {"model": CHECKPOINT, "method": "vispruner", "tokens": 64, "important_ratio": 0.5}
+    (tmp_path / "answers.jsonl").write_text(json.dumps({"question_id": 1, "metadata": metadata}) + "\n")
+    (tmp_path / "server.json").write_text('{"benchmark": "vqav2", "score": 72.5}')
+    results, warnings = read_results([tmp_path])
+    assert warnings == []
+    line = lines_of(build_report(TABLES["llava-1.5-7b"], results))["vispruner", 64, None]
+    assert line.measured == {"vqav2": 72.5} and line.difference["vqav2"] == pytest.approx(-0.2)
+
+
 def test_parts_of_a_set_are_marked_and_whole_ones_win(tmp_path):
     leave(tmp_path / "a", "pope", 90.0, answers=120)
     results, _ = read_results([tmp_path])
