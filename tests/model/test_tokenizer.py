@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
@@ -120,9 +120,12 @@ def test_ids_equal_sentencepiece(legacy, text):
 
 @settings(deadline=None, max_examples=250)
 @given(st.lists(st.integers(1, 639), max_size=24), st.booleans())
+@example([197, 1, 131], False)
 def test_decoding_equals_sentencepiece(ids, legacy):
-    # 0 is left out: sentencepiece prints a mark for unknown pieces, a special token to be skipped is none
-    assert loaded(legacy).decode(ids, skip_special_tokens=True) == reference().decode(ids)
+    # Special ids are skipped before the pieces are joined, so two bytes around <s> are one character; given to
+    # sentencepiece, <s> would part them. 0 is left out: sentencepiece prints a mark for unknown pieces.
+    pieces = [i for i in ids if i not in (1, 2)]
+    assert loaded(legacy).decode(ids, skip_special_tokens=True) == reference().decode(pieces)
 
 
 @settings(deadline=None, max_examples=100)

@@ -9,7 +9,7 @@ from helpers.oracle_vispruner import attention_ranking, select
 from llava.pruning import get_pruner, list_pruners
 
 RATIOS = [tenth / 10 for tenth in range(11)]
-QUICK = settings(max_examples=60, deadline=None, derandomize=True)
+QUICK = settings(max_examples=60, deadline=None)
 
 
 @st.composite
