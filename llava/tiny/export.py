@@ -71,6 +71,7 @@ def export(student, work: Path, output: Path, recipe: dict, tower: str) -> None:
 def curves(log: list[dict], recipe: dict, folder: Path) -> None:
     """Write `training_log.jsonl` and `training_curves.png` (losses; exact match per question type)."""
     import matplotlib
+    import numpy as np
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
@@ -95,10 +96,11 @@ def curves(log: list[dict], recipe: dict, folder: Path) -> None:
         xlabel="step",
         ylabel="exact match (%)",
         ylim=(0, 101),
-        title=f"Validation, {recipe['validation']} held-out pictures, 576 tokens",
+        title=f"Validation, {recipe['validation'][1] - recipe['validation'][0]} held-out pictures, 576 tokens",
     )
     for axis in (left, right):
-        axis.axvline(recipe["steps"][0], color="grey", ls=":", lw=1)
+        for boundary in np.cumsum([phase["steps"] for phase in recipe["phases"]])[:-1]:
+            axis.axvline(boundary, color="grey", ls=":", lw=1)
         axis.legend(fontsize=8)
     figure.savefig(folder / "training_curves.png", dpi=110)
     plt.close(figure)

@@ -16,20 +16,46 @@ from . import questions, tokenizer, world
 from .features import WIDTH
 
 IGNORE = -100
-HINTED = ("exist", "color", "color_check", "count", "count_check", "position", "unanswerable")
+HINTED = (
+    "exist",
+    "color",
+    "color_check",
+    "count",
+    "count_check",
+    "position",
+    "mme",
+    "choice_color",
+    "unanswerable",
+)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training: how long, on what, and the learning rate factor from its start to its end."""
+
+    steps: int
+    pictures: int  # per step
+    visible: tuple[int, int]  # tokens a picture keeps, uniformly random ones: from, to; equal: always so many
+    rate: tuple[float, float] = (1.0, 1.0)
+    mixture: str = "pope"  # of `questions.MIXTURES`
+    pool: int = 3400  # training pictures drawn from; later phases see more of them
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything a run depends on; its JSON lies beside the checkpoint."""
 
-    pictures: int = 3600
-    validation: int = 200  # the last ones of `pictures`, never trained on
-    steps: tuple[int, int] = (700, 500)  # random subsets, all tokens
-    batch: tuple[int, int] = (12, 8)
-    subset: tuple[int, int] = (128, 257)
+    pictures: int = 5000
+    validation: tuple[int, int] = (3400, 3600)  # pictures from, to: never trained on
+    phases: tuple[Phase, ...] = (
+        Phase(700, 12, (128, 256)),
+        Phase(500, 8, (576, 576), (1.0, 0.0)),
+        Phase(450, 12, (64, 160), (0.5, 0.5)),  # few tokens: one patch has to do
+        Phase(350, 8, (576, 576), (0.5, 0.0)),
+        Phase(3000, 12, (48, 224), (0.8, 0.5), "suite", 4800),
+        Phase(800, 8, (576, 576), (0.5, 0.0), "suite", 4800),
+    )
     questions: int = 12
-    mixture: str = "pope"  # of `questions.MIXTURES`
     muon_lr: float = 0.01
     adam_lr: float = 1e-3
     warmup: int = 100

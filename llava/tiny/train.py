@@ -1,11 +1,11 @@
 """Train the embedded model's projector and language model on the embedded world. The tower stays frozen.
 
     bash scripts/tiny/train.sh            # everything: features, training, checkpoint, curves
-    python -m llava.tiny.train --steps 60 40 --pictures 200 --output DIR     # a trial
+    python -m llava.tiny.train --scale 0.05 --pictures 300 --output DIR     # a trial
 
 Fairness, because the model is there to compare ways of pruning: nobody supervises [CLS] attention; token
-subsets in the first phase are uniformly random; the second phase, with the learning rate falling to zero,
-sees all 576 tokens. Two auxiliary losses fade out in the second phase: one pulls each projected patch towards
+subsets are uniformly random, and the run ends with the learning rate falling to zero at all 576 tokens. Two
+auxiliary losses fade out with it: one pulls each projected patch towards
 the embedding of the name of the thing that covers it (labels from the generator); the other asks for the
 answer already at the word the question is about ("Is there a dog" ...), since looking there and carrying the
 result to the end of the prompt are hard to learn at once.
@@ -16,9 +16,10 @@ Interrupted, the same command goes on from the last checkpoint.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from torch.nn import functional as F
 
 from . import questions, tokenizer, world
 from .features import PATCHES, WIDTH, FeatureStore, cache_folder, patch_labels, prepare
-from .student import IGNORE, Packer, Recipe, Student
+from .student import IGNORE, Packer, Phase, Recipe, Student
 from .tower import TOWER_NAME
 
 
@@ -76,8 +77,9 @@ class Trainer:
         return self.scenes[row]
 
     def batch(self, rows: np.ndarray, rs: np.random.RandomState, visible: int):
+        mixture = self.phase()[0].mixture
         chosen = [self.scene(int(row)) for row in rows]
-        asked = [questions.ask(scene, rs, self.recipe.questions, self.recipe.mixture) for scene, _ in chosen]
+        asked = [questions.ask(scene, rs, self.recipe.questions, mixture) for scene, _ in chosen]
         features, labels = (
             self.store.read(rows),
             torch.from_numpy(np.stack([patches for _, patches in chosen])),
@@ -117,23 +119,35 @@ class Trainer:
         return out
 
     def rate(self) -> float:
-        """Learning rate factor: warm-up, flat, then linear to zero over the second phase."""
-        first, second = self.recipe.steps
-        warm = min(1.0, (self.step + 1) / self.recipe.warmup)
-        return warm * (1.0 if self.step < first else max(0.02, 1 - (self.step - first) / max(1, second)))
+        """Learning rate factor: warm-up, and linear within a phase, never quite zero."""
+        phase, place = self.phase()
+        start, end = phase.rate
+        return min(1.0, (self.step + 1) / self.recipe.warmup) * max(0.02, start + (end - start) * place)
+
+    def phase(self) -> tuple[Phase, float]:
+        """The phase of the current step, and how much of it is over, in [0, 1)."""
+        step = self.step
+        for phase in self.recipe.phases:
+            if step < phase.steps:
+                break
+            step -= phase.steps
+        return phase, min(step, phase.steps) / phase.steps
 
     def train_step(self) -> dict:
         recipe = self.recipe
-        phase = int(self.step >= recipe.steps[0])
+        phase, _ = self.phase()
         rs = np.random.RandomState(
             [recipe.seed + 1, self.step]
         )  # a step depends on its number only: resuming is exact
-        rows = np.sort(rs.choice(recipe.pictures - recipe.validation, recipe.batch[phase], replace=False))
-        visible = PATCHES if phase else rs.randint(*recipe.subset)
+        rows = np.sort(rs.choice(phase.pool, phase.pictures, replace=False))
+        start, end = recipe.validation
+        rows += (rows >= start) * (end - start)  # leave the validation pictures out
+        low, high = phase.visible
+        visible = low if low == high else rs.randint(low, high + 1)
         asked, features, patches = self.batch(rows, rs, visible)
         answer, align, hint, *_ = self.losses(asked, features, patches)
         factor = self.rate()
-        weight = recipe.align * (factor if phase else 1.0)
+        weight = recipe.align * (factor if visible == PATCHES else 1.0)
         (answer + weight * (align + hint)).backward()
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
         for optimizer, base in zip(self.optimizers, self.base, strict=True):
@@ -153,10 +167,10 @@ class Trainer:
     def validate(self, batch: int = 10) -> dict[str, float]:
         """Exact match per question type at all 576 tokens on pictures never trained on."""
         rs, hits = np.random.RandomState(7), {}
-        for start in range(self.recipe.pictures - self.recipe.validation, self.recipe.pictures, batch):
-            asked, features, patches = self.batch(
-                np.arange(start, min(start + batch, self.recipe.pictures)), rs, PATCHES
-            )
+        first, last = self.recipe.validation
+        for start in range(first, last, batch):
+            rows = np.arange(start, min(start + batch, last))
+            asked, features, patches = self.batch(rows, rs, PATCHES)
             _, _, _, logits, labels, owner = self.losses(asked, features, patches)
             for kind, values in self.right(asked, logits, labels, owner).items():
                 hits.setdefault(kind, []).extend(values)
@@ -189,7 +203,7 @@ class Trainer:
     def run(self, every: int = 50, validate_every: int = 400) -> None:
         from tqdm import tqdm
 
-        total, window, start = sum(self.recipe.steps), [], time.time()
+        total, window, start = sum(p.steps for p in self.recipe.phases), [], time.time()
         bar = tqdm(total=total, initial=self.step, unit="step", desc="training")
         while self.step < total:
             window.append(self.train_step())
@@ -215,10 +229,7 @@ def main(argv: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m llava.tiny.train", description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=Recipe.pictures)
-    parser.add_argument("--steps", type=int, nargs=2, default=Recipe.steps, metavar=("SUBSETS", "ALL"))
-    parser.add_argument(
-        "--mixture", choices=questions.MIXTURES, default=Recipe.mixture, help="question types"
-    )
+    parser.add_argument("--scale", type=float, default=1.0, help="times the steps of every phase; trials")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
@@ -231,16 +242,27 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--docs", type=Path, help="folder for the log and the curves")
     args = parser.parse_args(argv)
-    if args.pictures <= Recipe.validation + max(Recipe.batch):
-        least = Recipe.validation + max(Recipe.batch) + 1
-        parser.error(f"--pictures: at least {least}, since {Recipe.validation} are kept for validation")
+    first, last = Recipe.validation
+    held, least = last - first, max(phase.pictures for phase in Recipe.phases)
+    if args.pictures < held + least:
+        parser.error(f"--pictures: at least {held + least}, since {held} are kept for validation")
     if not hasattr(torch.optim, "Muon"):
         parser.error("training needs torch >= 2.9 (torch.optim.Muon)")
-    recipe = Recipe(pictures=args.pictures, steps=tuple(args.steps), mixture=args.mixture, seed=args.seed)
-    work = (
-        args.work
-        or cache_folder() / f"run-{recipe.seed}-{recipe.pictures}-{recipe.steps[0]}-{recipe.steps[1]}"
+    if args.scale <= 0:
+        parser.error(f"--scale {args.scale}: above 0")
+    rest = args.pictures - held
+    phases = tuple(
+        replace(phase, steps=max(1, round(phase.steps * args.scale)), pool=min(phase.pool, rest))
+        for phase in Recipe.phases
     )
+    recipe = Recipe(
+        pictures=args.pictures,
+        validation=(min(first, rest), min(last, args.pictures)),
+        phases=phases,
+        seed=args.seed,
+    )
+    digest = hashlib.sha256(json.dumps(asdict(recipe)).encode()).hexdigest()[:12]
+    work = args.work or cache_folder() / f"run-{digest}"
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "tokenizer.model").exists():
         tokenizer.train(work)

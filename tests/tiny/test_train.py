@@ -32,10 +32,11 @@ def store(tmp_path_factory):
 
 RECIPE = train.Recipe(
     pictures=12,
-    validation=4,
-    steps=(2, 2),
-    batch=(2, 1),
-    subset=(16, 33),
+    validation=(6, 10),
+    phases=(
+        train.Phase(2, 2, (16, 32), pool=6),
+        train.Phase(2, 1, (576, 576), (1.0, 0.0), mixture="suite", pool=8),
+    ),
     questions=2,
     width=32,
     layers=1,
