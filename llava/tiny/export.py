@@ -8,6 +8,7 @@ not inside.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def export(student, work: Path, output: Path, recipe: dict, tower: str) -> None:
         if "rotary" not in name
     }
     save_file(state, output / "model.safetensors", metadata={"format": "pt"})
+    (output / "model.safetensors").chmod(0o644)  # safetensors writes files for their owner alone
     described = {
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava",
@@ -68,6 +70,51 @@ def export(student, work: Path, output: Path, recipe: dict, tower: str) -> None:
         shutil.copyfile(work / name, output / name)
 
 
+# LLaVA-NeXT's grids for a tower of 336 pixels
+PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+
+
+def export_anyres(base: Path, output: Path) -> None:
+    """Write LLaVA-NeXT's variant of an exported checkpoint: the same weights (a link), pictures cut in crops.
+
+    `image_newline` is the embedding of the newline character; nothing was trained on crops.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    output.mkdir(parents=True, exist_ok=True)
+    first, second = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
+    with safe_open(base / "model.safetensors", "pt") as weights:
+        names = list(weights.keys())
+        embeddings = weights.get_tensor("model.embed_tokens.weight")
+    newline = embeddings[3 + ord("\n")].clone()  # the byte pieces follow <unk>, <s>, </s>
+    save_file({"model.image_newline": newline}, output / second, metadata={"format": "pt"})
+    (output / second).chmod(0o644)
+    link = output / first
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(base / "model.safetensors", output))
+    size = (base / "model.safetensors").stat().st_size + (output / second).stat().st_size
+    index = {
+        "metadata": {"total_size": size},
+        "weight_map": dict.fromkeys(names, first) | {"model.image_newline": second},
+    }
+    (output / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    described = json.loads((base / "config.json").read_text())
+    described |= {
+        "image_aspect_ratio": "anyres",
+        "image_grid_pinpoints": PINPOINTS,
+        "mm_patch_merge_type": "spatial_unpad",
+        "max_position_embeddings": 4096,
+        "tokenizer_model_max_length": 4096,
+    }
+    (output / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+    for name in ("generation_config.json", "recipe.json", *TOKENIZER_FILES):
+        shutil.copyfile(base / name, output / name)
+    path = output / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) | {"model_max_length": 4096}
+    path.write_text(json.dumps(settings, indent=2) + "\n")
+
+
 def curves(log: list[dict], recipe: dict, folder: Path) -> None:
     """Write `training_log.jsonl` and `training_curves.png` (losses; exact match per question type)."""
     import matplotlib
@@ -92,11 +139,12 @@ def curves(log: list[dict], recipe: dict, folder: Path) -> None:
             ms=3,
             label=kind,
         )
+    first, last = recipe["validation"]
     right.set(
         xlabel="step",
         ylabel="exact match (%)",
         ylim=(0, 101),
-        title=f"Validation, {recipe['validation'][1] - recipe['validation'][0]} held-out pictures, 576 tokens",
+        title=f"Validation, {last - first} held-out pictures, 576 tokens",
     )
     for axis in (left, right):
         for boundary in np.cumsum([phase["steps"] for phase in recipe["phases"]])[:-1]:

@@ -249,8 +249,8 @@ def science(scene: Scene, rs: np.random.RandomState) -> Pair | None:
 
 
 # Draws per question type. Few types learn several times faster: with "wide" from the start, yes/no questions
-# were at 62% of validation after 800 steps. So a run starts with "pope" and goes on with "suite", the types of
-# all embedded benchmarks; "wide" is what the tokenizer is trained on.
+# were at 62% of validation after 800 steps. So a run starts with "pope" and goes on with "suite", which has
+# the types of all embedded benchmarks; "wide" is what the tokenizer is trained on.
 Maker = Callable[[Scene, np.random.RandomState], Pair | None]
 MIXTURES: dict[str, dict[Maker, float]] = {
     "pope": {exist: 0.80, color: 0.12, color_check: 0.08},

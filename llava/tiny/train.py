@@ -225,7 +225,7 @@ class Trainer:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from .export import curves, export
+    from .export import curves, export, export_anyres
 
     parser = argparse.ArgumentParser(prog="python -m llava.tiny.train", description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=Recipe.pictures)
@@ -277,6 +277,7 @@ def main(argv: list[str] | None = None) -> int:
         print("stopped; the same command goes on from here")
         return 130
     export(trainer.student, work, args.output, asdict(recipe), TOWER_NAME)
+    export_anyres(args.output, args.output.with_name(args.output.name + "-anyres"))
     if args.docs:
         curves(trainer.log, asdict(recipe), args.docs)
     print(

@@ -122,8 +122,8 @@ def test_ids_equal_sentencepiece(legacy, text):
 @given(st.lists(st.integers(1, 639), max_size=24), st.booleans())
 @example([197, 1, 131], False)
 def test_decoding_equals_sentencepiece(ids, legacy):
-    # Special ids are skipped before the pieces are joined, so two bytes around <s> are one character; given to
-    # sentencepiece, <s> would part them. 0 is left out: sentencepiece prints a mark for unknown pieces.
+    # Special ids are skipped before the pieces are joined, so two bytes around <s> make one character; for
+    # sentencepiece <s> would part them. 0 is left out: sentencepiece prints a mark for unknown pieces.
     pieces = [i for i in ids if i not in (1, 2)]
     assert loaded(legacy).decode(ids, skip_special_tokens=True) == reference().decode(pieces)
 

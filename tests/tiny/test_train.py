@@ -162,6 +162,20 @@ def test_export_is_a_llava_checkpoint(folder, store, tmp_path):
         assert torch.equal(loaded[name], tensor.detach().half().float()), name
 
 
+def test_anyres_variant_has_the_same_weights(folder, store, tmp_path):
+    from llava.model.builder import load_pretrained_model
+
+    trainer = train.Trainer(RECIPE, store, folder)
+    base, output = tmp_path / "llava-new", tmp_path / "llava-new-anyres"
+    export.export(trainer.student, folder, base, train.asdict(RECIPE), train.TOWER_NAME)
+    export.export_anyres(base, output)
+    assert (output / "model-00001-of-00002.safetensors").resolve() == (base / "model.safetensors").resolve()
+    tokenizer, model, _, context = load_pretrained_model(str(output), None, output.name, device="cpu")
+    assert context == 4096 and model.config.image_aspect_ratio == "anyres"
+    newline = tokenizer.convert_tokens_to_ids("<0x0A>")
+    assert torch.equal(model.model.image_newline, model.model.embed_tokens.weight[newline])
+
+
 def test_curves_are_drawn(tmp_path):
     log = [{"step": k, "loss": 1 / k, "align": 2 / k, "validation": {"exist": 0.5}} for k in (50, 100)]
     export.curves(log, train.asdict(RECIPE), tmp_path)
