@@ -35,6 +35,7 @@ from llava.conversation import conv_templates
 from llava.eval.answers import Answer
 from llava.eval.benchmarks.base import Problem, Question
 from llava.eval.decode import Decoding, Row, can_share, generate, generate_shared
+from llava.eval.vision_cache import VisionCache, picture_key
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.pruning import Pruner
 
@@ -66,7 +67,8 @@ class Report:
     """What a run did besides answering."""
 
     asked: int = 0  # questions, summed over settings
-    images: int = 0
+    images: int = 0  # pictures encoded
+    reused: int = 0  # pictures whose features were in the vision cache
     vision_seconds: float = 0.0  # decode, preprocess, encode
     seconds: float = 0.0
     failures: list[Problem] = field(default_factory=list)
@@ -112,12 +114,14 @@ def plan(questions: Sequence[Question], batch_size: int) -> list[Wave]:
 
 
 class Engine:
-    """Asks one model. `share_prefix` lets questions of one image share its prefill where that is exact."""
+    """Asks one model. `share_prefix` lets questions of one image share its prefill where that is exact;
+    a `vision_cache` lets runs (over several benchmarks, say) share the encoding of pictures."""
 
     def __init__(
         self, model: Any, tokenizer: Any, image_processor: Any, conv_mode: str = "vicuna_v1",
         decoding: Decoding | None = None, batch_size: int = 64, seed: int = 0, share_prefix: bool = True,
         load_image: Callable[[Any], Any] | None = None, anyres: str | None = None,
+        vision_cache: VisionCache | None = None,
     ) -> None:
         if conv_mode not in conv_templates:
             raise ValueError(f"unknown conversation {conv_mode!r}; there are: {', '.join(conv_templates)}")
@@ -130,6 +134,9 @@ class Engine:
         if load_image is None:
             from llava.mm_utils import load_image
         self._load_image = load_image
+        self.vision_cache = vision_cache
+        if vision_cache is not None:
+            vision_cache.bind(model)
         device = torch.device(model.device)
         self._cuda = device.type == "cuda"
         self._encode_at_once = 8 if self._cuda else 1  # on a CPU one at a time is as fast, and saves memory
@@ -171,28 +178,15 @@ class Engine:
         images = [image for image in wave.images if image is not None]
         for begin in range(0, len(images), self._encode_at_once):
             began = time.monotonic()
-            names, pixels, sizes = [], [], []
-            for image in images[begin : begin + self._encode_at_once]:
-                picture, error = next(pictures)
-                if error is not None:
-                    broken[image] = error
-                    continue
-                names.append(image)
-                pixels.append(picture[0].to(self.model.device))
-                sizes.append(picture[1])
-            if not names:
-                continue
-            with torch.inference_mode():
-                seen = self.model.encode_vision(pixels, sizes)
-            report.images += len(names)
+            seen = self._see(images[begin : begin + self._encode_at_once], pictures, broken, report)
             report.vision_seconds += self._clock() - began
             for setting in active:
                 began = time.monotonic()
                 with torch.inference_mode():
-                    for image, vision in zip(names, seen, strict=True):
+                    for image, vision in seen.items():
                         visual[setting.name][image] = self.model.visual_tokens(vision, setting.pruner).embeds
                 setting.seconds += self._clock() - began
-                setting.images += len(names)
+                setting.images += len(seen)
         for question in asked_about:
             wrong = broken.get(question.image) or _unaskable(question)
             if wrong:
@@ -213,6 +207,40 @@ class Engine:
                 setting.asked += len(fresh)
                 report.asked += len(fresh)
                 bar.update(len(fresh))
+
+    def _see(
+        self, images: Sequence[Any], pictures: Iterator[tuple[Any, str | None]], broken: dict[Any, str],
+        report: Report,
+    ) -> dict[Any, Any]:
+        """Image -> VisionFeatures of the next pictures, from the cache or encoded now, broken ones apart."""
+        seen: dict[Any, Any] = {}
+        fresh, pixels, sizes = [], [], []
+        for image in images:
+            picture, error = next(pictures)
+            if error is not None:
+                broken[image] = error
+            elif isinstance(picture, tuple):
+                fresh.append(image)
+                pixels.append(picture[0].to(self.model.device))
+                sizes.append(picture[1])
+                seen[image] = None  # keeps the order
+            else:
+                seen[image] = picture
+        report.images += len(fresh)
+        report.reused += len(seen) - len(fresh)
+        if fresh:
+            with torch.inference_mode():
+                found = self.model.encode_vision(pixels, sizes)
+            seen.update(zip(fresh, found, strict=True))
+        if self.vision_cache is not None:
+            for image in fresh:
+                self.vision_cache.put(self._picture_key(image), seen[image])
+        return seen
+
+    def _picture_key(self, image: Any) -> Any:
+        anyres = getattr(self.model.config, "image_aspect_ratio", None) == "anyres"
+        protocol = getattr(self.model.config, "anyres_protocol", None) if anyres else None
+        return picture_key(image, self._load_image, protocol)
 
     def _ask(self, questions: Sequence[Question], visual: dict[Any, torch.Tensor]) -> list[Answer]:
         rows = [Row(self.prompt_ids(question), visual.get(question.image), question.image)
@@ -273,14 +301,25 @@ class Engine:
 
     @contextmanager
     def _pictures(self, images: Sequence[Any]) -> Iterator[Iterator[tuple[Any, str | None]]]:
-        """An iterator over (picture, None) or (None, what is wrong with it), in order, decoded ahead."""
+        """An iterator over (picture, None) or (None, what is wrong with it), in order, decoded ahead.
+
+        A picture is what `_prepare` makes of it, or its VisionFeatures if the cache holds them.
+        """
         pool = ThreadPoolExecutor(1, thread_name_prefix="pictures")
         waiting: list[Future] = []
+
+        def ahead(image: Any) -> Future:
+            known = None if self.vision_cache is None else self.vision_cache.get(self._picture_key(image))
+            if known is None:
+                return pool.submit(self._prepare, image)
+            found: Future = Future()
+            found.set_result((known, None))  # held from here on, whatever the cache drops meanwhile
+            return found
 
         def stream() -> Iterator[tuple[Any, str | None]]:
             for place in range(len(images) + _AHEAD):
                 if place < len(images):
-                    waiting.append(pool.submit(self._prepare, images[place]))
+                    waiting.append(ahead(images[place]))
                 if place >= _AHEAD:
                     yield waiting.pop(0).result()
 
