@@ -1,0 +1,56 @@
+"""Arguments that the parts share, their checks and the plain text of tables. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from llava.arguments import at_least
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def add_measuring(parser: argparse.ArgumentParser, repeats: int, warmup: int = 1) -> None:
+    """--device, --vs, --repeats, --warmup, --seed."""
+    group = parser.add_argument_group("measuring")
+    group.add_argument("--device", help="cpu, cuda, cuda:1 ...; default cuda if there is one")
+    group.add_argument("--vs", choices=("plain",), help="measure the plain way in the same run, too")
+    group.add_argument("--repeats", type=at_least(1), default=repeats,
+                       help="passes; figures are their medians (default %(default)s)")
+    group.add_argument("--warmup", type=at_least(0), default=warmup,
+                       help="passes before, which do not count (default %(default)s)")
+    group.add_argument("--seed", type=int, default=0, help="of random weights, pictures and prompts")
+
+
+def check_device(args: argparse.Namespace) -> None:
+    """Fill in args.device. Raises ValueError for one that is not there."""
+    import torch
+
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(args.device)
+    except RuntimeError as error:
+        raise ValueError(f"--device {args.device}: no such device ({str(error).splitlines()[0]})") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {args.device}: torch sees {torch.cuda.device_count()} CUDA devices here")
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Columns lined up, the first to the left, numbers to the right; None is an empty cell."""
+    cells = [[_cell(value) for value in row] for row in (titles, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(titles))]
+    lines = []
+    for row in cells:
+        parts = [text.ljust(width) if not column else text.rjust(width)
+                 for column, (text, width) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(parts).rstrip())
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return str(value)

@@ -1,0 +1,159 @@
+"""The plain way: VisPruner and LLaVA step by step, as Algorithm 1 reads, for others to be measured against.
+
+One question at a time and nothing kept between questions: the picture is decoded, the tower runs all its
+layers with eager attention and returns the attention probabilities of every one of them, the selection takes
+a new matrix product in every round, all patches are projected before most of them are masked away, and
+transformers' `generate` answers. Every step is right, and none is hurried.
+
+    plain_answer(model, tokenizer, processor, "cat.jpg", prompt_ids, Decoding(max_new_tokens=16))
+
+Works on a model of this repository as loaded, whatever its device and dtype. Two things differ from an
+implementation that were written on its own: a loaded tower holds no layers behind the select layer, so its
+last one runs again in their place (same shapes, its result is not used); and the crops of an anyres picture
+are merged by `llava.model.anyres`. Selection runs in the dtype of the features it is given, so its tokens
+need not be those of the float64 selection; cast the features to compare indices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava.constants import IMAGE_TOKEN_INDEX
+
+
+@torch.inference_mode()
+def plain_tower(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels (crops, 3, S, S) -> features (crops, N, C), [CLS] attention (crops, H, N), of the select layer.
+
+    All layers, all attention matrices (crops, H, N + 1, N + 1) in memory together, in the tower's dtype.
+    """
+    tower = model.get_vision_tower()
+    layers = list(tower.layers())
+    select = len(layers)  # hidden_states[select] are the features, attentions[select - 1] their layer's
+    layers += [layers[-1]] * (tower.config.num_hidden_layers - select)
+    with _eager(tower) as attentions:
+        hidden_states = [tower.embed(pixels.to(device=tower.device, dtype=tower.dtype))]
+        for layer in layers:
+            output = layer(hidden_states[-1], None)
+            hidden_states.append(output[0] if isinstance(output, tuple) else output)
+    features = hidden_states[select][:, 1:]
+    attention = attentions[select - 1][:, :, 0, 1:]
+    return features, attention
+
+
+@contextmanager
+def _eager(tower: Any) -> Iterator[list[Tensor]]:
+    """Eager attention in the tower; collects the probabilities of its layers in the order they run."""
+    attentions: list[Tensor] = []
+
+    def remember(_module: Any, _inputs: Any, output: Any) -> None:
+        attentions.append(output[1])
+
+    config = tower.vision_tower.config
+    before = config._attn_implementation
+    hooks = [_attention_module(tower, layer).register_forward_hook(remember) for layer in tower.layers()]
+    config._attn_implementation = "eager"
+    try:
+        yield attentions
+    finally:
+        config._attn_implementation = before
+        for hook in hooks:
+            hook.remove()
+
+
+def _attention_module(tower: Any, layer: Any) -> Any:
+    """The module of a layer that returns (output, probabilities): the one that owns its query projection."""
+    query = tower.attention_parts(layer)[1]
+    return next(module for module in layer.modules() if any(child is query for child in module.children()))
+
+
+@torch.inference_mode()
+def plain_select(features: Tensor, attention: Tensor, tokens: int, ratio: float) -> Tensor:
+    """VisPruner's kept patches, ascending: (B, N, C), (B, H, N) -> (B, min(tokens, N)) int64.
+
+    Computed in the dtype of the features, row by row, a cosine similarity product per round.
+    """
+    return torch.stack([_select_row(x, a, tokens, ratio) for x, a in zip(features, attention, strict=True)])
+
+
+def _select_row(features: Tensor, attention: Tensor, tokens: int, ratio: float) -> Tensor:
+    n = len(features)
+    if tokens >= n:
+        return torch.arange(n, device=features.device)
+    order = attention.mean(dim=0).argsort(descending=True, stable=True)
+    n_important = int(tokens * ratio)
+    n_diverse = tokens - n_important
+    important, residual = order[:n_important], order[n_important:]
+    while len(residual) > n_diverse > 0:
+        even, odd = residual[0::2], residual[1::2]
+        drop = min(8, len(residual) - n_diverse, len(even))
+        a, b = features[even], features[odd]
+        a = a / a.norm(dim=-1, keepdim=True)
+        b = b / b.norm(dim=-1, keepdim=True)
+        best = (a @ b.transpose(-1, -2)).amax(dim=-1)
+        rank = best.argsort(descending=True, stable=True)
+        residual = torch.cat([even[rank[drop:]], odd])
+    return torch.cat([important, residual[:n_diverse]]).sort().values
+
+
+@torch.inference_mode()
+def plain_tokens(
+    model: Any, pixels: Tensor, tokens: int | None, ratio: float = 0.5,
+    image_size: tuple[int, int] | None = None,
+) -> Tensor:
+    """Pixels (3, S, S) or (crops, 3, S, S) of one picture -> visual tokens (K, D): project all, then mask.
+
+    tokens: per crop, None for all of them. image_size: (width, height) of the picture, for anyres.
+    """
+    from llava.model.anyres import NEWLINE, token_layout
+
+    crops = pixels[None] if pixels.ndim == 3 else pixels
+    features, attention = plain_tower(model, crops)
+    decoder = model.get_model()
+    weight = next(decoder.mm_projector.parameters())
+    features = features.to(device=weight.device, dtype=weight.dtype)
+    projected = decoder.mm_projector(features)  # (crops, N, D), all of them
+    n = features.shape[1]
+    indices = plain_select(features, attention.to(features.device), n if tokens is None else tokens, ratio)
+    layout = token_layout(
+        indices, side=model.get_vision_tower().num_patches_per_side, protocol=model.anyres,
+        merge_type=getattr(model.config, "mm_patch_merge_type", None) or "flat",
+        image_size=image_size, grid=model._grid(len(crops), image_size), as_crops=True)
+    kept = projected.gather(1, indices[..., None].expand(-1, -1, projected.shape[-1])).flatten(0, 1)
+    if (layout == NEWLINE).any():
+        kept = torch.cat([kept, decoder.image_newline.to(kept)[None]])
+        layout = torch.where(layout == NEWLINE, len(kept) - 1, layout)
+    return kept[layout.to(kept.device)]
+
+
+@torch.inference_mode()
+def plain_answer(
+    model: Any, tokenizer: Any, processor: Any, image_path: Any, prompt_ids: Sequence[int], decoding: Any,
+) -> list[int]:
+    """New ids of one question, decoded from the picture file on, as the model's own pruner is set.
+
+    prompt_ids: whole prompt, IMAGE_TOKEN_INDEX once. decoding: a `llava.eval.decode.Decoding`. The end of
+    sequence is not part of the answer. Raises ValueError for another method than vispruner and none.
+    """
+    from llava.eval.decode import stop_ids
+    from llava.mm_utils import load_image, process_images
+
+    picture = load_image(image_path)
+    pixels = process_images([picture], processor, model.config)[0]
+    pruner = model.pruner
+    if pruner.name not in ("vispruner", "none"):
+        raise ValueError(f"the plain way knows vispruner and none, not {pruner.name}")
+    if list(prompt_ids).count(IMAGE_TOKEN_INDEX) != 1:
+        raise ValueError("the plain way asks about exactly one picture")
+    visual = plain_tokens(model, pixels, pruner.tokens, pruner.important_ratio, picture.size)
+    ids = torch.tensor([list(prompt_ids)], device=model.device)
+    mask = torch.ones_like(ids)
+    new = model.generate(ids, attention_mask=mask, visual=[visual], **decoding.arguments())[0].tolist()
+    stops = stop_ids(model, tokenizer)
+    end = next((place for place, token in enumerate(new) if token in stops), len(new))
+    return new[:end]

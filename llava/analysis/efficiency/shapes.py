@@ -1,0 +1,147 @@
+"""Models by their shape alone: random weights, made on the device they run on, no file of a checkpoint.
+
+    model = build_model("llava-1.5-7b", device="cuda", dtype="float16")
+
+Enough to measure time and memory, which do not depend on what weights say; answers are noise. Shapes are
+those of the published checkpoints. `video-llava-7b` has Video-LLaVA's sizes (8 frames of 256 patches) with
+an image tower: the temporal attention of Video-LLaVA's own tower is left out.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from torch import Tensor
+
+_VICUNA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+              "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000}
+_VICUNA_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
+               "num_attention_heads": 40, "num_key_value_heads": 40, "vocab_size": 32000}
+_TINY = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4,
+         "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 1000}
+_CLIP_L = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096,
+           "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
+           "projection_dim": 768, "hidden_act": "quick_gelu"}
+_CLIP_TINY = {**_CLIP_L, "hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 8,
+              "num_attention_heads": 3}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model. crops: per image (or frames of a clip). budgets: T per crop, as in the paper."""
+
+    language: dict[str, Any]
+    tower: dict[str, Any]
+    crops: int = 1
+    budgets: tuple[int, ...] = (128, 64, 32)
+    extra: dict[str, Any] = field(default_factory=dict)  # entries of config.json
+
+    @property
+    def patches(self) -> int:
+        """N, patches of one crop."""
+        return (self.tower["image_size"] // self.tower["patch_size"]) ** 2
+
+
+SHAPES = {
+    "llava-1.5-7b": Shape(_VICUNA_7B, _CLIP_L),
+    "llava-1.5-13b": Shape(_VICUNA_13B, _CLIP_L),
+    "llava-next-7b": Shape(_VICUNA_7B, _CLIP_L, crops=5, extra={
+        "image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad",
+        "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]}),
+    "video-llava-7b": Shape(_VICUNA_7B, {**_CLIP_L, "image_size": 224}, crops=8, budgets=(57, 28, 14)),
+    "tiny": Shape(_TINY, _CLIP_TINY),
+}
+
+
+def build_model(
+    shape: str | Shape,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    tower_dtype: str | torch.dtype | None = None,
+    attn_implementation: str = "sdpa",
+    seed: int = 0,
+) -> Any:
+    """A model of our own class with random weights, on `device`, in `dtype` (float32 on CPU, else float16).
+
+    The same seed gives the same weights on one kind of device. Raises ValueError for an unknown name.
+    """
+    import torch
+
+    from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+    from llava.model.loading import fill_model
+    from llava.model.multimodal_encoder.builder import TowerSource, build_vision_tower, clip_processor
+    from llava.model.placement import Placement
+    from llava.model.settings import choose_attention, choose_dtypes
+
+    shape = shape_named(shape) if isinstance(shape, str) else shape
+    device = torch.device(device)
+    language_dtype, tower_type = choose_dtypes(dtype, tower_dtype, None, device)
+    kernels, tower_kernels = choose_attention(attn_implementation, language_dtype, tower_type)
+    config = LlavaConfig(
+        **shape.language, rms_norm_eps=1e-5, max_position_embeddings=4096, tie_word_embeddings=False,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, **{
+            "mm_hidden_size": shape.tower["hidden_size"], "mm_projector_type": "mlp2x_gelu",
+            "mm_vision_select_layer": -2, "mm_vision_tower": "random", "image_aspect_ratio": "pad",
+            **shape.extra})
+    config.dtype = language_dtype
+    config._attn_implementation = kernels
+    source = TowerSource(shape.tower, None, clip_processor(shape.tower["image_size"]))
+    with torch.device("meta"):
+        model = LlavaLlamaForCausalLM(config)
+    model.model.vision_tower = build_vision_tower(source, attn_implementation=tower_kernels)
+    fill_model(model, _random_weights(model, device, seed), source, Placement(device), language_dtype,
+               tower_type, None, Path("random weights"))
+    return model.eval()
+
+
+def build_tower(shape: str | Shape, device: str | torch.device = "cpu", dtype: torch.dtype | None = None,
+                attn_implementation: str = "sdpa", select_layer: int = -2, seed: int = 0) -> Any:
+    """The vision tower of a shape alone, random weights; layers behind `select_layer` are not built."""
+    import torch
+
+    from llava.model.multimodal_encoder.builder import (
+        TowerSource,
+        build_vision_tower,
+        clip_processor,
+    )
+    from llava.model.weights import Assigner
+
+    shape = shape_named(shape) if isinstance(shape, str) else shape
+    source = TowerSource(shape.tower, None, clip_processor(shape.tower["image_size"]))
+    tower = build_vision_tower(source, select_layer, attn_implementation=attn_implementation)
+    place = (dtype or torch.float32, torch.device(device))
+    assigner = Assigner(tower.vision_tower, lambda _: place)
+    for name, tensor, _ in _random_weights(tower.vision_tower, place[1], seed):
+        assigner.assign(name, tensor, name)
+    tower.restore_buffers()
+    return tower.eval()
+
+
+def shape_named(name: str) -> Shape:
+    """The shape of that name; ValueError lists them all."""
+    if name not in SHAPES:
+        raise ValueError(f"no shape {name!r}; there are {', '.join(SHAPES)}")
+    return SHAPES[name]
+
+
+def _random_weights(model: Any, device: torch.device, seed: int) -> Iterator[tuple[str, Tensor, Path]]:
+    """(name, values, where from) of every parameter, one at a time, so that no second copy is ever whole."""
+    import torch
+
+    generator = torch.Generator(device)
+    for name, parameter in model.named_parameters():
+        generator.manual_seed(seed + zlib.crc32(name.encode()))  # by name: layers left out shift nothing
+        if name.endswith("bias"):
+            values = torch.zeros(parameter.shape, device=device)
+        elif parameter.ndim == 1 and "norm" in name.lower():
+            values = torch.ones(parameter.shape, device=device)
+        else:
+            values = torch.randn(parameter.shape, device=device, generator=generator) * 0.02
+        yield name, values, Path("random weights")

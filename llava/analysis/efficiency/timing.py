@@ -1,0 +1,138 @@
+"""Clocks that do not flatter: warm-up, several passes, interleaved, medians; events on GPU; peak memory.
+
+    spent = compare({"ours": f, "plain": g}, device, repeats=5)       # {"ours": Timing, "plain": Timing}
+    spent["plain"].median / spent["ours"].median
+
+Passes of the things compared take turns, so that what else runs on the machine slows all of them alike.
+Does not know what it measures.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one pass: median, fastest and slowest of `passes`, after `warmup` that do not count."""
+
+    median: float
+    fastest: float
+    slowest: float
+    passes: int
+    warmup: int
+
+    @classmethod
+    def of(cls, seconds: list[float], warmup: int) -> Timing:
+        return cls(statistics.median(seconds), min(seconds), max(seconds), len(seconds), warmup)
+
+    def as_json(self) -> dict[str, float | int]:
+        """Milliseconds, ready for JSON."""
+        found: dict[str, float | int] = {f"{name}_ms": round(1000 * value, 4)
+                                         for name, value in asdict(self).items() if isinstance(value, float)}
+        return {**found, "passes": self.passes, "warmup": self.warmup}
+
+
+def seconds_of(run: Callable[[], Any], device: torch.device | str = "cpu") -> float:
+    """Seconds of one pass, between two events on a GPU (time on the card, gaps between kernels included)."""
+    if torch.device(device).type != "cuda":
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+    with torch.cuda.device(device):
+        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        first.record()
+        run()
+        last.record()
+        torch.cuda.synchronize()
+        return first.elapsed_time(last) / 1000
+
+
+def compare(
+    runs: Mapping[str, Callable[[], Any]], device: torch.device | str = "cpu", repeats: int = 5,
+    warmup: int = 1,
+) -> dict[str, Timing]:
+    """Time several things against each other: every round runs each of them once, in turn."""
+    if repeats < 1 or warmup < 0:
+        raise ValueError(f"at least one pass and no negative warm-up, got {repeats} and {warmup}")
+    for _ in range(warmup):
+        for run in runs.values():
+            seconds_of(run, device)
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats):
+        names = list(runs) if turn % 2 == 0 else list(runs)[::-1]
+        for name in names:
+            taken[name].append(seconds_of(runs[name], device))
+    return {name: Timing.of(seconds, warmup) for name, seconds in taken.items()}
+
+
+def measure(run: Callable[[], Any], device: torch.device | str = "cpu", repeats: int = 5,
+            warmup: int = 1) -> Timing:
+    """`compare` for a single thing."""
+    return compare({"it": run}, device, repeats, warmup)["it"]
+
+
+def peak_bytes(run: Callable[[], Any], device: torch.device | str = "cpu") -> int:
+    """Most bytes that tensors made during one pass hold at a time; what was there before does not count.
+
+    Counted by the allocator on a GPU; on CPU from the allocator's events in a profile, workspaces that a
+    library takes behind torch's back are not in it.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    from torch.autograd.profiler import profile
+
+    with profile(profile_memory=True, use_cpu=True) as found:
+        run()
+    events = [event for event in found.kineto_results.events() if event.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda one: one.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+def machine(device: torch.device | str) -> dict[str, Any]:
+    """What the figures were taken on: device, threads, versions, and how busy the machine was."""
+    import transformers
+
+    device = torch.device(device)
+    found: dict[str, Any] = {"device": str(device), "torch": torch.__version__,
+                             "transformers": transformers.__version__, "python": platform.python_version()}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {"name": properties.name, "memory_bytes": properties.total_memory,
+                  "cuda": torch.version.cuda, "tf32": torch.backends.cuda.matmul.allow_tf32}
+        try:
+            import triton
+
+            found["triton"] = triton.__version__
+        except ImportError:
+            found["triton"] = None
+    else:
+        found |= {"name": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+                  "load": [round(one, 2) for one in os.getloadavg()] if hasattr(os, "getloadavg") else None}
+    return found
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
