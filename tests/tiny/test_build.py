@@ -3,14 +3,13 @@
 import json
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from llava.tiny import build, world
 
-SHIPPED = Path(__file__).parents[2] / "playground" / "tiny" / "eval"
+SHIPPED = build.SHIPPED
 
 
 def lines(path):
