@@ -94,6 +94,12 @@ def load_pretrained_model(
     base = resolve_checkpoint(model_base, **hub) if model_base else None
     raw = _config_of(folder, base)
     settings = resolve_pruning(raw, method, visual_token_num, important_ratio, anyres)
+    if settings.pruner.name != "none" and settings.pruner.tokens is None:
+        warnings.warn(
+            f"method {settings.pruner.name!r} without a token budget keeps every visual token; give "
+            "visual_token_num=64 (or VISPRUNER_TOKENS=64, or visual_token_num in config.json)",
+            stacklevel=2,
+        )
     stream = _weights(folder, base)
     model_class, config, tower_source = understand(folder, raw)
 

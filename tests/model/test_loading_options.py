@@ -42,6 +42,12 @@ def test_hub_snapshot_takes_one_form_of_weights(monkeypatch, tmp_path, reference
     assert calls == [("some/llava", "*.safetensors", "main"), ("some/llava", "*.bin", "main")]
 
 
+def test_a_method_without_budget_is_said(tmp_path):
+    with pytest.warns(UserWarning, match="'vispruner' without a token budget keeps every"):
+        _, model, _, _ = load_pretrained_model(str(SOURCE), device="cpu", method="vispruner")
+    assert model.pruner.tokens is None
+
+
 def test_start_and_end_tokens(tmp_path):
     """mm_use_im_start_end: the tokenizer knows the tokens; a checkpoint without rows for them gets some."""
     folder = write(tmp_path / "m", config={"mm_use_im_start_end": True, "mm_use_im_patch_token": True})
