@@ -156,7 +156,7 @@ def textvqa(root: Path, pictures: list[Picture], quality: int = 70) -> int:
         asked.append({"question_id": name, "image": picture.file, "text": text, "category": "default"})
         truth.append({"question": text.split("\n")[0], "image_id": name, "question_id": len(asked),
                       "image_classes": [], "image_width": image.size[0], "image_height": image.size[1],
-                      "set_name": "val", "answers": [answer.lower()] * 10})
+                      "set_name": "val", "seed": scene.seed, "answers": [answer.lower()] * 10})
     write_json(folder / "TextVQA_0.5.1_val.json", {
         "dataset_type": "val", "dataset_name": "textvqa", "dataset_version": "0.5.1", "data": truth})
     write_jsonl(folder / "llava_textvqa_val_v051_ocr.jsonl", asked)
