@@ -36,6 +36,17 @@ def check_device(args: argparse.Namespace) -> None:
         raise ValueError(f"--device {args.device}: torch sees {torch.cuda.device_count()} CUDA devices here")
 
 
+def numbers(text: str) -> list[int]:
+    """Positive whole numbers by commas."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: numbers from 1 on, by commas, are wanted")
+    return found
+
+
 def table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Columns lined up, the first to the left, numbers to the right; None is an empty cell."""
     cells = [[_cell(value) for value in row] for row in (titles, *rows)]

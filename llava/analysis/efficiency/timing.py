@@ -12,8 +12,10 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,17 +24,26 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one pass: median, fastest and slowest of `passes`, after `warmup` that do not count."""
+    """Seconds of one pass: median, fastest and slowest of `passes`, after `warmup` that do not count.
+
+    processor: median of the processor time of this process (all threads), on CPU the figure to trust where
+    other programs take turns on the cores; None on a GPU.
+    """
 
     median: float
     fastest: float
     slowest: float
     passes: int
     warmup: int
+    processor: float | None = None
 
     @classmethod
-    def of(cls, seconds: list[float], warmup: int) -> Timing:
-        return cls(statistics.median(seconds), min(seconds), max(seconds), len(seconds), warmup)
+    def of(cls, seconds: list[tuple[float, float | None]], warmup: int) -> Timing:
+        """From (seconds, seconds of processor time) of every pass."""
+        wall = [one for one, _ in seconds]
+        busy = [one for _, one in seconds if one is not None]
+        return cls(statistics.median(wall), min(wall), max(wall), len(wall), warmup,
+                   statistics.median(busy) if busy else None)
 
     def as_json(self) -> dict[str, float | int]:
         """Milliseconds, ready for JSON."""
@@ -41,12 +52,13 @@ class Timing:
         return {**found, "passes": self.passes, "warmup": self.warmup}
 
 
-def seconds_of(run: Callable[[], Any], device: torch.device | str = "cpu") -> float:
-    """Seconds of one pass, between two events on a GPU (time on the card, gaps between kernels included)."""
+def seconds_of(run: Callable[[], Any], device: torch.device | str = "cpu") -> tuple[float, float | None]:
+    """Seconds of one pass, and of processor time; on a GPU between two events (gaps between kernels
+    included), and None."""
     if torch.device(device).type != "cuda":
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         run()
-        return time.perf_counter() - start
+        return time.perf_counter() - start, time.process_time() - busy
     with torch.cuda.device(device):
         first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize()
@@ -54,21 +66,27 @@ def seconds_of(run: Callable[[], Any], device: torch.device | str = "cpu") -> fl
         run()
         last.record()
         torch.cuda.synchronize()
-        return first.elapsed_time(last) / 1000
+        return first.elapsed_time(last) / 1000, None
 
 
 def compare(
     runs: Mapping[str, Callable[[], Any]], device: torch.device | str = "cpu", repeats: int = 5,
-    warmup: int = 1,
+    warmup: int = 1, limit: float | None = None,
 ) -> dict[str, Timing]:
-    """Time several things against each other: every round runs each of them once, in turn."""
+    """Time several things against each other: every round runs each of them once, in turn.
+
+    limit: seconds after which no further round begins; one is always run.
+    """
     if repeats < 1 or warmup < 0:
         raise ValueError(f"at least one pass and no negative warm-up, got {repeats} and {warmup}")
     for _ in range(warmup):
         for run in runs.values():
             seconds_of(run, device)
-    taken: dict[str, list[float]] = {name: [] for name in runs}
+    taken: dict[str, list[tuple[float, float | None]]] = {name: [] for name in runs}
+    start = time.perf_counter()
     for turn in range(repeats):
+        if turn and limit is not None and time.perf_counter() - start > limit:
+            break
         names = list(runs) if turn % 2 == 0 else list(runs)[::-1]
         for name in names:
             taken[name].append(seconds_of(runs[name], device))
@@ -97,7 +115,7 @@ def peak_bytes(run: Callable[[], Any], device: torch.device | str = "cpu") -> in
         return torch.cuda.max_memory_allocated(device) - before
     from torch.autograd.profiler import profile
 
-    with profile(profile_memory=True, use_cpu=True) as found:
+    with _quiet(), profile(profile_memory=True, use_cpu=True) as found:
         run()
     events = [event for event in found.kineto_results.events() if event.name() == "[memory]"]
     held = most = 0
@@ -105,6 +123,20 @@ def peak_bytes(run: Callable[[], Any], device: torch.device | str = "cpu") -> in
         held += event.nbytes()
         most = max(most, held)
     return most
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The profiler of some builds of torch writes trace marks to the process's standard error."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def machine(device: torch.device | str) -> dict[str, Any]:

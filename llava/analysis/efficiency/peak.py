@@ -1,0 +1,75 @@
+"""What the device can do at most: matrix products per second, bytes per second. The floor of all else.
+
+    python -m llava.analysis.efficiency peak --device cpu
+
+Measured, not read off a data sheet: the best of several square products of growing size in each dtype, and
+the best of several copies of a buffer far larger than any cache (bytes read plus bytes written).
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from llava.analysis.efficiency.options import DTYPES, add_measuring, check_device, table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_measuring(parser, repeats=5)
+    parser.add_argument("--dtypes", type=lambda text: text.split(","),
+                        help=f"by commas, of {', '.join(DTYPES)}, float64; default both float32 and float64 "
+                             "on CPU, all on CUDA")
+
+
+def check(args: argparse.Namespace) -> None:
+    check_device(args)
+    args.dtypes = args.dtypes or (["float32", "float64"] if args.device == "cpu" else [*DTYPES, "float64"])
+    strange = [name for name in args.dtypes if name not in (*DTYPES, "float64")]
+    if strange:
+        raise ValueError(f"--dtypes {strange[0]}: no such dtype; there are {', '.join(DTYPES)}, float64")
+
+
+def matrix_rate(device: Any, dtype: Any, repeats: int = 5) -> float:
+    """FLOP/s of the best square matrix product tried, two FLOPs per multiply-accumulate."""
+    import torch
+
+    from llava.analysis.efficiency.timing import seconds_of
+
+    best = 0.0
+    for side in (1024, 2048) if torch.device(device).type == "cpu" else (4096, 8192):
+        a = torch.randn(side, side, device=device, dtype=torch.float32).to(dtype)
+        b, out = torch.randn_like(a), torch.empty_like(a)
+        for turn in range(repeats + 1):
+            spent = seconds_of(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device)[0]
+            best = max(best, 2 * side**3 / spent if turn else 0.0)
+    return best
+
+
+def bandwidth(device: Any, repeats: int = 5) -> float:
+    """Bytes per second of the best copy tried, read and written bytes added up."""
+    import torch
+
+    from llava.analysis.efficiency.timing import seconds_of
+
+    size = 2**28 if torch.device(device).type == "cpu" else 2**31
+    a = torch.ones(size, dtype=torch.uint8, device=device)
+    b = torch.empty_like(a)
+    b.copy_(a)
+    return max(2 * size / seconds_of(lambda: b.copy_(a), device)[0] for _ in range(repeats))
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    from llava.analysis.efficiency.timing import machine
+    from llava.model.settings import parse_dtype
+
+    rates = {name: matrix_rate(args.device, parse_dtype(name), args.repeats) for name in args.dtypes}
+    return {"part": "peak", "machine": machine(args.device), "matrix_flops_per_second": rates,
+            "bytes_per_second": bandwidth(args.device, args.repeats), "repeats": args.repeats}
+
+
+def render(document: dict[str, Any]) -> str:
+    rows = [[f"matrix product, {name}", rate / 1e12, "TFLOP/s"]
+            for name, rate in document["matrix_flops_per_second"].items()]
+    rows.append(["copy", document["bytes_per_second"] / 1e9, "GB/s"])
+    head = f"{document['machine']['name']}: best of {document['repeats']}\n"
+    return head + table(["what", "rate", ""], rows)
