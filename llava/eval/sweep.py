@@ -1,12 +1,15 @@
 """A whole grid in one pass over the pictures: methods x tokens x ratios, one table with intervals.
 
-    python -m llava.eval.sweep --benchmarks pope --methods none,random,fastervlm,vispruner \\
+    python -m llava.eval.sweep --benchmarks pope,gqa --methods none,random,fastervlm,vispruner \\
         --tokens 128,64,32 --ratios 0.5,0 --output outputs/sweep
 
-The model is loaded once, every picture is decoded and encoded once for all cells. `none` is one cell at
-full length; ratios multiply only methods that have one. Every cell has its own folder OUTPUT/BENCHMARK/CELL
-with answers.jsonl and score.json; finished cells are skipped on restart, interrupted ones go on. Without
---model or --data the embedded ones serve. The last line of standard output is one JSON document.
+The model is loaded once, every picture is decoded and encoded once for all cells, and (as far as
+--vision-cache goes) for all benchmarks that show it. `none` is one cell at full length; ratios multiply only
+methods that have one. Every cell has its own folder OUTPUT/BENCHMARK/CELL with answers.jsonl and score.json;
+finished cells are skipped on restart, interrupted ones go on. A cell or benchmark that fails stops no other;
+failures are listed at the end, and the exit code is then 1. Sets whose number comes from elsewhere keep their
+answers. Without --model or --data the embedded ones serve. The last line of standard output is one JSON
+document.
 
 Columns: score with its 95% bootstrap interval over pictures; visual tokens that really entered the language
 model (mean); GFLOPs of the language model's prefill per question (2 FLOPs per multiply-accumulate, visual
@@ -20,47 +23,31 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llava import arguments
 from llava.eval import cli
-from llava.eval.answers import AnswerFile
 from llava.eval.benchmarks import (
     Benchmark,
     DataError,
-    Problem,
     Question,
-    Tallies,
+    benchmark_name,
     get_benchmark,
     list_benchmarks,
 )
-from llava.eval.parts import write_atomically
-from llava.eval.run import add_source_arguments, fixed_for_part, read_benchmark, setting_name
-from llava.eval.statistics import bootstrap_interval, paired_bootstrap
+from llava.eval.cells import Cell, Session, fill, score
+from llava.eval.run import add_source_arguments, fixed_for_part, read_benchmark
+from llava.eval.statistics import paired_bootstrap
 
-_PROMPTS = 256  # questions whose prompts are measured for the FLOPs
-
-
-@dataclass
-class Cell:
-    """One row of the table."""
-
-    name: str
-    pruner: Any
-    folder: Path
-    file: AnswerFile
-    document: dict[str, Any]  # of score.json, once there
-    tallies: Tallies | None = None
+_SHOWN = 50  # failures
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m llava.eval.sweep", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--benchmarks", type=_names, default=["pope"],
+    parser.add_argument("--benchmarks", type=_benchmarks, default=["pope"],
                         help=f"of {', '.join(list_benchmarks())}")
     parser.add_argument("--methods", type=_names, default=["none", "random", "fastervlm", "vispruner"])
     parser.add_argument("--tokens", type=_list(arguments.tokens), default=[128, 64, 32])
@@ -69,6 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=Path("outputs", "sweep"))
     parser.add_argument("--fixed", action="store_true", help="mend plain bugs of the official scoring rules")
     parser.add_argument("--resamples", type=arguments.at_least(100), default=2000, help="of the bootstrap")
+    parser.add_argument("--vision-cache", type=arguments.at_least(0), default=2048, metavar="MIB",
+                        help="memory for pictures that several benchmarks show (default %(default)s)")
     cli.add_model_arguments(parser)
     cli.add_asking_arguments(parser)
     return parser
@@ -76,6 +65,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _benchmarks(text: str) -> list[str]:
+    return [benchmark_name(name) for name in _names(text)]
 
 
 def _list(kind: Any) -> Any:
@@ -114,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     try:
-        benchmarks = [get_benchmark(name) for name in args.benchmarks]
+        benchmarks = [get_benchmark(name) for name in dict.fromkeys(args.benchmarks)]
     except ValueError as error:
         parser.error(str(error))
     several = args.data is not None and len(benchmarks) > 1
@@ -122,7 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--data is the folder of one benchmark; for several give the folder above")
     cli.announce_embedded(args.model is None, args.data is None)
     model = cli.model_folder(args, parser)
-    read = [read_benchmark(benchmark, args.data, args.limit) for benchmark in benchmarks]
+    # pictures that several benchmarks show are encoded once; within one the engine sees to that
+    session = Session(args, model, args.vision_cache << 20 if len(benchmarks) > 1 else 0)
+    read = _read(session, benchmarks)
     try:
         pruners = grid(args.methods, args.tokens, args.ratios, args.seed)
         cli.resolve_device(args, model)
@@ -130,25 +125,66 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     args.anyres = args.anyres or _common_anyres(model)
-
-    loaded: list[Any] = []
-    tables, failures = [], []
     args.fixed = fixed_for_part(args)
-    for benchmark, (folder, questions, problems) in zip(benchmarks, read, strict=True):
-        cells, failed, vision = _fill(args, model, benchmark, questions, pruners, loaded)
-        failures += problems + failed
-        warned: set[str] = set()
+    tables, unscored = [], []
+    for benchmark, folder, questions in read:
         try:
-            cells = [_score(args, cell, benchmark, folder, warned) for cell in cells
-                     if (cell.folder / "answers.jsonl").exists()]
+            cells, vision = fill(session, benchmark, questions, pruners)
+            scored = _scored(session, benchmark, folder, cells)
+            if scored is None:
+                unscored.append(benchmark.name)
+            else:
+                tables.append(_show(args, benchmark, questions, scored, vision))
+        except cli.ModelError:  # without a model no benchmark can be asked
+            raise
+        except Exception as error:
+            session.fail(benchmark.title, error)
+    if session.failures:
+        print(f"{len(session.failures)} failures:", file=sys.stderr)
+        for failure in session.failures[:_SHOWN]:
+            print(f"  {failure}", file=sys.stderr)
+        if len(session.failures) > _SHOWN:
+            print(f"  ... and {len(session.failures) - _SHOWN} more", file=sys.stderr)
+    print(json.dumps({"model": cli.model_name(model), "tables": tables, "unscored": unscored,
+                      "output": str(args.output), "failures": session.failures}))
+    return 1 if session.failures or any(not table["cells"] for table in tables) else 0
+
+
+def _read(session: Session, benchmarks: Sequence[Benchmark]) -> list[tuple[Benchmark, Path, list[Question]]]:
+    """Folder and questions of every benchmark that can be read; one alone that cannot raises DataError."""
+    found = []
+    for benchmark in benchmarks:
+        try:
+            folder, questions, problems = read_benchmark(benchmark, session.args.data, session.args.limit)
+        except DataError as error:
+            if len(benchmarks) == 1:
+                raise
+            session.fail(benchmark.title, error)
+            continue
+        session.failures += [str(problem) for problem in problems]
+        found.append((benchmark, folder, questions))
+    if not found:
+        raise DataError("none of the benchmarks can be asked")
+    return found
+
+
+def _scored(
+    session: Session, benchmark: Benchmark, folder: Path, cells: Sequence[Cell]
+) -> list[Cell] | None:
+    """The cells that have a score; None where the benchmark gives none here."""
+    warned: set[str] = set()
+    found = []
+    for cell in cells:
+        if not (cell.folder / "answers.jsonl").exists():
+            continue
+        try:
+            found.append(score(session.args, cell, benchmark, folder, warned))
         except DataError as error:  # test-dev sets and judged ones: the answers are there, the number is not
             print(f"{benchmark.title}: no number here: {error}", flush=True)
-            continue
-        tables.append(_show(args, benchmark, questions, cells, vision))
-    cli.report_problems(failures)
-    print(json.dumps({"model": cli.model_name(model), "tables": tables, "output": str(args.output),
-                      "failures": [str(problem) for problem in failures]}))
-    return 1 if failures or any(not table["cells"] for table in tables) else 0
+            return None
+        except Exception as error:
+            session.fail(f"{benchmark.title}, {cell.name}", error)
+    return found
 
 
 def _common_anyres(model: Path | str) -> str | None:
@@ -158,101 +194,6 @@ def _common_anyres(model: Path | str) -> str | None:
         if config.get("image_aspect_ratio") == "anyres" or "image_grid_pinpoints" in config:
             return "paper"
     return None
-
-
-def _fill(
-    args: argparse.Namespace, model: Path | str, benchmark: Benchmark, questions: Sequence[Question],
-    pruners: Sequence[Any], loaded: list[Any],
-) -> tuple[list[Cell], list[Problem], dict[str, Any]]:
-    """Ask what is not answered yet, in one pass; the cells, failures, and what vision cost."""
-    max_new_tokens = args.max_new_tokens or benchmark.max_new_tokens
-    with ExitStack() as stack:
-        cells = []
-        for pruner in pruners:
-            name = setting_name(pruner)
-            made_by = cli.configuration(args, model, questions, pruner, max_new_tokens)
-            folder = args.output / benchmark.name / name
-            file = AnswerFile(folder / "answers.jsonl", questions, made_by, made_by.model)
-            stack.enter_context(file)
-            cells.append(Cell(name, pruner, folder, file, _stored(folder, made_by.hash())))
-        todo = [cell for cell in cells if cell.file.missing]
-        print(f"{benchmark.title}: {len(questions)} questions, {len(cells)} cells, "
-              f"{len(cells) - len(todo)} finished already", flush=True)
-        if not todo:
-            return cells, [], {}
-        if not loaded:
-            loaded.append(cli.load(args, model))
-        engine = cli.build_engine(args, loaded[0], max_new_tokens, benchmark.load_image)
-        from llava.eval.engine import Setting
-
-        settings = [Setting(cell.name, cell.pruner, cell.file) for cell in todo]
-        report = engine.run(questions, settings)
-        per_image = report.vision_seconds / report.images if report.images else 0.0
-        gflops = _prefill(engine, questions)
-        for cell, setting in zip(todo, settings, strict=True):
-            cell.file.finalise()
-            vision = per_image * setting.images
-            cell.document = {"speed": {
-                "asked": setting.asked, "own_seconds": setting.seconds, "vision_seconds": vision,
-                "questions_per_second": _rate(setting.asked, setting.seconds + vision),
-                "questions_per_second_without_vision": _rate(setting.asked, setting.seconds),
-            }, "gflops": gflops}
-        return cells, report.failures, {"images": report.images, "seconds": report.vision_seconds,
-                                        "pass_seconds": report.seconds}
-
-
-def _rate(count: int, seconds: float) -> float | None:
-    return count / seconds if count else None
-
-
-def _stored(folder: Path, config: str) -> dict[str, Any]:
-    """What an earlier run left in score.json, if it is about this configuration."""
-    try:
-        document = json.loads((folder / "score.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return document if document.get("config") == config else {}
-
-
-def _prefill(engine: Any, questions: Sequence[Question]) -> dict[str, Any]:
-    """What the language model's prefill costs: shape and mean text tokens of a prompt."""
-    from llava.analysis.flops import LanguageShape
-
-    sample = questions[:: max(1, len(questions) // _PROMPTS)]
-    text = sum(sum(token >= 0 for token in engine.prompt_ids(question)) for question in sample) / len(sample)
-    shape = LanguageShape.from_config(engine.model.config)
-    return {"text_tokens": text, "shape": [shape.layers, shape.width, shape.mlp, shape.kv_width]}
-
-
-def _gflops(stored: dict[str, Any] | None, visual: float) -> float | None:
-    if not stored:
-        return None
-    from llava.analysis.flops import LanguageShape, llm_prefill_macs
-
-    return 2 * llm_prefill_macs(round(stored["text_tokens"] + visual), LanguageShape(*stored["shape"])) / 1e9
-
-
-def _score(
-    args: argparse.Namespace, cell: Cell, benchmark: Benchmark, folder: Path, warned: set[str]
-) -> Cell:
-    rows = benchmark.read_answers(cell.folder / "answers.jsonl")
-    score = benchmark.score(folder, rows, fixed=args.fixed)
-    for warning in score.warnings:
-        if warning not in warned:  # what is wrong with the data is wrong in every cell
-            print(f"warning: {cell.name}: {warning}", file=sys.stderr)
-            warned.add(warning)
-    cell.tallies = benchmark.tallies(folder, rows)
-    low, high = bootstrap_interval(cell.tallies, benchmark.score_tallies, args.resamples, args.seed)
-    visual = sum(row["metadata"]["visual_tokens"] for row in rows) / len(rows)
-    speed, gflops = cell.document.get("speed"), cell.document.get("gflops")
-    settings = {key: value for key, value in cell.pruner.config().items() if key != "seed"}
-    cell.document = {
-        **score.document(), "cell": cell.name, "model": rows[0]["metadata"]["model"], **settings,
-        "low": low, "high": high, "visual_tokens": visual,
-        "llm_gflops": _gflops(gflops, visual), "answers": len(rows), "config": rows[0]["metadata"]["config"],
-        "speed": speed, "gflops": gflops}
-    write_atomically(cell.folder / "score.json", json.dumps(cell.document, indent=1) + "\n")
-    return cell
 
 
 def _show(
@@ -267,7 +208,10 @@ def _show(
             [[f"{row['a']} - {row['b']}", str(row["tokens"]), f"{row['difference']:+.2f}",
               f"[{row['low']:+.2f}, {row['high']:+.2f}]"] for row in paired]))
     images = len({question.image for question in questions})
-    shared = f": {vision['seconds']:.0f} s for {vision['images']} pictures" if vision else ""
+    shared = ""
+    if vision:
+        shared = f": {vision['seconds']:.0f} s for {vision['images']} pictures"
+        shared += f", {vision['reused']} were encoded before" if vision["reused"] else ""
     print(f"\n{benchmark.title}: {len(questions)} questions about {images} pictures; intervals: 95% "
           "bootstrap over pictures.\nLLM GFLOPs: prefill of one question, 2 per multiply-accumulate, visual "
           "and text tokens.\nq/s: the cell alone, decoding and encoding of its pictures included; w/o "
