@@ -12,6 +12,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EMBEDDED_MODEL = REPOSITORY / "playground" / "tiny" / "llava-tiny"
+EMBEDDED_ANYRES_MODEL = EMBEDDED_MODEL.with_name("llava-tiny-anyres")  # the same weights, LLaVA-NeXT's crops
 EMBEDDED_DATA = REPOSITORY / "playground" / "tiny" / "eval"
 
 

@@ -7,26 +7,24 @@
 
 While a run goes on, lines stand in the order in which they were answered; `finalise` rewrites the file in
 question order (temporary file, fsync, rename), so that at any instant there is one valid file under the
-name. A line is known by `metadata.index`, the question's place in its file: question ids are not unique. A
-torn last line is cut off, an intact one without newline is completed. A second process is kept out by a
-POSIX lock; where there are none (Windows, some network folders) it is not noticed.
+name. A torn last line is cut off, an intact one without newline is completed. A second process is kept out
+by a POSIX lock; where there are none (Windows, some network folders) it is not noticed.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import shortuuid
-
 from llava.eval.benchmarks.base import Question
-from llava.eval.provenance import Configuration, differences
+from llava.eval.lines import Answer, AnswerFileError, Lines
+from llava.eval.provenance import Configuration
+
+__all__ = ["Answer", "AnswerFile", "AnswerFileError", "is_locked"]
 
 try:
     import fcntl
@@ -34,38 +32,40 @@ except ImportError:  # no POSIX locks on this platform
     fcntl = None  # type: ignore[assignment]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_HEAD = b'{"question_id"'  # every line begins so
 _FSYNC_SECONDS = 5.0  # what a power cut may cost; a killed process loses nothing that was written
 
 
-class AnswerFileError(RuntimeError):
-    """The answer file cannot be used or written; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model said to one question, and how many visual tokens it had seen."""
-
-    index: int  # Question.index
-    text: str
-    visual_tokens: int
+def is_locked(path: Path) -> bool:
+    """True if a process has this answer file open for going on."""
+    if fcntl is None or not path.exists():
+        return False
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            pass
+    return False
 
 
 class AnswerFile:
     """One answer file of one configuration, open for going on. Use as a context manager.
+
+    only: indices of the questions that are this file's to ask, all by default; answers to others of the
+    questions may stand in it (from a start that dealt them out otherwise) and are kept.
 
     Raises AnswerFileError if another process writes to it, if its answers are of another configuration, to
     other questions or not made by this program, if a line in the middle is damaged, or on a full disk.
     """
 
     def __init__(
-        self, path: str | Path, questions: Sequence[Question], configuration: Configuration, model_id: str
+        self, path: str | Path, questions: Sequence[Question], configuration: Configuration, model_id: str,
+        only: Collection[int] | None = None,
     ) -> None:
         self.path = Path(path)
-        self._questions = {question.index: question for question in questions}
-        self._configuration = configuration
-        self._model_id = model_id
-        self._metadata = configuration.metadata()
+        self._lines = Lines(questions, configuration, model_id)
+        self._wanted = frozenset(self._lines.questions if only is None else only)
         self._where: dict[int, tuple[int, int]] = {}  # question index -> (offset, length) of its line
         self._size = 0
         self._synced = time.monotonic()
@@ -95,11 +95,11 @@ class AnswerFile:
     @property
     def missing(self) -> list[int]:
         """Indices of the questions that have no answer, ascending."""
-        return sorted(index for index in self._questions if index not in self._where)
+        return sorted(index for index in self._wanted if index not in self._where)
 
     def wants(self, index: int) -> bool:
         """True if the question of that index is one of this file's and has no answer yet."""
-        return index in self._questions and index not in self._where
+        return index in self._wanted and index not in self._where
 
     def write(self, answers: Sequence[Answer]) -> None:
         """Append answers, all of them or (full disk) none. Answers that are there already are left out."""
@@ -107,7 +107,7 @@ class AnswerFile:
         for answer in answers:
             if not self.wants(answer.index) or answer.index in places:
                 continue
-            line = self._line(answer)
+            line = self._lines.write(answer)
             lines.append(line)
             places[answer.index] = (offset, len(line))
             offset += len(line)
@@ -152,7 +152,7 @@ class AnswerFile:
         """Let the file go; one that holds nothing although something was to be asked is removed."""
         if self._file < 0:
             return
-        if self._questions and os.fstat(self._file).st_size == 0:
+        if self._lines.questions and os.fstat(self._file).st_size == 0:
             self.path.unlink(missing_ok=True)
         os.close(self._file)
         self._file = -1
@@ -194,75 +194,28 @@ class AnswerFile:
         offset = number = 0
         with open(self.path, "rb") as file:
             for number, raw in enumerate(file, 1):
-                record = self._parse(raw, number)
-                if record is None:
+                index = self._lines.read(raw, f"{self.path}:{number}")
+                if index is None:
                     if file.read(1):
                         raise AnswerFileError(
                             f"{self.path}:{number}: a damaged line in the middle of the file; delete that "
                             "line and run again")
                     os.ftruncate(self._file, offset)  # torn while it was written: its question is asked again
                     break
-                self._accept(record, number, offset, len(raw))
+                if index in self._where:
+                    identity = self._lines.questions[index].question_id
+                    raise AnswerFileError(f"{self.path}:{number}: a second answer to question {identity!r}; "
+                                          "delete one of the two lines")
+                self._where[index] = (offset, len(raw))
                 offset += len(raw)
                 if not raw.endswith(b"\n"):
                     self._size = offset
                     self._append(b"\n")
-                    index = record["metadata"]["index"]
                     self._where[index] = (self._where[index][0], len(raw) + 1)
                     offset += 1
         self._size = offset
 
-    def _parse(self, raw: bytes, number: int) -> dict[str, Any] | None:
-        """The record of a line, None if it is a torn one of ours; raises on what we cannot have written."""
-        try:
-            record = json.loads(raw)
-        except ValueError:
-            if raw.startswith(_HEAD[: len(raw)]) or not raw.strip(b"\0\n"):  # zeros: a power cut
-                return None
-            record = None
-        if isinstance(record, dict) and {"question_id", "prompt", "text"} <= record.keys():
-            return record
-        raise AnswerFileError(f"{self.path}:{number}: not an answer of this program; give another output")
-
-    def _accept(self, record: dict[str, Any], number: int, offset: int, length: int) -> None:
-        place, metadata = f"{self.path}:{number}", record.get("metadata")
-        if not isinstance(metadata, dict) or "config" not in metadata or "index" not in metadata:
-            raise AnswerFileError(f"{place}: an answer that was not made by this program; give another "
-                                  "output, or move the file away")
-        if metadata["config"] != self._metadata["config"]:
-            apart = "; ".join(differences(metadata, self._configuration)) or "an unknown field differs"
-            raise AnswerFileError(f"{place}: answers of another configuration: {apart}. Give another output, "
-                                  "or the settings of that file, or move the file away")
-        question = self._questions.get(metadata["index"])
-        if question is None:
-            raise AnswerFileError(f"{place}: answers question number {metadata['index']}, which is not asked "
-                                  "now (another --limit or chunk?); give another output")
-        if (record["question_id"], record["prompt"]) != (question.question_id, self._prompt(question)):
-            raise AnswerFileError(f"{place}: the question of this answer is not the one that stands at this "
-                                  "place now: other questions; give another output")
-        if question.index in self._where:
-            raise AnswerFileError(f"{place}: a second answer to question {question.question_id!r}; delete "
-                                  "one of the two lines")
-        self._where[question.index] = (offset, length)
-
     # -- writing ----------------------------------------------------------------------------------
-
-    @staticmethod
-    def _prompt(question: Question) -> str:
-        return question.extra.get("prompt", question.text)
-
-    def _line(self, answer: Answer) -> bytes:
-        question = self._questions[answer.index]
-        record = {
-            "question_id": question.question_id,
-            "prompt": self._prompt(question),
-            "text": answer.text,
-            "answer_id": shortuuid.uuid(),
-            "model_id": self._model_id,
-            **{key: value for key, value in question.extra.items() if key != "prompt"},
-            "metadata": {"index": answer.index, "visual_tokens": answer.visual_tokens, **self._metadata},
-        }
-        return (json.dumps(record) + "\n").encode()
 
     def _append(self, data: bytes) -> None:
         rest = memoryview(data)

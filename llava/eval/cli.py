@@ -74,10 +74,11 @@ def add_asking_arguments(parser: argparse.ArgumentParser) -> None:
 
 def model_folder(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Path | str:
     """The checkpoint of --model, checked as far as it can be without loading; the embedded one by default."""
-    if args.model is None:
-        if not (arguments.EMBEDDED_MODEL / "config.json").is_file():
-            raise DataError(f"the embedded model is not at {arguments.EMBEDDED_MODEL}; give --model")
-        return arguments.EMBEDDED_MODEL
+    if is_embedded(args.model):
+        folder = Path(args.model) if args.model else arguments.EMBEDDED_MODEL
+        if not (folder / "config.json").is_file():
+            raise DataError(f"the embedded model is not at {folder}; give --model (CKPT_DIR, CKPT)")
+        return folder
     folder = Path(args.model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -86,6 +87,12 @@ def model_folder(args: argparse.Namespace, parser: argparse.ArgumentParser) -> P
     if args.model.count("/") != 1 or args.model[0] in "./~":  # what is left may be a name on the hub
         parser.error(f"--model {args.model}: no such folder")
     return args.model
+
+
+def is_embedded(model: str | None) -> bool:
+    """True if --model is not given, or names one of the embedded checkpoints."""
+    return model is None or Path(model).expanduser().resolve() in (
+        arguments.EMBEDDED_MODEL.resolve(), arguments.EMBEDDED_ANYRES_MODEL.resolve())
 
 
 def announce_embedded(model: bool, data: bool) -> None:
@@ -122,8 +129,11 @@ def resolve_pruner(
     return get_pruner(found.pruner.name, found.pruner.tokens, found.pruner.important_ratio, args.seed)
 
 
-def resolve_device(args: argparse.Namespace, model: Path | str) -> None:
-    """Fill in device, dtypes and batch size; raises ValueError for a device that is not there."""
+def resolve_device(args: argparse.Namespace, model: Path | str, local_rank: int | None = None) -> None:
+    """Fill in device, dtypes and batch size; raises ValueError for a device that is not there.
+
+    local_rank: the place of this process among several on this machine; each takes a GPU of its own.
+    """
     import torch
 
     from llava.model.settings import choose_dtypes
@@ -136,6 +146,8 @@ def resolve_device(args: argparse.Namespace, model: Path | str) -> None:
         raise ValueError(f"--device {args.device}: no such device ({str(error).splitlines()[0]})") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {args.device}: torch sees no CUDA device here")
+    if args.device == "cuda" and local_rank is not None and torch.cuda.device_count() > 1:
+        args.device = f"cuda:{local_rank % torch.cuda.device_count()}"
     stored = _stored_config(model)
     saved_in = stored.get("torch_dtype") or stored.get("dtype")
     chosen = choose_dtypes(args.dtype, args.tower_dtype, saved_in, device)
@@ -191,6 +203,10 @@ def load(args: argparse.Namespace, model: Path | str) -> tuple[Any, Any, Any]:
     from llava.model.builder import load_pretrained_model
 
     base = getattr(args, "model_base", None)
+    if args.device.startswith("cuda:"):  # kernels of our own are launched on the current device
+        import torch
+
+        torch.cuda.set_device(args.device)
     try:
         tokenizer, loaded, image_processor, _ = load_pretrained_model(
             str(model), base, model_name(model), device=args.device, dtype=args.dtype,

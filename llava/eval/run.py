@@ -1,27 +1,30 @@
 """Ask one model all questions of one benchmark, score the answers, print the number.
 
-    python -m llava.eval.run --benchmark pope --model CHECKPOINT --data playground/data/eval/pope \\
+    python -m llava.eval.run --benchmark pope --model CHECKPOINT --data playground/data/eval \\
         --tokens 64 --ratio 0.5 --method vispruner --output outputs/pope/llava-v1.5-7b/vispruner-64
 
 Answers land in OUTPUT/answers.jsonl as they come, the score in OUTPUT/score.json; stopped at any instant,
-the same command goes on, and a finished run is only scored again. With --num-chunks N --chunk-idx I the
-answers of that contiguous part go to OUTPUT/N_I.jsonl, and the process that finds all parts complete merges
-them. Without --model or --data the embedded ones serve. The last line of standard output is one JSON
-document. Exit code: 0 all answered, 1 something could not be, 2 wrong arguments, 130 stopped.
+the same command goes on, and a finished run is only scored again. Without --model or --data the embedded
+ones serve. The last line of standard output is one JSON document. Exit code: 0 all answered, 1 something
+could not be, 2 wrong arguments, 130 stopped.
+
+Several processes: --processes N starts one per GPU here; torchrun, accelerate launch, mpirun and srun are
+recognised by the environment; --num-chunks N --chunk-idx I says it by hand. Questions are dealt out by
+picture, process I of N appends to OUTPUT/N_I.jsonl, and the one that finds all answered merges and scores.
+What one that died has not asked is asked by the next start, with as many processes or another number.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llava import arguments
-from llava.eval import cli
-from llava.eval.answers import AnswerFile
+from llava.eval import cli, workers
 from llava.eval.benchmarks import (
     Benchmark,
     Problem,
@@ -31,8 +34,8 @@ from llava.eval.benchmarks import (
     list_benchmarks,
 )
 from llava.eval.benchmarks.base import DataError
-from llava.eval.parts import merge_parts, write_atomically
-from llava.eval.score import print_score
+from llava.eval.dispatch import Run, dispatch
+from llava.eval.parts import Parts
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,9 +49,14 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--tokens", type=arguments.tokens,
                        help="visual tokens to keep per crop; none (default): all of them; 0: blind")
     group.add_argument("--ratio", type=arguments.ratio, help="share of important tokens (default 0.5)")
-    parser.add_argument("--output", type=Path, help="folder; default outputs/BENCHMARK/MODEL/SETTING")
-    parser.add_argument("--num-chunks", type=arguments.at_least(1), default=1)
-    parser.add_argument("--chunk-idx", type=arguments.at_least(0), default=0)
+    parser.add_argument("--output", type=Path, help="folder; default OUTPUT_DIR/BENCHMARK/MODEL/SETTING")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="default %(default)s")
+    parser.add_argument("--submit", action="store_true", help="write the file for its server, too")
+    group = parser.add_argument_group("several processes")
+    group.add_argument("--processes", type=arguments.at_least(1), default=1, help="start so many, a GPU each")
+    group.add_argument("--num-chunks", type=arguments.at_least(1), default=1)
+    group.add_argument("--chunk-idx", type=arguments.at_least(0), default=0)
+    group.add_argument("--part", action="store_true", help=argparse.SUPPRESS)  # one that --processes started
     rule = parser.add_mutually_exclusive_group()
     rule.add_argument("--fixed", action="store_true", help="mend plain bugs of the official scoring rule")
     rule.add_argument("--strict", dest="fixed", action="store_false", help="the official rule (default)")
@@ -68,20 +76,28 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_benchmark(
-    benchmark: Benchmark, data: Path | None, limit: int | None
+    benchmark: Benchmark, data: Path | None, limit: int | None, quiet: bool = False
 ) -> tuple[Path, list[Question], list[Problem]]:
-    """(folder, questions, malformed lines), with warnings printed; raises DataError."""
+    """(folder, questions, malformed lines), with warnings printed unless `quiet`; raises DataError."""
     if benchmark.media != "image":
         raise DataError(f"{benchmark.title} asks about videos, and no model here takes any; answers made "
                         "elsewhere are scored by python -m llava.eval.score")
     given = arguments.EMBEDDED_DATA / benchmark.folder if data is None else data.expanduser()
+    if data is None and not benchmark.owns(given):
+        raise DataError(f"there is no embedded {benchmark.title} ({given} lacks {benchmark.marker}); give "
+                        "--data (DATA_DIR)")
     folder = benchmark.locate(given)
+    if not benchmark.owns(folder) and not folder.joinpath(benchmark.folder).is_dir() and folder.name not in (
+            benchmark.folder, *benchmark.other_folders):
+        raise DataError(f"{folder}: holds neither {benchmark.marker} nor a folder {benchmark.folder} with "
+                        f"it; python -m llava.eval.data check {benchmark.name} says what is needed")
     problems: list[Problem] = []
     questions = list(benchmark.questions(folder, problems))[:limit]
     if not questions:
         cli.report_problems(problems)
     for warning in benchmark.check(folder, questions):
-        print(f"warning: {warning}", file=sys.stderr)
+        if not quiet:
+            print(f"warning: {warning}", file=sys.stderr)
     return folder, questions, problems
 
 
@@ -96,104 +112,66 @@ def setting_name(pruner: Any) -> str:
     return "-".join(part for part in parts if part)
 
 
-@cli.guarded
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if args.chunk_idx >= args.num_chunks:
-        parser.error(f"--chunk-idx {args.chunk_idx}: chunks are numbered 0 to {args.num_chunks - 1}")
-    benchmark = get_benchmark(args.benchmark)
-    cli.announce_embedded(args.model is None, args.data is None)
-    model = cli.model_folder(args, parser)
-    folder, questions, problems = read_benchmark(benchmark, args.data, args.limit)
-    try:
-        pruner = cli.resolve_pruner(args, args.method, args.tokens, args.ratio, model)
-        cli.resolve_device(args, model)
-        cli.check_conv_mode(args.conv_mode)
-    except ValueError as error:
-        parser.error(str(error))
-    max_new_tokens = args.max_new_tokens or benchmark.max_new_tokens
-    made_by = cli.configuration(args, model, questions, pruner, max_new_tokens)
-    output = args.output or Path("outputs", benchmark.name, made_by.model, setting_name(pruner))
-
-    print(f"{benchmark.title}: {len(questions)} questions, {made_by.model}, {setting_name(pruner)}, "
-          f"{args.dtype} on {args.device}", flush=True)
-    parts = [output / f"{args.num_chunks}_{index}.jsonl" for index in range(args.num_chunks)]
-    mine = cli.chunk(questions, args.num_chunks, args.chunk_idx)
-    answers = output / "answers.jsonl"
-    path = answers if args.num_chunks == 1 else parts[args.chunk_idx]
-    cost: dict[str, Any] = {"asked": 0, "seconds": 0.0}
-    with AnswerFile(path, mine, made_by, made_by.model) as file:
-        if file.missing:
-            if file.answered:
-                print(f"going on: {file.answered} of {len(mine)} questions are answered already", flush=True)
-            engine = cli.build_engine(args, cli.load(args, model), max_new_tokens, benchmark.load_image)
-            from llava.eval.engine import Setting
-
-            report = engine.run(mine, [Setting("run", pruner, file)])
-            cost = {"asked": report.asked, "seconds": report.seconds}
-            problems += report.failures
-        else:
-            print("every question is answered already", flush=True)
-        file.finalise()
-    cli.report_problems(problems)
-
-    if args.num_chunks > 1:
-        where = {index: part for part in range(args.num_chunks)
-                 for index in [q.index for q in cli.chunk(questions, args.num_chunks, part)]}
-        whole = merge_parts(parts, answers, made_by, {q.index: parts[where[q.index]] for q in questions})
-        if not whole:
-            print(f"chunk {args.chunk_idx} of {args.num_chunks} is done; the score comes with the last one")
-            print(json.dumps({"benchmark": benchmark.name, "score": None, "chunk": args.chunk_idx,
-                              "answers": str(parts[args.chunk_idx]), **cost}))
-            return 1 if problems else 0
-    fixed = fixed_for_part(args)
-    return finish(benchmark, folder, answers, len(questions), problems, cost, fixed)
-
-
-def fixed_for_part(args: argparse.Namespace) -> bool:
+def fixed_for_part(args: argparse.Namespace, quiet: bool = False) -> bool:
     """--fixed, also for a part of the questions: official rules are about whole sets."""
-    if args.limit and not args.fixed:
+    if args.limit and not args.fixed and not quiet:
         print(f"scored as with --fixed, as only {args.limit} questions were to be asked")
     return args.fixed or args.limit is not None
 
 
-def finish(
-    benchmark: Benchmark, folder: Path, answers: Path, asked: int, problems: Sequence[Problem],
-    cost: dict[str, Any], fixed: bool,
-) -> int:
-    """Score a finished answer file, print table and JSON, keep the JSON beside the answers; the exit code."""
-    if not answers.exists():
-        print("error: no question could be answered", file=sys.stderr)
-        return 1
-    rows = benchmark.read_answers(answers)
-    score = benchmark.score(folder, rows, fixed=fixed)
-    metadata = rows[0]["metadata"]
-    visual = sum(row["metadata"]["visual_tokens"] for row in rows) / len(rows)
-    print_score(score)
-    rate = cost["asked"] / cost["seconds"] if cost["asked"] else _earlier_rate(answers, metadata["config"])
-    print(cli.table(
-        ["method", "r", "tokens", benchmark.metric, "real tokens", "answered", "q/s"],
-        [[metadata["method"], cli.cell(metadata.get("important_ratio"), "g"),
-          "all" if metadata["tokens"] is None else str(metadata["tokens"]),
-          cli.cell(score.score, ".2f"), f"{visual:.1f}", f"{len(rows)}/{asked}", cli.cell(rate, ".1f")]]))
-    document = {**score.document(), "method": metadata["method"], "tokens": metadata["tokens"],
-                "important_ratio": metadata.get("important_ratio"), "visual_tokens": visual,
-                "model": metadata["model"], "answered": len(rows), "questions": asked,
-                "failures": [str(problem) for problem in problems], **cost, "questions_per_second": rate,
-                "answers": str(answers), "config": metadata["config"]}
-    write_atomically(answers.with_name("score.json"), json.dumps(document, indent=1) + "\n")
-    print(json.dumps(document))
-    return 1 if problems else 0
-
-
-def _earlier_rate(answers: Path, config: str) -> float | None:
-    """Questions/s of the run that made these answers, if it left its score beside them."""
+def prepare(argv: list[str]) -> Run:
+    """Check the arguments, read the questions and decide everything that decides an answer."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.part:
+        workers.end_with_parent()
+    place = _place(args, parser)
+    benchmark = get_benchmark(args.benchmark)
+    quiet = args.part or place.rank > 0
+    if not quiet:
+        cli.announce_embedded(cli.is_embedded(args.model), args.data is None)
+    model = cli.model_folder(args, parser)
+    folder, questions, problems = read_benchmark(benchmark, args.data, args.limit, quiet)
     try:
-        document = json.loads(answers.with_name("score.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return document.get("questions_per_second") if document.get("config") == config else None
+        pruner = cli.resolve_pruner(args, args.method, args.tokens, args.ratio, model)
+        cli.resolve_device(args, model, place.local_rank if place.size > 1 else None)
+        cli.check_conv_mode(args.conv_mode)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.processes > 1 and ":" in args.device:
+        parser.error(f"--device {args.device} is one GPU for {args.processes} processes; name several in "
+                     "CUDA_VISIBLE_DEVICES")
+    args.max_new_tokens = args.max_new_tokens or benchmark.max_new_tokens
+    made_by = cli.configuration(args, model, questions, pruner, args.max_new_tokens)
+    output = args.output or args.output_dir / benchmark.name / made_by.model / setting_name(pruner)
+    parts = Parts(output.expanduser(), questions, made_by)
+    return Run(args, argv, place, benchmark, folder, model, questions, problems, pruner, made_by, parts,
+               fixed_for_part(args, quiet))
+
+
+def _place(args: argparse.Namespace, parser: argparse.ArgumentParser) -> workers.World:
+    """This process among others: by --num-chunks and --chunk-idx, or as a launcher says."""
+    if args.chunk_idx >= args.num_chunks:
+        parser.error(f"--chunk-idx {args.chunk_idx}: chunks are numbered 0 to {args.num_chunks - 1}")
+    try:
+        place = workers.world(os.environ)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.num_chunks > 1:
+        place = workers.World(args.chunk_idx, args.num_chunks)
+    if place.size > 1 and args.processes > 1:
+        parser.error(f"--processes {args.processes}, but this is one of {place.size} processes already")
+    return place
+
+
+@cli.guarded
+def main(argv: Sequence[str] | None = None) -> int:
+    run = prepare(list(sys.argv[1:] if argv is None else argv))
+    size = max(run.args.processes, run.place.size)
+    run.say(f"{run.benchmark.title}: {len(run.questions)} questions, {run.made_by.model}, "
+            f"{setting_name(run.pruner)}, {run.args.dtype} on {run.args.device.split(':')[0]}"
+            + (f", {size} processes" if size > 1 else ""))
+    return dispatch(run)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from llava.eval.benchmarks import Problem, benchmark_name, get_benchmark, list_benchmarks
-from llava.eval.benchmarks.base import DataError, read_jsonl
+from llava.eval.benchmarks import Benchmark, Problem, benchmark_name, get_benchmark, list_benchmarks
+from llava.eval.benchmarks.base import DataError, Submission, read_jsonl
 from llava.eval.cli import guarded
 from llava.eval.parts import write_atomically
 
@@ -41,6 +42,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def write(
+    benchmark: Benchmark, data: Path | None, rows: list[dict[str, Any]], answers: Path,
+    output: Path | None = None, questions: Path | None = None,
+) -> tuple[Submission, Path]:
+    """Write what the server takes, beside the file `answers` or to `output`; what it is, and where.
+
+    Raises DataError where there is no server or something is missing.
+    """
+    made = benchmark.submission(data, rows, questions)
+    several = len(made.files) > 1 or benchmark.name == "mme"
+    suffix = "" if several else Path(next(iter(made.files), "")).suffix
+    output = output or answers.with_name(f"{answers.stem}_submission{suffix}")
+    (output if several else output.parent).mkdir(parents=True, exist_ok=True)
+    for name, content in made.files.items():
+        write_atomically(output / name if several else output, content)
+    return made, output
+
+
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
@@ -56,15 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         answers = benchmark.read_answers(args.answers)
     if args.questions and not args.questions.is_file():
         raise DataError(f"{args.questions}: no such file")
-    made = benchmark.submission(data, answers, args.questions)
+    made, output = write(benchmark, data, answers, args.answers, args.output, args.questions)
     warnings += made.warnings
-    several = len(made.files) > 1 or args.benchmark == "mme"
-    first = next(iter(made.files), "")
-    output = args.output or args.answers.with_name(
-        f"{args.answers.stem}_submission{'' if several else Path(first).suffix}")
-    (output if several else output.parent).mkdir(parents=True, exist_ok=True)
-    for name, content in made.files.items():
-        write_atomically(output / name if several else output, content)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{made.rows} answers for {made.server}: {output}")

@@ -15,7 +15,6 @@ import pytest
 
 from llava.eval.answers import Answer, AnswerFile, AnswerFileError
 from llava.eval.benchmarks.base import Question
-from llava.eval.parts import merge_parts
 from llava.eval.provenance import Configuration, fingerprint_checkpoint, fingerprint_questions
 
 CONFIGURATION = Configuration(
@@ -236,23 +235,6 @@ def test_killed_while_finalising(tmp_path, whole, monkeypatch, call):
     finish(path)
     assert without_ids(path) == without_ids(whole)
     assert sorted(os.listdir(tmp_path)) == ["answers.jsonl", "whole.jsonl"]
-
-
-def test_parts_are_merged_when_all_are_there(tmp_path, whole):
-    parts = [tmp_path / f"2_{number}.jsonl" for number in range(2)]
-    part_of = {question.index: parts[question.index // 4] for question in QUESTIONS}
-    merged = tmp_path / "answers.jsonl"
-    with opened(parts[1], questions=QUESTIONS[4:]) as file:
-        file.write([said(index) for index in (6, 5, 4, 7)])
-    assert not merge_parts(parts, merged, CONFIGURATION, part_of)
-    with opened(parts[0], questions=QUESTIONS[:4]) as file:
-        file.write([said(index) for index in (0, 2, 3)])
-        assert not merge_parts(parts, merged, CONFIGURATION, part_of)
-        file.write([said(1)])
-    assert merge_parts(parts, merged, CONFIGURATION, part_of)
-    assert without_ids(merged) == without_ids(whole)
-    with pytest.raises(AnswerFileError, match="seed is 0 there, 1 here"):
-        merge_parts(parts, merged, dataclasses.replace(CONFIGURATION, seed=1), part_of)
 
 
 def test_fingerprints_see_content_not_place(tmp_path):

@@ -157,8 +157,8 @@ def test_chunks_are_merged_by_the_last(data, whole, tmp_path, capsys):
         document = last(capsys)
         assert (document["score"] is None) == (index != 1)
     assert without_ids(tmp_path / "answers.jsonl") == without_ids(whole)
-    joined = b"".join((tmp_path / f"3_{index}.jsonl").read_bytes() for index in range(3))
-    assert (tmp_path / "answers.jsonl").read_bytes() == joined
+    joined = [line for index in range(3) for line in (tmp_path / f"3_{index}.jsonl").read_text().splitlines()]
+    assert sorted((tmp_path / "answers.jsonl").read_text().splitlines()) == sorted(joined)
 
 
 def test_llavas_script_in_chunks_and_cat(data, whole, tmp_path):
@@ -274,7 +274,10 @@ def test_embedded_ones_are_announced_first(tmp_path, capsys, monkeypatch, data):
     assert capsys.readouterr().out.splitlines()[0].startswith("Using the embedded model and data")
     assert run.main([*short, str(tmp_path / "b"), "--data", str(data)]) == 0
     assert capsys.readouterr().out.splitlines()[0].startswith("Using the embedded model of")
-    assert run.main([*short, str(tmp_path / "c"), "--data", str(data), "--model", str(MODEL)]) == 0
+    assert run.main([*short, str(tmp_path / "b"), "--data", str(data), "--model", str(MODEL)]) == 0
+    assert capsys.readouterr().out.startswith("Using the embedded model of")  # however it is named
+    monkeypatch.setattr("llava.arguments.EMBEDDED_MODEL", tmp_path)
+    assert run.main([*short, str(tmp_path / "b"), "--data", str(data), "--model", str(MODEL)]) == 0
     assert capsys.readouterr().out.startswith("POPE: 60 questions")
 
 
@@ -289,12 +292,12 @@ def test_the_script_takes_its_settings_from_the_environment(data, tmp_path):
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout.splitlines()[-1])
     assert (document["method"], document["tokens"], document["answered"]) == ("fastervlm", 16, 60)
-    assert Path(document["answers"]).parent == tmp_path / "out" / "pope" / MODEL.name / "fastervlm-16-0.5"
+    assert Path(document["answers"]).parent == tmp_path / "out" / "pope" / MODEL.name / "fastervlm-16"
 
 
 @pytest.mark.parametrize(("given", "folder", "tokens"), [
-    (["--tokens", "8", "--ratio=0.25"], "vispruner-8-0.25", 8),
-    (["16", "0.5", "--method", "random"], "random-16-0.5", 16),
+    (["--tokens", "8", "--ratio=0.25"], "vispruner-r0.25-8", 8),
+    (["16", "0.5", "--method", "random"], "random-16", 16),
     (["FULL"], "none", None),
 ])
 def test_the_script_names_the_folder_by_what_is_asked(data, tmp_path, given, folder, tokens):
