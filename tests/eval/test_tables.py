@@ -455,8 +455,7 @@ def test_plots_know_flops_of_the_tables_models_only(tmp_path):
         prefill_flops("vispruner", 64, seven) / 1e12)
 
 
-@pytest.mark.parametrize("name", ["llava_1_5_7b", "llava_next_7b", "video_llava_7b", "other_vlms",
-                                  "efficiency"])
+@pytest.mark.parametrize("name", ["llava_1_5_7b", "llava_next_7b", "video_llava_7b", "other_vlms"])
 def test_scripts_name_their_table(name, tmp_path):
     script = ROOT / "scripts" / "tables" / f"{name}.sh"
     assert len(script.read_text().splitlines()) <= 5
