@@ -37,7 +37,7 @@ from llava.eval.benchmarks.base import Problem, Question
 from llava.eval.decode import Decoding, Row, can_share, generate, generate_shared
 from llava.eval.vision_cache import VisionCache, picture_key
 from llava.mm_utils import process_images, tokenizer_image_token
-from llava.pruning import Pruner
+from llava.pruning import Asked, Pruner
 
 _AHEAD = 4  # pictures decoded ahead of the model
 
@@ -173,7 +173,9 @@ class Engine:
         asked_about = [questions[place] for batch in wave.batches for place in batch]
         active = [setting for setting in settings
                   if any(setting.sink.wants(question.index) for question in asked_about)]
-        visual: dict[str, dict[Any, torch.Tensor]] = {setting.name: {} for setting in active}
+        shared = [setting for setting in active if not setting.pruner.needs_question]
+        visual: dict[str, dict[Any, torch.Tensor]] = {setting.name: {} for setting in shared}
+        vision: dict[Any, Any] = {}  # only of a wave that has a setting which chooses by the question
         broken: dict[Any, str] = {}
         images = [image for image in wave.images if image is not None]
         for begin in range(0, len(images), self._encode_at_once):
@@ -181,12 +183,15 @@ class Engine:
             seen = self._see(images[begin : begin + self._encode_at_once], pictures, broken, report)
             report.vision_seconds += self._clock() - began
             for setting in active:
+                setting.images += len(seen)
+            if len(shared) < len(active):
+                vision |= seen
+            for setting in shared:
                 began = time.monotonic()
                 with torch.inference_mode():
-                    for image, vision in seen.items():
-                        visual[setting.name][image] = self.model.visual_tokens(vision, setting.pruner).embeds
+                    for image, one in seen.items():
+                        visual[setting.name][image] = self.model.visual_tokens(one, setting.pruner).embeds
                 setting.seconds += self._clock() - began
-                setting.images += len(seen)
         for question in asked_about:
             wrong = broken.get(question.image) or _unaskable(question)
             if wrong:
@@ -201,7 +206,12 @@ class Engine:
                 began = time.monotonic()
                 # all members are asked again, not only those that lack an answer: in half precision an
                 # answer may depend on the batch it is computed in
-                answers = self._ask(members, visual[setting.name])
+                if setting.pruner.needs_question:
+                    rows = [self._row_of_its_own(question, vision, setting.pruner) for question in members]
+                else:
+                    rows = [Row(self.prompt_ids(question), visual[setting.name].get(question.image),
+                                question.image) for question in members]
+                answers = self._ask(members, rows)
                 setting.seconds += time.monotonic() - began
                 setting.sink.write(answers)
                 setting.asked += len(fresh)
@@ -242,9 +252,18 @@ class Engine:
         protocol = getattr(self.model.config, "anyres_protocol", None) if anyres else None
         return picture_key(image, self._load_image, protocol)
 
-    def _ask(self, questions: Sequence[Question], visual: dict[Any, torch.Tensor]) -> list[Answer]:
-        rows = [Row(self.prompt_ids(question), visual.get(question.image), question.image)
-                for question in questions]
+    @torch.inference_mode()
+    def _row_of_its_own(self, question: Question, vision: dict[Any, Any], pruner: Pruner) -> Row:
+        """A question whose visual tokens are chosen for it: shared with nobody who asks something else."""
+        if question.image is None:
+            return Row(self.prompt_ids(question), None)
+        embedding = self.model.get_input_embeddings()
+        ids = self.tokenizer(question.text, add_special_tokens=False).input_ids
+        asked = Asked(question.text, embedding(torch.tensor(ids, dtype=torch.long, device=self.model.device)))
+        visual = self.model.visual_tokens(vision[question.image], pruner, asked).embeds
+        return Row(self.prompt_ids(question), visual, (question.image, question.text))
+
+    def _ask(self, questions: Sequence[Question], rows: Sequence[Row]) -> list[Answer]:
         if not self.decoding.greedy:  # the same draws whether the run was interrupted or not
             torch.manual_seed(zlib.crc32(f"{self.seed}/{questions[0].index}".encode()))
         new = self._generate(rows)
@@ -332,9 +351,6 @@ class Engine:
 
     def _adopt(self, settings: Sequence[Setting]) -> None:
         """Set the model to these settings' anyres protocol; one for all, as it decides the crops."""
-        for setting in settings:
-            if setting.pruner.needs_question:
-                raise ValueError(f"{setting.name}: chooses by the question; we prune once per image")
         protocols = {self.anyres or ("llava" if setting.pruner.tokens is None else "paper")
                      for setting in settings}
         if len(protocols) > 1 and getattr(self.model.config, "image_aspect_ratio", None) == "anyres":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llava.model.anyres import NEWLINE, PROTOCOLS, token_layout
 from llava.model.features import VisionFeatures, VisualTokens, as_image_list, as_size_list, crop_key
-from llava.pruning import Pruner, get_pruner
+from llava.pruning import Asked, Pruner, get_pruner
 
 USE_CURRENT = "use current"  # default of visual_tokens(pruner=): the model's own pruner
 
@@ -103,17 +103,19 @@ class VisualTokenMixin:
         return weight.device, weight.dtype
 
     def visual_tokens(
-        self, vision: VisionFeatures, pruner: Pruner | str | None = USE_CURRENT
+        self, vision: VisionFeatures, pruner: Pruner | str | None = USE_CURRENT, question: Asked | None = None
     ) -> VisualTokens:
         """Prune, project what is kept, put it in order: one image's tokens for the language model.
 
         pruner: another `Pruner` than the model's own, or None for all tokens; crops are merged by the model's
-        `anyres` protocol in any case. One image at a time, so that the shape of the projector's product, and
-        with it the last bit, does not depend on the batch.
+        `anyres` protocol in any case. question: what the picture is asked, for a pruner that needs it.
+        One image at a time, so that the shape of the projector's product, and with it the last bit, does not
+        depend on the batch.
         """
         pruner = self._pruner if isinstance(pruner, str) and pruner == USE_CURRENT else pruner
         pruner = get_pruner("none") if pruner is None else pruner
-        kept = pruner.keep(vision.features, vision.attention, vision.keys)
+        asked = {"question": question} if pruner.needs_question else {}
+        kept = pruner.keep(vision.features, vision.attention, vision.keys, **asked)
         crops, patches = vision.features.shape[:2]
         layout = token_layout(
             kept.indices,

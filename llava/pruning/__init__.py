@@ -12,11 +12,11 @@ to be imported. Sub-packages are not: methods that prune inside the language mod
 import pkgutil
 from importlib import import_module
 
-from .base import Kept, Pruner, attention_order
+from .base import Asked, Kept, Pruner, attention_order
 from .registry import get_pruner, list_pruners, register_pruner
 
 for _module in pkgutil.iter_modules(__path__):
     if not _module.ispkg:
         import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Kept", "Pruner", "attention_order", "get_pruner", "list_pruners", "register_pruner"]
+__all__ = ["Asked", "Kept", "Pruner", "attention_order", "get_pruner", "list_pruners", "register_pruner"]

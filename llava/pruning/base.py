@@ -30,6 +30,14 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What was asked, for methods whose choice depends on it."""
+
+    text: str              # the question as the benchmark words it, without the conversation around it
+    embeds: Tensor | None  # (L, D) the language model's input embeddings of that text; None where not at hand
+
+
+@dataclass(frozen=True)
 class Pruner:
     """A pruning method with its settings; equal settings compare equal and hash alike.
 
@@ -62,30 +70,44 @@ class Pruner:
         object.__setattr__(self, "important_ratio", ratio)
 
     @torch.no_grad()
-    def keep(self, features: Tensor, attention: Tensor, keys: Sequence[str | int] | None = None) -> Kept:
+    def keep(self, features: Tensor, attention: Tensor, keys: Sequence[str | int] | None = None,
+             question: Asked | None = None) -> Kept:
         """Choose the tokens of every row; rows never influence each other.
 
         features: (B, N, C) floating, patch features of the select layer, the ones the projector will read.
         attention: (B, H, N) floating, per-head attention of [CLS] over the patches in that same layer.
         keys: one identity per row, for methods that draw at random; ignored by the others.
-        Raises ValueError on wrong shapes, dtypes or devices and on NaN or infinite values.
+        question: what all rows are asked about; only methods with `needs_question` get to see it.
+        Raises ValueError on wrong shapes, dtypes or devices, on NaN or infinite values, and for a method that
+        needs a question and gets none.
         """
         _check(features, attention, keys)
         rows, n = features.shape[:2]
-        kept = self.choose(features, attention, n if self.tokens is None else self.tokens, keys)
+        budget = n if self.tokens is None else self.tokens
+        if not self.needs_question:
+            kept = self.choose(features, attention, budget, keys)
+        elif question is None:
+            raise ValueError(f"pruner {self.name!r} chooses by the question: pass question=Asked(text, "
+                             "embeds), or ask through llava.eval, which does")
+        else:
+            kept = self.choose(features, attention, budget, keys, question)  # type: ignore[call-arg]
         expected = (rows, n if self.tokens is None else min(self.tokens, n))
         if kept.indices.shape != expected or kept.important.shape != expected:
             raise RuntimeError(f"pruner {self.name!r} returned {tuple(kept.indices.shape)} indices and "
                                f"{tuple(kept.important.shape)} flags, expected {expected}")
         return kept
 
-    def select(self, features: Tensor, attention: Tensor, keys: Sequence[str | int] | None = None) -> Tensor:
+    def select(self, features: Tensor, attention: Tensor, keys: Sequence[str | int] | None = None,
+               question: Asked | None = None) -> Tensor:
         """`keep(...).indices`: (B, min(T, N)) int64, ascending."""
-        return self.keep(features, attention, keys).indices
+        return self.keep(features, attention, keys, question).indices
 
     def choose(self, features: Tensor, attention: Tensor, tokens: int,
                keys: Sequence[str | int] | None) -> Kept:
-        """The method itself, on checked inputs: keep min(tokens, N) per row. `tokens` may exceed N."""
+        """The method itself, on checked inputs: keep min(tokens, N) per row. `tokens` may exceed N.
+
+        With `needs_question` it takes a fifth argument, `question`, an `Asked`.
+        """
         raise TypeError(f"{type(self).__name__} must define choose(features, attention, tokens, keys)")
 
     def config(self) -> dict[str, object]:
