@@ -100,8 +100,8 @@ def _drawn(one: Series, colour: str, x_of, y_of) -> list[str]:  # type: ignore[n
     return out
 
 
-def legend(names: Sequence[str], colour: dict[str, str]) -> str:
-    """Names and colours as HTML, for all charts of a page's section."""
+def legend(names: Sequence[str], colour: dict[str, str], published: bool = True) -> str:
+    """Names and colours as HTML, for all charts of a page's section; `published`: of both kinds of points."""
     def mark(fill: str, ink: str, dashed: bool) -> str:
         dash = ' stroke-dasharray="5 4"' if dashed else ""
         return (f'<svg width="30" height="12" aria-hidden="true"><line x1="1" x2="29" y1="6" y2="6" '
@@ -109,8 +109,9 @@ def legend(names: Sequence[str], colour: dict[str, str]) -> str:
                 f'fill="{fill}" stroke-width="1.5"/></svg>')
 
     items = [f'<span>{mark(colour[name], colour[name], False)} {escape(name)}</span>' for name in names]
-    items.append(f'<span>{mark("#444", "#444", False)} measured</span>')
-    items.append(f'<span>{mark("#fff", "#444", True)} published</span>')
+    if published:
+        items.append(f'<span>{mark("#444", "#444", False)} measured</span>')
+        items.append(f'<span>{mark("#fff", "#444", True)} published</span>')
     return '<p class="legend">' + "\n".join(items) + "</p>"
 
 

@@ -17,14 +17,14 @@ from llava.eval.charts import Series, colours, legend, line_chart
 from llava.eval.published import COLUMNS, TEXT_TOKENS
 from llava.eval.tables import Line, Report, flops_of
 
-_METHODS = {"none": "All tokens", "tome": "ToMe", "fastv": "FastV", "sparsevlm": "SparseVLM",
+METHODS = {"none": "All tokens", "tome": "ToMe", "fastv": "FastV", "sparsevlm": "SparseVLM",
             "prumerge": "PruMerge", "prumerge+": "PruMerge+", "visionzip": "VisionZip",
             "vispruner": "VisPruner", "fastervlm": "FasterVLM", "random": "Random"}
 # a method has one colour in all tables
-_COLOURED = ("VisPruner", "FastV", "ToMe", "SparseVLM", "PruMerge+", "VisionZip", "FasterVLM", "Random")
+COLOURED = ("VisPruner", "FastV", "ToMe", "SparseVLM", "PruMerge+", "VisionZip", "FasterVLM", "Random")
 _DOUBTS = (("*", "* not the full set of questions (for Acc. and Rel.: of some column)."),
            ("+", "+ scored with --fixed, not by the official rule."))
-_STYLE = """
+STYLE = """
 body { font: 14px/1.45 sans-serif; color: #222; background: #fff; margin: 1.5em auto; max-width: 1200px;
        padding: 0 1em; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -45,8 +45,13 @@ tr.difference td { color: #555; background: #eef5fb; }
 
 def label(line: Line) -> str:
     """A method as papers write it, with its ratio where that is not the usual one."""
-    name = _METHODS.get(line.method, line.method)
-    return name if line.ratio is None else f"{name} (r = {line.ratio:g})"
+    return method_label(line.method, line.ratio)
+
+
+def method_label(method: str, ratio: float | None) -> str:
+    """A method as papers write it, with the ratio if there is one to say."""
+    name = METHODS.get(method, method)
+    return name if ratio is None else f"{name} (r = {ratio:g})"
 
 
 def _strips(report: Report) -> Iterator[tuple[Line, str, list[str]]]:
@@ -172,7 +177,7 @@ def as_html(reports: list[Report]) -> str:
     """One page of all reports, nothing loaded from elsewhere."""
     title = "Measured beside published" + (f": {reports[0].table.title}" if len(reports) == 1 else "")
     body = "\n".join(_section(report) for report in reports)
-    head = f'<meta charset="utf-8">\n<title>{escape(title)}</title>\n<style>{_STYLE}</style>'
+    head = f'<meta charset="utf-8">\n<title>{escape(title)}</title>\n<style>{STYLE}</style>'
     return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n<h1>{escape(title)}</h1>\n'
             f"{body}\n</body>\n</html>\n")
 
@@ -202,7 +207,7 @@ def _charts(report: Report, model: str) -> str:
     if summary is None:
         return ""
     drawn = [line for line in lines if line.published or line.measured]
-    colour = colours([*_COLOURED, *(label(line) for line in drawn)]) | {_METHODS["none"]: "#222"}
+    colour = colours([*COLOURED, *(label(line) for line in drawn)]) | {METHODS["none"]: "#222"}
     ticks = sorted({float(line.tokens) for line in lines})
     what = table.models[model].title
     about = f"{what}: {COLUMNS[summary].title} against"

@@ -37,6 +37,7 @@ from llava.eval.benchmarks import (
     list_benchmarks,
 )
 from llava.eval.cells import Cell, Session, fill, score
+from llava.eval.grid import Measured, build_grid
 from llava.eval.run import add_source_arguments, fixed_for_part, read_benchmark
 from llava.eval.statistics import paired_bootstrap
 
@@ -54,6 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--ratios", type=_list(arguments.ratio), default=[0.5, 0.0])
     add_source_arguments(parser)
     parser.add_argument("--output", type=Path, default=Path("outputs", "sweep"))
+    parser.add_argument("--report", type=Path, metavar="DIR",
+                        help="write a page over all sets there: grid.html, .md, .csv and .tex")
     parser.add_argument("--fixed", action="store_true", help="mend plain bugs of the official scoring rules")
     parser.add_argument("--resamples", type=arguments.at_least(100), default=2000, help="of the bootstrap")
     parser.add_argument("--vision-cache", type=arguments.at_least(0), default=2048, metavar="MIB",
@@ -126,27 +129,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     args.anyres = args.anyres or _common_anyres(model)
     args.fixed = fixed_for_part(args)
-    tables, unscored = [], []
+    tables, unscored, measured = [], [], []
     for benchmark, folder, questions in read:
         try:
             cells, vision = fill(session, benchmark, questions, pruners)
             scored = _scored(session, benchmark, folder, cells)
             if scored is None:
-                unscored.append(benchmark.name)
+                unscored.append(benchmark)
             else:
+                measured.append(Measured(benchmark, folder, questions, scored))
                 tables.append(_show(args, benchmark, questions, scored, vision))
         except cli.ModelError:  # without a model no benchmark can be asked
             raise
         except Exception as error:
             session.fail(benchmark.title, error)
+    report = {}
+    if args.report is not None and any(one.cells for one in measured):
+        titles = [benchmark.title for benchmark in unscored]
+        report = _report(args, cli.model_name(model), measured, titles)
     if session.failures:
         print(f"{len(session.failures)} failures:", file=sys.stderr)
         for failure in session.failures[:_SHOWN]:
             print(f"  {failure}", file=sys.stderr)
         if len(session.failures) > _SHOWN:
             print(f"  ... and {len(session.failures) - _SHOWN} more", file=sys.stderr)
-    print(json.dumps({"model": cli.model_name(model), "tables": tables, "unscored": unscored,
-                      "output": str(args.output), "failures": session.failures}))
+    print(json.dumps({"model": cli.model_name(model), "tables": tables, "output": str(args.output),
+                      "unscored": [benchmark.name for benchmark in unscored], **report,
+                      "failures": session.failures}))
     return 1 if session.failures or any(not table["cells"] for table in tables) else 0
 
 
@@ -185,6 +194,22 @@ def _scored(
         except Exception as error:
             session.fail(f"{benchmark.title}, {cell.name}", error)
     return found
+
+
+def _report(
+    args: argparse.Namespace, model: str, measured: Sequence[Measured], unscored: Sequence[str]
+) -> dict[str, Any]:
+    """Write the page over all sets, print its table; what the JSON document says about it."""
+    from llava.eval import grid_forms, grid_page
+
+    found = build_grid(model, measured, unscored, args.resamples, args.seed)
+    files = [str(path) for path in grid_page.write(found, args.report)]
+    print("\n" + grid_forms.as_text(found) + "\n\n" + "\n".join(grid_forms.notes(found)))
+    print(f"\nwritten: {', '.join(files)}")
+    return {"files": files, "counted": [column.benchmark.name for column in found.counted],
+            "majority": {column.benchmark.name: column.majority for column in found.columns},
+            "sums": [{"cell": row.name, "acc": row.acc, "acc_interval": row.acc_interval, "rel": row.rel,
+                      "rel_interval": row.rel_interval} for row in found.rows]}
 
 
 def _common_anyres(model: Path | str) -> str | None:

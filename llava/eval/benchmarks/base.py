@@ -167,6 +167,10 @@ class Benchmark(ABC):
     def marks(self, data: Path, answers: list[dict[str, Any]]) -> list[Mark]:
         """One mark per answered question, joined by id (`fixed`), in the order of the ground truth."""
 
+    def constants(self, data: Path) -> list[str]:
+        """Texts worth giving to every question, by the ground truth: what one gets who sees nothing."""
+        return []
+
     def read_answers(self, path: str | Path) -> list[dict[str, Any]]:
         """Answers of a file: LLaVA's jsonl, and whatever else the benchmark's own tools read."""
         return read_answers(path)

@@ -7,6 +7,7 @@ a benchmark.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,11 @@ def check_pairing(questions: Sequence[Question], keys: Iterable[Hashable], known
         return []
     return [f"{len(strange)} of {len(questions)} questions are not in {path}, e.g. "
             f"{strange[0].file}:{strange[0].line}: question file and ground truth of different releases?"]
+
+
+def commonest(texts: Iterable[str], number: int = 5) -> list[str]:
+    """The most frequent texts, the first ones first."""
+    return [text for text, _ in Counter(texts).most_common(number)]
 
 
 def by_key(marks: Iterable[Mark]) -> dict[str, float]:

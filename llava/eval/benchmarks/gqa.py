@@ -30,6 +30,7 @@ from llava.eval.benchmarks.common import (
     MeanBenchmark,
     check_known,
     check_pairing,
+    commonest,
     mean,
     read_json,
     read_json_answers,
@@ -145,6 +146,10 @@ class GQA(MeanBenchmark):
         said = self._predictions(answers)
         return [Mark(key, str(row["imageId"]), float(row["answer"] == said[key]))
                 for key, row in self._truth(Path(data))[1].items() if row["isBalanced"] and key in said]
+
+    def constants(self, data: Path) -> list[str]:
+        """The most common answers."""
+        return commonest(row["answer"] for row in self._truth(Path(data))[1].values() if row["isBalanced"])
 
     def submission(
         self, data: Path | None, answers: list[dict[str, Any]], questions: Path | None = None

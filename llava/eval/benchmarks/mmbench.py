@@ -176,6 +176,10 @@ class MMBench(MeanBenchmark):
         rows = {key: row for key, row in rows.items() if row["answered"]}
         return [Mark(str(key), str(key), value) for key, value in _circular(rows).items()]
 
+    def constants(self, data: Path) -> list[str]:
+        """The letters; with rotations none of them gets anything."""
+        return list(OPTIONS)
+
     def letters(self, data: Path, answers: list[dict[str, Any]]) -> dict[int, str | None]:
         """The letter inferred from every answer, by index."""
         rows, _ = self._judged(self.table(Path(data)), answers)

@@ -179,6 +179,10 @@ class MME(Benchmark):
         accuracy += np.divide(both, pictures, out=np.zeros_like(both), where=pictures > 0)
         return 100 * accuracy.sum(-1)
 
+    def constants(self, data: Path) -> list[str]:
+        """Yes and no."""
+        return ["Yes", "No"]
+
     def marks(self, data: Path, answers: list[dict[str, Any]]) -> list[Mark]:
         """1 where yes or no is right, cognition included."""
         lines, _ = self._lines(Path(data), answers)

@@ -125,6 +125,10 @@ class Pope(Benchmark):
             raise DataError("no answer matches a label")
         return Tallies(tuple(table), np.stack(list(table.values())))
 
+    def constants(self, data: Path) -> list[str]:
+        """Yes and no."""
+        return ["Yes", "No"]
+
     def marks(self, data: Path, answers: list[dict[str, Any]]) -> list[Mark]:
         """1 where yes or no is right."""
         data = Path(data)

@@ -159,6 +159,10 @@ class ScienceQA(MeanBenchmark):
         return [Mark(key, key, float(right[key])) for key in split
                 if "<image>" in str(rows.get(key, {}).get("prompt", ""))]
 
+    def constants(self, data: Path) -> list[str]:
+        """The letters."""
+        return list(OPTIONS)
+
     @staticmethod
     def _truth(data: Path) -> tuple[list[str], dict[str, dict[str, Any]]]:
         """(ids of the test split, all problems)."""

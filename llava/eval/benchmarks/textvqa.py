@@ -21,6 +21,7 @@ from llava.eval.benchmarks.common import (
     MeanBenchmark,
     check_known,
     check_pairing,
+    commonest,
     mean,
     read_json,
     require,
@@ -96,6 +97,10 @@ class TextVQA(MeanBenchmark):
     def marks(self, data: Path, answers: list[dict[str, Any]]) -> list[Mark]:
         """VQA accuracy of every answered question."""
         return self._marks(Path(data), answers, each=False)
+
+    def constants(self, data: Path) -> list[str]:
+        """The most common human answers."""
+        return commonest(human for humans in self._truth(Path(data)).values() for human in humans)
 
     def _marks(self, data: Path, answers: list[dict[str, Any]], each: bool) -> list[Mark]:
         truth, found = self._truth(data), []

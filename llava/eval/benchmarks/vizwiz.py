@@ -35,6 +35,7 @@ from llava.eval.benchmarks.common import (
     MeanBenchmark,
     check_known,
     check_pairing,
+    commonest,
     group_means,
     mean,
     read_json,
@@ -142,6 +143,10 @@ class VizWiz(MeanBenchmark):
         return [Mark(image, image, accuracy(table[image]["text"] if raw else uploaded(table[image]),
                                             _humans(row)))
                 for image, row in truth.items() if image in table]
+
+    def constants(self, data: Path) -> list[str]:
+        """The most common human answers of the validation set."""
+        return commonest(human for row in self._truth(Path(data)).values() for human in _humans(row))
 
     def submission(
         self, data: Path | None, answers: list[dict[str, Any]], questions: Path | None = None

@@ -36,6 +36,7 @@ from llava.eval.benchmarks.common import (
     MeanBenchmark,
     check_known,
     check_pairing,
+    commonest,
     group_means,
     last_by,
     mean,
@@ -156,6 +157,10 @@ class VQAv2(MeanBenchmark):
         return [Mark(str(key), str(row["image_id"]),
                      accuracy(rows[key]["text"] if raw else uploaded(rows[key]), _humans(row)))
                 for key, row in truth.items() if key in rows]
+
+    def constants(self, data: Path) -> list[str]:
+        """The most common human answers of the validation set."""
+        return commonest(human for row in self._truth(Path(data)).values() for human in _humans(row))
 
     def submission(
         self, data: Path | None, answers: list[dict[str, Any]], questions: Path | None = None
