@@ -15,8 +15,9 @@ def test_a_gqa_like_load_at_small_shapes(capsys, monkeypatch):
     tower = {**shapes.SHAPES["tiny"].tower, "image_size": 112, "num_hidden_layers": 3}
     language = {**shapes.SHAPES["tiny"].language, "num_hidden_layers": 2}
     monkeypatch.setitem(shapes.SHAPES, "mini", shapes.Shape(language, tower))
-    arguments = ["engine", "--shapes", "mini", "--tokens", "16", "--device", "cpu", "--vs", "plain", "--questions", "40",
-                 "--plain-questions", "2", "--repeats", "1", "--warmup", "0", "--flips", "--batch-size", "20"]
+    arguments = ["engine", "--shapes", "mini", "--tokens", "16", "--device", "cpu", "--vs", "plain",
+                 "--questions", "40", "--plain-questions", "2", "--repeats", "1", "--warmup", "0", "--flips",
+                 "--batch-size", "20"]
     assert main(arguments) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     speed = document["questions_per_second"]
