@@ -31,11 +31,14 @@ def finish(
         print("error: no question could be answered", file=sys.stderr)
         return 1
     rows = benchmark.read_answers(answers)
-    handed_in = _submission(benchmark, folder, rows, answers) if submission else None
+    handed_in, warnings = _submission(benchmark, folder, rows, answers) if submission else (None, [])
     score = benchmark.score(folder, rows, fixed=fixed)
     metadata = rows[0]["metadata"]
     visual = sum(row["metadata"]["visual_tokens"] for row in rows) / len(rows)
     print_score(score)
+    for warning in warnings:
+        if warning not in score.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
     rate = cost["asked"] / cost["seconds"] if cost["asked"] else _earlier_rate(answers, metadata["config"])
     print(cli.table(
         ["method", "r", "tokens", benchmark.metric, "real tokens", "answered", "q/s"],
@@ -54,16 +57,16 @@ def finish(
     return 1 if problems else 0
 
 
-def _submission(benchmark: Benchmark, folder: Path, rows: list[dict[str, Any]], answers: Path) -> str | None:
+def _submission(
+    benchmark: Benchmark, folder: Path, rows: list[dict[str, Any]], answers: Path
+) -> tuple[str | None, list[str]]:
+    """(path, warnings); before anything is scored, as the server needs no number of ours."""
     try:
         made, path = submit.write(benchmark, folder, rows, answers)
     except DataError as error:
-        print(f"warning: no file for a server: {error}", file=sys.stderr)
-        return None
-    for warning in made.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        return None, [f"no file for a server: {error}"]
     print(f"{made.rows} answers for {made.server}: {path}")
-    return str(path)
+    return str(path), made.warnings
 
 
 def _earlier_rate(answers: Path, config: str) -> float | None:

@@ -6,7 +6,8 @@
 Without --answers they are looked for where the other benchmarks have theirs, as answers.jsonl or merge.jsonl
 in OUTPUT_DIR/BENCHMARK/MODEL/SETTING; what lies there gets a score.json, which the tables read. The number is
 a judge's (`llava.eval.judge`, an OpenAI-compatible endpoint): --judge asks it now, replies that lie beside
-the answers count as well; without either there are the offline matches alone. Exit code 2: there are no answers.
+the answers count as well; without either there are the offline matches alone. Exit code 2: there are no
+answers.
 """
 
 from __future__ import annotations

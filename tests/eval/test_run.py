@@ -285,32 +285,44 @@ def test_the_script_takes_its_settings_from_the_environment(data, tmp_path):
     environment = {
         **os.environ, "VISPRUNER_SYSTEM_PYTHON": "1", "PYTHON": sys.executable, "CKPT_DIR": str(MODEL.parent),
         "CKPT": MODEL.name, "DATA_DIR": str(data.parent), "OUT_DIR": str(tmp_path / "out"),
-        "METHOD": "fastervlm"}
+        "METHOD": "fastervlm", "VISPRUNER_PROCESSES": "2"}
     script = ROOT / "scripts" / "v1_5" / "eval" / "pope.sh"
     done = subprocess.run(["bash", str(script), "16", "0.5", *FAST], env=environment, cwd=tmp_path,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout.splitlines()[-1])
     assert (document["method"], document["tokens"], document["answered"]) == ("fastervlm", 16, 60)
+    assert document["asked"] == 60 and "process 1 of 2: asked 30 questions" in done.stdout
     assert Path(document["answers"]).parent == tmp_path / "out" / "pope" / MODEL.name / "fastervlm-16"
 
 
 @pytest.mark.parametrize(("given", "folder", "tokens"), [
-    (["--tokens", "8", "--ratio=0.25"], "vispruner-r0.25-8", 8),
-    (["16", "0.5", "--method", "random"], "random-16", 16),
-    (["FULL"], "none", None),
+    (["--tokens", "16"], "vispruner-r0.5-16", 16),
+    (["--tokens", "16", "--ratio", "0.50"], "vispruner-r0.5-16", 16),
+    (["--tokens", "16", "--ratio", "0.5", "--tokens", "8", "--ratio=0.25"], "vispruner-r0.25-8", 8),
+    (["--tokens", "16", "--ratio", "0.5", "--method", "random"], "random-16", 16),
+    (["--tokens", "FULL"], "none", None),
 ])
-def test_the_script_names_the_folder_by_what_is_asked(data, tmp_path, given, folder, tokens):
-    environment = {
-        **os.environ, "VISPRUNER_SYSTEM_PYTHON": "1", "PYTHON": sys.executable, "CKPT": str(MODEL),
-        "DATA_DIR": str(data.parent), "OUT_DIR": str(tmp_path)}
-    script = ROOT / "scripts" / "v1_5" / "eval" / "pope.sh"
-    done = subprocess.run(["bash", str(script), *given, "--limit", "3", *FAST], env=environment, cwd=tmp_path,
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout.splitlines()[-1])
+def test_the_folder_is_named_by_what_is_asked(data, tmp_path, capsys, given, folder, tokens):
+    more = ["--data", str(data.parent), "--output-dir", str(tmp_path), "--limit", "2"]
+    assert run.main(["--benchmark", "pope", "--model", str(MODEL), *FAST, *more, *given]) == 0
+    document = last(capsys)
     assert (document["tokens"], document["method"]) == (tokens, folder.split("-")[0])
     assert Path(document["answers"]).parent == tmp_path / "pope" / MODEL.name / folder
+
+
+@pytest.mark.parametrize(("benchmark", "given", "says"), [
+    ("mme", "{data}/..", "holds neither llava_mme.jsonl nor a folder MME with it; python -m llava.eval.data "
+     "check mme says"),
+    ("gqa", None, "there is no embedded GQA ("),
+    ("msvd", None, "no model here takes any"),
+])
+def test_data_not_there_is_told_in_one_line(data, tmp_path, capsys, monkeypatch, benchmark, given, says):
+    monkeypatch.setattr("llava.arguments.EMBEDDED_DATA", tmp_path)
+    more = ["--data", given.format(data=data)] if given else []
+    assert run.main(["--benchmark", benchmark, "--model", str(MODEL), *more]) == 1
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
 
 
 def test_a_file_without_any_question_says_why(data, tmp_path, capsys):

@@ -19,7 +19,7 @@ MODEL = DATA / "model" / "ckpt_llava15s"
 
 def ask(benchmark: str, data: Path, output: Path, capsys) -> tuple[list[dict], dict]:
     command = ["--benchmark", benchmark, "--model", str(MODEL), "--data", str(data), "--output", str(output),
-               "--tokens", "4", "--max-new-tokens", "2", "--batch-size", "8"]
+               "--tokens", "4", "--max-new-tokens", "2", "--batch-size", "8", "--submit"]
     assert run.main(command) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     return [json.loads(line) for line in (output / "answers.jsonl").read_text().splitlines()], document
@@ -52,6 +52,9 @@ def test_mmbench_with_pictures_in_its_table(tmp_path, capsys):
             key: expected[key] for key in ("prompt", "round_id", "options", "option_char")}
         assert row["metadata"]["visual_tokens"] == 4
     assert document["details"]["questions"] == 3 and document["details"]["rows"] == len(kept)
+    assert document["submission"] == str(tmp_path / "out" / "answers_submission.xlsx")
+    sheet = get_benchmark("mmbench").read_answers(document["submission"])
+    assert [row["text"] for row in sheet] == [row["text"] for row in answers]
 
 
 @pytest.mark.parametrize("name, count", [("scienceqa", 2), ("scienceqa_full", 5)])
@@ -76,3 +79,4 @@ def test_scienceqa_with_and_without_pictures(name, count, tmp_path, capsys):
     assert all(seen[row["id"]] == (True, 4) for row in pictured)
     assert all(seen[row["id"]] == (False, 0) for row in bare if row["id"] in seen)
     assert document["details"]["img_count"] == 2 and document["score"] == document["details"]["img_accuracy"]
+    assert document["submission"] is None  # there is no server

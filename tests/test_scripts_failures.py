@@ -1,0 +1,116 @@
+"""The shared set-up of the scripts on strangers' machines: what fails is said in plain words."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.script_sandbox import FAKE_PYTHON, Sandbox, failure
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path)
+
+
+def test_python_too_old(sandbox: Sandbox) -> None:
+    message = failure(sandbox.run("dev", FAKE_VERSION="3.8.18"))
+    assert "Python 3.10 or newer is needed" in message
+    assert "python3 is 3.8.18" in message
+    assert "PYTHON=" in message
+    assert not (sandbox.repo / ".venv").exists()
+
+
+def test_named_python_too_old_is_not_replaced(sandbox: Sandbox) -> None:
+    old = sandbox.repo.parent / "old python"
+    text = FAKE_PYTHON.replace("${FAKE_VERSION:-}", "3.9.1").replace('"$FAKE_VERSION"', "3.9.1")
+    old.write_text(text, encoding="utf-8")
+    old.chmod(0o755)
+    message = failure(sandbox.run("dev", PYTHON=str(old)))
+    assert message.startswith(f"Python 3.10 or newer is needed; PYTHON={old} is 3.9.1.")
+
+
+def test_no_python(sandbox: Sandbox) -> None:
+    (sandbox.bin / "python3").unlink()
+    assert failure(sandbox.run("dev")).startswith("no Python found on PATH")
+
+
+def test_no_venv_module(sandbox: Sandbox) -> None:
+    message = failure(sandbox.run("dev", FAKE_NO_VENV="1"))
+    assert "has no venv module" in message
+    assert f"apt install python{sys.version_info[0]}.{sys.version_info[1]}-venv" in message
+
+
+NETWORK = [
+    "WARNING: Retrying (Retry(total=4)) after connection broken by 'NewConnectionError(<...>: Failed to "
+    "establish a new connection: [Errno -3] Temporary failure in name resolution')': /simple/setuptools/\n"
+    "ERROR: Could not find a version that satisfies the requirement setuptools>=69 (from versions: none)\n"
+    "ERROR: No matching distribution found for setuptools>=69",
+    "ERROR: Could not install packages due to an OSError: HTTPSConnectionPool(): Max retries exceeded",
+    "pip._vendor.urllib3.exceptions.ReadTimeoutError: HTTPSConnectionPool(host='x'): Read timed out.",
+    "ERROR: Could not find a version that satisfies the requirement torch>=2.6 (from versions: none)",
+]
+
+
+@pytest.mark.parametrize("output", NETWORK)
+def test_registry_out_of_reach(sandbox: Sandbox, output: str) -> None:
+    result = sandbox.run("dev", FAKE_PIP_OUTPUT=output)
+    message = failure(result)
+    assert message.startswith("the package registry cannot be reached")
+    assert "PIP_INDEX_URL" in message
+    assert output.splitlines()[-1] in result.stderr  # pip's own words are shown, too
+    assert sandbox.run("dev").returncode == 0  # nothing half-made stands in the way afterwards
+
+
+def test_disk_full_while_pip_writes(sandbox: Sandbox) -> None:
+    output = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"
+    message = failure(sandbox.run("dev", FAKE_PIP_OUTPUT=output))
+    assert message.startswith("the disk is full")
+    assert "VENV=" in message
+
+
+def test_too_little_space_is_said_beforehand(sandbox: Sandbox) -> None:
+    header = "Filesystem 1024-blocks Used Available Capacity Mounted on"
+    line = "/dev/x 9999999 9900000 204800 99% /"
+    sandbox.command("df", f"#!/usr/bin/env bash\necho '{header}'\necho '{line}'\n")
+    message = failure(sandbox.run("dev"))
+    assert message.startswith("not enough disk space for the environment")
+    assert "200 MB free, about 3000 MB are needed" in message
+    assert sandbox.calls("venv") == sandbox.calls("pip") == []
+
+
+def test_df_that_says_nothing_useful_stops_nobody(sandbox: Sandbox) -> None:
+    sandbox.command("df", "#!/usr/bin/env bash\nexit 1\n")
+    assert sandbox.run("dev").returncode == 0
+
+
+def test_no_build_for_this_python(sandbox: Sandbox) -> None:
+    output = "ERROR: No matching distribution found for torch==2.13.0"
+    assert failure(sandbox.run("dev", FAKE_PIP_OUTPUT=output)).startswith(
+        "a package has no version for Python"
+    )
+
+
+def test_other_failure_of_pip_names_the_log(sandbox: Sandbox) -> None:
+    message = failure(sandbox.run("dev", FAKE_PIP_OUTPUT="error: subprocess-exited-with-error"))
+    assert "install.log" in message
+    assert "subprocess-exited" in (sandbox.repo / ".venv" / "install.log").read_text(encoding="utf-8")
+
+
+def test_packages_that_do_not_import_are_not_taken_for_installed(sandbox: Sandbox) -> None:
+    result = sandbox.run("dev", FAKE_BROKEN="1")
+    assert "do not import" in failure(result)
+    assert "torchvision::nms" in result.stderr
+    assert sandbox.run("dev").returncode == 0
+    assert len(sandbox.calls("pip")) == 2
+
+
+def test_folder_that_is_no_environment_is_not_cleared(sandbox: Sandbox, tmp_path: Path) -> None:
+    precious = tmp_path / "documents" / "thesis.tex"
+    precious.parent.mkdir()
+    precious.write_text("text", encoding="utf-8")
+    message = failure(sandbox.run("dev", VENV=str(precious.parent)))
+    assert "is not a virtual environment" in message
+    assert precious.read_text(encoding="utf-8") == "text"
