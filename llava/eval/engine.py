@@ -17,8 +17,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -35,11 +34,10 @@ from llava.conversation import conv_templates
 from llava.eval.answers import Answer
 from llava.eval.benchmarks.base import Problem, Question
 from llava.eval.decode import Decoding, Row, can_share, generate, generate_shared
+from llava.eval.pictures import Picture, Prepare, read_ahead
 from llava.eval.vision_cache import VisionCache, picture_key
-from llava.mm_utils import process_images, tokenizer_image_token
+from llava.mm_utils import tokenizer_image_token
 from llava.pruning import Asked, Pruner
-
-_AHEAD = 4  # pictures decoded ahead of the model
 
 
 class Sink(Protocol):
@@ -115,13 +113,14 @@ def plan(questions: Sequence[Question], batch_size: int) -> list[Wave]:
 
 class Engine:
     """Asks one model. `share_prefix` lets questions of one image share its prefill where that is exact;
-    a `vision_cache` lets runs (over several benchmarks, say) share the encoding of pictures."""
+    a `vision_cache` lets runs (over several benchmarks, say) share the encoding of pictures; `workers`
+    processes read pictures (0: threads, None: whatever pays, see `pictures`)."""
 
     def __init__(
         self, model: Any, tokenizer: Any, image_processor: Any, conv_mode: str = "vicuna_v1",
         decoding: Decoding | None = None, batch_size: int = 64, seed: int = 0, share_prefix: bool = True,
         load_image: Callable[[Any], Any] | None = None, anyres: str | None = None,
-        vision_cache: VisionCache | None = None,
+        vision_cache: VisionCache | None = None, workers: int | None = None,
     ) -> None:
         if conv_mode not in conv_templates:
             raise ValueError(f"unknown conversation {conv_mode!r}; there are: {', '.join(conv_templates)}")
@@ -134,7 +133,7 @@ class Engine:
         if load_image is None:
             from llava.mm_utils import load_image
         self._load_image = load_image
-        self.vision_cache = vision_cache
+        self.vision_cache, self.workers = vision_cache, workers
         if vision_cache is not None:
             vision_cache.bind(model)
         device = torch.device(model.device)
@@ -168,7 +167,7 @@ class Engine:
 
     def _wave(
         self, wave: Wave, questions: Sequence[Question], settings: Sequence[Setting],
-        pictures: Iterator[tuple[Any, Any]], report: Report, bar: Any,
+        pictures: Iterator[Picture], report: Report, bar: Any,
     ) -> None:
         asked_about = [questions[place] for batch in wave.batches for place in batch]
         active = [setting for setting in settings
@@ -219,7 +218,7 @@ class Engine:
                 bar.update(len(fresh))
 
     def _see(
-        self, images: Sequence[Any], pictures: Iterator[tuple[Any, str | None]], broken: dict[Any, str],
+        self, images: Sequence[Any], pictures: Iterator[Picture], broken: dict[Any, str],
         report: Report,
     ) -> dict[Any, Any]:
         """Image -> VisionFeatures of the next pictures, from the cache or encoded now, broken ones apart."""
@@ -306,46 +305,19 @@ class Engine:
 
     # -- pictures ---------------------------------------------------------------------------------
 
-    def _prepare(self, image: Any) -> tuple[Any, str | None]:
-        """((pixels (3, H, W) or (crops, 3, H, W), (width, height)), None), or (None, what is wrong)."""
-        try:
-            picture = self._load_image(image)
-        except Exception as error:  # whatever a decoder raises, it is this picture's fault
-            return None, str(error) or type(error).__name__
-        try:
-            pixels = process_images([picture], self.image_processor, self.model.config)[0]
-        except (OSError, ValueError) as error:  # decoded late, or of an impossible shape
-            return None, f"{image}: {error}"
-        return (pixels, picture.size), None
+    def _pictures(self, images: Sequence[Any]) -> AbstractContextManager[Iterator[Picture]]:
+        """In order, made ahead: what `Prepare` makes of a picture, or its VisionFeatures if the cache holds
+        them."""
+        cache, known = self.vision_cache, None
+        if cache is not None:
+            def known(image: Any) -> Any | None:
+                return cache.get(self._picture_key(image))
 
-    @contextmanager
-    def _pictures(self, images: Sequence[Any]) -> Iterator[Iterator[tuple[Any, str | None]]]:
-        """An iterator over (picture, None) or (None, what is wrong with it), in order, decoded ahead.
+        return read_ahead(images, self._reader(), self.workers, known,
+                          lambda message: tqdm.write(message, file=sys.stderr))
 
-        A picture is what `_prepare` makes of it, or its VisionFeatures if the cache holds them.
-        """
-        pool = ThreadPoolExecutor(1, thread_name_prefix="pictures")
-        waiting: list[Future] = []
-
-        def ahead(image: Any) -> Future:
-            known = None if self.vision_cache is None else self.vision_cache.get(self._picture_key(image))
-            if known is None:
-                return pool.submit(self._prepare, image)
-            found: Future = Future()
-            found.set_result((known, None))  # held from here on, whatever the cache drops meanwhile
-            return found
-
-        def stream() -> Iterator[tuple[Any, str | None]]:
-            for place in range(len(images) + _AHEAD):
-                if place < len(images):
-                    waiting.append(ahead(images[place]))
-                if place >= _AHEAD:
-                    yield waiting.pop(0).result()
-
-        try:
-            yield stream()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    def _reader(self) -> Prepare:
+        return Prepare(self._load_image, self.image_processor, self.model.config)
 
     # -- small things -----------------------------------------------------------------------------
 

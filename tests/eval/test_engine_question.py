@@ -81,7 +81,7 @@ def test_tokens_and_answers_are_each_questions_own(loaded, questions):
     assert len({tuple(kept) for kept in chosen.values()}) == 3
     engine = Engine(model, tokenizer, processor, decoding=Decoding(6))
     for question in questions[:6]:  # what the model says when it is shown exactly these tokens
-        (pixels, size), _ = engine._prepare(question.image)
+        (pixels, size), _ = engine._reader()(question.image)
         (seen,) = model.encode_vision([pixels], [size])
         visual = model.get_model().mm_projector(seen.features[0, chosen[question.text]])
         new = model.generate(torch.tensor([engine.prompt_ids(question)]), visual=[visual], max_new_tokens=6,

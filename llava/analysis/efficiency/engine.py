@@ -275,10 +275,13 @@ def _agreement(
     import torch
 
     from llava.analysis.efficiency.plain import plain_select, plain_tower
+    from llava.eval.pictures import Prepare
     from llava.eval.vision_cache import VisionCache
+    from llava.mm_utils import load_image
 
     asked = [load.questions[place] for place in chosen]
-    prepare, equal = load.engine()._prepare, {}
+    prepare = Prepare(load_image, load.processor, load.model.config)
+    equal: dict[Any, bool] = {}
     for image in {question.image for question in asked}:
         (pixels, size), _ = prepare(image)
         crops = (pixels[None] if pixels.ndim == 3 else pixels).to(load.model.device)
