@@ -125,9 +125,10 @@ def attention_order(attention: Tensor) -> Tensor:
     in another order than those of the next, and equal columns would then differ in a bit instead of tying.
     """
     heads = attention.shape[1]
-    mean = attention[:, 0].to(torch.float64, copy=True)
+    wide = attention.to(torch.float64)
+    mean = wide[:, 0].clone()
     for head in range(1, heads):
-        mean += attention[:, head].to(torch.float64)
+        mean += wide[:, head]
     mean /= mean.new_tensor(heads)  # a Python number would be a multiplication by 1 / heads on some devices
     return mean.argsort(dim=1, descending=True, stable=True)
 

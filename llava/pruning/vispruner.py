@@ -12,7 +12,10 @@ features may differ, which moves a rank only where two similarities agree to abo
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -22,6 +25,10 @@ from .registry import register_pruner
 
 DROP_PER_ROUND = 8
 _INF = float("inf")
+_ALIKE = 1e-9                        # tokens nearer than this may be equal ones, which have to tie exactly
+_SMALLEST, _LARGEST = 1e-100, 1e100  # squared norms: below is zero, above is refused
+_LONGEST = 4096                      # residual tokens in a row that kernels are used for
+_failed: set[str] = set()            # ways to run the rounds that raised something here
 
 
 @register_pruner("vispruner")
@@ -47,17 +54,18 @@ class VisPruner(Pruner):
 
 
 def _most_diverse(features: Tensor, residual: Tensor, target: int) -> Tensor:
-    """Thin each row of `residual` (B, R), patch indices by attention rank, to `target` < R indices.
+    """Thin each row of `residual` (B, R), patch indices by attention rank, to `target` < R indices."""
+    if target == 0:
+        return residual[:, :0]
+    return _thin(_similar_rows(features, residual), residual, target)
+
+
+def thin_by_torch(similar: Tensor, residual: Tensor, target: int) -> Tensor:
+    """The rounds: (B, R, R) float64 [odd, even] and (B, R) int64 -> (B, target) int64, of the last list.
 
     All rows have the same R, so every round has the same sizes in all of them and the batch moves in step.
     """
-    if target == 0:
-        return residual[:, :0]
     rows, size = residual.shape
-    # similar[b, j, i]: how well the j-th residual token, as an odd, matches the i-th, as an even.
-    similar = torch.empty(rows, size, size, dtype=torch.float64, device=features.device)
-    for row in range(rows):  # one product each: a batched kernel may round differently at another batch size
-        similar[row] = _similarities(features[row, residual[row]].to(torch.float64).contiguous())
     similar = similar.view(rows * size, size)
     start = torch.arange(rows, device=residual.device)[:, None] * size  # where each batch row begins in it
 
@@ -74,6 +82,69 @@ def _most_diverse(features: Tensor, residual: Tensor, target: int) -> Tensor:
     return residual.gather(1, rho)
 
 
+def _thin(similar: Tensor, residual: Tensor, target: int) -> Tensor:
+    """`thin_by_torch` on whatever is quickest here: on a GPU one launch for the batch, if it can be had."""
+    way = rounds_run_on(similar.device) if similar.shape[1] <= _LONGEST else "torch"
+    if way != "torch":
+        try:
+            if way == "triton":
+                from llava.pruning.kernels import rounds
+
+                return rounds.thin(similar, residual, target, DROP_PER_ROUND)
+            from llava.pruning.kernels import graph
+
+            return graph.thin(similar, residual, target, thin_by_torch)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # compilers and drivers raise anything; the indices are the same anyhow
+            warnings.warn(f"selection goes on without {way}: {type(error).__name__}: {error}", stacklevel=2)
+            _failed.add(way)
+            return _thin(similar, residual, target)
+    return thin_by_torch(similar, residual, target)
+
+
+def rounds_run_on(device: torch.device | str) -> str:
+    """"triton", "graph" (a captured CUDA graph) or "torch": the first that has not failed here.
+
+    VISPRUNER_ROUNDS in the environment picks one, for comparison. Only CUDA devices have more than "torch".
+    """
+    ways = ["torch"]
+    if torch.device(device).type == "cuda":
+        ways = (["triton"] if find_spec("triton") else []) + ["graph", "torch"]
+        ways = [way for way in ways if way == (os.environ.get("VISPRUNER_ROUNDS") or way)] + ["torch"]
+    return next(way for way in ways if way not in _failed)
+
+
+def _similar_rows(features: Tensor, residual: Tensor) -> Tensor:
+    """similar[b, j, i]: how well the j-th residual token, as an odd, matches the i-th, as an even; float64.
+
+    One product for each row: a batched kernel may round differently at another batch size.
+    """
+    if features.device.type == "cuda":
+        return _similar_rows_in_few_launches(features, residual)
+    rows, size = residual.shape
+    similar = torch.empty(rows, size, size, dtype=torch.float64, device=features.device)
+    for row in range(rows):
+        similar[row] = _similarities(features[row, residual[row]].to(torch.float64).contiguous())
+    return similar
+
+
+def _similar_rows_in_few_launches(features: Tensor, residual: Tensor) -> Tensor:
+    """The same, looking at the results once for all rows: those with anything unusual are done again."""
+    rows, size = residual.shape
+    similar = torch.empty(rows, size, size, dtype=torch.float64, device=features.device)
+    x = features.gather(1, residual[..., None].expand(-1, -1, features.shape[2])).to(torch.float64)
+    for row in range(rows):
+        torch.mm(x[row], x[row].T, out=similar[row])
+    square = similar.diagonal(dim1=1, dim2=2).clone()
+    similar = (similar * similar.abs()).div_(square[:, :, None] * square[:, None, :])
+    alike = (~(similar <= 1 - _ALIKE)).sum((1, 2)) > size               # more than the diagonal, or NaN
+    unusual = alike | ~((square < _LARGEST) & (square > _SMALLEST)).all(1)
+    for row in unusual.nonzero().flatten().tolist():
+        similar[row] = _similarities(x[row])
+    return similar
+
+
 def _similarities(x: Tensor) -> Tensor:
     """(R, C) float64 -> (R, R), [odd, even]: cos * |cos|, with the rule for zero-norm tokens applied.
 
@@ -82,16 +153,16 @@ def _similarities(x: Tensor) -> Tensor:
     the product runs over distinct features only, and equal tokens share its entries.
     """
     similar, square = _signed_square_cosines(x)
-    # Not "> 1 - 1e-9": a zero-norm token gives NaN, which has to count as well.
-    if (~(similar <= 1 - 1e-9)).sum() > len(x):                         # more than the diagonal
+    # Not "> 1 - _ALIKE": a zero-norm token gives NaN, which has to count as well.
+    if (~(similar <= 1 - _ALIKE)).sum() > len(x):                        # more than the diagonal
         distinct, place = torch.unique(x, dim=0, return_inverse=True)
         similar, square = _signed_square_cosines(distinct)
         similar = torch.maximum(similar, similar.T)[place][:, place]    # one value for (i, j) and (j, i)
         square = square[place]
-    if (square > 1e100).any():
+    if (square > _LARGEST).any():
         raise ValueError("features too large for float64 similarities: "
                          f"the largest squared norm is {square.max().item():.3g}, the limit is 1e100")
-    zero = square < 1e-100
+    zero = square < _SMALLEST
     if zero.any():  # carries nothing: as an odd it matches nobody, as an even it is dropped first
         similar = similar.masked_fill(zero[:, None], -_INF).masked_fill(zero[None, :], _INF)
     return similar

@@ -42,11 +42,6 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
     return model, model.get_vision_tower().image_processor
 
 
-def selection_kernels(device: str) -> str:
-    """What the rounds of the selection run on."""
-    return "torch" if torch.device(device).type == "cpu" else "see llava.pruning"
-
-
 class _Known(Pruner):
     """Hands out a choice that was made before, so that what comes after it can be timed alone."""
 

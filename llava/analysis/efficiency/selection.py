@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from llava.analysis.efficiency.plain import plain_select
     from llava.analysis.efficiency.timing import compare, machine, peak_bytes
     from llava.pruning import get_pruner
+    from llava.pruning.vispruner import rounds_run_on
 
     generator = torch.Generator().manual_seed(args.seed)
     rows = []
@@ -71,7 +72,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             rows.append(row)
     document = {"part": "selection", "machine": machine(args.device), "patches": args.patches,
                 "channels": args.channels, "heads": args.heads, "important_ratio": args.ratio,
-                "dtypes": {"inputs": "float32", "ours": "float64", "plain": "float32"}, "rows": rows}
+                "dtypes": {"inputs": "float32", "ours": "float64", "plain": "float32"},
+                "rounds": rounds_run_on(args.device), "rows": rows}
     if args.vs:
         document["ratio"] = min(row["ratio"] for row in rows)
     return document
@@ -84,4 +86,4 @@ def render(document: dict[str, Any]) -> str:
              for row in document["rows"]]
     return (f"Selection of N = {document['patches']}, C = {document['channels']}, "
             f"r = {document['important_ratio']:g} on {document['machine']['name']}; "
-            f"medians, same indices in float64\n" + table(titles, lines))
+            f"medians, same indices in float64, rounds run on {document['rounds']}\n" + table(titles, lines))

@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from llava.analysis.efficiency import load
     from llava.analysis.efficiency.peak import bandwidth, matrix_rate
     from llava.analysis.efficiency.timing import machine
+    from llava.pruning.vispruner import rounds_run_on
 
     model, processor = load.load(args)
     job = load.Load.prepare(model, processor, args)
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "machine": machine(args.device), "dtype": str(model.dtype).removeprefix("torch."),
         "tower_dtype": str(tower.dtype).removeprefix("torch."),
         "kernels": {"language_model": model.config._attn_implementation, "tower": tower.attn_implementation,
-                    "selection": load.selection_kernels(args.device)},
+                    "selection": rounds_run_on(args.device)},
         "batch_size": args.batch_size, "text_tokens": args.text_tokens, "crops": job.crops,
         "anyres": model.anyres, "flops_convention": CONVENTION, "weights_bytes": job.weights_bytes,
         "decode_image": job.decoding.as_json(), "rows": rows}

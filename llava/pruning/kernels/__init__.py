@@ -1,0 +1,1 @@
+"""Selection in few launches on a GPU: imported only where there is one, and decides nothing anew."""
