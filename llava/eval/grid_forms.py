@@ -42,7 +42,7 @@ def notes(grid: Grid) -> list[str]:
     found = [f"Model: {grid.model}. Brackets: 95% bootstrap intervals over pictures; they say nothing about "
              "other training runs. Majority: the best score that one answer to all questions can get."]
     counted = ", ".join(column.benchmark.title for column in grid.counted)
-    found.append(f"Acc.: mean of {counted or 'no set'}, MME as a share of its highest score. Rel.: 100 x "
+    found.append(f"Acc.: mean over {counted or 'no set'} (MME as a share of its highest score). Rel.: 100 x "
                  "mean of score / score with all tokens."
                  + (" Bold: the best of a budget." if len(grid.rows) > 1 else ""))
     out = [column for column in grid.columns if not column.counted]
@@ -72,24 +72,24 @@ def _best(grid: Grid, value: Any) -> set[str]:
 
 def whole_table(grid: Grid) -> tuple[list[str], list[list[tuple[str, str, str]]]]:
     """(head, rows of (text, interval, class)) of the table over all sets; the first row is the majority."""
-    head = ["Method", "Tokens", *map(title, grid.columns), "Acc.", "Rel."]
-    constant = [("Majority", "", "words"), ("", "", "")]
+    head = ["Method", "Tokens", "Acc.", "Rel.", *map(title, grid.columns)]
+    constant = [("Majority", "", "words"), ("", "", ""), ("", "", "mean"), ("", "", "mean")]
     constant += [(cli.cell(column.majority, ".1f"), "", "" if column.counted else "out")
                  for column in grid.columns]
-    rows = [[*constant, ("", "", "mean"), ("", "", "mean")]]
+    rows = [constant]
     best = [_best(grid, lambda row, column=column: (score_of(column, row) or (None,))[0])
             for column in grid.columns]
     best_acc, best_rel = _best(grid, lambda row: row.acc), _best(grid, lambda row: row.rel)
     for row in grid.rows:
         cells = [(label(row), "", "words"), (budget(row), "", "")]
-        for column, winners in zip(grid.columns, best, strict=True):
-            found = score_of(column, row)
-            kind = "out" if not column.counted else "best" if row.name in winners else ""
-            cells.append(("", "", kind) if found is None else (f"{found[0]:.1f}", span_of(found[1:]), kind))
         for value, interval, winners in ((row.acc, row.acc_interval, best_acc),
                                          (row.rel, row.rel_interval, best_rel)):
             kind = "mean best" if row.name in winners else "mean"
             cells.append(("", "", kind) if value is None else (f"{value:.1f}", span_of(interval), kind))
+        for column, winners in zip(grid.columns, best, strict=True):
+            found = score_of(column, row)
+            kind = "out" if not column.counted else "best" if row.name in winners else ""
+            cells.append(("", "", kind) if found is None else (f"{found[0]:.1f}", span_of(found[1:]), kind))
         rows.append(cells)
     return head, rows
 

@@ -33,6 +33,9 @@ from llava.eval.report import COLOURED, METHODS, STYLE
 
 NAME = "grid"
 _MORE_STYLE = """
+body { max-width: 1380px; }
+.whole th, .whole td { padding: 2px 7px; }
+.whole th { white-space: normal; vertical-align: bottom; }
 td small { display: block; color: #666; font-weight: normal; font-size: 11px; line-height: 1.1; }
 tr.constant td { color: #555; font-style: italic; border-bottom: 1px solid #444; }
 td.best { font-weight: bold; }
@@ -67,8 +70,8 @@ def as_html(grid: Grid) -> str:
 
 def _whole(grid: Grid) -> str:
     head, rows = whole_table(grid)
-    kinds = ["words", "", *("" if column.counted else "out" for column in grid.columns), "mean", "mean"]
-    lines = ['<div class="wide">', "<table>", "<tr>" + "".join(
+    kinds = ["words", "", "mean", "mean", *("" if column.counted else "out" for column in grid.columns)]
+    lines = ['<div class="wide">', '<table class="whole">', "<tr>" + "".join(
         f'<th class="{kind}">{escape(text)}</th>' for kind, text in zip(kinds, head, strict=True)) + "</tr>"]
     before: Any = ...
     for row, cells in zip([None, *grid.rows], rows, strict=True):

@@ -77,6 +77,20 @@ def test_benchmarks_share_the_model_and_the_pictures(data, tmp_path, capsys, mon
     assert [table["cells"] for table in again["tables"]] == [table["cells"] for table in document["tables"]]
 
 
+def test_a_report_over_all_sets(data, tmp_path, capsys):
+    arguments = command(data, tmp_path / "out", "--report", str(tmp_path / "page"), sets="pope,vizwiz,mmvet")
+    assert sweep.main(arguments) == 0
+    document, said = last(capsys)
+    files = [tmp_path / "page" / f"grid.{suffix}" for suffix in ("html", "md", "csv", "tex")]
+    assert document["files"] == [str(path) for path in files] and "Majority" in said
+    assert document["majority"].keys() == {"pope", "vizwiz"}
+    assert set(document["counted"]) <= {"pope", "vizwiz"} and "MM-Vet" in files[1].read_text()
+    assert [row["cell"] for row in document["sums"]] == ["none", "random-8", "vispruner-r0.5-8"]
+    before = [path.read_bytes() for path in files]
+    assert sweep.main(arguments) == 0
+    assert [path.read_bytes() for path in files] == before
+
+
 def test_what_fails_stops_nothing_else(data, tmp_path, capsys):
     broken, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(data, broken, symlinks=True)
