@@ -8,7 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
 
 from llava.analysis import flops
+from llava.analysis.efficiency.plain import plain_select
+from llava.analysis.efficiency.shapes import build_model
 from llava.analysis.flops import LanguageShape, VisionShape
+from llava.pruning import get_pruner
 from llava.pruning.vispruner import DROP_PER_ROUND
 
 VICUNA_7B = LanguageShape(layers=32, width=4096, mlp=11008)
@@ -111,6 +114,45 @@ def test_pipeline_adds_up_and_reads_configs():
     assert cost.vision_tower == 5 * flops.vision_tower_macs(CLIP_L_336)
     assert cost.selection < cost.vision_tower / 500
     assert flops.pipeline_cost(VICUNA_7B, CLIP_L_336, 2880, TEXT, crops=5).selection == 0
+
+
+@pytest.mark.parametrize("kept", [None, 64, 7])
+def test_every_part_of_our_own_model_equals_counted_products(kept):
+    """What runs here, tower cut at the select layer and kept tokens projected only, is what is charged."""
+    model = build_model("tiny", attn_implementation="eager")
+    model.set_pruner("none" if kept is None else "fastervlm", kept)
+    tower = model.get_vision_tower()
+    count = 576 if kept is None else kept
+    cost = flops.pipeline_cost(model.config, VisionShape.from_config(tower.config), count, 20)
+    row = 2 * flops.cls_row_macs(VisionShape.from_config(tower.config))  # and the keys once more, beside it
+    keys = 2 * (577 + 1) * 192 * 192
+    images = torch.randn(1, 3, 336, 336)
+    assert counted(lambda: tower(images)) == 2 * cost.vision_tower + row + keys
+    with torch.no_grad():
+        vision = model.encode_vision(images)[0]
+        visual = model.visual_tokens(vision).embeds
+    assert counted(lambda: model.visual_tokens(vision)) == 2 * cost.projector
+    ids = torch.tensor([[1] * 10 + [-200] + [5] * 10])
+    measured = counted(lambda: model(input_ids=ids, visual=[visual], logits_to_keep=1))
+    head = 2 * 256 * 1000
+    rotary = 2 * (count + 20) * 64 // 2
+    assert measured - 2 * cost.language_model - head in (0, rotary)
+
+
+@pytest.mark.parametrize("tokens", [32, 8])
+def test_selection_is_charged_no_more_than_it_multiplies(tokens):
+    """Products by strips of the lower triangle: between all pairs once, and all pairs of the square."""
+    features, attention = torch.randn(1, 400, 24), torch.rand(1, 2, 400)
+    measured = counted(lambda: get_pruner("vispruner", tokens).keep(features, attention))
+    charged = 2 * flops.selection_macs(400, 24, tokens)
+    assert charged <= measured < 1.3 * charged
+
+
+def test_plain_selection_multiplies_what_is_said_of_it():
+    features, attention = torch.randn(1, 100, 24), torch.rand(1, 2, 100)
+    for tokens in (40, 8):
+        measured = counted(lambda t=tokens: plain_select(features, attention, t, 0.5))
+        assert measured == 2 * flops.selection_macs(100, 24, tokens, per_round=True)
 
 
 def test_errors_say_what_is_missing():
