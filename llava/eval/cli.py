@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,6 +43,9 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
         except (AnswerFileError, DataError, ModelError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
+        except BrokenPipeError:  # whoever read our output has gone: `... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
         except OSError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
