@@ -4,11 +4,12 @@
 
 One set of weights, several ways, in turns: `ours`, images in and kept indices out (tower cut at the select
 layer, its [CLS] row beside fused attention, selection); `bare`, the same layers with SDPA and nothing else,
-the least that any method pays; and with --vs plain `plain`, all layers, eager, the attention probabilities of
-every one returned. Weights are random (time does not depend on them); ViT-L/14-336 takes seconds on a CPU, so
-few passes are made there, none begins after --limit seconds, and their number is printed. Memory: the peak of
-a first pass, which is not timed, less that of a pass through a tower of one layer, is what further layers
-add.
+the least that any method pays; where they differ `one_pass`, ours with all crops together instead of passes
+of a fixed size (which keep a crop's bits independent of its batch, at the cost of filling up the last one);
+and with --vs plain `plain`, all layers, eager, the attention probabilities of every one returned. Weights are
+random, time does not depend on them. ViT-L/14-336 takes seconds on a CPU, so few passes are made there, none
+begins after --limit seconds, and their number is printed. Memory: the peak of a first pass, which is not
+timed, less that of a pass through a tower of one layer, is what further layers add.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from llava.analysis.efficiency.options import DTYPES, add_measuring, check_devic
 from llava.analysis.efficiency.shapes import SHAPES, shape_named
 from llava.arguments import at_least, ratio
 
-RATIOS = (("ours_over_bare", "ours", "bare", 1.05), ("ours_over_plain", "ours", "plain", 0.6))
+RATIOS = (("ours_over_bare", "ours", "bare", 1.05), ("ours_over_plain", "ours", "plain", 0.6),
+          ("one_pass_over_bare", "one_pass", "bare", 1.05))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        help="seconds per batch size after which no new pass begins (default %(default)g)")
     group.add_argument("--shapes", choices=SHAPES, default="llava-1.5-7b",
                        help="model whose tower to build (default %(default)s: ViT-L/14-336)")
+    group.add_argument("--group", type=at_least(1),
+                       help="crops per pass of ours; default the tower's own: 1, on CUDA 4")
     group.add_argument("--dtype", choices=DTYPES, help="default float32 on CPU, float16 on CUDA")
     group.add_argument("--batch-sizes", type=numbers, help="crops at a time; default 1; 1,5,32 on CUDA")
     group.add_argument("--tokens", type=at_least(0), default=64, help="T (default %(default)s)")
@@ -51,6 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from llava.analysis.efficiency.plain import plain_select, plain_tower
     from llava.analysis.efficiency.shapes import build_tower
     from llava.analysis.efficiency.timing import compare, machine, peak_bytes
+    from llava.model.multimodal_encoder.base import CUDA_GROUP
     from llava.model.settings import parse_dtype
     from llava.pruning import get_pruner
 
@@ -61,12 +66,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     pruner = get_pruner("vispruner", args.tokens, args.ratio)
     vision = flops.VisionShape.from_config(tower.config)
     generator = torch.Generator().manual_seed(args.seed)
+    default = 1 if args.device == "cpu" else CUDA_GROUP
     rows = []
     for batch in args.batch_sizes:
         images = torch.randn(batch, 3, tower.image_size, tower.image_size, generator=generator)
         images = images.to(args.device, dtype)
 
-        def ours(one=tower, images=images):
+        def ours(one=tower, images=images, group=args.group):
+            one.group_size = group
             features, attention = one(images)
             return pruner.select(features, attention)
 
@@ -75,6 +82,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             return plain_select(features.float(), attention.float(), args.tokens, args.ratio)
 
         runs = {"ours": ours, "bare": lambda images=images: bare(tower, images)}
+        if (args.group or default) != batch:
+            runs["one_pass"] = lambda run=ours, batch=batch: run(group=batch)
         if args.vs:
             runs["plain"] = plain
         with torch.inference_mode():
@@ -90,7 +99,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         row = {"batch": batch,
                **{name: {**timing.as_json(), "peak_bytes": memory[name]} for name, timing in spent.items()}}
         for name, above, below, _ in RATIOS:
-            if below in spent:
+            if above in spent and below in spent:
                 row[name] = round(spent[above].median / spent[below].median, 3)
                 if spent[above].processor:
                     row[f"{name}_processor"] = round(spent[above].processor / spent[below].processor, 3)
@@ -102,13 +111,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         row["gflops"] = 2 * batch * flops.vision_tower_macs(vision, -2) / 1e9
         rows.append(row)
     document = {"part": "tower", "machine": machine(args.device), "shapes": args.shapes, "dtype": args.dtype,
-                "kernels": tower.attn_implementation, "crops_per_pass": tower.group_size or "default",
+                "kernels": tower.attn_implementation, "crops_per_pass": args.group or default,
                 "tokens": args.tokens, "important_ratio": args.ratio,
                 "passes": min(row["ours"]["passes"] for row in rows), "rows": rows}
     for name, *_, goal in RATIOS:
         for key in (name, f"{name}_processor"):
-            if key in rows[0]:
-                document[key] = max(row[key] for row in rows)
+            if any(key in row for row in rows):
+                document[key] = max(row[key] for row in rows if key in row)
         if name in document:
             document[f"{name}_goal"] = goal
     if args.vs:
@@ -138,15 +147,15 @@ def agreement(a: Any, b: Any) -> float:
 
 
 def render(document: dict[str, Any]) -> str:
-    names = [name for name in ("ours", "bare", "plain") if name in document["rows"][0]]
+    ways = ("ours", "one_pass", "bare", "plain")
     titles = ["batch", "way", "ms", "fastest", "slowest", "processor ms", "peak MiB", "MiB of further layers",
               "GFLOP/s"]
     lines = []
     for row in document["rows"]:
-        for name in names:
+        for name in (name for name in ways if name in row):
             one = row[name]
             more = one.get("peak_bytes_of_more_layers")
-            rate = row["gflops"] / one["median_ms"] * 1000 if name in ("ours", "bare") else None
+            rate = row["gflops"] / one["median_ms"] * 1000 if name != "plain" else None
             lines.append([row["batch"], name, one["median_ms"], one["fastest_ms"], one["slowest_ms"],
                           one.get("processor_ms"), one["peak_bytes"] / 2**20,
                           None if more is None else more / 2**20, rate])
