@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,12 @@ def test_folders_are_found_under_their_names(tmp_path):
         assert mme.locate(given).samefile(tmp_path / "MME")
     with pytest.raises(DataError, match="no such folder"):
         get_benchmark("gqa").locate(tmp_path / "gqa")
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    code = "import sys, llava.eval.data as module; sys.exit(module.main())"
+    process = subprocess.Popen([sys.executable, "-c", code, "check", "all"], cwd=GOLDEN.parents[2],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 141)
+    process.stderr.close()

@@ -110,6 +110,21 @@ def test_questions_without_picture_are_shared_out():
         assert [len(share) for share in shares] == [40, 40]
 
 
+@pytest.mark.parametrize(("given", "local_rank", "visible", "device"), [
+    (None, 5, 4, "cuda:1"), ("cuda", 3, 4, "cuda:3"), (None, 3, 1, "cuda"), (None, None, 4, "cuda"),
+    ("cuda:2", 1, 4, "cuda:2"), ("cpu", 1, 4, "cpu")])
+def test_every_process_takes_a_gpu_of_its_own(monkeypatch, given, local_rank, visible, device):
+    from argparse import Namespace
+
+    from llava.eval import cli
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: visible)
+    args = Namespace(device=given, dtype="float32", tower_dtype="float32", batch_size=4)
+    cli.resolve_device(args, MODEL, local_rank)
+    assert args.device == device
+
+
 # ---- processes ------------------------------------------------------------------------------------
 
 
