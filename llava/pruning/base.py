@@ -157,9 +157,11 @@ def _check(features: Tensor, attention: Tensor, keys: Sequence[str | int] | None
         raise ValueError(f"features are on {features.device}, attention is on {attention.device}")
     if keys is not None and (isinstance(keys, str) or len(keys) != features.shape[0]):
         raise ValueError(f"keys must hold one identity per row: {features.shape[0]} rows, got {keys!r}")
+    # One float64 sum is finite only if every term is, and costs a tenth of testing every element. Both sums
+    # are looked at together: on a GPU every look waits for it.
+    if torch.isfinite(features.sum(dtype=torch.float64) + attention.sum(dtype=torch.float64)):
+        return
     for what, tensor in (("features", features), ("attention", attention)):
-        # One float64 sum is finite only if every term is, and costs a tenth of testing every element.
-        if not torch.isfinite(tensor.sum(dtype=torch.float64)):
-            rows = (~torch.isfinite(tensor)).flatten(1).any(1).nonzero().flatten().tolist()
-            if rows:  # empty: finite, but the sum overflowed
-                raise ValueError(f"{what} {tuple(tensor.shape)} hold NaN or infinite values in rows {rows}")
+        rows = (~torch.isfinite(tensor)).flatten(1).any(1).nonzero().flatten().tolist()
+        if rows:  # empty: finite, but the sum overflowed
+            raise ValueError(f"{what} {tuple(tensor.shape)} hold NaN or infinite values in rows {rows}")
