@@ -103,15 +103,18 @@ def generate_shared(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: D
     """New ids of each row, greedily; rows of one image and equal text before it share its prefill.
 
     Every row holds exactly one image (see `can_share`). Prefixes and rests are left-padded; positions count
-    real tokens only, so padding changes nothing.
+    real tokens only, so padding changes nothing. Rests are computed in groups of similar length where that
+    saves more than it costs, and rows whose answer has ended leave the batch.
     """
     from transformers import DynamicCache
 
-    from llava.eval.kv import spread
+    from llava.eval.kv import is_plain, join, spread
 
     decoder, head = model.get_model(), model.get_output_embeddings()
     embed, device = decoder.embed_tokens, model.device
     at = [row.ids.index(IMAGE_TOKEN_INDEX) for row in rows]
+    order = sorted(range(len(rows)), key=lambda line: len(rows[line].ids) - at[line])  # short rests first
+    rows, at = [rows[line] for line in order], [at[line] for line in order]
     prefix_of: dict[tuple[Any, tuple[int, ...]], int] = {}
     place = [prefix_of.setdefault((row.key, row.ids[:cut]), len(prefix_of))
              for row, cut in zip(rows, at, strict=True)]
@@ -121,37 +124,83 @@ def generate_shared(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: D
     pieces = [torch.cat([text, rows[line].visual.to(text)]) for text, line in zip(before, first, strict=True)]
     embeds, mask = _left_pad(pieces)  # (P, Lp, D), (P, Lp)
     cache = DynamicCache(config=model.config)
-    hidden = _forward(decoder, embeds, mask, mask.cumsum(1) - 1, cache)
+    hidden = _forward(decoder, embeds, mask, mask.cumsum(1) - 1, cache)[:, -1]
 
     index = torch.tensor(place, device=device)
     rests = [_ids(row.ids[cut + 1:], device) for row, cut in zip(rows, at, strict=True)]
-    spread(cache, index, room=max(map(len, rests)) + min(decoding.max_new_tokens, _ROOM))
-    mask = mask[index]
+    lengths = [len(rest) for rest in rests]
+    longest, room = lengths[-1], lengths[-1] + min(decoding.max_new_tokens, _ROOM)
+    plain, prefix_width = is_plain(cache), mask.shape[1]
+    cuts = cut_by_length(lengths, _cost_of_a_group(device)) if plain else [(0, len(rows))]
+    groups = [(start, end, longest - lengths[end - 1]) for start, end in cuts]
+    caches = spread(cache, index, room, groups) if plain else spread(cache, index, room) or [cache]
+    mask = torch.cat([mask[index], mask.new_zeros(len(rows), longest)], dim=1)
     seen = mask.sum(1, keepdim=True)  # (B, 1) real tokens so far
-    embeds, rest_mask = _left_pad([embed(rest) for rest in rests])  # (B, Ls, D), (B, Ls)
-    if embeds.shape[1]:
-        mask = torch.cat([mask, rest_mask], dim=1)
-        last = _forward(decoder, embeds, mask, seen + rest_mask.cumsum(1) - 1, cache)[:, -1]
-        empty = torch.tensor([not len(rest) for rest in rests], device=device)
-        last = torch.where(empty[:, None], hidden[:, -1][index], last)
-        seen = seen + rest_mask.sum(1, keepdim=True)
-    else:
-        last = hidden[:, -1][index]
+    last = hidden[index]
+    for (start, end, shift), part in zip(groups, caches, strict=True):
+        embeds, rest_mask = _left_pad([embed(rest) for rest in rests[start:end]])  # (b, Lc, D), (b, Lc)
+        whole = mask.new_zeros(end - start, prefix_width + longest)
+        whole[:, shift : shift + prefix_width] = mask[start:end, :prefix_width]
+        whole[:, shift + prefix_width :] = rest_mask
+        mask[start:end] = whole
+        if not embeds.shape[1]:
+            continue
+        positions = seen[start:end] + rest_mask.cumsum(1) - 1
+        found = _forward(decoder, embeds, whole[:, shift:], positions, part)[:, -1]
+        # (a row without rest goes on where its prefix ended)
+        last[start:end] = torch.where(rest_mask.any(1, keepdim=True), found, last[start:end])
+        seen[start:end] += rest_mask.sum(1, keepdim=True)
+    if plain:
+        join(cache, prefix_width + longest)
+    del caches
 
     stops = stop_ids(model, tokenizer)
-    stop_tensor = torch.tensor(sorted(stops), device=device)
-    said: list[Tensor] = []
-    ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    said: list[list[int]] = [[] for _ in rows]
+    alive = list(range(len(rows)))  # rows in the batch, ended ones too until they are many
+    ended: set[int] = set()
     for step in range(decoding.max_new_tokens):
         chosen = head(last).argmax(-1)  # (B,)
-        said.append(chosen)
-        ended |= torch.isin(chosen, stop_tensor)
-        if step + 1 == decoding.max_new_tokens or bool(ended.all()):
+        for line, token in zip(alive, chosen.tolist(), strict=True):
+            said[line].append(token)
+            if token in stops:
+                ended.add(line)
+        left = [place for place, line in enumerate(alive) if line not in ended]
+        if step + 1 == decoding.max_new_tokens or not left:
             break
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        if 2 * len(left) <= len(alive):  # halves: what is copied for it stays little
+            keep = torch.tensor(left, device=device)
+            for layer in cache.layers:
+                layer.batch_select_indices(keep)
+            mask, seen, chosen, alive = mask[keep], seen[keep], chosen[keep], [alive[one] for one in left]
+        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
         last = _forward(decoder, embed(chosen)[:, None], mask, seen, cache)[:, -1]
         seen = seen + 1
-    return [_until(line, stops) for line in torch.stack(said, dim=1).tolist()] if said else [[] for _ in rows]
+    answers: list[list[int]] = [[] for _ in rows]
+    for line, ids in zip(order, said, strict=True):
+        answers[line] = _until(ids, stops)
+    return answers
+
+
+def _cost_of_a_group(device: torch.device) -> int:
+    """Padded tokens that one more pass has to save: about what a device computes while it is launched."""
+    return 48 if device.type == "cpu" else 1024
+
+
+def cut_by_length(lengths: Sequence[int], cost: int) -> list[tuple[int, int]]:
+    """Ascending lengths -> slices (start, end) to be padded to their longest each, at the least expense.
+
+    The expense of a slice is its padded tokens plus `cost`, what one more pass costs in tokens.
+    """
+    best: list[tuple[int, int]] = [(0, 0)]  # of the first n lengths: (expense, start of the last slice)
+    for end in range(1, len(lengths) + 1):
+        best.append(min((best[start][0] + (end - start) * lengths[end - 1] + cost, start)
+                        for start in range(end)))
+    slices, end = [], len(lengths)
+    while end:
+        start = best[end][1]
+        slices.append((start, end))
+        end = start
+    return slices[::-1]
 
 
 def _forward(decoder: Any, embeds: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:

@@ -1,11 +1,15 @@
 """A KV cache that is copied once and then written in place.
 
 transformers' `DynamicCache` concatenates at every step, which copies every prefix again for every new token.
-After `spread` each question has its copy of its image's prefix in a buffer with room for what follows.
+After `spread` each question has its copy of its image's prefix in a buffer with room for what follows. Rows
+may be computed in groups of similar length first (each group its own cache, a window into the same buffers)
+and together afterwards.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,50 +17,89 @@ from transformers.cache_utils import DynamicLayer
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values (B, H, L, d) of one layer, views into buffers that are longer than L."""
+    """Keys and values (B, H, L, d) of one layer: positions `start` to `end` of buffers that are longer."""
 
-    def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
-        """keys, values: (B, H, L, d) to begin with; room: tokens that can follow before the buffers grow."""
+    def __init__(self, keys: Tensor, values: Tensor, start: int, end: int) -> None:
+        """keys, values: buffers (B, H, >= end, d); the layer writes into them from `end` on."""
         super().__init__()
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
-        self._take(keys, values, room)
+        self._keys, self._values, self._start = keys, values, start
+        self.reach(end)
 
-    @classmethod
-    def copied(cls, layer: DynamicLayer, index: Tensor, room: int) -> RoomyLayer:
-        """Rows `index` (B,) of another layer, each copied once."""
-        made = cls(layer.keys[:0], layer.values[:0], 0)
-        made._take(layer.keys, layer.values, room, index)
-        return made
+    def reach(self, end: int) -> None:
+        """Let the layer end there: what lies before was written through another window."""
+        self._end = end
+        self.keys = self._keys[:, :, self._start : end]
+        self.values = self._values[:, :, self._start : end]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Append (B, H, n, d) of new tokens; returns all keys and values so far."""
-        length, more = self.keys.shape[2], key_states.shape[2]
-        if length + more > self._keys.shape[2]:
-            self._take(self.keys, self.values, more + length)  # twice as long: copies stay few
-        self._keys[:, :, length : length + more] = key_states
-        self._values[:, :, length : length + more] = value_states
-        self.keys = self._keys[:, :, : length + more]
-        self.values = self._values[:, :, : length + more]
+        end = self._end + key_states.shape[2]
+        if end > self._keys.shape[2]:
+            self._grow(end - self._start)
+            end = self._end + key_states.shape[2]
+        self._keys[:, :, self._end : end] = key_states
+        self._values[:, :, self._end : end] = value_states
+        self.reach(end)
         return self.keys, self.values
 
-    def _take(self, keys: Tensor, values: Tensor, room: int, index: Tensor | None = None) -> None:
-        rows, heads, length, width = keys.shape
-        rows = rows if index is None else len(index)
-        self._keys = keys.new_empty(rows, heads, length + room, width)
-        self._values = values.new_empty(rows, heads, length + room, values.shape[3])
-        for buffer, old in ((self._keys, keys), (self._values, values)):
-            buffer[:, :, :length] = old if index is None else old[index]
-        self.keys, self.values = self._keys[:, :, :length], self._values[:, :, :length]
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Go on with rows `indices` (int64) only."""
+        self._keys, self._values = self._keys[indices], self._values[indices]
+        self.reach(self._end)
+
+    def _grow(self, needed: int) -> None:
+        rows, heads, length, width = self.keys.shape
+        size = max(needed, 2 * length)  # twice as long: copies stay few
+        keys = self.keys.new_empty(rows, heads, size, width)
+        values = self.values.new_empty(rows, heads, size, self.values.shape[3])
+        keys[:, :, :length], values[:, :, :length] = self.keys, self.values
+        self._keys, self._values, self._start = keys, values, 0
+        self.reach(length)
 
 
-def spread(cache: Any, index: Tensor, room: int) -> None:
+def is_plain(cache: Any) -> bool:
+    """True if all layers keep everything: no sliding windows."""
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def spread(cache: Any, index: Tensor, room: int, groups: Sequence[tuple[int, int, int]] = ()) -> list[Any]:
     """Turn a `DynamicCache` of P prefixes into one of B rows, row b continuing prefix `index[b]`, in place.
 
-    index: (B,) int64. Layers that are no plain growing ones (sliding windows) stay what they are.
+    index: (B,) int64. room: tokens that can follow before buffers grow. groups: (first row, last row + 1,
+    shift): the prefixes of these rows begin `shift` places further right, so that rests shorter by as much
+    end together with the longest. Returns a cache for every group, over its rows and its own prefix only;
+    when all of them have been filled, `join` makes the whole cache go on.
+    Layers that are no plain growing ones stay what they are; with any of those there are no groups.
     """
+    layers: list[list[RoomyLayer]] = [[] for _ in groups]
     for number, layer in enumerate(cache.layers):
-        if type(layer) is DynamicLayer:
-            cache.layers[number] = RoomyLayer.copied(layer, index, room)
-        else:
+        if type(layer) is not DynamicLayer:
             layer.batch_select_indices(index)
+            continue
+        length = layer.keys.shape[2]
+        most = max((shift for *_, shift in groups), default=0)
+        buffers = []
+        for old in (layer.keys, layer.values):
+            shape = (len(index), old.shape[1], most + length + room, old.shape[3])
+            buffer = old.new_empty(shape)
+            for first, last, shift in groups or [(0, len(index), 0)]:
+                buffer[first:last, :, :shift] = 0  # masked, but a weight of 0 does not silence a NaN
+                buffer[first:last, :, shift : shift + length] = old[index[first:last]]
+            buffers.append(buffer)
+        for found, (first, last, shift) in zip(layers, groups, strict=True):
+            found.append(RoomyLayer(*(one[first:last] for one in buffers), shift, shift + length))
+        cache.layers[number] = RoomyLayer(*buffers, 0, length)
+    made = []
+    for found in layers:
+        part = copy.copy(cache)
+        part.layers = found
+        made.append(part)
+    return made
+
+
+def join(cache: Any, length: int) -> None:
+    """The groups of `spread` have written all their rests: the whole cache is `length` long."""
+    for layer in cache.layers:
+        layer.reach(length)

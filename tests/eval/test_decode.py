@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
 
-from llava.eval.decode import Decoding, Row, can_share, generate, generate_shared
+from llava.eval import decode
+from llava.eval.decode import Decoding, Row, can_share, cut_by_length, generate, generate_shared
 
 CHECKPOINTS = Path(__file__).parents[1] / "data" / "model"
 
@@ -34,21 +36,35 @@ def rows(model, images: int = 3, questions: int = 4) -> list[Row]:
     return found
 
 
-def test_shared_prefixes_change_no_id(loaded):
+@pytest.fixture(params=[0, 48, 10**6], ids=["groups of one length", "some groups", "one group"])
+def cost(request, monkeypatch):
+    """What a group costs: decides how rests are grouped, and nothing else."""
+    monkeypatch.setattr(decode, "_cost_of_a_group", lambda device: request.param)
+
+
+@pytest.fixture(scope="module")
+def plain(loaded):
+    """What `generate` says to `rows` in 12 tokens, all at once."""
+    return generate(loaded[1], loaded[0], rows(loaded[1]), Decoding(max_new_tokens=12))
+
+
+def test_shared_prefixes_change_no_id(loaded, plain, cost):
     tokenizer, model = loaded
     decoding, asked = Decoding(max_new_tokens=12), rows(model)
     assert can_share(model, asked, decoding)
-    plain = generate(model, tokenizer, asked, decoding)
     assert generate_shared(model, tokenizer, asked, decoding) == plain
     assert len({tuple(ids) for ids in plain}) > 6
-    singles = [generate(model, tokenizer, [row], decoding)[0] for row in asked]
-    assert singles == plain
 
 
-def test_answers_end_at_the_end_of_sequence(loaded):
+def test_company_changes_no_id(loaded, plain):
+    tokenizer, model = loaded
+    decoding = Decoding(max_new_tokens=12)
+    assert [generate(model, tokenizer, [row], decoding)[0] for row in rows(model)] == plain
+
+
+def test_answers_end_at_the_end_of_sequence(loaded, plain):
     tokenizer, model = loaded
     decoding, asked = Decoding(max_new_tokens=12), rows(model)
-    plain = generate(model, tokenizer, asked, decoding)
     before = model.generation_config.eos_token_id
     try:
         # make frequent ids the end, so that rows stop at different steps
@@ -73,7 +89,7 @@ def test_long_answers_outgrow_the_copied_cache(loaded):
         model.generation_config.eos_token_id = before
 
 
-def test_an_image_at_the_very_end_of_the_prompt(loaded):
+def test_an_image_at_the_very_end_of_the_prompt(loaded, cost):
     tokenizer, model = loaded
     decoding, asked = Decoding(max_new_tokens=4), rows(model)
     cut = [Row(row.ids[: row.ids.index(-200) + 1], row.visual, row.key) for row in asked]
@@ -110,3 +126,41 @@ def test_what_cannot_share(loaded):
         assert not can_share(model, asked, greedy)
     finally:
         model.generation_config.repetition_penalty = None
+
+
+def test_rows_whose_answer_has_ended_leave_the_batch(loaded, plain, monkeypatch):
+    tokenizer, model = loaded
+    decoding, asked = Decoding(max_new_tokens=12), rows(model)
+    sizes, forward = [], decode._forward
+
+    def counted(decoder, embeds, *rest):
+        sizes.append(embeds.shape[:2])
+        return forward(decoder, embeds, *rest)
+
+    monkeypatch.setattr(decode, "_forward", counted)
+    before = model.generation_config.eos_token_id
+    try:
+        model.generation_config.eos_token_id = [2, *(ids[2] for ids in plain[:8])]
+        found = generate_shared(model, tokenizer, asked, decoding)
+        monkeypatch.undo()
+        assert found == generate(model, tokenizer, asked, decoding)
+    finally:
+        model.generation_config.eos_token_id = before
+    steps = [batch for batch, length in sizes if length == 1]
+    assert steps[0] == len(asked) and 0 < min(steps) <= len(asked) // 2
+    assert sum(steps) >= sum(max(0, len(ids) - 1) for ids in found)
+
+
+@pytest.mark.parametrize("lengths", [[3], [1, 1, 9], [2, 3, 5, 8, 8, 13], [0, 0, 7, 7, 7, 30]])
+@pytest.mark.parametrize("cost", [0, 5, 20, 1000])
+def test_cuts_are_the_cheapest_there_are(lengths, cost):
+    def expense(slices):
+        return sum((end - start) * lengths[end - 1] + cost for start, end in slices)
+
+    every = []
+    for count in range(len(lengths)):
+        for inner in combinations(range(1, len(lengths)), count):
+            edges = [0, *inner, len(lengths)]
+            every.append(list(zip(edges, edges[1:], strict=False)))
+    found = cut_by_length(lengths, cost)
+    assert found in every and expense(found) == min(map(expense, every))
