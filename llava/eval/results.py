@@ -41,6 +41,7 @@ class Result:
     answered: int | None = None
     whole: bool = True  # the full set, as far as the number of answers tells
     fixed: bool = False  # not by the official rule
+    validation: bool = False  # of a validation set; the server's number of the test set is another
 
     @property
     def key(self) -> tuple[str, str, str, int | None, float | None]:
@@ -124,7 +125,8 @@ def _read(path: Path, warnings: list[str]) -> Result | None:
         document.get("important_ratio"), _server(path, document["score"], warnings), details,
         document.get("low"), document.get("high"), document.get("visual_tokens"), document.get("llm_gflops"),
         _kv_elements(document), answered, answered is None or not sizes or answered in sizes,
-        str(details.get("rule", "")).startswith("fixed"))
+        str(details.get("rule", "")).startswith("fixed"),
+        details.get("split") == "validation" and not path.with_name(SERVER).is_file())
 
 
 def _kv_elements(document: dict[str, Any]) -> int | None:

@@ -124,7 +124,7 @@ def _cells(table: Table, model: Model, result: Result) -> dict[str, float]:
     found: dict[str, Any] = {}
     for name in table.columns:
         column = COLUMNS[name]
-        if column.benchmark == result.benchmark:
+        if column.benchmark == result.benchmark and not result.validation:
             found[name] = result.details.get(column.detail) if column.detail else result.score
     if "flops_T" in table.columns and result.benchmark == "pope":
         # one benchmark, because prompts differ in length; POPE is the one that everybody has
@@ -161,6 +161,11 @@ def _notes(table: Table, results: Sequence[Result], used: set[Path], ratio: floa
     mine = models_of([result for result in results if result.path in used])
     if mine:
         notes.append(f"Measured: {', '.join(sorted(mine))}.")
+    here = sorted({result.benchmark for result in results
+                   if result.validation and result.model in mine and result.path not in used})
+    if here:
+        notes.append(f"Validation scores ({', '.join(here)}) do not stand beside the published ones, which a "
+                     "server made of the test set: python -m llava.eval.submit writes its file.")
     other = models_of([result for result in results if result.path not in used])
     if other:
         listed = ", ".join(f"{name} ({count})" for name, count in sorted(other.items()))

@@ -16,6 +16,7 @@ vispruner_tower
 tiny=$ROOT/playground/tiny
 key=$(cat "$tiny"/llava-tiny/model.safetensors "$tiny"/eval/SHA256SUMS | cksum)
 output=${OUT_DIR:-$ROOT/outputs}/tiny/${key%% *}
-exec "$PY" -m llava.eval.sweep --benchmarks pope,vqav2,gqa,vizwiz,scienceqa,textvqa,mme,mmbench,mmbench_cn,mmvet \
+exec "$PY" -m llava.eval.sweep \
+    --benchmarks pope,vqav2_val,gqa,vizwiz_val,scienceqa,textvqa,mme,mmbench,mmbench_cn,mmvet \
     --methods none,random,fastervlm,vispruner --tokens 128,64,32 --ratios 0.5,0 \
     --output "$output" --report "$output/tables" "$@"

@@ -244,10 +244,18 @@ def test_other_checkpoints_stay_out_unless_named(tmp_path):
     assert "Measured: llava-tiny." in named.notes
 
 
-def test_validation_splits_do_not_stand_for_test(tmp_path):
-    leave(tmp_path, "vizwiz_val", 54.0)
+@pytest.mark.parametrize("name", ["vizwiz_val", "vizwiz"])
+def test_validation_splits_do_not_stand_for_test(name, tmp_path):
+    leave(tmp_path, name, 54.0, details={"split": "validation"})
     report = build_report(TABLES["llava-1.5-7b"], read_results([tmp_path])[0])
     assert not any(line.measured for line in report.lines)
+    leave(tmp_path / "pope", "pope", 80.0)
+    report = build_report(TABLES["llava-1.5-7b"], read_results([tmp_path])[0])
+    assert any(f"Validation scores ({name})" in note for note in report.notes)
+    (tmp_path / "server.json").write_text('{"benchmark": "vizwiz", "score": 52.0}')
+    report = build_report(TABLES["llava-1.5-7b"], read_results([tmp_path])[0])
+    found = lines_of(report)["vispruner", 64, None].measured.get("vizwiz")
+    assert found == (52.0 if name == "vizwiz" else None)
 
 
 def test_a_server_may_have_scored(tmp_path):
