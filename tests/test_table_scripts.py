@@ -1,0 +1,72 @@
+"""The scripts of tables: which command they run; the embedded grid keeps apart what other models answered."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from helpers.script_sandbox import ROOT, Sandbox
+from llava.eval.published import load_published
+from llava.eval.sweep import build_parser
+
+PAPER = {"llava_1_5_7b": "llava-1.5-7b", "llava_next_7b": "llava-next-7b", "video_llava_7b": "video-llava-7b",
+         "other_vlms": "other-vlms"}
+UNSET = {"CKPT_DIR": "", "CKPT": "", "OUT_DIR": "", "VISPRUNER_SYSTEM_PYTHON": "1"}
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Sandbox:
+    made = Sandbox(tmp_path)
+    shutil.copytree(ROOT / "scripts", made.repo / "scripts", dirs_exist_ok=True)
+    for folder in ("llava-tiny", "eval"):
+        (made.repo / "playground" / "tiny" / folder).mkdir(parents=True)
+    (made.bin / "cksum").symlink_to(shutil.which("cksum"))
+    embed(made, "weights", "sums")
+    return made
+
+
+def embed(sandbox: Sandbox, weights: str, sums: str) -> None:
+    tiny = sandbox.repo / "playground" / "tiny"
+    (tiny / "llava-tiny" / "model.safetensors").write_text(weights)
+    (tiny / "eval" / "SHA256SUMS").write_text(sums)
+
+
+def command(sandbox: Sandbox, script: str, *arguments: str, **variables: str) -> str:
+    sandbox.log.unlink(missing_ok=True)
+    done = sandbox.run(*arguments, script=f"tables/{script}.sh", **{**UNSET, **variables})
+    assert done.returncode == 0, done.stderr
+    (call,) = [line for line in sandbox.calls("module") if "llava.tiny.tower" not in line]
+    return call.removeprefix("module -m ").replace(f"{sandbox.repo}/", "")
+
+
+@pytest.mark.parametrize("script, table", PAPER.items())
+def test_the_papers_tables(script: str, table: str, sandbox: Sandbox) -> None:
+    assert table in load_published()
+    assert command(sandbox, script, "--ratio", "0.2") == (
+        f"llava.eval.tables --table {table} --results outputs --output outputs/tables --ratio 0.2")
+
+
+def test_the_embedded_grid(sandbox: Sandbox) -> None:
+    words = command(sandbox, "tiny", "--limit", "50").split()
+    assert words.pop(0) == "llava.eval.sweep"
+    args = build_parser().parse_args(words)
+    assert args.benchmarks == ["pope", "vqav2_val", "gqa", "vizwiz_val", "scienceqa", "textvqa", "mme",
+                               "mmbench", "mmbench_cn", "mmvet"]
+    assert (args.tokens, args.ratios, args.limit) == ([128, 64, 32], [0.5, 0.0], 50)
+    assert args.methods == ["none", "random", "fastervlm", "vispruner"] and args.model is args.data is None
+    assert args.output.parent == Path("outputs/tiny") and args.report == args.output / "tables"
+
+
+def test_another_embedded_model_or_set_has_another_folder(sandbox: Sandbox, tmp_path: Path) -> None:
+    def folder(**variables: str) -> str:
+        return command(sandbox, "tiny", **variables).split("--output ")[1].split()[0]
+
+    first = folder()
+    assert first == folder()
+    embed(sandbox, "retrained", "sums")
+    second = folder()
+    embed(sandbox, "retrained", "other pictures")
+    assert len({first, second, folder()}) == 3
+    assert folder(OUT_DIR=f"{tmp_path}/out").startswith(f"{tmp_path}/out/tiny/")
