@@ -74,6 +74,8 @@ def add_asking_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, help="of random pruning and of sampling")
     group.add_argument("--no-share-prefix", action="store_true",
                        help="prefill every question by itself instead of once per image")
+    group.add_argument("--workers", type=at_least(0),
+                       help="processes that read pictures; 0: threads; default: whatever pays here")
 
 
 def model_folder(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Path | str:
@@ -231,7 +233,7 @@ def build_engine(
 
     decoding = Decoding(max_new_tokens, args.temperature, args.top_p, args.num_beams)
     return Engine(model, tokenizer, image_processor, args.conv_mode, decoding, args.batch_size, args.seed,
-                  not args.no_share_prefix, load_image, args.anyres)
+                  not args.no_share_prefix, load_image, args.anyres, workers=getattr(args, "workers", None))
 
 
 def chunk(questions: Sequence[Question], count: int, index: int) -> list[Question]:
