@@ -125,18 +125,19 @@ def curves(log: list[dict], recipe: dict, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "training_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
     steps = [entry["step"] for entry in log]
     left.plot(steps, [entry["loss"] for entry in log], label="answers")
     left.plot(steps, [entry["align"] for entry in log], label="patch names (auxiliary)")
     left.set(xlabel="step", ylabel="cross-entropy (nats)", yscale="log", title="Training loss")
     checked = [entry for entry in log if "validation" in entry]
-    for kind in checked[-1]["validation"] if checked else ():
+    for number, kind in enumerate(checked[-1]["validation"] if checked else ()):
         right.plot(
             [e["step"] for e in checked],
             [100 * e["validation"].get(kind, float("nan")) for e in checked],
             "o-",
             ms=3,
+            color=plt.colormaps["tab20"](number * 2 % 20 + number * 2 // 20),
             label=kind,
         )
     first, last = recipe["validation"]
@@ -149,6 +150,7 @@ def curves(log: list[dict], recipe: dict, folder: Path) -> None:
     for axis in (left, right):
         for boundary in np.cumsum([phase["steps"] for phase in recipe["phases"]])[:-1]:
             axis.axvline(boundary, color="grey", ls=":", lw=1)
-        axis.legend(fontsize=8)
+    left.legend(fontsize=8)
+    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(folder / "training_curves.png", dpi=110)
     plt.close(figure)
