@@ -117,7 +117,9 @@ def legend(names: Sequence[str], colour: dict[str, str], published: bool = True)
 
 def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     """Round numbers from the last not above `low` to the first not below `high`."""
-    span = (high - low) or max(abs(high), 1.0) * 0.1
+    if low == high:
+        high = low + (abs(low) * 0.1 or 1.0)
+    span = high - low
     step = 10 ** math.floor(math.log10(span / wanted))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (factor * step) <= wanted)
     first, last = math.floor(low / step), math.ceil(high / step)
