@@ -51,7 +51,7 @@ def test_the_word_tokenizer_gives_ids_of_the_vocabulary():
 
 
 def test_wrong_arguments_are_refused_before_a_model_is_loaded(tmp_path):
-    given = SimpleNamespace(device="cpu", shapes=None, model=tmp_path, data=tmp_path)
+    given = SimpleNamespace(device="cpu", shapes=None, model=tmp_path, data=tmp_path, questions=None, pictures=2)
     with pytest.raises(ValueError, match=r"no config\.json there"):
         engine.check(given)
     (tmp_path / "config.json").write_text("{}")
@@ -59,6 +59,12 @@ def test_wrong_arguments_are_refused_before_a_model_is_loaded(tmp_path):
     given.data = tmp_path / "gone"
     with pytest.raises(ValueError, match="no such folder"):
         engine.check(given)
+    given.questions = 3
+    with pytest.raises(ValueError, match="--questions goes with --shapes"):
+        engine.check(given)
     given.shapes = "huge"
+    with pytest.raises(ValueError, match="--pictures goes with a checkpoint"):
+        engine.check(given)
+    given.pictures = None
     with pytest.raises(ValueError, match=r"no shape 'huge'"):
         engine.check(given)

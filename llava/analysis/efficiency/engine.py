@@ -38,9 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--shapes", help="random weights of these sizes: llava-1.5-7b, ..., tiny")
     source.add_argument("--model", type=Path, default=EMBEDDED_MODEL, help="checkpoint (default: embedded)")
     group.add_argument("--data", type=Path, default=EMBEDDED_DATA / "pope", help="a POPE folder")
-    group.add_argument("--pictures", type=at_least(1), default=2,
-                       help="pictures to ask about, without --shapes; default %(default)s, 18 questions each")
-    group.add_argument("--questions", type=at_least(1), default=1000, help="with --shapes (default 1000)")
+    group.add_argument("--pictures", type=at_least(1),
+                       help="pictures to ask about, without --shapes; default 2, 18 questions each")
+    group.add_argument("--questions", type=at_least(1), help="with --shapes (default 1000)")
     group.add_argument("--plain-questions", type=at_least(1),
                        help="how many of them the plain way is asked (default all; 24 with --shapes)")
     group.add_argument("--dtype", choices=DTYPES, help="default float32 on CPU, float16 on CUDA")
@@ -53,6 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     check_device(args)
+    if args.questions and not args.shapes:
+        raise ValueError("--questions goes with --shapes; the load of a checkpoint is chosen by --pictures")
+    if args.pictures and args.shapes:
+        raise ValueError("--pictures goes with a checkpoint; the load of --shapes is chosen by --questions")
     if args.shapes:
         from llava.analysis.efficiency.shapes import shape_named
 
@@ -166,7 +170,7 @@ def _of_files(args: argparse.Namespace) -> Workload:
 
     pope = get_benchmark("pope")
     questions = list(pope.questions(args.data, []))
-    first = set(list(dict.fromkeys(question.image for question in questions))[: args.pictures])
+    first = set(list(dict.fromkeys(question.image for question in questions))[: args.pictures or 2])
     questions = [question for question in questions if question.image in first]
     tokenizer, model, processor, _ = load_pretrained_model(
         str(args.model), device=args.device, dtype=args.dtype, tower_dtype=args.tower_dtype, method="none",
@@ -188,7 +192,7 @@ def _of_shapes(args: argparse.Namespace, folder: Path) -> Workload:
     model = build_model(args.shapes, args.device, args.dtype, args.tower_dtype, seed=args.seed)
     picture, chance = draw(folder / "picture.jpg").read_bytes(), Random(args.seed)
     questions = []
-    for place in range(args.questions):
+    for place in range(args.questions or 1000):
         path = folder / f"{place // GQA_PER_IMAGE}.jpg"
         if place % GQA_PER_IMAGE == 0:
             path.write_bytes(picture)

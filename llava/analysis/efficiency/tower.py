@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--shapes", choices=SHAPES, default="llava-1.5-7b",
                        help="model whose tower to build (default %(default)s: ViT-L/14-336)")
     group.add_argument("--group", type=at_least(1),
-                       help="crops per pass of ours; default the tower's own: 1, on CUDA 4")
+                       help="crops per pass of ours; default the tower's own: 1, on CUDA 5")
     group.add_argument("--dtype", choices=DTYPES, help="default float32 on CPU, float16 on CUDA")
     group.add_argument("--batch-sizes", type=numbers, help="crops at a time; default 1; 1,5,32 on CUDA")
     group.add_argument("--tokens", type=at_least(0), default=64, help="T (default %(default)s)")

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-CUDA_GROUP = 4  # crops per pass on an accelerator; see VisionTower.group_size
+CUDA_GROUP = 5  # crops per pass on an accelerator; see VisionTower.group_size
 
 
 class VisionTower(nn.Module, ABC):
