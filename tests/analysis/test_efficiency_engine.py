@@ -51,7 +51,8 @@ def test_the_word_tokenizer_gives_ids_of_the_vocabulary():
 
 
 def test_wrong_arguments_are_refused_before_a_model_is_loaded(tmp_path):
-    given = SimpleNamespace(device="cpu", shapes=None, model=tmp_path, data=tmp_path, questions=None, pictures=2)
+    given = SimpleNamespace(
+        device="cpu", shapes=None, model=tmp_path, data=tmp_path, questions=None, pictures=2)
     with pytest.raises(ValueError, match=r"no config\.json there"):
         engine.check(given)
     (tmp_path / "config.json").write_text("{}")

@@ -244,6 +244,14 @@ def test_fingerprints_see_content_not_place(tmp_path):
         (tmp_path / name / "model.safetensors").write_bytes(bytes(300_000) + tail)
     a, b, c = (fingerprint_checkpoint(tmp_path / name) for name in "abc")
     assert a == b != c and fingerprint_checkpoint("owner/name") == "hub"
+    for name in "ab":  # a tower beside the checkpoint is part of it
+        (tmp_path / name / "config.json").write_text('{"mm_vision_tower": "./tower"}')
+        (tmp_path / name / "tower").mkdir()
+        (tmp_path / name / "tower" / "config.json").write_text("{}")
+        (tmp_path / name / "tower" / "model.safetensors").write_bytes(b"1")
+    assert fingerprint_checkpoint(tmp_path / "a") == fingerprint_checkpoint(tmp_path / "b")
+    (tmp_path / "b" / "tower" / "model.safetensors").write_bytes(b"2")
+    assert fingerprint_checkpoint(tmp_path / "a") != fingerprint_checkpoint(tmp_path / "b")
     moved = [dataclasses.replace(question, image=Path("/elsewhere/a.png")) for question in QUESTIONS]
     assert fingerprint_questions(moved) == fingerprint_questions(QUESTIONS)
     assert fingerprint_questions(QUESTIONS[:-1]) != fingerprint_questions(QUESTIONS)

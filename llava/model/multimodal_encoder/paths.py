@@ -18,6 +18,19 @@ def tower_cache() -> Path:
     return Path(os.environ.get("VISPRUNER_CACHE") or Path.home() / ".cache" / "vispruner").expanduser()
 
 
+def tower_places(name: str, checkpoint: Path | None = None) -> list[Path]:
+    """Folders on this machine where `resolve_tower` looks for a tower, first one first."""
+    given = Path(name).expanduser()
+    if given.is_absolute():
+        return [given]
+    roots = [checkpoint, checkpoint.resolve().parent] if checkpoint is not None else []
+    roots += [Path.cwd(), tower_cache()]
+    places = [root / given for root in roots]
+    if given.name != name:  # openai/clip-... copied beside the checkpoint without its owner's folder
+        places += [root / given.name for root in roots]
+    return places
+
+
 def resolve_tower(name: str, checkpoint: Path | None = None) -> Path:
     """Folder of the tower that a checkpoint names in `mm_vision_tower`.
 
@@ -27,15 +40,7 @@ def resolve_tower(name: str, checkpoint: Path | None = None) -> Path:
     """
     if not name:
         raise FileNotFoundError("config.json names no vision tower (mm_vision_tower is empty)")
-    given = Path(name).expanduser()
-    if given.is_absolute():
-        tried = [given]
-    else:
-        roots = [checkpoint, checkpoint.resolve().parent] if checkpoint is not None else []
-        roots += [Path.cwd(), tower_cache()]
-        tried = [root / given for root in roots]
-        if given.name != name:  # openai/clip-... copied beside the checkpoint without its owner's folder
-            tried += [root / given.name for root in roots]
+    given, tried = Path(name).expanduser(), tower_places(name, checkpoint)
     for folder in tried:
         if (folder / "config.json").is_file():
             return folder
