@@ -1,7 +1,9 @@
 """Is A better than B? A paired test between two answer files to the same questions.
 
     python -m llava.eval.compare A.jsonl B.jsonl --benchmark pope --data playground/data/eval/pope
+    python -m llava.eval.compare outputs/pope/llava-tiny/vispruner-r0.5-64 outputs/pope/llava-tiny/fastervlm-64
 
+The benchmark may be left out where a score.json lies beside one of the files, as after the scripts.
 Prints both scores, the difference with its 95% paired bootstrap interval over pictures, how many questions
 one answers better than the other (flips, where an answer is right or wrong), and the exact two-sided test of
 those: McNemar's, or the sign test where marks are graded (VQA accuracy). The test takes questions as
@@ -121,7 +123,8 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("a", metavar="A", type=Path, help="answer file, or the folder that holds it")
     parser.add_argument("b", metavar="B", type=Path, help="answer file, or the folder that holds it")
-    parser.add_argument("--benchmark", required=True, type=benchmark_name, choices=list_benchmarks())
+    parser.add_argument("--benchmark", type=benchmark_name, choices=list_benchmarks(),
+                        help="default: what the score.json beside A or B says")
     parser.add_argument("--data", type=Path, help="the benchmark's own folder; default: the embedded one")
     parser.add_argument("--flips", type=arguments.at_least(0), default=10,
                         help="how many differing questions to list for each side (default %(default)s)")
@@ -134,11 +137,11 @@ def build_parser() -> argparse.ArgumentParser:
 @cli.guarded
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    benchmark = get_benchmark(args.benchmark)
+    files = [inside if (inside := path / "answers.jsonl").is_file() else path for path in (args.a, args.b)]
+    benchmark = get_benchmark(args.benchmark or _benchmark_beside(files))
     cli.announce_embedded(False, args.data is None)
     given = arguments.EMBEDDED_DATA / benchmark.folder if args.data is None else args.data.expanduser()
     data = benchmark.locate(given)
-    files = [inside if (inside := path / "answers.jsonl").is_file() else path for path in (args.a, args.b)]
     rows_a, rows_b = (benchmark.read_answers(path) for path in files)
     found = compare(benchmark, data, rows_a, rows_b, args.resamples, args.seed)
     warned = other_prompts(rows_a, rows_b)
@@ -151,6 +154,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_atomically(args.output, _csv(found.pairs))
     print(json.dumps(_document(benchmark, found, files, args.flips)))
     return 0
+
+
+def _benchmark_beside(files: list[Path]) -> str:
+    """The benchmark that the score.json beside these answer files names; DataError where none does."""
+    found = set()
+    for path in files:
+        try:
+            found.add(json.loads((path.parent / "score.json").read_text(encoding="utf-8"))["benchmark"])
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+    known = found & set(list_benchmarks())
+    if len(found) != 1 or not known:
+        names = ", ".join(sorted(map(str, found)))
+        said = f"the score.json beside them say {names}" if found else "no score.json beside them"
+        raise DataError(f"which benchmark do A and B answer? {said}; give --benchmark, one of "
+                        f"{', '.join(list_benchmarks())}")
+    return known.pop()
 
 
 def _setting(rows: list[dict[str, Any]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from fractions import Fraction
 from math import comb
 from pathlib import Path
@@ -132,6 +133,21 @@ def test_command_takes_folders_of_runs_and_says_what_they_were(tmp_path, capsys)
     printed, _ = capsys.readouterr()
     assert code == 0 and "m vispruner 64" in printed and "m vispruner 32" in printed
     assert json.loads(printed.splitlines()[-1])["a"]["answers"] == str(tmp_path / "a" / "answers.jsonl")
+
+
+def test_command_reads_the_benchmark_from_the_scores_beside_the_answers(tmp_path, capsys):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        shutil.copy(POPE / "llava_answers_clean.jsonl", tmp_path / name / "answers.jsonl")
+    folders = [str(tmp_path / name) for name in "ab"]
+    assert main([*folders, "--data", str(POPE)]) == 1
+    assert "no score.json beside them; give --benchmark" in capsys.readouterr().err
+    (tmp_path / "b" / "score.json").write_text('{"benchmark": "pope"}')
+    assert main([*folders, "--data", str(POPE)]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["benchmark"] == "pope"
+    (tmp_path / "a" / "score.json").write_text('{"benchmark": "gqa"}')
+    assert main([*folders, "--data", str(POPE)]) == 1
+    assert "say gqa, pope" in capsys.readouterr().err
 
 
 def test_command_warns_of_other_prompts(capsys):
