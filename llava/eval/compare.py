@@ -1,7 +1,7 @@
 """Is A better than B? A paired test between two answer files to the same questions.
 
     python -m llava.eval.compare A.jsonl B.jsonl --benchmark pope --data playground/data/eval/pope
-    python -m llava.eval.compare outputs/pope/llava-tiny/vispruner-r0.5-64 outputs/pope/llava-tiny/fastervlm-64
+    python -m llava.eval.compare outputs/pope/llava-tiny/vispruner-r0.5-64 outputs/pope/llava-tiny/random-64
 
 The benchmark may be left out where a score.json lies beside one of the files, as after the scripts.
 Prints both scores, the difference with its 95% paired bootstrap interval over pictures, how many questions
