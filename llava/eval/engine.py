@@ -138,7 +138,8 @@ class Engine:
             vision_cache.bind(model)
         device = torch.device(model.device)
         self._cuda = device.type == "cuda"
-        self._encode_at_once = 8 if self._cuda else 1  # on a CPU one at a time is as fast, and saves memory
+        # whole passes of the tower; on a CPU one at a time is as fast, and saves memory
+        self._encode_at_once = 2 * model.get_vision_tower().crops_per_pass if self._cuda else 1
 
     def run(
         self, questions: Sequence[Question], settings: Sequence[Setting], progress: bool = True

@@ -56,7 +56,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from llava.analysis.efficiency.plain import plain_select, plain_tower
     from llava.analysis.efficiency.shapes import build_tower
     from llava.analysis.efficiency.timing import compare, machine, peak_bytes
-    from llava.model.multimodal_encoder.base import CUDA_GROUP
     from llava.model.settings import parse_dtype
     from llava.pruning import get_pruner
 
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     pruner = get_pruner("vispruner", args.tokens, args.ratio)
     vision = flops.VisionShape.from_config(tower.config)
     generator = torch.Generator().manual_seed(args.seed)
-    default = 1 if args.device == "cpu" else CUDA_GROUP
+    default = tower.crops_per_pass
     rows = []
     for batch in args.batch_sizes:
         images = torch.randn(batch, 3, tower.image_size, tower.image_size, generator=generator)

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-CUDA_GROUP = 5  # crops per pass on an accelerator; see VisionTower.group_size
+CUDA_GROUP = 5  # crops per pass on an accelerator: those of a LLaVA-NeXT image; see VisionTower.group_size
 
 
 class VisionTower(nn.Module, ABC):
@@ -71,7 +71,7 @@ class VisionTower(nn.Module, ABC):
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
             shape = tuple(images.shape)
             raise ValueError(f"this tower takes images of shape (B, 3, {side}, {side}), not {shape}")
-        group = self.group_size or (1 if self.device.type == "cpu" else CUDA_GROUP)
+        group = self.crops_per_pass
         if len(images) == 0:
             channels, heads = self.hidden_size, self.config.num_attention_heads
             return (
@@ -101,6 +101,11 @@ class VisionTower(nn.Module, ABC):
             row = cls_row(norm(hidden), query, key, self.config.num_attention_heads)
             hidden = _output(layers[-1](hidden, None))
         return hidden[:, 1:], row
+
+    @property
+    def crops_per_pass(self) -> int:
+        """Crops that one pass takes: `group_size`, or what suits the device."""
+        return self.group_size or (1 if self.device.type == "cpu" else CUDA_GROUP)
 
     # --- facts -------------------------------------------------------------------------------------------
     @property
