@@ -104,7 +104,7 @@ def test_calls_at_once_install_once(sandbox: Sandbox) -> None:
     environment = sandbox.environment(FAKE_PIP_SECONDS="1")
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     both = [subprocess.Popen(command, env=environment, **quiet) for _ in range(2)]
-    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    assert [process.wait(timeout=600) for process in both] == [0, 0]
     expected = 1 if shutil.which("flock") else 2  # without flock, calls at once are not kept apart
     assert len(sandbox.calls("pip")) == expected
 

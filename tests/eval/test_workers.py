@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -165,20 +166,34 @@ def test_torchrun_gives_what_one_process_gives(data, whole, tmp_path):
     assert done.stdout.count("POPE: 180 questions") == 1
 
 
-def test_killed_worker_and_the_same_again(data, whole, tmp_path, capsys):
-    process = start(arguments(data, tmp_path, "--processes", "2"))
+def killed_in_the_middle(data, folder):
+    """Start two processes, kill the second one after some answers; exit code, stdout, stderr of the start."""
+    process = start(arguments(data, folder, "--processes", "2"))
     try:
-        while process.poll() is None and not (tmp_path / "2_1.jsonl").exists():
+        while process.poll() is None and not (folder / "2_1.jsonl").exists():
             time.sleep(0.01)
-        second = next(pid for pid in children(process)
-                      if b"RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
-        while process.poll() is None and (tmp_path / "2_1.jsonl").read_bytes().count(b"\n") < 10:
+        second = next((pid for pid in children(process)
+                       if b"RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()), None)
+        while process.poll() is None and (folder / "2_1.jsonl").read_bytes().count(b"\n") < 10:
             time.sleep(0.001)
-        os.kill(second, signal.SIGKILL)
-        out, err = process.communicate(timeout=60)
+        if second is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(second, signal.SIGKILL)
+        out, err = process.communicate(timeout=300)
     finally:
         end(process)
-    assert process.returncode == 1, err
+    return process.returncode, out, err
+
+
+def test_killed_worker_and_the_same_again(data, whole, tmp_path, capsys):
+    for attempt in range(3):  # a busy machine may let the run finish before we look
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        code, out, err = killed_in_the_middle(data, folder)
+        if code:
+            break
+    tmp_path = folder
+    assert code == 1, err
     assert "process 1 of 2 was killed by signal 9" in err and "of 180 questions have no answer yet" in err
     assert "process 0 of 2: asked 90 questions" in out and '"score"' not in out
     assert not (tmp_path / "answers.jsonl").exists()
@@ -212,11 +227,11 @@ def test_interrupted_by_hand_takes_all_along(data, tmp_path):
         while process.poll() is None and len(pids := children(process)) < 2:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=300)
     finally:
         end(process)
     assert process.returncode == 130 and "stopped; run the same command to go on" in err
-    patience = time.monotonic() + 30  # one that was only just started sees that its parent is gone
+    patience = time.monotonic() + 120  # one that was only just started sees that its parent is gone
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < patience:
         time.sleep(0.01)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
@@ -225,13 +240,13 @@ def test_interrupted_by_hand_takes_all_along(data, tmp_path):
 
 def test_a_part_ends_when_the_one_that_started_it_is_gone(tmp_path):
     code = ("import os, time\nfrom llava.eval.workers import end_with_parent\n"
-            "end_with_parent()\nprint('on', flush=True)\ntime.sleep(60)")
+            "end_with_parent()\nprint('on', flush=True)\ntime.sleep(600)")
     child = subprocess.Popen([sys.executable, "-c", code], env=ENVIRONMENT, stdin=subprocess.PIPE,
                              stdout=subprocess.PIPE)
     try:
         assert child.stdout.readline() == b"on\n"
         child.stdin.close()  # as when the other is killed
-        assert child.wait(timeout=10) == 143
+        assert child.wait(timeout=120) == 143
     finally:
         child.kill()
         child.stdout.close()

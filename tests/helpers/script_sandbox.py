@@ -112,7 +112,7 @@ class Sandbox:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=600,
         )
 
     def calls(self, start: str) -> list[str]:
