@@ -6,6 +6,7 @@ answer's meaning (batch size, chunk, output folder) is no part of it; versions a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -65,6 +66,7 @@ def differences(there: dict[str, Any], here: Configuration) -> list[str]:
             if there.get(key) != mine.get(key)]
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of what computes: this package, torch, transformers."""
     found = {}

@@ -7,7 +7,8 @@ counts. Intervals cover the choice of pictures; they say nothing about other tra
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,13 +38,25 @@ def resampled_sums(counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """Sums of `counts` (I, ...) over I images drawn with replacement, `resamples` times: (R, ...) float64."""
     images = len(counts)
     flat = counts.reshape(images, -1).astype(np.float64)
-    rng = np.random.default_rng(seed)
-    sums = np.empty((resamples, flat.shape[1]))
-    step = max(1, _BLOCK // images)
-    for begin in range(0, resamples, step):
-        rows = min(step, resamples - begin)
-        sums[begin : begin + rows] = rng.multinomial(images, np.full(images, 1 / images), size=rows) @ flat
+    if images * resamples <= _BLOCK:
+        sums = _weights(images, resamples, seed) @ flat
+    else:
+        sums = np.concatenate([weights @ flat for weights in _blocks(images, resamples, seed)])
     return sums.reshape(resamples, *counts.shape[1:])
+
+
+@functools.lru_cache(maxsize=8)
+def _weights(images: int, resamples: int, seed: int) -> np.ndarray:
+    """(R, I) float64: how often each image is drawn. Kept, as every cell of a table asks for the same."""
+    return np.concatenate(list(_blocks(images, resamples, seed)))
+
+
+def _blocks(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Rows of `_weights`, at most _BLOCK entries at a time."""
+    rng, step = np.random.default_rng(seed), max(1, _BLOCK // images)
+    for begin in range(0, resamples, step):
+        size = min(step, resamples - begin)
+        yield rng.multinomial(images, np.full(images, 1 / images), size=size).astype(np.float64)
 
 
 def bootstrap_interval(
