@@ -126,11 +126,12 @@ def curves(log: list[dict], recipe: dict, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "training_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
-    steps = [entry["step"] for entry in log]
-    left.plot(steps, [entry["loss"] for entry in log], label="answers")
-    left.plot(steps, [entry["align"] for entry in log], label="patch names (auxiliary)")
+    trained = [entry for entry in log if "loss" in entry]  # the last entry may be of averaged weights
+    steps = [entry["step"] for entry in trained]
+    left.plot(steps, [entry["loss"] for entry in trained], label="answers")
+    left.plot(steps, [entry["align"] for entry in trained], label="patch names (auxiliary)")
     left.set(xlabel="step", ylabel="cross-entropy (nats)", yscale="log", title="Training loss")
-    checked = [entry for entry in log if "validation" in entry]
+    checked = [entry for entry in trained if "validation" in entry]
     for number, kind in enumerate(checked[-1]["validation"] if checked else ()):
         right.plot(
             [e["step"] for e in checked],

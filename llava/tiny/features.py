@@ -46,19 +46,21 @@ def pixels(image: Image.Image) -> tuple[torch.Tensor, tuple[int, int]]:
 
 
 def patch_labels(scene: world.Scene) -> np.ndarray:
-    """(576,) int64: index into `world.THINGS` of the thing at each patch's centre, -1 for none."""
+    """(576,) int64: index into `world.THINGS + world.WORDS` of what lies at each patch's centre, or -1.
+
+    Where a sign and a thing overlap, the thing counts.
+    """
     width, height = scene.size
     side = max(width, height)
     x0, y0 = (side - width) // 2, (side - height) // 2
     centers = np.arange(GRID) * PATCH + PATCH / 2
     labels = np.full((GRID, GRID), -1, np.int64)
-    for thing in scene.things:
-        if thing.kind == "word":
-            continue
+    names = world.THINGS + world.WORDS
+    for thing in sorted(scene.things, key=lambda thing: thing.kind != "word"):
         left, top, right, bottom = thing.box
         rows = (centers > top + y0) & (centers < bottom + y0)
         columns = (centers > left + x0) & (centers < right + x0)
-        labels[np.ix_(rows, columns)] = world.THINGS.index(thing.name)
+        labels[np.ix_(rows, columns)] = names.index(thing.name)
     return labels.reshape(-1)
 
 

@@ -250,7 +250,8 @@ def science(scene: Scene, rs: np.random.RandomState) -> Pair | None:
 
 # Draws per question type. Few types learn several times faster: with "wide" from the start, yes/no questions
 # were at 62% of validation after 800 steps. So a run starts with "pope" and goes on with "suite", which has
-# the types of all embedded benchmarks; "wide" is what the tokenizer is trained on.
+# the types of all embedded benchmarks, and with "late", the same types with more of those that were still at
+# chance then; "wide" is what the tokenizer is trained on.
 Maker = Callable[[Scene, np.random.RandomState], Pair | None]
 MIXTURES: dict[str, dict[Maker, float]] = {
     "pope": {exist: 0.80, color: 0.12, color_check: 0.08},
@@ -268,6 +269,21 @@ MIXTURES: dict[str, dict[Maker, float]] = {
         read: 0.04,
         unanswerable: 0.03,
         inventory: 0.02,
+    },
+    "late": {
+        position: 0.24,
+        exist: 0.16,
+        choice: 0.14,
+        count: 0.10,
+        read: 0.08,
+        mme: 0.06,
+        color: 0.05,
+        color_check: 0.04,
+        choice_color: 0.04,
+        count_check: 0.03,
+        unanswerable: 0.03,
+        science: 0.02,
+        inventory: 0.01,
     },
     "wide": {
         exist: 0.50,

@@ -27,6 +27,8 @@ HINTED = (
     "choice_color",
     "unanswerable",
 )
+OFFERING = ("choice", "science", "read")  # offer names, of which one is in the picture
+LETTERS = "ABCD"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Phase:
     rate: tuple[float, float] = (1.0, 1.0)
     mixture: str = "pope"  # of `questions.MIXTURES`
     pool: int = 3400  # training pictures drawn from; later phases see more of them
+    wide: bool = False  # auxiliary losses: Chinese names, words on signs and offered options, too
+    averaged: bool = False  # what ships is the mean of the weights at the ends of these phases
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,11 @@ class Recipe:
         Phase(450, 12, (64, 160), (0.5, 0.5)),  # few tokens: one patch has to do
         Phase(350, 8, (576, 576), (0.5, 0.0)),
         Phase(1600, 12, (48, 224), (0.8, 0.64), "suite", 4800),
-        Phase(600, 8, (576, 576), (0.6, 0.0), "suite", 4800),
+        Phase(600, 8, (576, 576), (0.6, 0.0), "suite", 4800, averaged=True),
+        Phase(1400, 12, (48, 224), (0.8, 0.6), "late", 4800, True),  # what is still at chance, more often
+        Phase(600, 8, (576, 576), (0.6, 0.0), "late", 4800, True, True),
+        Phase(300, 12, (48, 160), (0.5, 0.5), "suite", 4800, True),  # few tokens once more, and existence
+        Phase(250, 8, (576, 576), (0.5, 0.0), "suite", 4800, True, True),
     )
     questions: int = 12
     muon_lr: float = 0.01
@@ -122,13 +130,30 @@ class Packer:
         self.cache: dict[str, list[int]] = {}
         words = [*world.THINGS, *map(questions.plural, world.SPRITES), *world.COLORS]
         self.content = {pieces[0] for pieces in map(tokens.encode, words) if len(pieces) == 1}
+        offered = [*world.THINGS, *world.WORDS, *questions.CHINESE.values()]
+        self.offered = {tokens.encode(name)[0] for name in offered}
+        self.yes, self.no = (tokens.encode(word)[0] for word in ("Yes", "No"))
 
     def encode(self, text: str) -> list[int]:
         if text not in self.cache:
             self.cache[text] = self.tokens.encode(text)
         return self.cache[text]
 
-    def pack(self, asked: list[list[tuple[str, str, str]]], visible: int):
+    def hints(self, kind: str, prompt: list[int], answer: str, wide: bool) -> dict[int, int]:
+        """Place in the prompt -> token that is asked for there, too: the answer at the word it is about.
+
+        wide: also at every option and OCR token of a question that offers some, whether it is the right one.
+        """
+        if wide and kind in OFFERING:
+            places = [k for k, piece in enumerate(prompt) if piece in self.offered]
+            right = [prompt[k] == self.encode(answer)[0] for k in places]
+            if answer in LETTERS:
+                right = [k == LETTERS.index(answer) for k in range(len(places))]
+            return {k: self.yes if is_it else self.no for k, is_it in zip(places, right, strict=True)}
+        about = [k for k, piece in enumerate(prompt) if piece in self.content] if kind in HINTED else []
+        return {about[-1]: self.encode(answer)[0]} if about else {}
+
+    def pack(self, asked: list[list[tuple[str, str, str]]], visible: int, wide: bool = False):
         """Questions `asked` per picture -> the tensors of one batch.
 
         ids (B, P+S), positions (B, P+n+S), mask (B, 1, P+n+S, P+n+S), labels, owner and hints (B, S). owner
@@ -142,9 +167,8 @@ class Packer:
                 prompt = self.encode(f"\n{text} ASSISTANT:")
                 target = [*self.encode(answer), 2]
                 ahead = [IGNORE] * (len(prompt) + len(target) - 1)
-                about = [k for k, piece in enumerate(prompt) if piece in self.content]
-                if kind in HINTED and about:
-                    ahead[about[-1]] = target[0]
+                for k, token in self.hints(kind, prompt, answer, wide).items():
+                    ahead[k] = token
                 hints += ahead
                 ids += prompt + target[:-1]
                 labels += [IGNORE] * (len(prompt) - 1) + target

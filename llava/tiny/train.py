@@ -44,12 +44,15 @@ class Trainer:
         self.tokens = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
         self.packer = Packer(self.tokens)
         self.student = Student(recipe, len(self.tokens)).to(self.device)
-        names = [self.tokens.encode(name) for name in world.THINGS]
+        things = [*world.THINGS, *world.WORDS]
+        chinese = [questions.CHINESE[name] for name in world.THINGS]
+        names = [self.tokens.encode(name) for name in things + chinese]
         if any(len(pieces) != 1 for pieces in names):
             raise RuntimeError(
                 "a thing's name is more than one piece; train the tokenizer with a larger vocabulary"
             )
-        self.names = torch.tensor(names, device=self.device)[:, 0]
+        names = torch.tensor(names, device=self.device)[:, 0]
+        self.names, self.chinese = names[: len(things)], names[len(things) :]
         matrices = [
             p
             for n, p in self.student.named_parameters()
@@ -68,6 +71,7 @@ class Trainer:
         self.base = [recipe.muon_lr, recipe.adam_lr]
         self.scenes: dict[int, tuple] = {}
         self.step, self.log = 0, []
+        self.ends: list[dict] = []  # weights at the ends of the phases that are averaged
 
     def scene(self, row: int):
         """Scene and patch labels of a picture; drawn once, since drawing costs more than keeping."""
@@ -91,7 +95,8 @@ class Trainer:
         return asked, features.to(self.device), labels.to(self.device)
 
     def losses(self, asked, features, patches):
-        packed = self.packer.pack(asked, features.shape[1])
+        wide = self.phase()[0].wide
+        packed = self.packer.pack(asked, features.shape[1], wide)
         ids, positions, mask, labels, owner, hints = (tensor.to(self.device) for tensor in packed)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
             visual = self.student.model.mm_projector(features)
@@ -100,13 +105,21 @@ class Trainer:
             early = self.student.lm_head(hidden[hints != IGNORE])
         logits, early, visual = logits.float(), early.float(), visual.float()
         answer = F.cross_entropy(logits, labels[labels != IGNORE])
-        on = patches >= 0
-        names = self.student.model.embed_tokens(self.names)
-        align = F.cross_entropy(
-            F.normalize(visual[on], dim=-1) @ F.normalize(names, dim=-1).T * 16, patches[on]
-        )
+        thing = (patches >= 0) & (patches < len(world.THINGS))
+        if wide:
+            align = self.align(visual, patches, patches >= 0, self.names)
+            align = align + self.align(visual, patches, thing, self.chinese)
+        else:
+            align = self.align(visual, patches, thing, self.names[: len(world.THINGS)])
         hint = F.cross_entropy(early, hints[hints != IGNORE]) if len(early) else answer.new_zeros(())
         return answer, align, hint, logits, labels, owner
+
+    def align(self, visual, patches, on, names):
+        """Cross-entropy of the patches `on` over their cosine similarity with the embeddings of `names`."""
+        if not on.any():
+            return visual.new_zeros(())
+        names = F.normalize(self.student.model.embed_tokens(names), dim=-1)
+        return F.cross_entropy(F.normalize(visual[on], dim=-1) @ names.T * 16, patches[on])
 
     def right(self, asked, logits, labels, owner) -> dict[str, list[bool]]:
         """Per question type: was every answer token the most likely one?"""
@@ -183,6 +196,7 @@ class Trainer:
             "log": self.log,
             "recipe": json.dumps(asdict(self.recipe)),
             "student": self.student.state_dict(),
+            "ends": self.ends,
             "optimizers": [o.state_dict() for o in self.optimizers],
         }
         torch.save(state, path.with_suffix(".tmp"))
@@ -198,7 +212,27 @@ class Trainer:
         self.student.load_state_dict(state["student"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.step, self.log = state["step"], state["log"]
+        self.step, self.log, self.ends = state["step"], state["log"], state["ends"]
+
+    def keep_end(self) -> None:
+        """Remember the weights where a phase ends whose end is averaged."""
+        phases = self.recipe.phases
+        ends = np.cumsum([phase.steps for phase in phases])
+        if any(phase.averaged and self.step == end for phase, end in zip(phases, ends, strict=True)):
+            self.ends.append({name: value.clone() for name, value in self.student.state_dict().items()})
+
+    def finish(self) -> dict[str, float]:
+        """Put the mean of the kept ends in the student's place; its validation. A last step without a loss.
+
+        The ends of one run lie in one basin: their mean answers better than each of them, and loses less with
+        fewer tokens.
+        """
+        if self.ends:
+            mean = {name: sum(end[name] for end in self.ends) / len(self.ends) for name in self.ends[0]}
+            self.student.load_state_dict(mean)
+        found = self.validate()
+        self.log.append({"averaged": len(self.ends), "step": self.step, "validation": found})
+        return found
 
     def run(self, every: int = 50, validate_every: int = 400) -> None:
         from tqdm import tqdm
@@ -208,6 +242,7 @@ class Trainer:
         while self.step < total:
             window.append(self.train_step())
             bar.update()
+            self.keep_end()
             if self.step % every == 0 or self.step == total:
                 entry = {
                     "step": self.step,
@@ -276,13 +311,14 @@ def main(argv: list[str] | None = None) -> int:
         trainer.save()
         print("stopped; the same command goes on from here")
         return 130
+    found = trainer.finish()
     export(trainer.student, work, args.output, asdict(recipe), TOWER_NAME)
     export_anyres(args.output, args.output.with_name(args.output.name + "-anyres"))
     if args.docs:
         curves(trainer.log, asdict(recipe), args.docs)
     print(
         json.dumps(
-            {"checkpoint": str(args.output), "step": trainer.step, **trainer.log[-1].get("validation", {})}
+            {"checkpoint": str(args.output), "step": trainer.step, **found}
         )
     )
     return 0

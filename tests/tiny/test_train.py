@@ -34,8 +34,8 @@ RECIPE = train.Recipe(
     pictures=12,
     validation=(6, 10),
     phases=(
-        train.Phase(2, 2, (16, 32), pool=6),
-        train.Phase(2, 1, (576, 576), (1.0, 0.0), mixture="suite", pool=8),
+        train.Phase(2, 2, (16, 32), pool=6, averaged=True),
+        train.Phase(2, 1, (576, 576), (1.0, 0.0), mixture="late", pool=8, wide=True, averaged=True),
     ),
     questions=2,
     width=32,
@@ -62,10 +62,8 @@ def test_patch_labels_point_at_things():
         assert tensor.shape == (3, 336, 336)
         labels = patch_labels(scene).reshape(GRID, GRID)
         for thing in scene.things:
-            if thing.kind == "word":
-                continue
             row, column = int((thing.center[1] + y0) // PATCH), int((thing.center[0] + x0) // PATCH)
-            assert world.THINGS[labels[row, column]] == thing.name
+            assert (world.THINGS + world.WORDS)[labels[row, column]] == thing.name
 
 
 def test_packed_questions_are_single_prompts(folder, store):
@@ -111,11 +109,32 @@ def test_prompt_is_llavas(folder):
     assert ids == packer.prefix + [IMAGE_TOKEN_INDEX] + packer.encode(f"\n{text} ASSISTANT:")
 
 
+def test_hints_stand_at_the_words_they_are_about(folder):
+    import sentencepiece
+
+    tokens = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    packer = train.Packer(tokens)
+
+    def hints(kind, text, answer, wide):
+        prompt = packer.encode(f"\n{text} ASSISTANT:")
+        found = packer.hints(kind, prompt, answer, wide)
+        return [(tokens.decode([prompt[k]]), tokens.decode([token])) for k, token in found.items()]
+
+    asked = questions.existence("dog") + questions.SHORT
+    assert hints("exist", asked, "No", False) == hints("exist", asked, "No", True) == [("dog", "No")]
+    asked = questions.lettered("图中有哪一个？", ["时钟", "狗", "书"]) + questions.LETTER_CN
+    assert hints("choice", asked, "B", False) == []
+    assert hints("choice", asked, "B", True) == [("时钟", "No"), ("狗", "Yes"), ("书", "No")]
+    asked = "What word is written on the sign?" + questions.OCR + "STOP, EXIT" + questions.SHORT
+    assert hints("read", asked, "EXIT", True) == [("STOP", "No"), ("EXIT", "Yes")]
+    assert hints("position", "Is the dog above the cat?", "Yes", True) == [("cat", "Yes")]
+
+
 def test_every_name_is_one_piece(folder):
     import sentencepiece
 
     tokens = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-    for name in (*world.THINGS, *world.COLORS, *world.WORDS):
+    for name in (*world.THINGS, *world.COLORS, *world.WORDS, *questions.CHINESE.values()):
         assert len(tokens.encode(name)) == 1, name
     assert tokenizer.VOCABULARY == len(tokens)
 
@@ -139,6 +158,28 @@ def test_resuming_is_exact(folder, store, tmp_path):
     assert parts == losses
     for a, b in zip(whole.student.parameters(), second.student.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_what_ships_is_the_mean_of_the_ends(folder, store, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
+    first = train.Trainer(RECIPE, store, tmp_path)
+    first.train_step()
+    first.save()
+    trainer = train.Trainer(RECIPE, store, tmp_path)  # goes on from the file
+    trainer.resume()
+    ends = []
+    for step in (2, 3, 4):
+        trainer.train_step()
+        trainer.keep_end()
+        if step != 3:
+            ends.append([value.detach().clone() for value in trainer.student.parameters()])
+    trainer.save()
+    again = train.Trainer(RECIPE, store, tmp_path)
+    again.resume()
+    found = again.finish()
+    assert again.log[-1] == {"averaged": 2, "step": 4, "validation": found}
+    for one, two, mean in zip(*ends, again.student.parameters(), strict=True):
+        assert torch.equal((one + two) / 2, mean)
 
 
 def test_another_recipe_is_refused(folder, store, tmp_path):
@@ -178,8 +219,9 @@ def test_anyres_variant_has_the_same_weights(folder, store, tmp_path):
 
 def test_curves_are_drawn(tmp_path):
     log = [{"step": k, "loss": 1 / k, "align": 2 / k, "validation": {"exist": 0.5}} for k in (50, 100)]
+    log.append({"step": 100, "averaged": 2, "validation": {"exist": 0.6}})
     export.curves(log, train.asdict(RECIPE), tmp_path)
     assert (tmp_path / "training_curves.png").read_bytes()[:4] == b"\x89PNG"
     assert [
         json.loads(line)["step"] for line in (tmp_path / "training_log.jsonl").read_text().splitlines()
-    ] == [50, 100]
+    ] == [50, 100, 100]
