@@ -224,8 +224,8 @@ class Trainer:
     def finish(self) -> dict[str, float]:
         """Put the mean of the kept ends in the student's place; its validation. A last step without a loss.
 
-        The ends of one run lie in one basin: their mean answers better than each of them, and loses less with
-        fewer tokens.
+        Each end stands where it stands by chance of its last pictures; their mean loses less with fewer tokens
+        than any of them (docs/tiny.md).
         """
         if self.ends:
             mean = {name: sum(end[name] for end in self.ends) / len(self.ends) for name in self.ends[0]}
