@@ -224,8 +224,8 @@ class Trainer:
     def finish(self) -> dict[str, float]:
         """Put the mean of the kept ends in the student's place; its validation. A last step without a loss.
 
-        Each end stands where it stands by chance of its last pictures; their mean loses less with fewer tokens
-        than any of them (docs/tiny.md).
+        Where an end stands is partly chance, its last pictures; their mean loses less with fewer tokens than
+        any of them (docs/tiny.md).
         """
         if self.ends:
             mean = {name: sum(end[name] for end in self.ends) / len(self.ends) for name in self.ends[0]}
