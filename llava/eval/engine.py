@@ -49,6 +49,19 @@ class Sink(Protocol):
 
 
 @dataclass
+class Memory:
+    """A sink that keeps the texts: question index -> answer."""
+
+    texts: dict[int, str] = field(default_factory=dict)
+
+    def wants(self, index: int) -> bool:
+        return index not in self.texts
+
+    def write(self, answers: Sequence[Answer]) -> None:
+        self.texts |= {answer.index: answer.text for answer in answers}
+
+
+@dataclass
 class Setting:
     """One way of pruning, and where its answers go. The engine adds up what it cost."""
 

@@ -9,20 +9,9 @@ import pytest
 from llava.arguments import EMBEDDED_DATA, EMBEDDED_MODEL
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.decode import Decoding
-from llava.eval.engine import Engine, Setting
+from llava.eval.engine import Engine, Memory, Setting
 from llava.eval.vision_cache import VisionCache
 from llava.pruning import get_pruner
-
-
-class Memory:
-    def __init__(self) -> None:
-        self.texts: dict[int, str] = {}
-
-    def wants(self, index: int) -> bool:
-        return index not in self.texts
-
-    def write(self, answers) -> None:
-        self.texts |= {answer.index: answer.text for answer in answers}
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from llava.eval.benchmarks.base import Question
 from llava.eval.decode import Decoding
-from llava.eval.engine import Engine, Setting
+from llava.eval.engine import Engine, Memory, Setting
 from llava.pruning import Asked, Kept, Pruner, get_pruner
 
 MODEL = Path(__file__).parents[1] / "data" / "model" / "ckpt_llava15s"
@@ -31,17 +30,6 @@ class ByText(Pruner):
         CHOICES.append((question.text, list(range(start, start + tokens))))
         indices = torch.arange(start, start + tokens).expand(len(features), -1)
         return Kept(indices, torch.zeros_like(indices, dtype=torch.bool))
-
-
-@dataclass
-class Memory:
-    texts: dict[int, str] = field(default_factory=dict)
-
-    def wants(self, index: int) -> bool:
-        return index not in self.texts
-
-    def write(self, answers: Any) -> None:
-        self.texts |= {answer.index: answer.text for answer in answers}
 
 
 @pytest.fixture(scope="module")

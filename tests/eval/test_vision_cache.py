@@ -12,23 +12,10 @@ import torch
 from helpers.fake_llava import FakeLlava, FakeProcessor, FakeTokenizer
 from helpers.synthetic_pope import make_pope
 from llava.eval.benchmarks import get_benchmark
-from llava.eval.engine import Engine, Setting
+from llava.eval.engine import Engine, Memory, Setting
 from llava.eval.vision_cache import VisionCache, picture_key
 from llava.model.features import VisionFeatures
 from llava.pruning import get_pruner
-
-
-class Memory:
-    """A sink that remembers."""
-
-    def __init__(self) -> None:
-        self.texts: dict[int, str] = {}
-
-    def wants(self, index: int) -> bool:
-        return index not in self.texts
-
-    def write(self, answers) -> None:
-        self.texts |= {answer.index: answer.text for answer in answers}
 
 
 def features(number: int, crops: int = 1) -> VisionFeatures:

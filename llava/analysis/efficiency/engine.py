@@ -20,12 +20,12 @@ import argparse
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.analysis.efficiency.options import DTYPES, add_measuring, check_device, table
-from llava.arguments import EMBEDDED_DATA, EMBEDDED_MODEL, at_least, ratio
+from llava.analysis.efficiency.options import DTYPES, add_budget, add_measuring, check_device, table
+from llava.arguments import EMBEDDED_DATA, EMBEDDED_MODEL, at_least
 
 GQA_QUESTIONS, GQA_IMAGES, GQA_PER_IMAGE, GQA_NEW_TOKENS = 12578, 398, 31, 4
 GOALS = {"files": 8.0, "shapes": 10.0}
@@ -45,8 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        help="how many of them the plain way is asked (default all; 24 with --shapes)")
     group.add_argument("--dtype", choices=DTYPES, help="default float32 on CPU, float16 on CUDA")
     group.add_argument("--tower-dtype", choices=DTYPES, help="default as --dtype")
-    group.add_argument("--tokens", type=at_least(0), default=64, help="T (default %(default)s)")
-    group.add_argument("--ratio", type=ratio, default=0.5, help="r (default %(default)s)")
+    add_budget(group)
     group.add_argument("--batch-size", type=at_least(1), default=64, help="questions at a time")
     group.add_argument("--flips", action="store_true", help="count answers that change, and by how much less")
 
@@ -65,19 +64,6 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--model {args.model}: no config.json there")
     elif not args.data.is_dir():
         raise ValueError(f"--data {args.data}: no such folder")
-
-
-@dataclass
-class _Memory:
-    """A sink that keeps everything."""
-
-    texts: dict[int, str] = field(default_factory=dict)
-
-    def wants(self, index: int) -> bool:
-        return index not in self.texts
-
-    def write(self, answers: Sequence[Any]) -> None:
-        self.texts |= {answer.index: answer.text for answer in answers}
 
 
 class Words:
@@ -119,9 +105,9 @@ class Workload:
 
     def ask(self, questions: Sequence[Any] | None = None, **options: Any) -> tuple[dict[int, str], Any]:
         """Question index -> answer of the engine, and its report; raises ValueError for failures."""
-        from llava.eval.engine import Setting
+        from llava.eval.engine import Memory, Setting
 
-        sink = _Memory()
+        sink = Memory()
         report = self.engine(**options).run(
             questions or self.questions, [Setting("it", self.pruner, sink)], progress=False)
         if report.failures:

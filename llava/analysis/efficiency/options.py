@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from llava.arguments import at_least
+from llava.arguments import at_least, ratio
+from llava.eval import cli
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -21,6 +22,12 @@ def add_measuring(parser: argparse.ArgumentParser, repeats: int, warmup: int = 1
     group.add_argument("--warmup", type=at_least(0), default=warmup,
                        help="passes before, which do not count (default %(default)s)")
     group.add_argument("--seed", type=int, default=0, help="of random weights, pictures and prompts")
+
+
+def add_budget(group: argparse._ArgumentGroup) -> None:
+    """--tokens, --ratio: one budget."""
+    group.add_argument("--tokens", type=at_least(0), default=64, help="T (default %(default)s)")
+    group.add_argument("--ratio", type=ratio, default=0.5, help="r (default %(default)s)")
 
 
 def check_device(args: argparse.Namespace) -> None:
@@ -49,14 +56,8 @@ def numbers(text: str) -> list[int]:
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Columns lined up, the first to the left, numbers to the right; None is an empty cell."""
-    cells = [[_cell(value) for value in row] for row in (titles, *rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(titles))]
-    lines = []
-    for row in cells:
-        parts = [text.ljust(width) if not column else text.rjust(width)
-                 for column, (text, width) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(parts).rstrip())
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    lines = cli.table([_cell(title) for title in titles], [[_cell(value) for value in row] for row in rows])
+    return "\n".join(line.rstrip() for line in lines.split("\n"))
 
 
 def _cell(value: Any) -> str:

@@ -19,9 +19,9 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-from llava.analysis.efficiency.options import DTYPES, add_measuring, check_device, numbers, table
+from llava.analysis.efficiency.options import DTYPES, add_budget, add_measuring, check_device, numbers, table
 from llava.analysis.efficiency.shapes import SHAPES, shape_named
-from llava.arguments import at_least, ratio
+from llava.arguments import at_least
 
 RATIOS = (("ours_over_bare", "ours", "bare", 1.05), ("ours_over_plain", "ours", "plain", 0.6),
           ("one_pass_over_bare", "one_pass", "bare", 1.05))
@@ -38,8 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        help="crops per pass of ours; default the tower's own: 1, on CUDA 5")
     group.add_argument("--dtype", choices=DTYPES, help="default float32 on CPU, float16 on CUDA")
     group.add_argument("--batch-sizes", type=numbers, help="crops at a time; default 1; 1,5,32 on CUDA")
-    group.add_argument("--tokens", type=at_least(0), default=64, help="T (default %(default)s)")
-    group.add_argument("--ratio", type=ratio, default=0.5, help="r (default %(default)s)")
+    add_budget(group)
 
 
 def check(args: argparse.Namespace) -> None:
