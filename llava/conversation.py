@@ -62,17 +62,26 @@ class Conversation:
         turns = [(role, _text(content)) for role, content in self._with_image_first()]
         style = self.sep_style
         if style is SeparatorStyle.SINGLE:
-            return self.system + self.sep + "".join(
-                f"{role}: {text}{self.sep}" if text else f"{role}:" for role, text in turns
+            return (
+                self.system
+                + self.sep
+                + "".join(f"{role}: {text}{self.sep}" if text else f"{role}:" for role, text in turns)
             )
         if style is SeparatorStyle.TWO:
             ends = (self.sep, self.sep2)
-            return self.system + self.sep + "".join(
-                f"{role}: {text}{ends[i % 2]}" if text else f"{role}:" for i, (role, text) in enumerate(turns)
+            return (
+                self.system
+                + self.sep
+                + "".join(
+                    f"{role}: {text}{ends[i % 2]}" if text else f"{role}:"
+                    for i, (role, text) in enumerate(turns)
+                )
             )
         if style is SeparatorStyle.MPT:
-            return self.system + self.sep + "".join(
-                f"{role}{text}{self.sep}" if text else role for role, text in turns
+            return (
+                self.system
+                + self.sep
+                + "".join(f"{role}{text}{self.sep}" if text else role for role, text in turns)
             )
         if style is SeparatorStyle.CHATML:
             system = f"{self.system}{self.sep}\n" if self.system else ""

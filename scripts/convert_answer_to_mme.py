@@ -14,11 +14,27 @@ USUAL = Path("playground/data/eval/MME")
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--experiment", required=True)
-    parser.add_argument("--data_path", "--data-path", type=Path, help="MME's folder, or the release inside; "
-                        "default: this folder, as for LLaVA's own script, or playground/data/eval/MME")
+    parser.add_argument(
+        "--data_path",
+        "--data-path",
+        type=Path,
+        help="MME's folder, or the release inside; "
+        "default: this folder, as for LLaVA's own script, or playground/data/eval/MME",
+    )
     args = parser.parse_args()
     folder = args.data_path or (Path(".") if Path(RELEASE).is_dir() else USUAL)
     folder = folder.parent if folder.name == RELEASE else folder
-    sys.exit(submit(["--benchmark", "mme", "--data", str(folder),
-                     "--answers", str(folder / "answers" / f"{args.experiment}.jsonl"),
-                     "--output", str(folder / "eval_tool" / "answers" / args.experiment)]))
+    sys.exit(
+        submit(
+            [
+                "--benchmark",
+                "mme",
+                "--data",
+                str(folder),
+                "--answers",
+                str(folder / "answers" / f"{args.experiment}.jsonl"),
+                "--output",
+                str(folder / "eval_tool" / "answers" / args.experiment),
+            ]
+        )
+    )

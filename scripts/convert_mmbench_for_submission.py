@@ -15,6 +15,17 @@ if __name__ == "__main__":
     parser.add_argument("--upload-dir", type=Path, required=True)
     parser.add_argument("--experiment", required=True)
     args = parser.parse_args()
-    sys.exit(submit(["--benchmark", "mmbench", "--questions", args.annotation_file,
-                     "--answers", str(args.result_dir / f"{args.experiment}.jsonl"),
-                     "--output", str(args.upload_dir / f"{args.experiment}.xlsx")]))
+    sys.exit(
+        submit(
+            [
+                "--benchmark",
+                "mmbench",
+                "--questions",
+                args.annotation_file,
+                "--answers",
+                str(args.result_dir / f"{args.experiment}.jsonl"),
+                "--output",
+                str(args.upload_dir / f"{args.experiment}.xlsx"),
+            ]
+        )
+    )

@@ -14,5 +14,17 @@ if __name__ == "__main__":
     parser.add_argument("--result-file", required=True)
     parser.add_argument("--result-upload-file", required=True)
     args = parser.parse_args()
-    sys.exit(submit(["--benchmark", "vizwiz", "--questions", args.annotation_file,
-                     "--answers", args.result_file, "--output", args.result_upload_file]))
+    sys.exit(
+        submit(
+            [
+                "--benchmark",
+                "vizwiz",
+                "--questions",
+                args.annotation_file,
+                "--answers",
+                args.result_file,
+                "--output",
+                args.result_upload_file,
+            ]
+        )
+    )

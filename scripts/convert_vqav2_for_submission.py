@@ -16,5 +16,18 @@ if __name__ == "__main__":
     args = parser.parse_args()
     answers = args.dir / "answers" / args.split / args.ckpt / "merge.jsonl"
     output = args.dir / "answers_upload" / args.split / f"{args.ckpt}.json"
-    sys.exit(submit(["--benchmark", "vqav2", "--data", str(args.dir), "--answers", str(answers),
-                     "--output", str(output), "--skip-damaged"]))
+    sys.exit(
+        submit(
+            [
+                "--benchmark",
+                "vqav2",
+                "--data",
+                str(args.dir),
+                "--answers",
+                str(answers),
+                "--output",
+                str(output),
+                "--skip-damaged",
+            ]
+        )
+    )

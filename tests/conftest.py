@@ -1,6 +1,6 @@
 """Property tests draw the same cases on every run, so that a red run is red for everybody.
 
-    python -m pytest --hypothesis-profile explore       # other cases on every run: look for what was missed
+python -m pytest --hypothesis-profile explore       # other cases on every run: look for what was missed
 """
 
 from hypothesis import settings

@@ -65,11 +65,15 @@ def test_llama_2_complains_about_wrong_turns():
 @pytest.mark.parametrize("text", ["What is it?", "What is it?\n<image>", "<image>\nWhat is it?"])
 def test_a_picture_in_the_first_message_comes_first(text):
     picture = Image.new("RGB", (8, 6))
-    assert converse("vicuna_v1", (text, picture, "Pad"), None).get_prompt().endswith(
-        "USER: <image>\nWhat is it? ASSISTANT:"
+    assert (
+        converse("vicuna_v1", (text, picture, "Pad"), None)
+        .get_prompt()
+        .endswith("USER: <image>\nWhat is it? ASSISTANT:")
     )
-    assert converse("v1_mmtag", (text, picture, "Pad"), None).get_prompt().endswith(
-        " USER: <Image><image></Image> ASSISTANT: Received.</s>USER: What is it? ASSISTANT:"
+    assert (
+        converse("v1_mmtag", (text, picture, "Pad"), None)
+        .get_prompt()
+        .endswith(" USER: <Image><image></Image> ASSISTANT: Received.</s>USER: What is it? ASSISTANT:")
     )
 
 

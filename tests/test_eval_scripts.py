@@ -13,8 +13,21 @@ from llava.eval.benchmarks import benchmark_name, get_benchmark, list_benchmarks
 
 NAMES = ["vqav2", "gqa", "vizwiz", "sqa", "textvqa", "pope", "mme", "mmbench", "mmbench_cn", "mmvet"]
 VIDEO = ["tgif", "msvd", "msrvtt", "activitynet"]
-UNSET = {name: "" for name in ("CKPT_DIR", "CKPT", "DATA_DIR", "SPLIT", "METHOD", "OUT_DIR", "JUDGE",
-                               "CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "VISPRUNER_PROCESSES")}
+UNSET = {
+    name: ""
+    for name in (
+        "CKPT_DIR",
+        "CKPT",
+        "DATA_DIR",
+        "SPLIT",
+        "METHOD",
+        "OUT_DIR",
+        "JUDGE",
+        "CUDA_VISIBLE_DEVICES",
+        "WORLD_SIZE",
+        "VISPRUNER_PROCESSES",
+    )
+}
 
 
 @pytest.fixture
@@ -32,8 +45,11 @@ def ask(
     done = sandbox.run(*arguments, script=script, VISPRUNER_SYSTEM_PYTHON="1", **{**UNSET, **variables})
     calls = [line for line in sandbox.calls("module") if "llava.tiny.tower" not in line]
     assert len(calls) <= 1
-    return [word for call in calls for word in
-            call.removeprefix("module -m ").replace(f"{sandbox.repo}/", "").split(" ")], done
+    return [
+        word
+        for call in calls
+        for word in call.removeprefix("module -m ").replace(f"{sandbox.repo}/", "").split(" ")
+    ], done
 
 
 def options(words: list[str]) -> dict[str, str]:
@@ -72,15 +88,27 @@ def test_nothing_set(sandbox: Sandbox) -> None:
     assert words == "llava.eval.run --benchmark pope --tokens 64 --ratio 0.5 --output-dir outputs".split()
     assert sandbox.calls("module")[0] == "module -m llava.tiny.tower"
     assert ask(sandbox, "v1_5/eval/sqa.sh")[0] == (
-        "llava.eval.run --benchmark scienceqa --tokens none --output-dir outputs".split())
+        "llava.eval.run --benchmark scienceqa --tokens none --output-dir outputs".split()
+    )
     words, _ = ask(sandbox, "v1_6/eval/gqa.sh", "32")
     assert options(words)["--model"] == "playground/tiny/llava-tiny-anyres"
 
 
 def test_everything_set(sandbox: Sandbox) -> None:
     words, done = ask(
-        sandbox, "v1_6/eval/mme.sh", "32", "0.5", "--limit", "3", "--tokens=16", CKPT_DIR="ckpts/",
-        DATA_DIR="playground/data/eval", METHOD="fastervlm", OUT_DIR="out", CUDA_VISIBLE_DEVICES="0,1,2,3")
+        sandbox,
+        "v1_6/eval/mme.sh",
+        "32",
+        "0.5",
+        "--limit",
+        "3",
+        "--tokens=16",
+        CKPT_DIR="ckpts/",
+        DATA_DIR="playground/data/eval",
+        METHOD="fastervlm",
+        OUT_DIR="out",
+        CUDA_VISIBLE_DEVICES="0,1,2,3",
+    )
     assert done.returncode == 0, done.stderr
     found = options(words)
     assert found["--model"] == "ckpts/llava-v1.6-vicuna-7b" and found["--data"] == "playground/data/eval"
@@ -91,14 +119,21 @@ def test_everything_set(sandbox: Sandbox) -> None:
     assert options(ask(sandbox, "v1_5/eval/mme.sh", CKPT="my/one")[0])["--model"] == "my/one"
 
 
-@pytest.mark.parametrize(("variables", "arguments", "count"), [
-    ({"CUDA_VISIBLE_DEVICES": "2"}, [], None),
-    ({"CUDA_VISIBLE_DEVICES": "0,1"}, [], "2"),
-    ({"CUDA_VISIBLE_DEVICES": "0,1", "VISPRUNER_PROCESSES": "1"}, [], None),
-    ({"VISPRUNER_PROCESSES": "3"}, [], "3"),
-    ({"CUDA_VISIBLE_DEVICES": "0,1", "WORLD_SIZE": "2", "RANK": "0"}, [], None),  # torchrun has started us
-    ({"CUDA_VISIBLE_DEVICES": "0,1"}, ["64", "--num-chunks", "2"], None),  # so has somebody's own loop
-])
+@pytest.mark.parametrize(
+    ("variables", "arguments", "count"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "2"}, [], None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, [], "2"),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "VISPRUNER_PROCESSES": "1"}, [], None),
+        ({"VISPRUNER_PROCESSES": "3"}, [], "3"),
+        (
+            {"CUDA_VISIBLE_DEVICES": "0,1", "WORLD_SIZE": "2", "RANK": "0"},
+            [],
+            None,
+        ),  # torchrun has started us
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, ["64", "--num-chunks", "2"], None),  # so has somebody's own loop
+    ],
+)
 def test_one_process_per_gpu(
     sandbox: Sandbox, variables: dict[str, str], arguments: list[str], count: str | None
 ) -> None:
@@ -107,15 +142,18 @@ def test_one_process_per_gpu(
     assert options(words).get("--processes") == count
 
 
-@pytest.mark.parametrize(("script", "variables", "benchmark", "submits"), [
-    ("vqav2", {}, "vqav2_val", False),
-    ("vqav2", {"DATA_DIR": "d"}, "vqav2", True),
-    ("vqav2", {"DATA_DIR": "d", "SPLIT": "test-dev"}, "vqav2", True),
-    ("vizwiz", {"DATA_DIR": "d", "SPLIT": "val"}, "vizwiz_val", False),
-    ("mmbench_cn", {}, "mmbench_cn", True),
-    ("mmvet", {"SPLIT": "val"}, "mmvet", True),
-    ("textvqa", {"DATA_DIR": "d"}, "textvqa", False),
-])
+@pytest.mark.parametrize(
+    ("script", "variables", "benchmark", "submits"),
+    [
+        ("vqav2", {}, "vqav2_val", False),
+        ("vqav2", {"DATA_DIR": "d"}, "vqav2", True),
+        ("vqav2", {"DATA_DIR": "d", "SPLIT": "test-dev"}, "vqav2", True),
+        ("vizwiz", {"DATA_DIR": "d", "SPLIT": "val"}, "vizwiz_val", False),
+        ("mmbench_cn", {}, "mmbench_cn", True),
+        ("mmvet", {"SPLIT": "val"}, "mmvet", True),
+        ("textvqa", {"DATA_DIR": "d"}, "textvqa", False),
+    ],
+)
 def test_which_split_and_whether_a_server_wants_a_file(
     sandbox: Sandbox, script: str, variables: dict[str, str], benchmark: str, submits: bool
 ) -> None:
@@ -135,8 +173,18 @@ def test_video_answers_are_named_or_looked_for(sandbox: Sandbox, tmp_path: Path)
     answers.write_text("")
     words, done = ask(sandbox, "video/eval/msvd.sh", str(answers), DATA_DIR="d", JUDGE="gpt-3.5-turbo")
     assert done.returncode == 0, done.stderr
-    assert words == (f"llava.eval.video --benchmark msvd --output-dir outputs --answers {answers} "
-                     "--judge gpt-3.5-turbo --data d").split()
+    assert (
+        words
+        == (
+            f"llava.eval.video --benchmark msvd --output-dir outputs --answers {answers} "
+            "--judge gpt-3.5-turbo --data d"
+        ).split()
+    )
     words, _ = ask(sandbox, "video/eval/tgif.sh", "227", "0.5", METHOD="random", CKPT_DIR="c")
-    assert words == ("llava.eval.video --benchmark tgif --model c/Video-LLaVA-7B --output-dir outputs "
-                     "--tokens 227 --ratio 0.5 --method random").split()
+    assert (
+        words
+        == (
+            "llava.eval.video --benchmark tgif --model c/Video-LLaVA-7B --output-dir outputs "
+            "--tokens 227 --ratio 0.5 --method random"
+        ).split()
+    )

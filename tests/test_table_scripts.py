@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 
 from helpers.script_sandbox import ROOT, Sandbox
-from llava.eval.published import load_published
 from llava.eval.sweep import build_parser
+from llava.eval.tables.published import load_published
 
-PAPER = {"llava_1_5_7b": "llava-1.5-7b", "llava_next_7b": "llava-next-7b", "video_llava_7b": "video-llava-7b",
-         "other_vlms": "other-vlms"}
+PAPER = {
+    "llava_1_5_7b": "llava-1.5-7b",
+    "llava_next_7b": "llava-next-7b",
+    "video_llava_7b": "video-llava-7b",
+    "other_vlms": "other-vlms",
+}
 UNSET = {"CKPT_DIR": "", "CKPT": "", "OUT_DIR": "", "VISPRUNER_SYSTEM_PYTHON": "1"}
 
 
@@ -45,15 +49,26 @@ def command(sandbox: Sandbox, script: str, *arguments: str, **variables: str) ->
 def test_the_papers_tables(script: str, table: str, sandbox: Sandbox) -> None:
     assert table in load_published()
     assert command(sandbox, script, "--ratio", "0.2") == (
-        f"llava.eval.tables --table {table} --results outputs --output outputs/tables --ratio 0.2")
+        f"llava.eval.tables --table {table} --results outputs --output outputs/tables --ratio 0.2"
+    )
 
 
 def test_the_embedded_grid(sandbox: Sandbox) -> None:
     words = command(sandbox, "tiny", "--limit", "50").split()
     assert words.pop(0) == "llava.eval.sweep"
     args = build_parser().parse_args(words)
-    assert args.benchmarks == ["pope", "vqav2_val", "gqa", "vizwiz_val", "scienceqa", "textvqa", "mme",
-                               "mmbench", "mmbench_cn", "mmvet"]
+    assert args.benchmarks == [
+        "pope",
+        "vqav2_val",
+        "gqa",
+        "vizwiz_val",
+        "scienceqa",
+        "textvqa",
+        "mme",
+        "mmbench",
+        "mmbench_cn",
+        "mmvet",
+    ]
     assert (args.tokens, args.ratios, args.limit) == ([128, 64, 32], [0.5, 0.0], 50)
     assert args.methods == ["none", "random", "fastervlm", "vispruner"] and args.model is args.data is None
     assert args.output.parent == Path("outputs/tiny") and args.report == args.output / "tables"

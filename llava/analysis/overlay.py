@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from llava.arguments import EMBEDDED_MODEL, at_least, ratio
+from llava.argtypes import at_least, ratio
+from llava.paths import BUNDLED_MODEL
 
 if TYPE_CHECKING:
     from llava.pruning import Kept
@@ -205,9 +206,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--output {output}: the name must end in .png or .jpg")
     from llava.mm_utils import get_model_name_from_path
     from llava.model.builder import load_pretrained_model
-    from llava.model.weights import CheckpointError
+    from llava.model.checkpoint.read import CheckpointError
 
-    path = str(args.model or EMBEDDED_MODEL)
+    path = str(args.model or BUNDLED_MODEL)
     try:
         _, model, processor, _ = load_pretrained_model(
             path, None, get_model_name_from_path(path), device=args.device

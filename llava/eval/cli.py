@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava import arguments
-from llava.arguments import at_least, ratio
-from llava.eval.answers import AnswerFileError
+from llava import paths
+from llava.argtypes import at_least, ratio
 from llava.eval.benchmarks.base import DataError, Question
-from llava.eval.provenance import Configuration, fingerprint_checkpoint, fingerprint_questions
+from llava.eval.store.answer_file import AnswerFileError
+from llava.eval.store.provenance import Configuration, fingerprint_checkpoint, fingerprint_questions
 
 if TYPE_CHECKING:
     from llava.pruning import Pruner
@@ -57,11 +57,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--dtype", choices=DTYPES, help="language model; default float32, float16 on CUDA")
     group.add_argument("--tower-dtype", choices=DTYPES, help="vision tower; default as --dtype")
-    group.add_argument("--attn-implementation", default="sdpa",
-                       choices=("eager", "sdpa", "flash_attention_2"))
+    group.add_argument(
+        "--attn-implementation", default="sdpa", choices=("eager", "sdpa", "flash_attention_2")
+    )
     group.add_argument("--device", help="cpu, cuda, cuda:1 ...; default cuda if there is one")
-    group.add_argument("--anyres", choices=("paper", "llava"),
-                       help="how LLaVA-NeXT pictures are cut; default paper when pruning, llava when not")
+    group.add_argument(
+        "--anyres",
+        choices=("paper", "llava"),
+        help="how LLaVA-NeXT pictures are cut; default paper when pruning, llava when not",
+    )
 
 
 def add_asking_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,16 +76,22 @@ def add_asking_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--top_p", "--top-p", type=ratio)
     group.add_argument("--num_beams", "--num-beams", type=at_least(1), default=1)
     group.add_argument("--seed", type=int, default=0, help="of random pruning and of sampling")
-    group.add_argument("--no-share-prefix", action="store_true",
-                       help="prefill every question by itself instead of once per image")
-    group.add_argument("--workers", type=at_least(0),
-                       help="processes that read pictures; 0: threads; default: whatever pays here")
+    group.add_argument(
+        "--no-share-prefix",
+        action="store_true",
+        help="prefill every question by itself instead of once per image",
+    )
+    group.add_argument(
+        "--workers",
+        type=at_least(0),
+        help="processes that read pictures; 0: threads; default: whatever pays here",
+    )
 
 
 def model_folder(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Path | str:
     """The checkpoint of --model, checked as far as it can be without loading; the embedded one by default."""
     if is_embedded(args.model):
-        folder = Path(args.model) if args.model else arguments.EMBEDDED_MODEL
+        folder = Path(args.model) if args.model else paths.BUNDLED_MODEL
         if not (folder / "config.json").is_file():
             raise DataError(f"the embedded model is not at {folder}; give --model (CKPT_DIR, CKPT)")
         return folder
@@ -98,7 +108,9 @@ def model_folder(args: argparse.Namespace, parser: argparse.ArgumentParser) -> P
 def is_embedded(model: str | None) -> bool:
     """True if --model is not given, or names one of the embedded checkpoints."""
     return model is None or Path(model).expanduser().resolve() in (
-        arguments.EMBEDDED_MODEL.resolve(), arguments.EMBEDDED_ANYRES_MODEL.resolve())
+        paths.BUNDLED_MODEL.resolve(),
+        paths.BUNDLED_ANYRES_MODEL.resolve(),
+    )
 
 
 def announce_embedded(model: bool, data: bool) -> None:
@@ -112,7 +124,10 @@ def announce_embedded(model: bool, data: bool) -> None:
 
 
 def resolve_pruner(
-    args: argparse.Namespace, method: str | None, budget: int | str | None, important_ratio: float | None,
+    args: argparse.Namespace,
+    method: str | None,
+    budget: int | str | None,
+    important_ratio: float | None,
     model: Path | str,
 ) -> Pruner:
     """The pruner of a run: arguments win over the environment, that over keys of the checkpoint's config.
@@ -162,22 +177,36 @@ def resolve_device(args: argparse.Namespace, model: Path | str, local_rank: int 
 
 
 def _stored_config(model: Path | str) -> dict[str, Any]:
-    from llava.model.configs import read_config
+    from llava.model.checkpoint.config import read_config
 
     return read_config(model) if isinstance(model, Path) else {}
 
 
 def configuration(
-    args: argparse.Namespace, model: Path | str, questions: Sequence[Question], pruner: Pruner,
+    args: argparse.Namespace,
+    model: Path | str,
+    questions: Sequence[Question],
+    pruner: Pruner,
     max_new_tokens: int,
 ) -> Configuration:
     """What these arguments mean for an answer (see `provenance`). Call `resolve_device` first."""
     return Configuration(
-        model=model_name(model), weights=_weights(args, model), questions=fingerprint_questions(questions),
-        pruning=tuple(pruner.config().items()), conv_mode=args.conv_mode, dtype=args.dtype,
-        tower_dtype=args.tower_dtype, attn_implementation=args.attn_implementation,
-        device=args.device.split(":")[0], max_new_tokens=max_new_tokens, temperature=args.temperature,
-        top_p=args.top_p, num_beams=args.num_beams, seed=args.seed, anyres=args.anyres)
+        model=model_name(model),
+        weights=_weights(args, model),
+        questions=fingerprint_questions(questions),
+        pruning=tuple(pruner.config().items()),
+        conv_mode=args.conv_mode,
+        dtype=args.dtype,
+        tower_dtype=args.tower_dtype,
+        attn_implementation=args.attn_implementation,
+        device=args.device.split(":")[0],
+        max_new_tokens=max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        num_beams=args.num_beams,
+        seed=args.seed,
+        anyres=args.anyres,
+    )
 
 
 def _weights(args: argparse.Namespace, model: Path | str) -> str:
@@ -215,9 +244,18 @@ def load(args: argparse.Namespace, model: Path | str) -> tuple[Any, Any, Any]:
         torch.cuda.set_device(args.device)
     try:
         tokenizer, loaded, image_processor, _ = load_pretrained_model(
-            str(model), base, model_name(model), device=args.device, dtype=args.dtype,
-            tower_dtype=args.tower_dtype, attn_implementation=args.attn_implementation,
-            method="none", visual_token_num=0, important_ratio=0.5, anyres=args.anyres)
+            str(model),
+            base,
+            model_name(model),
+            device=args.device,
+            dtype=args.dtype,
+            tower_dtype=args.tower_dtype,
+            attn_implementation=args.attn_implementation,
+            method="none",
+            visual_token_num=0,
+            important_ratio=0.5,
+            anyres=args.anyres,
+        )
     except (ValueError, ImportError) as error:
         raise ModelError(str(error)) from error
     return tokenizer, loaded, image_processor
@@ -228,12 +266,23 @@ def build_engine(
 ) -> Any:
     """An engine around what `load` gave."""
     tokenizer, model, image_processor = loaded
-    from llava.eval.decode import Decoding
-    from llava.eval.engine import Engine
+    from llava.eval.inference.decode import Decoding
+    from llava.eval.inference.engine import Engine
 
     decoding = Decoding(max_new_tokens, args.temperature, args.top_p, args.num_beams)
-    return Engine(model, tokenizer, image_processor, args.conv_mode, decoding, args.batch_size, args.seed,
-                  not args.no_share_prefix, load_image, args.anyres, workers=getattr(args, "workers", None))
+    return Engine(
+        model,
+        tokenizer,
+        image_processor,
+        args.conv_mode,
+        decoding,
+        args.batch_size,
+        args.seed,
+        not args.no_share_prefix,
+        load_image,
+        args.anyres,
+        workers=getattr(args, "workers", None),
+    )
 
 
 def chunk(questions: Sequence[Question], count: int, index: int) -> list[Question]:
@@ -264,9 +313,13 @@ def report_problems(problems: Sequence[Any]) -> None:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns aligned for reading: the first to the left, the others to the right."""
     widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) if not column else cell.rjust(width)
-                       for column, (cell, width) in enumerate(zip(line, widths, strict=True)))
-             for line in [header, *rows]]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if not column else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in [header, *rows]
+    ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 

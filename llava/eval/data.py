@@ -19,25 +19,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.arguments import EMBEDDED_DATA
 from llava.eval.benchmarks import (
     Benchmark,
     DataError,
-    Problem,
+    DataIssue,
     benchmark_name,
     get_benchmark,
     list_benchmarks,
 )
 from llava.eval.benchmarks.base import DataFile
 from llava.eval.cli import guarded
+from llava.paths import BUNDLED_DATA
 
 USUAL = Path("playground", "data", "eval")
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.data", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="python -m llava.eval.data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("command", choices=["check"])
     parser.add_argument("benchmarks", nargs="+", type=benchmark_name, choices=["all", *list_benchmarks()])
     parser.add_argument("--data", type=Path, help="default: DATA_DIR, playground/data/eval, the embedded one")
@@ -63,13 +65,20 @@ def check(benchmark: Benchmark, root: Path) -> dict[str, Any]:
         folder = root / benchmark.folder
     missing = [file for file in benchmark.files if present(folder, file) is None]
     report: dict[str, Any] = {
-        "status": "complete", "folder": str(folder), "questions": None, "release": None, "pictures": None,
-        "missing": [{"file": file.path, "what": file.what, "for": file.purpose, "from": file.source}
-                    for file in missing],
-        "warnings": []}
+        "status": "complete",
+        "folder": str(folder),
+        "questions": None,
+        "release": None,
+        "pictures": None,
+        "missing": [
+            {"file": file.path, "what": file.what, "for": file.purpose, "from": file.source}
+            for file in missing
+        ],
+        "warnings": [],
+    }
     if len(missing) == len(benchmark.files):
         return {**report, "status": "absent"}
-    problems: list[Problem] = []
+    problems: list[DataIssue] = []
     try:
         questions = list(benchmark.questions(folder, problems))
         report["questions"] = len(questions)
@@ -108,7 +117,7 @@ def _sizes(benchmark: Benchmark) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     usual = Path(os.environ["DATA_DIR"]) if os.environ.get("DATA_DIR") else USUAL
-    root = (args.data or (usual if usual.is_dir() else EMBEDDED_DATA)).expanduser()
+    root = (args.data or (usual if usual.is_dir() else BUNDLED_DATA)).expanduser()
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; --data (or DATA_DIR) is the one above the benchmarks' own")
     names = list_benchmarks() if "all" in args.benchmarks else list(dict.fromkeys(args.benchmarks))

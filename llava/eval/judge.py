@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.arguments import at_least
+from llava.argtypes import at_least
 from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark
 from llava.eval.cli import guarded
 from llava.eval.score import print_score
@@ -79,14 +79,17 @@ class Endpoint:
                 raise EndpointError(f"{address}: the reply is no OpenAI chat completion ({error})") from error
             if attempt + 1 < self.attempts:
                 time.sleep(self.seconds * 2**attempt)
-        raise EndpointError(f"{address} does not answer ({reason}); what was judged so far is kept, start "
-                            "again to go on")
+        raise EndpointError(
+            f"{address} does not answer ({reason}); what was judged so far is kept, start again to go on"
+        )
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.judge", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="python -m llava.eval.judge",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--benchmark", required=True, type=benchmark_name, choices=JUDGED)
     parser.add_argument("--data", required=True, type=Path, help="the benchmark's own folder")
     parser.add_argument("--answers", required=True, type=Path, help="answer file")
@@ -124,8 +127,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{done} of {len(asked)}", flush=True)
     missing = len(asked) - done
     if missing:
-        print(f"{missing} answers could not be judged: the replies cannot be read; start again to ask anew",
-              file=sys.stderr)
+        print(
+            f"{missing} answers could not be judged: the replies cannot be read; start again to ask anew",
+            file=sys.stderr,
+        )
     judged = benchmark.read_answers(args.answers if args.output is None else output)
     score = benchmark.score(data, judged)
     print_score(score)

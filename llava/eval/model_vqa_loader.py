@@ -15,26 +15,28 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava import arguments
+from llava import argtypes
 from llava.eval import cli
-from llava.eval.answers import AnswerFile
-from llava.eval.benchmarks.base import Problem, check_questions, read_questions
+from llava.eval.benchmarks.base import DataIssue, check_questions, read_questions
+from llava.eval.store.answer_file import AnswerFile
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.model_vqa_loader", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="python -m llava.eval.model_vqa_loader",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--model-path", dest="model", required=True)
     parser.add_argument("--model-base")
     parser.add_argument("--question-file", type=Path, required=True)
     parser.add_argument("--image-folder", type=Path, required=True)
     parser.add_argument("--answers-file", type=Path, required=True)
-    parser.add_argument("--num-chunks", type=arguments.at_least(1), default=1)
-    parser.add_argument("--chunk-idx", type=arguments.at_least(0), default=0)
-    parser.add_argument("--max_new_tokens", "--max-new-tokens", type=arguments.at_least(1), default=128)
-    parser.add_argument("--visual_token_num", "--visual-token-num", type=arguments.tokens)
-    parser.add_argument("--important_ratio", "--important-ratio", type=arguments.ratio)
+    parser.add_argument("--num-chunks", type=argtypes.at_least(1), default=1)
+    parser.add_argument("--chunk-idx", type=argtypes.at_least(0), default=0)
+    parser.add_argument("--max_new_tokens", "--max-new-tokens", type=argtypes.at_least(1), default=128)
+    parser.add_argument("--visual_token_num", "--visual-token-num", type=argtypes.tokens)
+    parser.add_argument("--important_ratio", "--important-ratio", type=argtypes.ratio)
     parser.add_argument("--method", help="pruning method (default vispruner)")
     cli.add_model_arguments(parser)
     cli.add_asking_arguments(parser)
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.chunk_idx >= args.num_chunks:
         parser.error(f"--chunk-idx {args.chunk_idx}: chunks are numbered 0 to {args.num_chunks - 1}")
     model = cli.model_folder(args, parser)
-    problems: list[Problem] = []
+    problems: list[DataIssue] = []
     question_file, image_folder = args.question_file.expanduser(), args.image_folder.expanduser()
     questions = list(read_questions(question_file, image_folder, problems))
     if not questions:
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with AnswerFile(args.answers_file.expanduser(), mine, made_by, made_by.model) as file:
         if file.missing:
             engine = cli.build_engine(args, cli.load(args, model), args.max_new_tokens)
-            from llava.eval.engine import Setting
+            from llava.eval.inference.engine import Setting
 
             problems += engine.run(mine, [Setting("run", pruner, file)]).failures
         file.finalise()

@@ -23,39 +23,45 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava import arguments
-from llava.eval import cli, workers
+from llava import argtypes, paths
+from llava.eval import cli
 from llava.eval.benchmarks import (
     Benchmark,
-    Problem,
+    DataIssue,
     Question,
     benchmark_name,
     get_benchmark,
     list_benchmarks,
 )
 from llava.eval.benchmarks.base import DataError
-from llava.eval.dispatch import Run, dispatch
-from llava.eval.parts import Parts
+from llava.eval.jobs import processes as workers
+from llava.eval.jobs.execute import Run, dispatch
+from llava.eval.store.shards import Parts
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.run", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="python -m llava.eval.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--benchmark", required=True, type=benchmark_name, choices=list_benchmarks())
     add_source_arguments(parser)
     group = parser.add_argument_group("pruning")
     group.add_argument("--method", help="pruning method (default vispruner, none without --tokens)")
-    group.add_argument("--tokens", type=arguments.tokens,
-                       help="visual tokens to keep per crop; none (default): all of them; 0: blind")
-    group.add_argument("--ratio", type=arguments.ratio, help="share of important tokens (default 0.5)")
+    group.add_argument(
+        "--tokens",
+        type=argtypes.tokens,
+        help="visual tokens to keep per crop; none (default): all of them; 0: blind",
+    )
+    group.add_argument("--ratio", type=argtypes.ratio, help="share of important tokens (default 0.5)")
     parser.add_argument("--output", type=Path, help="folder; default OUTPUT_DIR/BENCHMARK/MODEL/SETTING")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="default %(default)s")
     parser.add_argument("--submit", action="store_true", help="write the file for its server, too")
     group = parser.add_argument_group("several processes")
-    group.add_argument("--processes", type=arguments.at_least(1), default=1, help="start so many, a GPU each")
-    group.add_argument("--num-chunks", type=arguments.at_least(1), default=1)
-    group.add_argument("--chunk-idx", type=arguments.at_least(0), default=0)
+    group.add_argument("--processes", type=argtypes.at_least(1), default=1, help="start so many, a GPU each")
+    group.add_argument("--num-chunks", type=argtypes.at_least(1), default=1)
+    group.add_argument("--chunk-idx", type=argtypes.at_least(0), default=0)
     group.add_argument("--part", action="store_true", help=argparse.SUPPRESS)  # one that --processes started
     rule = parser.add_mutually_exclusive_group()
     rule.add_argument("--fixed", action="store_true", help="mend plain bugs of the official scoring rule")
@@ -71,27 +77,36 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="checkpoint folder; default: the embedded one")
     parser.add_argument("--model-base", help="base checkpoint, for LoRA or projector-only folders")
     parser.add_argument("--data", type=Path, help="the benchmark's own folder; default: the embedded one")
-    parser.add_argument("--limit", type=arguments.at_least(1), help="only the first so many questions")
-    parser.add_argument("--max-new-tokens", type=arguments.at_least(1), help="default: the benchmark's own")
+    parser.add_argument("--limit", type=argtypes.at_least(1), help="only the first so many questions")
+    parser.add_argument("--max-new-tokens", type=argtypes.at_least(1), help="default: the benchmark's own")
 
 
 def read_benchmark(
     benchmark: Benchmark, data: Path | None, limit: int | None, quiet: bool = False
-) -> tuple[Path, list[Question], list[Problem]]:
+) -> tuple[Path, list[Question], list[DataIssue]]:
     """(folder, questions, malformed lines), with warnings printed unless `quiet`; raises DataError."""
     if benchmark.media != "image":
-        raise DataError(f"{benchmark.title} asks about videos, and no model here takes any; answers made "
-                        "elsewhere are scored by python -m llava.eval.score")
-    given = arguments.EMBEDDED_DATA / benchmark.folder if data is None else data.expanduser()
+        raise DataError(
+            f"{benchmark.title} asks about videos, and no model here takes any; answers made "
+            "elsewhere are scored by python -m llava.eval.score"
+        )
+    given = paths.BUNDLED_DATA / benchmark.folder if data is None else data.expanduser()
     if data is None and not benchmark.owns(given):
-        raise DataError(f"there is no embedded {benchmark.title} ({given} lacks {benchmark.marker}); give "
-                        "--data (DATA_DIR)")
+        raise DataError(
+            f"there is no embedded {benchmark.title} ({given} lacks {benchmark.marker}); give "
+            "--data (DATA_DIR)"
+        )
     folder = benchmark.locate(given)
-    if not benchmark.owns(folder) and not folder.joinpath(benchmark.folder).is_dir() and folder.name not in (
-            benchmark.folder, *benchmark.other_folders):
-        raise DataError(f"{folder}: holds neither {benchmark.marker} nor a folder {benchmark.folder} with "
-                        f"it; python -m llava.eval.data check {benchmark.name} says what is needed")
-    problems: list[Problem] = []
+    if (
+        not benchmark.owns(folder)
+        and not folder.joinpath(benchmark.folder).is_dir()
+        and folder.name not in (benchmark.folder, *benchmark.other_folders)
+    ):
+        raise DataError(
+            f"{folder}: holds neither {benchmark.marker} nor a folder {benchmark.folder} with "
+            f"it; python -m llava.eval.data check {benchmark.name} says what is needed"
+        )
+    problems: list[DataIssue] = []
     questions = list(benchmark.questions(folder, problems))[:limit]
     if not questions:
         cli.report_problems(problems)
@@ -107,8 +122,12 @@ def setting_name(pruner: Any) -> str:
     settings.pop("seed", None)
     method, budget = settings.pop("method"), settings.pop("tokens")
     share = settings.pop("important_ratio", None)
-    parts = [method, f"r{share:g}" if share is not None else None, *(f"{k}={v}" for k, v in settings.items()),
-             str(budget) if budget is not None else None]
+    parts = [
+        method,
+        f"r{share:g}" if share is not None else None,
+        *(f"{k}={v}" for k, v in settings.items()),
+        str(budget) if budget is not None else None,
+    ]
     return "-".join(part for part in parts if part)
 
 
@@ -139,14 +158,28 @@ def prepare(argv: list[str]) -> Run:
     except ValueError as error:
         parser.error(str(error))
     if args.processes > 1 and ":" in args.device:
-        parser.error(f"--device {args.device} is one GPU for {args.processes} processes; name several in "
-                     "CUDA_VISIBLE_DEVICES")
+        parser.error(
+            f"--device {args.device} is one GPU for {args.processes} processes; name several in "
+            "CUDA_VISIBLE_DEVICES"
+        )
     args.max_new_tokens = args.max_new_tokens or benchmark.max_new_tokens
     made_by = cli.configuration(args, model, questions, pruner, args.max_new_tokens)
     output = args.output or args.output_dir / benchmark.name / made_by.model / setting_name(pruner)
     parts = Parts(output.expanduser(), questions, made_by)
-    return Run(args, argv, place, benchmark, folder, model, questions, problems, pruner, made_by, parts,
-               fixed_for_part(args, quiet))
+    return Run(
+        args,
+        argv,
+        place,
+        benchmark,
+        folder,
+        model,
+        questions,
+        problems,
+        pruner,
+        made_by,
+        parts,
+        fixed_for_part(args, quiet),
+    )
 
 
 def _place(args: argparse.Namespace, parser: argparse.ArgumentParser) -> workers.World:
@@ -168,9 +201,11 @@ def _place(args: argparse.Namespace, parser: argparse.ArgumentParser) -> workers
 def main(argv: Sequence[str] | None = None) -> int:
     run = prepare(list(sys.argv[1:] if argv is None else argv))
     size = max(run.args.processes, run.place.size)
-    run.say(f"{run.benchmark.title}: {len(run.questions)} questions, {run.made_by.model}, "
-            f"{setting_name(run.pruner)}, {run.args.dtype} on {run.args.device.split(':')[0]}"
-            + (f", {size} processes" if size > 1 else ""))
+    run.say(
+        f"{run.benchmark.title}: {len(run.questions)} questions, {run.made_by.model}, "
+        f"{setting_name(run.pruner)}, {run.args.dtype} on {run.args.device.split(':')[0]}"
+        + (f", {size} processes" if size > 1 else "")
+    )
     return dispatch(run)
 
 

@@ -22,29 +22,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks import Benchmark, Problem, benchmark_name, get_benchmark, list_benchmarks
+from llava.eval.benchmarks import Benchmark, DataIssue, benchmark_name, get_benchmark, list_benchmarks
 from llava.eval.benchmarks.base import DataError, Submission, read_jsonl
 from llava.eval.cli import guarded
-from llava.eval.parts import write_atomically
+from llava.eval.store.shards import write_atomically
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.submit", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="python -m llava.eval.submit",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--benchmark", required=True, type=benchmark_name, choices=list_benchmarks())
     parser.add_argument("--data", type=Path, help="the benchmark's own folder")
     parser.add_argument("--answers", required=True, type=Path, help="answer jsonl: question_id, prompt, text")
-    parser.add_argument("--questions", type=Path, help="the file that lists what the server wants; default: "
-                        "the one in the benchmark's folder")
+    parser.add_argument(
+        "--questions",
+        type=Path,
+        help="the file that lists what the server wants; default: the one in the benchmark's folder",
+    )
     parser.add_argument("--output", type=Path, help="file, or folder for mme; default: beside the answers")
     parser.add_argument("--skip-damaged", action="store_true", help="leave damaged answer lines out")
     return parser
 
 
 def write(
-    benchmark: Benchmark, data: Path | None, rows: list[dict[str, Any]], answers: Path,
-    output: Path | None = None, questions: Path | None = None,
+    benchmark: Benchmark,
+    data: Path | None,
+    rows: list[dict[str, Any]],
+    answers: Path,
+    output: Path | None = None,
+    questions: Path | None = None,
 ) -> tuple[Submission, Path]:
     """Write what the server takes, beside the file `answers` or to `output`; what it is, and where.
 
@@ -67,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = benchmark.locate(args.data.expanduser()) if args.data else None
     warnings: list[str] = []
     if args.skip_damaged and args.answers.is_file():
-        problems: list[Problem] = []
+        problems: list[DataIssue] = []
         answers = [row for _, row in read_jsonl(args.answers, problems, ("question_id", "text"))]
         if problems:
             warnings.append(f"{len(problems)} damaged lines left out, the first: {problems[0]}")
@@ -80,8 +89,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{made.rows} answers for {made.server}: {output}")
-    print(json.dumps({"benchmark": benchmark.name, "output": str(output), "rows": made.rows,
-                      "server": made.server, "warnings": warnings}))
+    print(
+        json.dumps(
+            {
+                "benchmark": benchmark.name,
+                "output": str(output),
+                "rows": made.rows,
+                "server": made.server,
+                "warnings": warnings,
+            }
+        )
+    )
     return 0
 
 

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava import arguments
+from llava import argtypes
 from llava.eval import cli
 from llava.eval.benchmarks import (
     Benchmark,
@@ -36,31 +36,43 @@ from llava.eval.benchmarks import (
     get_benchmark,
     list_benchmarks,
 )
-from llava.eval.cells import Cell, Session, fill, score
-from llava.eval.grid import Measured, build_grid
+from llava.eval.jobs.cells import Cell, Session, fill, score
+from llava.eval.metrics.statistics import paired_bootstrap
 from llava.eval.run import add_source_arguments, fixed_for_part, read_benchmark
-from llava.eval.statistics import paired_bootstrap
+from llava.eval.tables.grid import Measured, build_grid
 
 _SHOWN = 50  # failures
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.sweep", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--benchmarks", type=_benchmarks, default=["pope"],
-                        help=f"of {', '.join(list_benchmarks())}")
+        prog="python -m llava.eval.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--benchmarks", type=_benchmarks, default=["pope"], help=f"of {', '.join(list_benchmarks())}"
+    )
     parser.add_argument("--methods", type=_names, default=["none", "random", "fastervlm", "vispruner"])
-    parser.add_argument("--tokens", type=_list(arguments.tokens), default=[128, 64, 32])
-    parser.add_argument("--ratios", type=_list(arguments.ratio), default=[0.5, 0.0])
+    parser.add_argument("--tokens", type=_list(argtypes.tokens), default=[128, 64, 32])
+    parser.add_argument("--ratios", type=_list(argtypes.ratio), default=[0.5, 0.0])
     add_source_arguments(parser)
     parser.add_argument("--output", type=Path, default=Path("outputs", "sweep"))
-    parser.add_argument("--report", type=Path, metavar="DIR",
-                        help="write a page over all sets there: grid.html, .md, .csv and .tex")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="write a page over all sets there: grid.html, .md, .csv and .tex",
+    )
     parser.add_argument("--fixed", action="store_true", help="mend plain bugs of the official scoring rules")
-    parser.add_argument("--resamples", type=arguments.at_least(100), default=2000, help="of the bootstrap")
-    parser.add_argument("--vision-cache", type=arguments.at_least(0), default=2048, metavar="MIB",
-                        help="memory for pictures that several benchmarks show (default %(default)s)")
+    parser.add_argument("--resamples", type=argtypes.at_least(100), default=2000, help="of the bootstrap")
+    parser.add_argument(
+        "--vision-cache",
+        type=argtypes.at_least(0),
+        default=2048,
+        metavar="MIB",
+        help="memory for pictures that several benchmarks show (default %(default)s)",
+    )
     cli.add_model_arguments(parser)
     cli.add_asking_arguments(parser)
     return parser
@@ -153,9 +165,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"  {failure}", file=sys.stderr)
         if len(session.failures) > _SHOWN:
             print(f"  ... and {len(session.failures) - _SHOWN} more", file=sys.stderr)
-    print(json.dumps({"model": cli.model_name(model), "tables": tables, "output": str(args.output),
-                      "unscored": [benchmark.name for benchmark in unscored], **report,
-                      "failures": session.failures}))
+    print(
+        json.dumps(
+            {
+                "model": cli.model_name(model),
+                "tables": tables,
+                "output": str(args.output),
+                "unscored": [benchmark.name for benchmark in unscored],
+                **report,
+                "failures": session.failures,
+            }
+        )
+    )
     return 1 if session.failures or any(not table["cells"] for table in tables) else 0
 
 
@@ -177,9 +198,7 @@ def _read(session: Session, benchmarks: Sequence[Benchmark]) -> list[tuple[Bench
     return found
 
 
-def _scored(
-    session: Session, benchmark: Benchmark, folder: Path, cells: Sequence[Cell]
-) -> list[Cell] | None:
+def _scored(session: Session, benchmark: Benchmark, folder: Path, cells: Sequence[Cell]) -> list[Cell] | None:
     """The cells that have a score; None where the benchmark gives none here."""
     warned: set[str] = set()
     found = []
@@ -200,16 +219,27 @@ def _report(
     args: argparse.Namespace, model: str, measured: Sequence[Measured], unscored: Sequence[str]
 ) -> dict[str, Any]:
     """Write the page over all sets, print its table; what the JSON document says about it."""
-    from llava.eval import grid_forms, grid_page
+    from llava.eval.tables import grid_forms, grid_page
 
     found = build_grid(model, measured, unscored, args.resamples, args.seed)
     files = [str(path) for path in grid_page.write(found, args.report)]
     print("\n" + grid_forms.as_text(found) + "\n\n" + "\n".join(grid_forms.notes(found)))
     print(f"\nwritten: {', '.join(files)}")
-    return {"files": files, "counted": [column.benchmark.name for column in found.counted],
-            "majority": {column.benchmark.name: column.majority for column in found.columns},
-            "sums": [{"cell": row.name, "acc": row.acc, "acc_interval": row.acc_interval, "rel": row.rel,
-                      "rel_interval": row.rel_interval} for row in found.rows]}
+    return {
+        "files": files,
+        "counted": [column.benchmark.name for column in found.counted],
+        "majority": {column.benchmark.name: column.majority for column in found.columns},
+        "sums": [
+            {
+                "cell": row.name,
+                "acc": row.acc,
+                "acc_interval": row.acc_interval,
+                "rel": row.rel,
+                "rel_interval": row.rel_interval,
+            }
+            for row in found.rows
+        ],
+    }
 
 
 def _common_anyres(model: Path | str) -> str | None:
@@ -222,41 +252,85 @@ def _common_anyres(model: Path | str) -> str | None:
 
 
 def _show(
-    args: argparse.Namespace, benchmark: Benchmark, questions: Sequence[Question], cells: Sequence[Cell],
+    args: argparse.Namespace,
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    cells: Sequence[Cell],
     vision: dict[str, Any],
 ) -> dict[str, Any]:
     """Print paired differences and the table; the table as a JSON value."""
     paired = _paired(args, benchmark, cells)
     if paired:
-        print("\n" + cli.table(
-            ["paired difference", "tokens", benchmark.metric, "95% interval"],
-            [[f"{row['a']} - {row['b']}", str(row["tokens"]), f"{row['difference']:+.2f}",
-              f"[{row['low']:+.2f}, {row['high']:+.2f}]"] for row in paired]))
+        print(
+            "\n"
+            + cli.table(
+                ["paired difference", "tokens", benchmark.metric, "95% interval"],
+                [
+                    [
+                        f"{row['a']} - {row['b']}",
+                        str(row["tokens"]),
+                        f"{row['difference']:+.2f}",
+                        f"[{row['low']:+.2f}, {row['high']:+.2f}]",
+                    ]
+                    for row in paired
+                ],
+            )
+        )
     images = len({question.image for question in questions})
     shared = ""
     if vision:
         shared = f": {vision['seconds']:.0f} s for {vision['images']} pictures"
         shared += f", {vision['reused']} were encoded before" if vision["reused"] else ""
-    print(f"\n{benchmark.title}: {len(questions)} questions about {images} pictures; intervals: 95% "
-          "bootstrap over pictures.\nLLM GFLOPs: prefill of one question, 2 per multiply-accumulate, visual "
-          "and text tokens.\nq/s: the cell alone, decoding and encoding of its pictures included; w/o "
-          f"vision: without those, which\nare shared in this pass{shared}.\n")
+    print(
+        f"\n{benchmark.title}: {len(questions)} questions about {images} pictures; intervals: 95% "
+        "bootstrap over pictures.\nLLM GFLOPs: prefill of one question, 2 per multiply-accumulate, visual "
+        "and text tokens.\nq/s: the cell alone, decoding and encoding of its pictures included; w/o "
+        f"vision: without those, which\nare shared in this pass{shared}.\n"
+    )
     rows = []
     for cell in cells:
         found, speed = cell.document, cell.document["speed"] or {}
-        rows.append([
-            found["method"], cli.cell(found.get("important_ratio"), "g"),
-            "all" if found["tokens"] is None else str(found["tokens"]),
-            cli.cell(found["score"], ".2f"), f"[{found['low']:.1f}, {found['high']:.1f}]",
-            f"{found['visual_tokens']:.1f}", cli.cell(found["llm_gflops"], ".3g"),
-            cli.cell(speed.get("questions_per_second"), ".0f"),
-            cli.cell(speed.get("questions_per_second_without_vision"), ".0f")])
-    print(cli.table(["method", "r", "tokens", benchmark.metric, "95% interval", "real tokens", "LLM GFLOPs",
-                     "q/s", "w/o vision"], rows))
-    documents = [{key: value for key, value in cell.document.items() if key not in ("details", "gflops")}
-                 for cell in cells]
-    return {"benchmark": benchmark.name, "questions": len(questions), "images": images, "vision": vision,
-            "cells": documents, "paired": paired}
+        rows.append(
+            [
+                found["method"],
+                cli.cell(found.get("important_ratio"), "g"),
+                "all" if found["tokens"] is None else str(found["tokens"]),
+                cli.cell(found["score"], ".2f"),
+                f"[{found['low']:.1f}, {found['high']:.1f}]",
+                f"{found['visual_tokens']:.1f}",
+                cli.cell(found["llm_gflops"], ".3g"),
+                cli.cell(speed.get("questions_per_second"), ".0f"),
+                cli.cell(speed.get("questions_per_second_without_vision"), ".0f"),
+            ]
+        )
+    print(
+        cli.table(
+            [
+                "method",
+                "r",
+                "tokens",
+                benchmark.metric,
+                "95% interval",
+                "real tokens",
+                "LLM GFLOPs",
+                "q/s",
+                "w/o vision",
+            ],
+            rows,
+        )
+    )
+    documents = [
+        {key: value for key, value in cell.document.items() if key not in ("details", "gflops")}
+        for cell in cells
+    ]
+    return {
+        "benchmark": benchmark.name,
+        "questions": len(questions),
+        "images": images,
+        "vision": vision,
+        "cells": documents,
+        "paired": paired,
+    }
 
 
 def _paired(args: argparse.Namespace, benchmark: Benchmark, cells: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -269,11 +343,18 @@ def _paired(args: argparse.Namespace, benchmark: Benchmark, cells: Sequence[Cell
             same_pictures = set(a.tallies.images) == set(b.tallies.images)
             if b is a or b.pruner.tokens not in (None, a.pruner.tokens) or not same_pictures:
                 continue
-            result = paired_bootstrap(
-                a.tallies, b.tallies, benchmark.score_tallies, args.resamples, args.seed)
-            found.append({"a": a.name, "b": b.name, "tokens": a.pruner.tokens,
-                          "difference": result.difference, "low": result.low, "high": result.high,
-                          "separates": result.separates})
+            result = paired_bootstrap(a.tallies, b.tallies, benchmark.score_counts, args.resamples, args.seed)
+            found.append(
+                {
+                    "a": a.name,
+                    "b": b.name,
+                    "tokens": a.pruner.tokens,
+                    "difference": result.difference,
+                    "low": result.low,
+                    "high": result.high,
+                    "separates": result.separates,
+                }
+            )
     return found
 
 

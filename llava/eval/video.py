@@ -18,13 +18,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava import arguments
+from llava import argtypes
 from llava.eval import judge
 from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark
 from llava.eval.cli import guarded, model_name
-from llava.eval.parts import write_atomically
 from llava.eval.run import setting_name
 from llava.eval.score import print_score
+from llava.eval.store.shards import write_atomically
 
 VIDEO = ("activitynet", "msrvtt", "msvd", "tgif")
 NAMES = ("answers.jsonl", "merge.jsonl")
@@ -33,13 +33,15 @@ MODEL = "Video-LLaVA-7B"
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.video", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="python -m llava.eval.video",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--benchmark", required=True, type=benchmark_name, choices=VIDEO)
     parser.add_argument("--data", type=Path, help="folder of the benchmarks, or the benchmark's own")
     parser.add_argument("--answers", type=Path, help="merge.jsonl, an answer file, or judge replies")
-    parser.add_argument("--tokens", type=arguments.tokens, help="setting that the answers were made with")
-    parser.add_argument("--ratio", type=arguments.ratio, default=0.5)
+    parser.add_argument("--tokens", type=argtypes.tokens, help="setting that the answers were made with")
+    parser.add_argument("--ratio", type=argtypes.ratio, default=0.5)
     parser.add_argument("--method", default="vispruner")
     parser.add_argument("--model", default=MODEL, help="checkpoint, or its name (default %(default)s)")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"))
@@ -63,16 +65,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = args.output_dir / benchmark.name / name / setting_name(pruner)
     answers = args.answers or next((folder / one for one in NAMES if (folder / one).is_file()), None)
     if answers is None:
-        print(f"error: {benchmark.title}: no model here takes videos yet, and no answers made elsewhere lie "
-              f"in {folder} ({' or '.join(NAMES)}); put them there or name the file", file=sys.stderr)
+        print(
+            f"error: {benchmark.title}: no model here takes videos yet, and no answers made elsewhere lie "
+            f"in {folder} ({' or '.join(NAMES)}); put them there or name the file",
+            file=sys.stderr,
+        )
         return 2
     if args.data is None:
-        raise DataError(f"there is no embedded {benchmark.title}; give --data (DATA_DIR), the folder above "
-                        f"{benchmark.folder}")
+        raise DataError(
+            f"there is no embedded {benchmark.title}; give --data (DATA_DIR), the folder above "
+            f"{benchmark.folder}"
+        )
     data = benchmark.locate(args.data.expanduser())
     if args.judge:
-        code = judge.main(["--benchmark", args.benchmark, "--data", str(data), "--answers", str(answers),
-                           "--model", args.judge])
+        code = judge.main(
+            [
+                "--benchmark",
+                args.benchmark,
+                "--data",
+                str(data),
+                "--answers",
+                str(answers),
+                "--model",
+                args.judge,
+            ]
+        )
         if code:
             return code
     rows = benchmark.read_answers(answers)

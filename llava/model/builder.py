@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
-from llava.model.configs import read_config, understand
-from llava.model.loading import fill_model
-from llava.model.lora import is_lora, merge_lora
+from llava.model.checkpoint.config import read_config, understand
+from llava.model.checkpoint.fill import fill_model
+from llava.model.checkpoint.find import resolve_checkpoint
+from llava.model.checkpoint.lora import is_lora, merge_lora
+from llava.model.checkpoint.placement import connect, main_device, place
+from llava.model.checkpoint.quantize import Quantizer
+from llava.model.checkpoint.read import CheckpointError, has_weights, read_file, read_folder
 from llava.model.multimodal_encoder.builder import build_vision_tower
-from llava.model.multimodal_encoder.paths import resolve_checkpoint
-from llava.model.placement import connect, main_device, place
-from llava.model.quantize import Quantizer
 from llava.model.settings import choose_attention, choose_dtypes, resolve_pruning
-from llava.model.weights import CheckpointError, has_weights, read_file, read_folder
 
 DEFAULT_CONTEXT = 2048
 _PROJECTOR_FILE = "mm_projector.bin"

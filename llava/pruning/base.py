@@ -19,7 +19,7 @@ from torch import Tensor
 class Kept:
     """The tokens that stay, K = min(T, N) of them in every row."""
 
-    indices: Tensor    # (B, K) int64, ascending in each row: raster order
+    indices: Tensor  # (B, K) int64, ascending in each row: raster order
     important: Tensor  # (B, K) bool: True where the rank in [CLS] attention is why the token stays
 
     @classmethod
@@ -33,7 +33,7 @@ class Kept:
 class Asked:
     """What was asked, for methods whose choice depends on it."""
 
-    text: str              # the question as the benchmark words it, without the conversation around it
+    text: str  # the question as the benchmark words it, without the conversation around it
     embeds: Tensor | None  # (L, D) the language model's input embeddings of that text; None where not at hand
 
 
@@ -49,7 +49,7 @@ class Pruner:
     important_ratio: float = 0.5
     seed: int = 0
 
-    name: ClassVar[str] = ""               # set by register_pruner
+    name: ClassVar[str] = ""  # set by register_pruner
     needs_question: ClassVar[bool] = False  # True: the choice may not be shared by the questions of one image
     uses_ratio: ClassVar[bool] = False
     uses_seed: ClassVar[bool] = False
@@ -70,8 +70,13 @@ class Pruner:
         object.__setattr__(self, "important_ratio", ratio)
 
     @torch.no_grad()
-    def keep(self, features: Tensor, attention: Tensor, keys: Sequence[str | int] | None = None,
-             question: Asked | None = None) -> Kept:
+    def keep(
+        self,
+        features: Tensor,
+        attention: Tensor,
+        keys: Sequence[str | int] | None = None,
+        question: Asked | None = None,
+    ) -> Kept:
         """Choose the tokens of every row; rows never influence each other.
 
         features: (B, N, C) floating, patch features of the select layer, the ones the projector will read.
@@ -87,23 +92,33 @@ class Pruner:
         if not self.needs_question:
             kept = self.choose(features, attention, budget, keys)
         elif question is None:
-            raise ValueError(f"pruner {self.name!r} chooses by the question: pass question=Asked(text, "
-                             "embeds), or ask through llava.eval, which does")
+            raise ValueError(
+                f"pruner {self.name!r} chooses by the question: pass question=Asked(text, "
+                "embeds), or ask through llava.eval, which does"
+            )
         else:
             kept = self.choose(features, attention, budget, keys, question)  # type: ignore[call-arg]
         expected = (rows, n if self.tokens is None else min(self.tokens, n))
         if kept.indices.shape != expected or kept.important.shape != expected:
-            raise RuntimeError(f"pruner {self.name!r} returned {tuple(kept.indices.shape)} indices and "
-                               f"{tuple(kept.important.shape)} flags, expected {expected}")
+            raise RuntimeError(
+                f"pruner {self.name!r} returned {tuple(kept.indices.shape)} indices and "
+                f"{tuple(kept.important.shape)} flags, expected {expected}"
+            )
         return kept
 
-    def select(self, features: Tensor, attention: Tensor, keys: Sequence[str | int] | None = None,
-               question: Asked | None = None) -> Tensor:
+    def select(
+        self,
+        features: Tensor,
+        attention: Tensor,
+        keys: Sequence[str | int] | None = None,
+        question: Asked | None = None,
+    ) -> Tensor:
         """`keep(...).indices`: (B, min(T, N)) int64, ascending."""
         return self.keep(features, attention, keys, question).indices
 
-    def choose(self, features: Tensor, attention: Tensor, tokens: int,
-               keys: Sequence[str | int] | None) -> Kept:
+    def choose(
+        self, features: Tensor, attention: Tensor, tokens: int, keys: Sequence[str | int] | None
+    ) -> Kept:
         """The method itself, on checked inputs: keep min(tokens, N) per row. `tokens` may exceed N.
 
         With `needs_question` it takes a fifth argument, `question`, an `Asked`.
@@ -151,8 +166,10 @@ def _check(features: Tensor, attention: Tensor, keys: Sequence[str | int] | None
         if not tensor.dtype.is_floating_point:
             raise ValueError(f"{what} must be floating point, got {tensor.dtype}")
     if features.shape[0] != attention.shape[0] or features.shape[1] != attention.shape[2]:
-        raise ValueError(f"features (B, N, C) and attention (B, H, N) disagree on B or N: "
-                         f"got {tuple(features.shape)} and {tuple(attention.shape)}")
+        raise ValueError(
+            f"features (B, N, C) and attention (B, H, N) disagree on B or N: "
+            f"got {tuple(features.shape)} and {tuple(attention.shape)}"
+        )
     if features.device != attention.device:
         raise ValueError(f"features are on {features.device}, attention is on {attention.device}")
     if keys is not None and (isinstance(keys, str) or len(keys) != features.shape[0]):

@@ -14,6 +14,7 @@ from .registry import register_pruner
 class FasterVLM(Pruner):
     """Top T by head-mean [CLS] attention; ties go to the lower patch index."""
 
-    def choose(self, features: Tensor, attention: Tensor, tokens: int,
-               keys: Sequence[str | int] | None = None) -> Kept:
+    def choose(
+        self, features: Tensor, attention: Tensor, tokens: int, keys: Sequence[str | int] | None = None
+    ) -> Kept:
         return Kept.from_picks(attention_order(attention)[:, :tokens], tokens)

@@ -19,7 +19,8 @@ class NoPruning(Pruner):
         super().__post_init__()
         object.__setattr__(self, "tokens", None)
 
-    def choose(self, features: Tensor, attention: Tensor, tokens: int,
-               keys: Sequence[str | int] | None = None) -> Kept:
+    def choose(
+        self, features: Tensor, attention: Tensor, tokens: int, keys: Sequence[str | int] | None = None
+    ) -> Kept:
         rows, n = features.shape[:2]
         return Kept.from_picks(torch.arange(n, device=features.device).repeat(rows, 1), 0)

@@ -27,8 +27,9 @@ class Random(Pruner):
 
     uses_seed = True
 
-    def choose(self, features: Tensor, attention: Tensor, tokens: int,
-               keys: Sequence[str | int] | None = None) -> Kept:
+    def choose(
+        self, features: Tensor, attention: Tensor, tokens: int, keys: Sequence[str | int] | None = None
+    ) -> Kept:
         rows, n = features.shape[:2]
         if keys is None:
             values = attention.to("cpu", torch.float64).contiguous().numpy()

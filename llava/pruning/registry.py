@@ -33,8 +33,9 @@ def list_pruners() -> list[str]:
     return sorted(_PRUNERS)
 
 
-def get_pruner(name: str, tokens: int | None = None, important_ratio: float = 0.5, seed: int = 0,
-               **options: object) -> Pruner:
+def get_pruner(
+    name: str, tokens: int | None = None, important_ratio: float = 0.5, seed: int = 0, **options: object
+) -> Pruner:
     """The method `name` with its settings.
 
     tokens: visual tokens to keep per crop, None for all ("none" ignores it). important_ratio: share kept for

@@ -19,8 +19,9 @@ class Uniform(Pruner):
     Where N is no square number there is no grid to speak of: even steps in raster order instead.
     """
 
-    def choose(self, features: Tensor, attention: Tensor, tokens: int,
-               keys: Sequence[str | int] | None = None) -> Kept:
+    def choose(
+        self, features: Tensor, attention: Tensor, tokens: int, keys: Sequence[str | int] | None = None
+    ) -> Kept:
         rows, n = features.shape[:2]
         picks = torch.tensor(_spread(n, min(tokens, n)), dtype=torch.int64, device=features.device)
         return Kept.from_picks(picks.repeat(rows, 1), 0)

@@ -25,10 +25,10 @@ from .registry import register_pruner
 
 DROP_PER_ROUND = 8
 _INF = float("inf")
-_ALIKE = 1e-9                        # tokens nearer than this may be equal ones, which have to tie exactly
+_ALIKE = 1e-9  # tokens nearer than this may be equal ones, which have to tie exactly
 _SMALLEST, _LARGEST = 1e-100, 1e100  # squared norms: below is zero, above is refused
-_LONGEST = 4096                      # residual tokens in a row that kernels are used for
-_failed: set[str] = set()            # ways to run the rounds that raised something here
+_LONGEST = 4096  # residual tokens in a row that kernels are used for
+_failed: set[str] = set()  # ways to run the rounds that raised something here
 
 
 @register_pruner("vispruner")
@@ -41,9 +41,10 @@ class VisPruner(Pruner):
 
     uses_ratio = True
 
-    def choose(self, features: Tensor, attention: Tensor, tokens: int,
-               keys: Sequence[str | int] | None = None) -> Kept:
-        order = attention_order(attention)                              # (B, N)
+    def choose(
+        self, features: Tensor, attention: Tensor, tokens: int, keys: Sequence[str | int] | None = None
+    ) -> Kept:
+        order = attention_order(attention)  # (B, N)
         n = order.shape[1]
         n_important = min(int(tokens * self.important_ratio), n)
         if tokens >= n:
@@ -75,7 +76,7 @@ def thin_by_torch(similar: Tensor, residual: Tensor, target: int) -> Tensor:
         drop = min(DROP_PER_ROUND, rho.shape[1] - target, even.shape[1])
         # Whole rows are copied and most columns then ignored: quicker than picking single elements.
         matches = similar.index_select(0, (odd + start).flatten()).view(rows, odd.shape[1], size)
-        best = matches.amax(dim=1).gather(1, even)                      # (B, evens): each one's best odd
+        best = matches.amax(dim=1).gather(1, even)  # (B, evens): each one's best odd
         rank = best.argsort(dim=1, descending=True, stable=True)
         # Survivors stand in falling order of similarity, before the odds: this decides the next split.
         rho = torch.cat([even.gather(1, rank[:, drop:]), odd], dim=1)
@@ -104,7 +105,7 @@ def _thin(similar: Tensor, residual: Tensor, target: int) -> Tensor:
 
 
 def rounds_run_on(device: torch.device | str) -> str:
-    """"triton", "graph" (a captured CUDA graph) or "torch": the first that has not failed here.
+    """ "triton", "graph" (a captured CUDA graph) or "torch": the first that has not failed here.
 
     VISPRUNER_ROUNDS in the environment picks one, for comparison. Only CUDA devices have more than "torch".
     """
@@ -138,7 +139,7 @@ def _similar_rows_in_few_launches(features: Tensor, residual: Tensor) -> Tensor:
         torch.mm(x[row], x[row].T, out=similar[row])
     square = similar.diagonal(dim1=1, dim2=2).clone()
     similar = (similar * similar.abs()).div_(square[:, :, None] * square[:, None, :])
-    alike = (~(similar <= 1 - _ALIKE)).sum((1, 2)) > size               # more than the diagonal, or NaN
+    alike = (~(similar <= 1 - _ALIKE)).sum((1, 2)) > size  # more than the diagonal, or NaN
     unusual = alike | ~((square < _LARGEST) & (square > _SMALLEST)).all(1)
     for row in unusual.nonzero().flatten().tolist():
         similar[row] = _similarities(x[row])
@@ -154,14 +155,16 @@ def _similarities(x: Tensor) -> Tensor:
     """
     similar, square = _signed_square_cosines(x)
     # Not "> 1 - _ALIKE": a zero-norm token gives NaN, which has to count as well.
-    if (~(similar <= 1 - _ALIKE)).sum() > len(x):                        # more than the diagonal
+    if (~(similar <= 1 - _ALIKE)).sum() > len(x):  # more than the diagonal
         distinct, place = torch.unique(x, dim=0, return_inverse=True)
         similar, square = _signed_square_cosines(distinct)
-        similar = torch.maximum(similar, similar.T)[place][:, place]    # one value for (i, j) and (j, i)
+        similar = torch.maximum(similar, similar.T)[place][:, place]  # one value for (i, j) and (j, i)
         square = square[place]
     if (square > _LARGEST).any():
-        raise ValueError("features too large for float64 similarities: "
-                         f"the largest squared norm is {square.max().item():.3g}, the limit is 1e100")
+        raise ValueError(
+            "features too large for float64 similarities: "
+            f"the largest squared norm is {square.max().item():.3g}, the limit is 1e100"
+        )
     zero = square < _SMALLEST
     if zero.any():  # carries nothing: as an odd it matches nobody, as an even it is dropped first
         similar = similar.masked_fill(zero[:, None], -_INF).masked_fill(zero[None, :], _INF)

@@ -160,9 +160,7 @@ def check(root: Path) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m llava.tiny.build", description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=200)
-    parser.add_argument(
-        "--output", type=Path, default=SHIPPED
-    )
+    parser.add_argument("--output", type=Path, default=SHIPPED)
     parser.add_argument(
         "--check", action="store_true", help="compare the files under --output with their checksums"
     )

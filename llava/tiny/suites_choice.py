@@ -20,8 +20,22 @@ from .suites import PICTURES, Asker, Picture, link, subject, write_json, write_j
 TEXT_ONLY = 0.2  # ScienceQA's items without a picture, per picture
 FEW = 0.2  # of the pictures: MMBench carries them inside, MME asks its pairs about so many per task
 ROTATION = 1_000_000
-_COLUMNS = ("index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "source",
-            "l2-category", "comment", "split")
+_COLUMNS = (
+    "index",
+    "question",
+    "hint",
+    "A",
+    "B",
+    "C",
+    "D",
+    "answer",
+    "category",
+    "image",
+    "source",
+    "l2-category",
+    "comment",
+    "split",
+)
 _LEVEL = "finegrained_perception (instance-level)"
 
 
@@ -42,19 +56,35 @@ def scienceqa(root: Path, pictures: list[Picture]) -> int:
         identity = str(len(asked) + 1)
         before, question, options = parsed(text)
         value = text.removesuffix(LETTER)
-        entry = {"id": identity, "conversations": [
-            {"from": "human", "value": value if image is None else f"<image>\n{value}"},
-            {"from": "gpt", "value": letter}]}
+        entry = {
+            "id": identity,
+            "conversations": [
+                {"from": "human", "value": value if image is None else f"<image>\n{value}"},
+                {"from": "gpt", "value": letter},
+            ],
+        }
         asked.append(entry if image is None else {**entry, "image": image})
         problems[identity] = {
-            "question": question, "choices": options, "answer": "ABCDE".index(letter),
-            "hint": "".join(before).removeprefix("Context: "), "image": image, "task": "closed choice",
-            "grade": "grade1", "subject": "natural science", "topic": "things", "category": "Themes",
-            "skill": "Find what is there", "lecture": "", "solution": "", "split": "test"}
+            "question": question,
+            "choices": options,
+            "answer": "ABCDE".index(letter),
+            "hint": "".join(before).removeprefix("Context: "),
+            "image": image,
+            "task": "closed choice",
+            "grade": "grade1",
+            "subject": "natural science",
+            "topic": "things",
+            "category": "Themes",
+            "skill": "Find what is there",
+            "lecture": "",
+            "solution": "",
+            "split": "test",
+        }
 
     for number, picture in enumerate(pictures):
-        drawn = asker.draw(questions.science, picture,
-                           lambda _, answer, wanted="ABCD"[number % 4]: answer == wanted)
+        drawn = asker.draw(
+            questions.science, picture, lambda _, answer, wanted="ABCD"[number % 4]: answer == wanted
+        )
         assert drawn, f"no question about picture {picture.number}"
         add(*drawn, picture.file)
     for number in range(max(1, round(TEXT_ONLY * len(pictures)))):
@@ -91,8 +121,9 @@ def mmbench_cn(root: Path, pictures: list[Picture]) -> int:
     """What is there, in Chinese: two questions a picture."""
     asker, chosen, base = Asker(72), _with_shapes(pictures), []
     for _ in range(2):
-        base += _choices(asker, chosen, questions.choice, "object_existence",
-                         lambda text: text.endswith(LETTER_CN))
+        base += _choices(
+            asker, chosen, questions.choice, "object_existence", lambda text: text.endswith(LETTER_CN)
+        )
     return _table(root, "mmbench_cn/mmbench_dev_cn_20231003.tsv", base)
 
 
@@ -110,8 +141,13 @@ def _choices(
     for place, picture in enumerate(pictures):
         number = (4, 4, 3, 4, 2)[place % 5]
         right = "ABCD"[place % number]
-        drawn = asker.draw(maker, picture, lambda text, letter, number=number, right=right: (
-            fits(text) and letter == right and len(parsed(text)[2]) == number))
+        drawn = asker.draw(
+            maker,
+            picture,
+            lambda text, letter, number=number, right=right: (
+                fits(text) and letter == right and len(parsed(text)[2]) == number
+            ),
+        )
         if drawn:
             found.append((picture, *drawn, category))
     return found
@@ -138,8 +174,22 @@ def _table(root: Path, name: str, base: list[tuple[Picture, str, str, str]]) -> 
                 inside[picture.number] = index
             turned = [options[(place - turn) % count] for place in range(count)]
             answer = "ABCD"[("ABCD".index(letter) + turn) % count]
-            rows.append([index + turn * ROTATION, question, "", *turned, *[""] * (4 - count), answer,
-                         category, image, "embedded", _LEVEL, "", "dev"])
+            rows.append(
+                [
+                    index + turn * ROTATION,
+                    question,
+                    "",
+                    *turned,
+                    *[""] * (4 - count),
+                    answer,
+                    category,
+                    image,
+                    "embedded",
+                    _LEVEL,
+                    "",
+                    "dev",
+                ]
+            )
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -150,8 +200,11 @@ def _table(root: Path, name: str, base: list[tuple[Picture, str, str, str]]) -> 
 
 
 _TASKS: dict[str, Maker] = {
-    "existence": questions.exist, "count": questions.count_check, "position": questions.position,
-    "color": questions.color_check}
+    "existence": questions.exist,
+    "count": questions.count_check,
+    "position": questions.position,
+    "color": questions.color_check,
+}
 
 
 def mme(root: Path, pictures: list[Picture]) -> int:
@@ -174,11 +227,13 @@ def mme(root: Path, pictures: list[Picture]) -> int:
                 continue
             done += 1
             name = f"{task}/images/{picture.file}"
-            asked += [{"question_id": name, "image": name, "text": text, "category": task}
-                      for text, _ in pair]
+            asked += [
+                {"question_id": name, "image": name, "text": text, "category": task} for text, _ in pair
+            ]
             labels = "".join(f"{text.removesuffix(SHORT)}{MME_TAIL}\t{answer}\n" for text, answer in pair)
             (release / task / "questions_answers_YN" / f"{Path(picture.file).stem}.txt").write_text(
-                labels, encoding="utf-8")
+                labels, encoding="utf-8"
+            )
     write_jsonl(folder / "llava_mme.jsonl", asked)
     return len(asked)
 
@@ -188,8 +243,13 @@ def _pair(asker: Asker, maker: Maker, picture: Picture, yes_first: bool) -> list
     first = asker.draw(maker, picture, lambda _, answer: answer == "Yes")
     if first is None:
         return None
-    second = asker.draw(maker, picture, lambda text, answer: answer == "No" and (
-        maker is questions.exist or subject(text) == subject(first[0])))
+    second = asker.draw(
+        maker,
+        picture,
+        lambda text, answer: (
+            answer == "No" and (maker is questions.exist or subject(text) == subject(first[0]))
+        ),
+    )
     if second is None:
         return None
     return [first, second] if yes_first else [second, first]

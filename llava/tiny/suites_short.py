@@ -27,8 +27,11 @@ def vqav2(root: Path, pictures: list[Picture]) -> int:
                 counts[drawn[1]].append(("number", "how many", picture, *drawn))
     rows = evenly({key: shuffled(items, 12) for key, items in counts.items()}, len(pictures))
     rows += [("other", "what color is the", *row) for row in _colours(asker, pictures[::2])]
-    checks = ((questions.exist, "is there a"), (questions.color_check, "is the"),
-              (questions.count_check, "are there"))
+    checks = (
+        (questions.exist, "is there a"),
+        (questions.color_check, "is the"),
+        (questions.count_check, "are there"),
+    )
     for place, (maker, kind) in enumerate(checks):
         asked = asker.yes_no(maker, pictures[place % 2 :: 2])
         rows += [("yes/no", kind, *row) for row in asked]
@@ -39,14 +42,27 @@ def vqav2(root: Path, pictures: list[Picture]) -> int:
         bare = text.removesuffix(SHORT)
         asked.append({"question_id": identity, "image": picture.file, "text": text, "category": "default"})
         official.append({"image_id": picture.number, "question": bare, "question_id": identity})
-        truth.append({"question_type": question_type, "multiple_choice_answer": answer.lower(),
-                      "answers": humans(answer.lower()), "image_id": picture.number,
-                      "answer_type": answer_type, "question_id": identity})
-    about = {"info": {"description": "embedded world, VQA v2 layout"}, "license": {},
-             "data_type": "mscoco", "data_subtype": "val2014"}
+        truth.append(
+            {
+                "question_type": question_type,
+                "multiple_choice_answer": answer.lower(),
+                "answers": humans(answer.lower()),
+                "image_id": picture.number,
+                "answer_type": answer_type,
+                "question_id": identity,
+            }
+        )
+    about = {
+        "info": {"description": "embedded world, VQA v2 layout"},
+        "license": {},
+        "data_type": "mscoco",
+        "data_subtype": "val2014",
+    }
     link(root, "vqav2/val2014")
-    write_json(folder / "v2_OpenEnded_mscoco_val2014_questions.json",
-               {**about, "task_type": "Open-Ended", "questions": official})
+    write_json(
+        folder / "v2_OpenEnded_mscoco_val2014_questions.json",
+        {**about, "task_type": "Open-Ended", "questions": official},
+    )
     write_json(folder / "v2_mscoco_val2014_annotations.json", {**about, "annotations": truth})
     write_jsonl(folder / "llava_vqav2_mscoco_val2014.jsonl", asked)
     return len(asked)
@@ -99,16 +115,25 @@ def _gqa_entry(identity: str, kind: str, picture: Picture, text: str, answer: st
         relation = " ".join(words[3:-2])
         program = [("select", words[-1], []), ("verify rel", f"{words[2]},{relation},s", [0])]
         types, group = ("relVerify", "rel", "verify"), None
-    semantic = [{"operation": operation, "dependencies": depends, "argument": argument}
-                for operation, argument, depends in program]
+    semantic = [
+        {"operation": operation, "dependencies": depends, "argument": argument}
+        for operation, argument, depends in program
+    ]
     whole = {"Yes": "Yes.", "No": "No."}.get(answer.capitalize(), f"It is {answer}.")
     return {
-        "semantic": semantic, "entailed": [], "equivalent": [identity], "question": text,
-        "imageId": Path(picture.file).stem, "isBalanced": True,
-        "groups": {"global": group, "local": f"10-{program[0][1]}_{kind}"}, "answer": answer,
+        "semantic": semantic,
+        "entailed": [],
+        "equivalent": [identity],
+        "question": text,
+        "imageId": Path(picture.file).stem,
+        "isBalanced": True,
+        "groups": {"global": group, "local": f"10-{program[0][1]}_{kind}"},
+        "answer": answer,
         "semanticStr": "->".join(f"{one['operation']}: {one['argument']}" for one in semantic),
         "annotations": {"answer": {}, "question": {}, "fullAnswer": {}},
-        "types": dict(zip(("detailed", "semantic", "structural"), types, strict=True)), "fullAnswer": whole}
+        "types": dict(zip(("detailed", "semantic", "structural"), types, strict=True)),
+        "fullAnswer": whole,
+    }
 
 
 def vizwiz(root: Path, pictures: list[Picture]) -> int:
@@ -120,13 +145,22 @@ def vizwiz(root: Path, pictures: list[Picture]) -> int:
     asked, truth = [], []
     for number, picture in enumerate(pictures):
         there = picture.number in answerable
-        drawn = asker.draw(questions.unanswerable, picture,
-                           lambda _, answer, there=there: (answer != "unanswerable") == there)
+        drawn = asker.draw(
+            questions.unanswerable,
+            picture,
+            lambda _, answer, there=there: (answer != "unanswerable") == there,
+        )
         assert drawn, f"no question about picture {picture.number}"
         asked.append({"question_id": number, "image": picture.file, "text": drawn[0], "category": "default"})
-        truth.append({"image": picture.file, "question": drawn[0].removesuffix(UNANSWERABLE + SHORT),
-                      "answers": [{"answer": drawn[1], "answer_confidence": "yes"} for _ in range(10)],
-                      "answer_type": "other" if there else "unanswerable", "answerable": int(there)})
+        truth.append(
+            {
+                "image": picture.file,
+                "question": drawn[0].removesuffix(UNANSWERABLE + SHORT),
+                "answers": [{"answer": drawn[1], "answer_confidence": "yes"} for _ in range(10)],
+                "answer_type": "other" if there else "unanswerable",
+                "answerable": int(there),
+            }
+        )
     link(root, "vizwiz/val")
     write_json(folder / "val.json", truth)
     write_jsonl(folder / "llava_val.jsonl", asked)
@@ -154,19 +188,32 @@ def textvqa(root: Path, pictures: list[Picture], quality: int = 70) -> int:
         text, answer = _reading(picture, with_line)
         image.save(folder / "train_images" / picture.file, quality=quality, method=6)
         asked.append({"question_id": name, "image": picture.file, "text": text, "category": "default"})
-        truth.append({"question": text.split("\n")[0], "image_id": name, "question_id": len(asked),
-                      "image_classes": [], "image_width": image.size[0], "image_height": image.size[1],
-                      "set_name": "val", "seed": scene.seed, "answers": [answer.lower()] * 10})
-    write_json(folder / "TextVQA_0.5.1_val.json", {
-        "dataset_type": "val", "dataset_name": "textvqa", "dataset_version": "0.5.1", "data": truth})
+        truth.append(
+            {
+                "question": text.split("\n")[0],
+                "image_id": name,
+                "question_id": len(asked),
+                "image_classes": [],
+                "image_width": image.size[0],
+                "image_height": image.size[1],
+                "set_name": "val",
+                "seed": scene.seed,
+                "answers": [answer.lower()] * 10,
+            }
+        )
+    write_json(
+        folder / "TextVQA_0.5.1_val.json",
+        {"dataset_type": "val", "dataset_name": "textvqa", "dataset_version": "0.5.1", "data": truth},
+    )
     write_jsonl(folder / "llava_textvqa_val_v051_ocr.jsonl", asked)
     return len(asked)
 
 
 def _reading(picture: Picture, with_line: bool) -> tuple[str, str]:
     """The question about a sign, with a line of three OCR tokens or without one."""
-    drawn = Asker(41).draw(questions.read, picture, lambda text, _: (
-        text.count(", ") == 2 if with_line else OCR not in text))
+    drawn = Asker(41).draw(
+        questions.read, picture, lambda text, _: text.count(", ") == 2 if with_line else OCR not in text
+    )
     assert drawn
     return drawn
 
@@ -179,11 +226,14 @@ def mmvet(root: Path, pictures: list[Picture]) -> int:
         assert drawn
         number = len(asked)
         asked.append({"image": picture.file, "text": drawn[0], "category": "conv", "question_id": number})
-        truth[f"v1_{number}"] = {"imagename": picture.file, "question": drawn[0],
-                                 "answer": drawn[1].replace(", ", "<AND>"), "capability": ["rec"],
-                                 "imagesource": "embedded world"}
+        truth[f"v1_{number}"] = {
+            "imagename": picture.file,
+            "question": drawn[0],
+            "answer": drawn[1].replace(", ", "<AND>"),
+            "capability": ["rec"],
+            "imagesource": "embedded world",
+        }
     link(root, "mm-vet/images")
     write_json(folder / "mm-vet.json", truth)
     write_jsonl(folder / "llava-mm-vet.jsonl", asked)
     return len(asked)
-

@@ -316,11 +316,7 @@ def main(argv: list[str] | None = None) -> int:
     export_anyres(args.output, args.output.with_name(args.output.name + "-anyres"))
     if args.docs:
         curves(trainer.log, asdict(recipe), args.docs)
-    print(
-        json.dumps(
-            {"checkpoint": str(args.output), "step": trainer.step, **found}
-        )
-    )
+    print(json.dumps({"checkpoint": str(args.output), "step": trainer.step, **found}))
     return 0
 
 

@@ -8,11 +8,11 @@ import time
 import pytest
 import torch
 
-from llava.analysis import flops
 from llava.analysis.efficiency import peak, selection, tower, whole
 from llava.analysis.efficiency.__main__ import COMMANDS, build_parser, main
 from llava.analysis.efficiency.shapes import SHAPES, build_model, build_tower
 from llava.analysis.efficiency.timing import compare, measure, peak_bytes
+from llava.model import flops
 
 
 def run(capsys, *argv):
@@ -27,7 +27,7 @@ def test_things_compared_take_turns():
     order = []
     runs = {name: lambda n=name: order.append(n) for name in "ab"}
     spent = compare(runs, repeats=3, warmup=1)
-    assert order == list("ab" "ab" "ba" "ab")
+    assert order == list("ababbaab")
     assert {(one.passes, one.warmup) for one in spent.values()} == {(3, 1)}
 
 
@@ -60,12 +60,16 @@ def test_shapes_are_those_of_the_published_models():
     sevens = flops.LanguageShape(layers=32, width=4096, mlp=11008)
     thirteens = flops.LanguageShape(layers=40, width=5120, mlp=13824)
     for name, language, crops, patches in (
-            ("llava-1.5-7b", sevens, 1, 576), ("llava-next-7b", sevens, 5, 576),
-            ("video-llava-7b", sevens, 8, 256), ("llava-1.5-13b", thirteens, 1, 576)):
+        ("llava-1.5-7b", sevens, 1, 576),
+        ("llava-next-7b", sevens, 5, 576),
+        ("video-llava-7b", sevens, 8, 256),
+        ("llava-1.5-13b", thirteens, 1, 576),
+    ):
         shape = SHAPES[name]
         assert (shape.crops, shape.patches) == (crops, patches)
         assert flops.LanguageShape.from_config(shape.language) == flops.LanguageShape(
-            language.layers, language.width, language.mlp, language.width)
+            language.layers, language.width, language.mlp, language.width
+        )
     assert {budget * 5 for budget in SHAPES["llava-next-7b"].budgets} == {640, 320, 160}
 
 
@@ -91,13 +95,31 @@ def test_crops_of_every_shape_meet_the_model(capsys):
     toy = SHAPES["tiny"]
     for name, full, budget, kept in (("llava-next-7b", 2880, 32, 160), ("video-llava-7b", 2048, 14, 112)):
         big = SHAPES[name]
-        small = replace(big, language={**toy.language, "num_hidden_layers": 1},
-                        tower={**toy.tower, "num_hidden_layers": 2, "image_size": big.tower["image_size"]})
+        small = replace(
+            big,
+            language={**toy.language, "num_hidden_layers": 1},
+            tower={**toy.tower, "num_hidden_layers": 2, "image_size": big.tower["image_size"]},
+        )
         SHAPES["toy"] = small
         try:
             args = build_parser("whole").parse_args(
-                ["--shapes", "toy", "--device", "cpu", "--tokens", f"none,{budget}", "--repeats", "1",
-                 "--warmup", "0", "--new-tokens", "1", "--vs", "plain"])
+                [
+                    "--shapes",
+                    "toy",
+                    "--device",
+                    "cpu",
+                    "--tokens",
+                    f"none,{budget}",
+                    "--repeats",
+                    "1",
+                    "--warmup",
+                    "0",
+                    "--new-tokens",
+                    "1",
+                    "--vs",
+                    "plain",
+                ]
+            )
             model, processor = load.load(args)
             rows = load.Load.prepare(model, processor, args).measure(args)
         finally:
@@ -112,9 +134,30 @@ def test_the_whole_model(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(peak, "matrix_rate", lambda device, dtype: 5e10)
     monkeypatch.setattr(peak, "bandwidth", lambda device: 1e10)
     file = tmp_path / "report.json"
-    out, document = run(capsys, "--shapes", "tiny", "--device", "cpu", "--vs", "plain", "--repeats", 1,
-                        "--peak", "--warmup", 0, "--tokens", "none,64", "--methods", "vispruner,fastervlm",
-                        "--new-tokens", 2, "--batch-size", 2, "--output", file)
+    out, document = run(
+        capsys,
+        "--shapes",
+        "tiny",
+        "--device",
+        "cpu",
+        "--vs",
+        "plain",
+        "--repeats",
+        1,
+        "--peak",
+        "--warmup",
+        0,
+        "--tokens",
+        "none,64",
+        "--methods",
+        "vispruner,fastervlm",
+        "--new-tokens",
+        2,
+        "--batch-size",
+        2,
+        "--output",
+        file,
+    )
     assert json.loads(file.read_text()) == document
     assert document["batch_size"] == 2 and document["dtype"] == "float32" and document["machine"]["torch"]
     assert "2 per multiply-accumulate" in out and document["kernels"]["tower"] == "sdpa"
@@ -143,8 +186,24 @@ def test_the_whole_model(capsys, tmp_path, monkeypatch):
 
 
 def test_selection_against_the_plain_way(capsys):
-    out, document = run(capsys, "selection", "--device", "cpu", "--vs", "plain", "--repeats", 1,
-                        "--patches", 100, "--channels", 32, "--tokens", "20,10", "--batch-sizes", "1,2")
+    out, document = run(
+        capsys,
+        "selection",
+        "--device",
+        "cpu",
+        "--vs",
+        "plain",
+        "--repeats",
+        1,
+        "--patches",
+        100,
+        "--channels",
+        32,
+        "--tokens",
+        "20,10",
+        "--batch-sizes",
+        "1,2",
+    )
     assert [(row["batch"], row["tokens"]) for row in document["rows"]] == [(1, 20), (1, 10), (2, 20), (2, 10)]
     assert document["ratio"] == min(row["ratio"] for row in document["rows"]) and "plain / ours" in out
     for row in document["rows"]:
@@ -160,8 +219,9 @@ def test_selection_that_differs_is_an_error(monkeypatch):
 
 
 def test_tower_against_the_plain_way(capsys):
-    out, document = run(capsys, "tower", "--shapes", "tiny", "--device", "cpu", "--vs", "plain",
-                        "--repeats", 1)
+    out, document = run(
+        capsys, "tower", "--shapes", "tiny", "--device", "cpu", "--vs", "plain", "--repeats", 1
+    )
     row, heads, tokens = document["rows"][0], 3, 577
     assert document["passes"] == 1 and "medians of 1 passes" in out
     assert document["ratio"] == pytest.approx(1 / document["ours_over_plain"], rel=1e-2)
@@ -179,14 +239,22 @@ def test_peaks_are_measured(capsys):
 
 
 # --- command line ----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("argv, says", [
-    (["--shapes", "llava-2b"], "invalid choice"), (["--model", "/nowhere"], "no config.json"),
-    (["--shapes", "tiny", "--methods", "visprune"], "visprune"), (["--device", "cuda:99"], "CUDA devices"),
-    (["--device", "abacus"], "no such device"), (["selection", "--tokens", "900"], "nothing to choose"),
-    (["selection", "--batch-sizes", "0"], "numbers from 1"), (["tower", "--repeats", "0"], "from 1 on"),
-    (["peak", "--dtypes", "int8"], "no such dtype"), (["--image", "/no.jpg"], "no such file"),
-    (["table", "--output", "/no/where.json"], "there is no folder"),
-])
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        (["--shapes", "llava-2b"], "invalid choice"),
+        (["--model", "/nowhere"], "no config.json"),
+        (["--shapes", "tiny", "--methods", "visprune"], "visprune"),
+        (["--device", "cuda:99"], "CUDA devices"),
+        (["--device", "abacus"], "no such device"),
+        (["selection", "--tokens", "900"], "nothing to choose"),
+        (["selection", "--batch-sizes", "0"], "numbers from 1"),
+        (["tower", "--repeats", "0"], "from 1 on"),
+        (["peak", "--dtypes", "int8"], "no such dtype"),
+        (["--image", "/no.jpg"], "no such file"),
+        (["table", "--output", "/no/where.json"], "there is no folder"),
+    ],
+)
 def test_wrong_arguments(argv, says, capsys):
     with pytest.raises(SystemExit) as stop:
         main(argv)
@@ -200,8 +268,10 @@ def test_unknown_parts_are_named(capsys):
 
 
 def test_help_is_quick_and_names_the_parts():
-    code = "import sys, llava.analysis.efficiency.__main__ as m\ntry: m.main(['--help'])\n" \
-           "finally: print('torch' in sys.modules)"
+    code = (
+        "import sys, llava.analysis.efficiency.__main__ as m\ntry: m.main(['--help'])\n"
+        "finally: print('torch' in sys.modules)"
+    )
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert made.stdout.splitlines()[-1] == "False", made.stdout + made.stderr
     assert all(name in made.stdout for name in COMMANDS)

@@ -15,9 +15,28 @@ def test_a_gqa_like_load_at_small_shapes(capsys, monkeypatch):
     tower = {**shapes.SHAPES["tiny"].tower, "image_size": 112, "num_hidden_layers": 3}
     language = {**shapes.SHAPES["tiny"].language, "num_hidden_layers": 2}
     monkeypatch.setitem(shapes.SHAPES, "mini", shapes.Shape(language, tower))
-    arguments = ["engine", "--shapes", "mini", "--tokens", "16", "--device", "cpu", "--vs", "plain",
-                 "--questions", "40", "--plain-questions", "2", "--repeats", "1", "--warmup", "0", "--flips",
-                 "--batch-size", "20"]
+    arguments = [
+        "engine",
+        "--shapes",
+        "mini",
+        "--tokens",
+        "16",
+        "--device",
+        "cpu",
+        "--vs",
+        "plain",
+        "--questions",
+        "40",
+        "--plain-questions",
+        "2",
+        "--repeats",
+        "1",
+        "--warmup",
+        "0",
+        "--flips",
+        "--batch-size",
+        "20",
+    ]
     assert main(arguments) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     speed = document["questions_per_second"]
@@ -27,8 +46,9 @@ def test_a_gqa_like_load_at_small_shapes(capsys, monkeypatch):
     counts = document["flip_counts"]
     assert counts["answers"] == 40 and counts["engine_against_singles"] == 0
     whole = document["extrapolated"]
-    assert whole["seconds"] == pytest.approx(398 * document["vision_seconds_per_image"]
-                                             + 12578 * document["other_seconds_per_question"], abs=0.1)
+    assert whole["seconds"] == pytest.approx(
+        398 * document["vision_seconds_per_image"] + 12578 * document["other_seconds_per_question"], abs=0.1
+    )
 
 
 def test_flips_are_counted_where_answers_differ():
@@ -40,7 +60,10 @@ def test_flips_are_counted_where_answers_differ():
 
     load = Load(None, None, None, [], None, None, 64)
     assert engine._flips(load) == {
-        "answers": 2, "engine_against_singles": 1, "plain_engine_batches_of_64_against_singles": 1}
+        "answers": 2,
+        "engine_against_singles": 1,
+        "plain_engine_batches_of_64_against_singles": 1,
+    }
 
 
 def test_the_word_tokenizer_gives_ids_of_the_vocabulary():
@@ -52,7 +75,8 @@ def test_the_word_tokenizer_gives_ids_of_the_vocabulary():
 
 def test_wrong_arguments_are_refused_before_a_model_is_loaded(tmp_path):
     given = SimpleNamespace(
-        device="cpu", shapes=None, model=tmp_path, data=tmp_path, questions=None, pictures=2)
+        device="cpu", shapes=None, model=tmp_path, data=tmp_path, questions=None, pictures=2
+    )
     with pytest.raises(ValueError, match=r"no config\.json there"):
         engine.check(given)
     (tmp_path / "config.json").write_text("{}")

@@ -35,17 +35,32 @@ def test_flops_of_the_paper_within_three_percent_but_for_640(tmp_path, capsys):
 
 
 def test_measured_columns_come_from_reports_of_that_shape(tmp_path, capsys):
-    row = {"method": "vispruner", "visual_tokens": 160, "first_token": {"median_ms": 77.0},
-           "peak_bytes": 10**9, "first_token_of_unpruned": 0.2}
-    report = {"part": "whole", "model": "llava-next-7b", "batch_size": 1, "machine": {"name": "some card"},
-              "weights_bytes": {"vision_tower": 10**9, "language_model": 12 * 10**9}, "dtype": "float16"}
+    row = {
+        "method": "vispruner",
+        "visual_tokens": 160,
+        "first_token": {"median_ms": 77.0},
+        "peak_bytes": 10**9,
+        "first_token_of_unpruned": 0.2,
+    }
+    report = {
+        "part": "whole",
+        "model": "llava-next-7b",
+        "batch_size": 1,
+        "machine": {"name": "some card"},
+        "weights_bytes": {"vision_tower": 10**9, "language_model": 12 * 10**9},
+        "dtype": "float16",
+    }
     (tmp_path / "a.json").write_text(json.dumps({**report, "rows": [row]}))
     (tmp_path / "b.json").write_text(json.dumps({**report, "model": "tiny", "rows": [row]}))
     (tmp_path / "c.json").write_text(json.dumps({**report, "batch_size": 8, "rows": [row]}))
     _, out, document = table(capsys, "--measured", tmp_path, "--markdown", tmp_path / "table.md")
     measured = {(one["method"], one["tokens"]): one["measured"] for one in document["rows"]}
-    assert measured.pop(("vispruner", 160)) == {"first_token_ms": 77.0, "memory_GB": 14.0, "of_unpruned": 0.2,
-                                                "device": "some card"}
+    assert measured.pop(("vispruner", 160)) == {
+        "first_token_ms": 77.0,
+        "memory_GB": 14.0,
+        "of_unpruned": 0.2,
+        "device": "some card",
+    }
     assert not any(measured.values()) and "not measured" not in out
     assert "some card" in (tmp_path / "table.md").read_text()
 
@@ -61,9 +76,22 @@ def test_the_script_asks_for_the_table(tmp_path):
     shown.write_text('#!/usr/bin/env bash\necho "$@"\n')
     shown.chmod(0o755)
     script = ROOT / "scripts" / "tables" / "efficiency.sh"
-    code = ('source() { builtin source "$@"; vispruner_env() { PY=$FAKE; }; }; '
-            f'builtin source "{script}" --markdown x')
-    made = subprocess.run(["bash", "-c", code], capture_output=True, text=True,
-                          env={"PATH": "/usr/bin:/bin", "FAKE": str(shown), "OUT_DIR": "/o"})
-    assert made.stdout.split() == ["-m", "llava.analysis.efficiency", "table", "--measured", "/o/efficiency",
-                                   "--markdown", "x"], made.stderr
+    code = (
+        'source() { builtin source "$@"; vispruner_env() { PY=$FAKE; }; }; '
+        f'builtin source "{script}" --markdown x'
+    )
+    made = subprocess.run(
+        ["bash", "-c", code],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "FAKE": str(shown), "OUT_DIR": "/o"},
+    )
+    assert made.stdout.split() == [
+        "-m",
+        "llava.analysis.efficiency",
+        "table",
+        "--measured",
+        "/o/efficiency",
+        "--markdown",
+        "x",
+    ], made.stderr

@@ -7,7 +7,7 @@ import torch
 
 from helpers.golden_model import DATA, picture
 from llava.analysis.efficiency.plain import plain_answer, plain_select, plain_tokens, plain_tower
-from llava.eval.decode import Decoding
+from llava.eval.inference.decode import Decoding
 from llava.mm_utils import process_images
 from llava.pruning import get_pruner
 
@@ -77,8 +77,12 @@ def test_an_answer_from_the_file(loaded, tmp_path):
     model.set_pruner("none")
     pixels = process_images([picture(names()[0])], processor, model.config)[0]
     expected = model.generate(
-        torch.tensor([PROMPT]), images=[pixels], image_sizes=[picture(names()[0]).size], max_new_tokens=5,
-        do_sample=False)[0].tolist()
+        torch.tensor([PROMPT]),
+        images=[pixels],
+        image_sizes=[picture(names()[0]).size],
+        max_new_tokens=5,
+        do_sample=False,
+    )[0].tolist()
     found = plain_answer(model, tokenizer, processor, path, PROMPT, Decoding(max_new_tokens=5))
     assert found == expected[: len(found)] and len(found) in (4, 5)
     with pytest.raises(ValueError, match="one picture"):

@@ -49,7 +49,7 @@ def test_pope_against_a_plain_count():
     pope = get_benchmark("pope")
     a, b = answers(POPE, "clean"), answers(POPE, "phrases")
     found = compare(pope, POPE, a, b)
-    right = [{mark.key: mark.value for mark in pope.marks(POPE, rows)} for rows in (a, b)]
+    right = [{mark.key: mark.value for mark in pope.question_scores(POPE, rows)} for rows in (a, b)]
     flips = [(right[0][key], right[1][key]) for key in right[0]]
     assert len(found.better_a) == flips.count((1.0, 0.0)) > 0
     assert len(found.better_b) == flips.count((0.0, 1.0)) > 0
@@ -108,8 +108,9 @@ def test_a_missing_question_of_a_shared_id_is_noticed():
 def test_command(tmp_path, capsys):
     files = [POPE / "llava_answers_clean.jsonl", POPE / "llava_answers_phrases.jsonl"]
     out = tmp_path / "new" / "pairs.csv"
-    code = main([*map(str, files), "--benchmark", "pope", "--data", str(POPE), "--flips", "3",
-                 "--output", str(out)])
+    code = main(
+        [*map(str, files), "--benchmark", "pope", "--data", str(POPE), "--flips", "3", "--output", str(out)]
+    )
     printed, errors = capsys.readouterr()
     document = json.loads(printed.splitlines()[-1])
     assert code == 0 and errors == "" and "McNemar" in printed

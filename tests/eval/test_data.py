@@ -15,8 +15,22 @@ from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark, list
 from llava.eval.data import main
 
 GOLDEN = Path(__file__).parents[1] / "data" / "benchmarks"
-PAPER = {"vqav2", "gqa", "vizwiz", "scienceqa", "textvqa", "pope", "mme", "mmbench", "mmbench_cn", "mmvet",
-         "tgif", "msvd", "msrvtt", "activitynet"}
+PAPER = {
+    "vqav2",
+    "gqa",
+    "vizwiz",
+    "scienceqa",
+    "textvqa",
+    "pope",
+    "mme",
+    "mmbench",
+    "mmbench_cn",
+    "mmvet",
+    "tgif",
+    "msvd",
+    "msrvtt",
+    "activitynet",
+}
 
 
 def check(capsys, *arguments: str) -> tuple[int, str, dict]:
@@ -31,10 +45,16 @@ def test_every_benchmark_of_the_paper_says_what_it_needs():
         benchmark = get_benchmark(name)
         assert benchmark.name == name and benchmark.files and benchmark.sizes
         assert all(file.source and file.what for file in benchmark.files)
-        assert benchmark.max_new_tokens == (1024 if name[:2] in ("mm", "sc", "tg", "ms", "ac")
-                                            and name != "mme" else 128)
+        assert benchmark.max_new_tokens == (
+            1024 if name[:2] in ("mm", "sc", "tg", "ms", "ac") and name != "mme" else 128
+        )
     assert [benchmark_name(text) for text in ("SQA", "mm-vet", "MMBench-CN", "pope", "what")] == [
-        "scienceqa", "mmvet", "mmbench_cn", "pope", "what"]
+        "scienceqa",
+        "mmvet",
+        "mmbench_cn",
+        "pope",
+        "what",
+    ]
 
 
 def test_nothing_there(tmp_path, capsys):
@@ -84,8 +104,12 @@ def test_folders_are_found_under_their_names(tmp_path):
 
 def test_a_reader_that_has_gone_is_no_error():
     code = "import sys, llava.eval.data as module; sys.exit(module.main())"
-    process = subprocess.Popen([sys.executable, "-c", code, "check", "all"], cwd=GOLDEN.parents[2],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "check", "all"],
+        cwd=GOLDEN.parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     process.stdout.close()
     assert (process.stderr.read(), process.wait()) == (b"", 141)
     process.stderr.close()

@@ -27,8 +27,20 @@ def data(tmp_path_factory) -> Path:
 
 
 def arguments(data: Path, output: Path, *more: str) -> list[str]:
-    return ["--benchmark", "pope", "--model", str(MODEL), "--data", str(data), "--output", str(output),
-            "--tokens", "16", *FAST, *more]
+    return [
+        "--benchmark",
+        "pope",
+        "--model",
+        str(MODEL),
+        "--data",
+        str(data),
+        "--output",
+        str(output),
+        "--tokens",
+        "16",
+        *FAST,
+        *more,
+    ]
 
 
 def without_ids(path: Path) -> list[dict]:
@@ -51,7 +63,8 @@ def test_answers_stand_in_question_order_and_are_scored(data, whole, capsys):
     questions = [json.loads(line) for line in (data / "llava_pope_test.jsonl").read_text().splitlines()]
     rows = without_ids(whole)
     assert [(row["question_id"], row["prompt"]) for row in rows] == [
-        (row["question_id"], row["text"]) for row in questions]
+        (row["question_id"], row["text"]) for row in questions
+    ]
     assert {row["metadata"]["visual_tokens"] for row in rows} == {16}
     assert len({row["text"] for row in rows}) > 5
     assert score.main(["--benchmark", "pope", "--data", str(data), "--answers", str(whole)]) == 0
@@ -98,7 +111,7 @@ def test_killed_in_the_middle_and_started_again(tmp_path):
 
 
 def test_interrupted_by_hand(data, tmp_path, capsys, monkeypatch):
-    from llava.eval.engine import Engine
+    from llava.eval.inference.engine import Engine
 
     ask, calls = Engine._ask, []
 
@@ -118,12 +131,15 @@ def test_interrupted_by_hand(data, tmp_path, capsys, monkeypatch):
     assert "going on:" in captured.out and json.loads(captured.out.splitlines()[-1])["asked"] < 60
 
 
-@pytest.mark.parametrize("more, says", [
-    (["--tokens", "32"], "tokens is 16 there, 32 here"),
-    (["--method", "random"], "method is 'vispruner' there, 'random' here"),
-    (["--tokens", "none"], "method is 'vispruner' there, 'none' here"),
-    (["--conv-mode", "llava_v0"], "conv_mode is 'vicuna_v1' there, 'llava_v0' here"),
-])
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        (["--tokens", "32"], "tokens is 16 there, 32 here"),
+        (["--method", "random"], "method is 'vispruner' there, 'random' here"),
+        (["--tokens", "none"], "method is 'vispruner' there, 'none' here"),
+        (["--conv-mode", "llava_v0"], "conv_mode is 'vicuna_v1' there, 'llava_v0' here"),
+    ],
+)
 def test_another_configuration_is_refused_before_loading(data, whole, capsys, monkeypatch, more, says):
     monkeypatch.setattr("llava.eval.cli.load", lambda *_: pytest.fail("the model was loaded"))
     assert run.main(arguments(data, whole.parent, *more)) == 1
@@ -165,11 +181,32 @@ def test_llavas_script_in_chunks_and_cat(data, whole, tmp_path):
     parts = []
     for index in range(7):  # 60 questions in parts of 9
         parts.append(tmp_path / "answers" / f"7_{index}.jsonl")
-        code = model_vqa_loader.main([
-            "--model-path", str(MODEL), "--question-file", str(data / "llava_pope_test.jsonl"),
-            "--image-folder", str(data / "val2014"), "--answers-file", str(parts[-1]), "--num-chunks", "7",
-            "--chunk-idx", str(index), "--temperature", "0", "--conv-mode", "vicuna_v1",
-            "--visual_token_num", "16", "--important_ratio", "0.5", "--max_new_tokens", "3"])
+        code = model_vqa_loader.main(
+            [
+                "--model-path",
+                str(MODEL),
+                "--question-file",
+                str(data / "llava_pope_test.jsonl"),
+                "--image-folder",
+                str(data / "val2014"),
+                "--answers-file",
+                str(parts[-1]),
+                "--num-chunks",
+                "7",
+                "--chunk-idx",
+                str(index),
+                "--temperature",
+                "0",
+                "--conv-mode",
+                "vicuna_v1",
+                "--visual_token_num",
+                "16",
+                "--important_ratio",
+                "0.5",
+                "--max_new_tokens",
+                "3",
+            ]
+        )
         assert code == 0
     joined = tmp_path / "merge.jsonl"
     joined.write_bytes(b"".join(part.read_bytes() for part in parts))
@@ -179,9 +216,12 @@ def test_llavas_script_in_chunks_and_cat(data, whole, tmp_path):
 def test_wrong_arguments_are_told_before_anything_loads(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("llava.eval.cli.load", lambda *_: pytest.fail("the model was loaded"))
     for more, says in (
-        (["--ratio", "1.5"], "from 0 to 1"), (["--tokens", "-3"], "no token budget"),
-        (["--method", "vispruned"], "did you mean 'vispruner'"), (["--conv-mode", "v9"], "no such template"),
-        (["--model", "/nowhere/at/all"], "no such folder"), (["--device", "tpu9"], "no such device"),
+        (["--ratio", "1.5"], "from 0 to 1"),
+        (["--tokens", "-3"], "no token budget"),
+        (["--method", "vispruned"], "did you mean 'vispruner'"),
+        (["--conv-mode", "v9"], "no such template"),
+        (["--model", "/nowhere/at/all"], "no such folder"),
+        (["--device", "tpu9"], "no such device"),
         (["--num-chunks", "2", "--chunk-idx", "2"], "numbered 0 to 1"),
     ):
         with pytest.raises(SystemExit) as caught:
@@ -191,10 +231,15 @@ def test_wrong_arguments_are_told_before_anything_loads(data, tmp_path, capsys, 
     assert "no such folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("more, method, tokens", [
-    (["--tokens", "none"], "none", 64.0), (["--tokens", "0"], "vispruner", 0.0),
-    (["--tokens", "900"], "vispruner", 64.0), (["--tokens", "9", "--method", "fastervlm"], "fastervlm", 9.0),
-])
+@pytest.mark.parametrize(
+    "more, method, tokens",
+    [
+        (["--tokens", "none"], "none", 64.0),
+        (["--tokens", "0"], "vispruner", 0.0),
+        (["--tokens", "900"], "vispruner", 64.0),
+        (["--tokens", "9", "--method", "fastervlm"], "fastervlm", 9.0),
+    ],
+)
 def test_budgets(data, tmp_path, capsys, more, method, tokens):
     assert run.main(arguments(data, tmp_path, "--limit", "4", *more)) == 0
     document = last(capsys)
@@ -216,9 +261,25 @@ def test_sweep_keeps_answers_that_have_no_local_number(data, tmp_path, capsys, m
     def no_labels(*_, **__):
         raise DataError("the labels of this set are not public")
 
-    monkeypatch.setattr(type(get_benchmark("pope")), "tallies", no_labels)
-    assert sweep.main(["--model", str(MODEL), "--data", str(data), "--output", str(tmp_path), "--tokens", "8",
-                       "--methods", "random", *FAST]) == 0
+    monkeypatch.setattr(type(get_benchmark("pope")), "per_image_counts", no_labels)
+    assert (
+        sweep.main(
+            [
+                "--model",
+                str(MODEL),
+                "--data",
+                str(data),
+                "--output",
+                str(tmp_path),
+                "--tokens",
+                "8",
+                "--methods",
+                "random",
+                *FAST,
+            ]
+        )
+        == 0
+    )
     captured = capsys.readouterr()
     assert "labels of this set are not public" in captured.out
     assert json.loads(captured.out.splitlines()[-1])["tables"] == []
@@ -229,16 +290,39 @@ def test_sweep_fills_a_grid_in_one_pass_and_goes_on(data, whole, tmp_path, capsy
     from llava.model.llava_arch import LlavaMetaForCausalLM
 
     encode, seen = LlavaMetaForCausalLM.encode_vision, []
-    monkeypatch.setattr(LlavaMetaForCausalLM, "encode_vision",
-                        lambda self, images, sizes=None: seen.extend(sizes) or encode(self, images, sizes))
-    command = ["--model", str(MODEL), "--data", str(data), "--output", str(tmp_path), "--tokens", "16,8",
-               "--methods", "none,random,vispruner", "--ratios", "0.5,0", *FAST]
+    monkeypatch.setattr(
+        LlavaMetaForCausalLM,
+        "encode_vision",
+        lambda self, images, sizes=None: seen.extend(sizes) or encode(self, images, sizes),
+    )
+    command = [
+        "--model",
+        str(MODEL),
+        "--data",
+        str(data),
+        "--output",
+        str(tmp_path),
+        "--tokens",
+        "16,8",
+        "--methods",
+        "none,random,vispruner",
+        "--ratios",
+        "0.5,0",
+        *FAST,
+    ]
     assert sweep.main(command) == 0
     assert len(seen) == 6  # pictures, for seven cells
     table = last(capsys)["tables"][0]
     names = [cell["cell"] for cell in table["cells"]]
-    assert names == ["none", "random-16", "vispruner-r0.5-16", "vispruner-r0-16", "random-8",
-                     "vispruner-r0.5-8", "vispruner-r0-8"]
+    assert names == [
+        "none",
+        "random-16",
+        "vispruner-r0.5-16",
+        "vispruner-r0-16",
+        "random-8",
+        "vispruner-r0.5-8",
+        "vispruner-r0-8",
+    ]
     assert [cell["visual_tokens"] for cell in table["cells"]] == [64, 16, 16, 16, 8, 8, 8]
     assert all(cell["low"] <= cell["score"] <= cell["high"] for cell in table["cells"])
     gflops = [cell["llm_gflops"] for cell in table["cells"]]
@@ -246,8 +330,10 @@ def test_sweep_fills_a_grid_in_one_pass_and_goes_on(data, whole, tmp_path, capsy
     assert all(cell["speed"]["asked"] == 60 for cell in table["cells"])
     assert all(cell["speed"]["questions_per_second"] > 0 for cell in table["cells"])
     assert {(row["a"], row["b"]) for row in table["paired"]} >= {
-        ("vispruner-r0.5-16", "none"), ("vispruner-r0.5-8", "random-8"),
-        ("vispruner-r0.5-8", "vispruner-r0-8")}
+        ("vispruner-r0.5-16", "none"),
+        ("vispruner-r0.5-8", "random-8"),
+        ("vispruner-r0.5-8", "vispruner-r0-8"),
+    }
     cell = tmp_path / "pope" / "vispruner-r0.5-16" / "answers.jsonl"
     texts = [row["text"] for row in without_ids(cell)]
     assert texts == [row["text"] for row in without_ids(whole)]
@@ -267,8 +353,8 @@ def test_sweep_fills_a_grid_in_one_pass_and_goes_on(data, whole, tmp_path, capsy
 
 
 def test_embedded_ones_are_announced_first(tmp_path, capsys, monkeypatch, data):
-    monkeypatch.setattr("llava.arguments.EMBEDDED_MODEL", MODEL)
-    monkeypatch.setattr("llava.arguments.EMBEDDED_DATA", data.parent)
+    monkeypatch.setattr("llava.paths.BUNDLED_MODEL", MODEL)
+    monkeypatch.setattr("llava.paths.BUNDLED_DATA", data.parent)
     short = ["--benchmark", "pope", "--tokens", "16", *FAST, "--output"]
     assert run.main([*short, str(tmp_path / "a")]) == 0
     assert capsys.readouterr().out.splitlines()[0].startswith("Using the embedded model and data")
@@ -276,19 +362,31 @@ def test_embedded_ones_are_announced_first(tmp_path, capsys, monkeypatch, data):
     assert capsys.readouterr().out.splitlines()[0].startswith("Using the embedded model of")
     assert run.main([*short, str(tmp_path / "b"), "--data", str(data), "--model", str(MODEL)]) == 0
     assert capsys.readouterr().out.startswith("Using the embedded model of")  # however it is named
-    monkeypatch.setattr("llava.arguments.EMBEDDED_MODEL", tmp_path)
+    monkeypatch.setattr("llava.paths.BUNDLED_MODEL", tmp_path)
     assert run.main([*short, str(tmp_path / "b"), "--data", str(data), "--model", str(MODEL)]) == 0
     assert capsys.readouterr().out.startswith("POPE: 60 questions")
 
 
 def test_the_script_takes_its_settings_from_the_environment(data, tmp_path):
     environment = {
-        **os.environ, "VISPRUNER_SYSTEM_PYTHON": "1", "PYTHON": sys.executable, "CKPT_DIR": str(MODEL.parent),
-        "CKPT": MODEL.name, "DATA_DIR": str(data.parent), "OUT_DIR": str(tmp_path / "out"),
-        "METHOD": "fastervlm", "VISPRUNER_PROCESSES": "2"}
+        **os.environ,
+        "VISPRUNER_SYSTEM_PYTHON": "1",
+        "PYTHON": sys.executable,
+        "CKPT_DIR": str(MODEL.parent),
+        "CKPT": MODEL.name,
+        "DATA_DIR": str(data.parent),
+        "OUT_DIR": str(tmp_path / "out"),
+        "METHOD": "fastervlm",
+        "VISPRUNER_PROCESSES": "2",
+    }
     script = ROOT / "scripts" / "v1_5" / "eval" / "pope.sh"
-    done = subprocess.run(["bash", str(script), "16", "0.5", *FAST], env=environment, cwd=tmp_path,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", str(script), "16", "0.5", *FAST],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout.splitlines()[-1])
     assert (document["method"], document["tokens"], document["answered"]) == ("fastervlm", 16, 60)
@@ -296,13 +394,16 @@ def test_the_script_takes_its_settings_from_the_environment(data, tmp_path):
     assert Path(document["answers"]).parent == tmp_path / "out" / "pope" / MODEL.name / "fastervlm-16"
 
 
-@pytest.mark.parametrize(("given", "folder", "tokens"), [
-    (["--tokens", "16"], "vispruner-r0.5-16", 16),
-    (["--tokens", "16", "--ratio", "0.50"], "vispruner-r0.5-16", 16),
-    (["--tokens", "16", "--ratio", "0.5", "--tokens", "8", "--ratio=0.25"], "vispruner-r0.25-8", 8),
-    (["--tokens", "16", "--ratio", "0.5", "--method", "random"], "random-16", 16),
-    (["--tokens", "FULL"], "none", None),
-])
+@pytest.mark.parametrize(
+    ("given", "folder", "tokens"),
+    [
+        (["--tokens", "16"], "vispruner-r0.5-16", 16),
+        (["--tokens", "16", "--ratio", "0.50"], "vispruner-r0.5-16", 16),
+        (["--tokens", "16", "--ratio", "0.5", "--tokens", "8", "--ratio=0.25"], "vispruner-r0.25-8", 8),
+        (["--tokens", "16", "--ratio", "0.5", "--method", "random"], "random-16", 16),
+        (["--tokens", "FULL"], "none", None),
+    ],
+)
 def test_the_folder_is_named_by_what_is_asked(data, tmp_path, capsys, given, folder, tokens):
     more = ["--data", str(data.parent), "--output-dir", str(tmp_path), "--limit", "2"]
     assert run.main(["--benchmark", "pope", "--model", str(MODEL), *FAST, *more, *given]) == 0
@@ -311,14 +412,21 @@ def test_the_folder_is_named_by_what_is_asked(data, tmp_path, capsys, given, fol
     assert Path(document["answers"]).parent == tmp_path / "pope" / MODEL.name / folder
 
 
-@pytest.mark.parametrize(("benchmark", "given", "says"), [
-    ("mme", "{data}/..", "holds neither llava_mme.jsonl nor a folder MME with it; python -m llava.eval.data "
-     "check mme says"),
-    ("gqa", None, "there is no embedded GQA ("),
-    ("msvd", None, "no model here takes any"),
-])
+@pytest.mark.parametrize(
+    ("benchmark", "given", "says"),
+    [
+        (
+            "mme",
+            "{data}/..",
+            "holds neither llava_mme.jsonl nor a folder MME with it; python -m llava.eval.data "
+            "check mme says",
+        ),
+        ("gqa", None, "there is no embedded GQA ("),
+        ("msvd", None, "no model here takes any"),
+    ],
+)
 def test_data_not_there_is_told_in_one_line(data, tmp_path, capsys, monkeypatch, benchmark, given, says):
-    monkeypatch.setattr("llava.arguments.EMBEDDED_DATA", tmp_path)
+    monkeypatch.setattr("llava.paths.BUNDLED_DATA", tmp_path)
     more = ["--data", given.format(data=data)] if given else []
     assert run.main(["--benchmark", benchmark, "--model", str(MODEL), *more]) == 1
     said = capsys.readouterr().err
@@ -341,8 +449,9 @@ def test_the_base_of_a_partial_checkpoint_is_part_of_the_configuration():
 
     alone = _weights(Namespace(model_base=None), MODEL)
     assert _weights(Namespace(), MODEL) == alone
-    here, other = (_weights(Namespace(model_base=str(base)), MODEL)
-                   for base in (MODEL, MODEL.with_name("ckpt_llava16s")))
+    here, other = (
+        _weights(Namespace(model_base=str(base)), MODEL) for base in (MODEL, MODEL.with_name("ckpt_llava16s"))
+    )
     assert len({alone, here, other, _weights(Namespace(model_base="lmsys/vicuna-7b"), MODEL)}) == 4
 
 
@@ -369,9 +478,11 @@ def test_what_an_argument_overrules_may_be_wrong(data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("module", ["run", "sweep", "score", "model_vqa_loader"])
 def test_help_needs_no_torch(module):
-    code = (f"import sys, llava.eval.{module} as m\n"
-            "try: m.main(['--help'])\nexcept SystemExit as e: assert e.code == 0\n"
-            "sys.exit('torch' in sys.modules)")
+    code = (
+        f"import sys, llava.eval.{module} as m\n"
+        "try: m.main(['--help'])\nexcept SystemExit as e: assert e.code == 0\n"
+        "sys.exit('torch' in sys.modules)"
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr

@@ -18,8 +18,23 @@ MODEL = DATA / "model" / "ckpt_llava15s"
 
 
 def ask(benchmark: str, data: Path, output: Path, capsys) -> tuple[list[dict], dict]:
-    command = ["--benchmark", benchmark, "--model", str(MODEL), "--data", str(data), "--output", str(output),
-               "--tokens", "4", "--max-new-tokens", "2", "--batch-size", "8", "--submit"]
+    command = [
+        "--benchmark",
+        benchmark,
+        "--model",
+        str(MODEL),
+        "--data",
+        str(data),
+        "--output",
+        str(output),
+        "--tokens",
+        "4",
+        "--max-new-tokens",
+        "2",
+        "--batch-size",
+        "8",
+        "--submit",
+    ]
     assert run.main(command) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     return [json.loads(line) for line in (output / "answers.jsonl").read_text().splitlines()], document
@@ -40,16 +55,19 @@ def test_mmbench_with_pictures_in_its_table(tmp_path, capsys):
         number = bases.index(str(int(row[0]) % 1_000_000))
         row[header.index("image")] = base64.b64encode(png((80 * number, 40, 90))).decode()
     (tmp_path / "mmbench_dev_20230712.tsv").write_text(
-        "".join("\t".join(row) + "\n" for row in [header, *kept]), encoding="utf-8")
+        "".join("\t".join(row) + "\n" for row in [header, *kept]), encoding="utf-8"
+    )
     answers, document = ask("mmbench", tmp_path, tmp_path / "out", capsys)
     theirs = get_benchmark("mmbench").read_answers(
-        DATA / "benchmarks" / "mmbench" / "mmbench_dev_20230712" / "letters_95.jsonl")
+        DATA / "benchmarks" / "mmbench" / "mmbench_dev_20230712" / "letters_95.jsonl"
+    )
     theirs = {row["question_id"]: row for row in theirs}
     assert len(answers) == len(kept) == document["answered"]
     for row in answers:
         expected = theirs[row["question_id"]]
         assert {key: row[key] for key in ("prompt", "round_id", "options", "option_char")} == {
-            key: expected[key] for key in ("prompt", "round_id", "options", "option_char")}
+            key: expected[key] for key in ("prompt", "round_id", "options", "option_char")
+        }
         assert row["metadata"]["visual_tokens"] == 4
     assert document["details"]["questions"] == 3 and document["details"]["rows"] == len(kept)
     assert document["submission"] == str(tmp_path / "out" / "answers_submission.xlsx")
@@ -74,8 +92,10 @@ def test_scienceqa_with_and_without_pictures(name, count, tmp_path, capsys):
         path.write_bytes(png((10, 200, 30)))
     answers, document = ask(name, tmp_path, tmp_path / "out", capsys)
     assert len(answers) == count
-    seen = {row["question_id"]: (row["prompt"].startswith("<image>\n"), row["metadata"]["visual_tokens"])
-            for row in answers}
+    seen = {
+        row["question_id"]: (row["prompt"].startswith("<image>\n"), row["metadata"]["visual_tokens"])
+        for row in answers
+    }
     assert all(seen[row["id"]] == (True, 4) for row in pictured)
     assert all(seen[row["id"]] == (False, 0) for row in bare if row["id"] in seen)
     assert document["details"]["img_count"] == 2 and document["score"] == document["details"]["img_accuracy"]

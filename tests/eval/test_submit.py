@@ -32,16 +32,28 @@ def door(name: str, *arguments: str | Path, cwd: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("benchmark, answers, theirs", [
-    ("vqav2", "vqav2/llava_answers_noisy.jsonl", "vqav2/results_noisy_llava_upload.json"),
-    ("vizwiz", "vizwiz/llava_answers_noisy.jsonl", "vizwiz/answers_upload_noisy.json"),
-    ("gqa", "gqa/llava_answers_mixed.jsonl", "gqa/testdev_balanced_predictions_mixed.json"),
-    ("mmvet", "mmvet/llava_answers_toy.jsonl", "mmvet/results_toy.json"),
-])
+@pytest.mark.parametrize(
+    "benchmark, answers, theirs",
+    [
+        ("vqav2", "vqav2/llava_answers_noisy.jsonl", "vqav2/results_noisy_llava_upload.json"),
+        ("vizwiz", "vizwiz/llava_answers_noisy.jsonl", "vizwiz/answers_upload_noisy.json"),
+        ("gqa", "gqa/llava_answers_mixed.jsonl", "gqa/testdev_balanced_predictions_mixed.json"),
+        ("mmvet", "mmvet/llava_answers_toy.jsonl", "mmvet/results_toy.json"),
+    ],
+)
 def test_json_submissions(benchmark, answers, theirs, tmp_path, capsys):
     output = tmp_path / "new" / "upload.json"
-    code, document, _ = submit(capsys, "--benchmark", benchmark, "--data", GOLDEN / benchmark,
-                               "--answers", GOLDEN / answers, "--output", output)
+    code, document, _ = submit(
+        capsys,
+        "--benchmark",
+        benchmark,
+        "--data",
+        GOLDEN / benchmark,
+        "--answers",
+        GOLDEN / answers,
+        "--output",
+        output,
+    )
     expected = (GOLDEN / theirs).read_bytes()
     assert code == 0 and output.read_bytes() == expected.rstrip(b"\n")
     assert document["rows"] == len(json.loads(expected)) and document["output"] == str(output)
@@ -49,8 +61,15 @@ def test_json_submissions(benchmark, answers, theirs, tmp_path, capsys):
 
 def test_default_output_stands_beside_the_answers(tmp_path, capsys):
     shutil.copy(GOLDEN / "mmbench" / "mmbench_dev_20230712" / "all_A.jsonl", tmp_path / "answers.jsonl")
-    code, document, _ = submit(capsys, "--benchmark", "mmbench", "--data", GOLDEN / "mmbench",
-                               "--answers", tmp_path / "answers.jsonl")
+    code, document, _ = submit(
+        capsys,
+        "--benchmark",
+        "mmbench",
+        "--data",
+        GOLDEN / "mmbench",
+        "--answers",
+        tmp_path / "answers.jsonl",
+    )
     assert code == 0 and document["output"] == str(tmp_path / "answers_submission.xlsx")
     assert load_workbook(document["output"]).active.max_row == 74
 
@@ -60,8 +79,12 @@ def test_what_has_no_server_or_no_file_is_refused(tmp_path, capsys):
     assert "has no server" in submit(capsys, "--benchmark", "textvqa", "--answers", answers)[2]
     answers = GOLDEN / "vqav2" / "llava_answers_noisy.jsonl"
     assert "give --data" in submit(capsys, "--benchmark", "vqav2", "--answers", answers)[2]
-    assert "no such file" in submit(capsys, "--benchmark", "vqav2", "--answers", answers,
-                                    "--questions", tmp_path / "gone.jsonl")[2]
+    assert (
+        "no such file"
+        in submit(
+            capsys, "--benchmark", "vqav2", "--answers", answers, "--questions", tmp_path / "gone.jsonl"
+        )[2]
+    )
     torn = tmp_path / "torn.jsonl"
     torn.write_text(answers.read_text() + '{"question_id": 1, "te')
     command = ["--benchmark", "vqav2", "--data", GOLDEN / "vqav2", "--answers", torn]
@@ -75,25 +98,46 @@ def test_convert_vqav2(tmp_path):
     answers.parent.mkdir(parents=True)
     shutil.copy(GOLDEN / "vqav2" / "llava_answers_sampled.jsonl", answers)
     shutil.copy(GOLDEN / "vqav2" / "llava_vqav2_val.jsonl", tmp_path / "llava_vqav2_mscoco_test2015.jsonl")
-    door("convert_vqav2_for_submission", "--dir", tmp_path, "--ckpt", "model", "--split", "test-dev",
-         cwd=tmp_path)
+    door(
+        "convert_vqav2_for_submission",
+        "--dir",
+        tmp_path,
+        "--ckpt",
+        "model",
+        "--split",
+        "test-dev",
+        cwd=tmp_path,
+    )
     made = json.loads((tmp_path / "answers_upload" / "test-dev" / "model.json").read_text())
     assert made == json.loads((GOLDEN / "vqav2" / "results_sampled_llava_upload.json").read_text())
 
 
 def test_convert_vizwiz(tmp_path):
-    door("convert_vizwiz_for_submission", "--annotation-file", GOLDEN / "vizwiz" / "llava_val.jsonl",
-         "--result-file", GOLDEN / "vizwiz" / "llava_answers_majority.jsonl",
-         "--result-upload-file", "upload.json", cwd=tmp_path)
+    door(
+        "convert_vizwiz_for_submission",
+        "--annotation-file",
+        GOLDEN / "vizwiz" / "llava_val.jsonl",
+        "--result-file",
+        GOLDEN / "vizwiz" / "llava_answers_majority.jsonl",
+        "--result-upload-file",
+        "upload.json",
+        cwd=tmp_path,
+    )
     theirs = (GOLDEN / "vizwiz" / "answers_upload_majority.json").read_text()
     assert json.loads((tmp_path / "upload.json").read_text()) == json.loads(theirs)
 
 
-@pytest.mark.parametrize("name, source, theirs", [
-    ("convert_gqa_for_eval", "gqa/llava_answers_correct.jsonl",
-     "gqa/testdev_balanced_predictions_correct.json"),
-    ("convert_mmvet_for_eval", "mmvet/llava_answers_toy.jsonl", "mmvet/results_toy.json"),
-])
+@pytest.mark.parametrize(
+    "name, source, theirs",
+    [
+        (
+            "convert_gqa_for_eval",
+            "gqa/llava_answers_correct.jsonl",
+            "gqa/testdev_balanced_predictions_correct.json",
+        ),
+        ("convert_mmvet_for_eval", "mmvet/llava_answers_toy.jsonl", "mmvet/results_toy.json"),
+    ],
+)
 def test_convert_with_source_and_destination(name, source, theirs, tmp_path):
     door(name, "--src", GOLDEN / source, "--dst", tmp_path / "to" / "made.json", cwd=tmp_path)
     made = json.loads((tmp_path / "to" / "made.json").read_text())
@@ -102,9 +146,18 @@ def test_convert_with_source_and_destination(name, source, theirs, tmp_path):
 
 def test_convert_mmbench(tmp_path):
     for name in ("mmbench_dev_20230712", "mmbench_dev_cn_20231003"):
-        door("convert_mmbench_for_submission", "--annotation-file", GOLDEN / "mmbench" / f"{name}.tsv",
-             "--result-dir", GOLDEN / "mmbench" / name, "--upload-dir", tmp_path / name,
-             "--experiment", "letters_95", cwd=tmp_path)
+        door(
+            "convert_mmbench_for_submission",
+            "--annotation-file",
+            GOLDEN / "mmbench" / f"{name}.tsv",
+            "--result-dir",
+            GOLDEN / "mmbench" / name,
+            "--upload-dir",
+            tmp_path / name,
+            "--experiment",
+            "letters_95",
+            cwd=tmp_path,
+        )
         ours = load_workbook(tmp_path / name / "letters_95.xlsx").active
         theirs = load_workbook(GOLDEN / "mmbench" / name / "letters_95_upload.xlsx").active
         assert list(ours.iter_rows(values_only=True)) == list(theirs.iter_rows(values_only=True))

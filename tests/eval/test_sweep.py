@@ -24,9 +24,27 @@ def data(tmp_path_factory) -> Path:
 
 
 def command(data: Path, output: Path, *more: str, sets: str = SETS) -> list[str]:
-    return ["--benchmarks", sets, "--model", str(MODEL), "--data", str(data), "--output", str(output),
-            "--methods", "none,random,vispruner", "--tokens", "8", "--ratios", "0.5",
-            "--max-new-tokens", "2", "--batch-size", "16", *more]
+    return [
+        "--benchmarks",
+        sets,
+        "--model",
+        str(MODEL),
+        "--data",
+        str(data),
+        "--output",
+        str(output),
+        "--methods",
+        "none,random,vispruner",
+        "--tokens",
+        "8",
+        "--ratios",
+        "0.5",
+        "--max-new-tokens",
+        "2",
+        "--batch-size",
+        "16",
+        *more,
+    ]
 
 
 def last(capsys) -> tuple[dict, str]:
@@ -44,8 +62,11 @@ def encoded(monkeypatch) -> list:
     from llava.model.llava_arch import LlavaMetaForCausalLM
 
     encode, seen = LlavaMetaForCausalLM.encode_vision, []
-    monkeypatch.setattr(LlavaMetaForCausalLM, "encode_vision",
-                        lambda self, images, sizes=None: seen.extend(sizes) or encode(self, images, sizes))
+    monkeypatch.setattr(
+        LlavaMetaForCausalLM,
+        "encode_vision",
+        lambda self, images, sizes=None: seen.extend(sizes) or encode(self, images, sizes),
+    )
     return seen
 
 
@@ -54,8 +75,13 @@ def test_benchmarks_share_the_model_and_the_pictures(data, tmp_path, capsys, mon
     document, said = last(capsys)
     assert [table["benchmark"] for table in document["tables"]] == ["pope", "gqa", "vizwiz", "mmbench"]
     assert document["unscored"] == ["mmvet"] and document["failures"] == []
-    inside = len(set(row.split("\t")[9] for row in (data / "mmbench" / "mmbench_dev_20230712.tsv").read_text()
-                     .splitlines()[1:] if len(row.split("\t")[9]) > 100))
+    inside = len(
+        set(
+            row.split("\t")[9]
+            for row in (data / "mmbench" / "mmbench_dev_20230712.tsv").read_text().splitlines()[1:]
+            if len(row.split("\t")[9]) > 100
+        )
+    )
     assert len(encoded) == 5 + inside  # MMBench's pictures are in its table
     assert [table["vision"]["images"] for table in document["tables"]] == [5, 0, 0, inside]
     assert document["tables"][1]["vision"]["reused"] > 0 and "were encoded before" in said
@@ -125,9 +151,12 @@ def test_a_method_that_raises_costs_its_own_cells_only(data, tmp_path, capsys, m
     assert sweep.main(command(data, tmp_path, sets="pope,vizwiz")) == 1
     document, said = last(capsys)
     assert [[cell["cell"] for cell in table["cells"]] for table in document["tables"]] == 2 * [
-        ["none", "vispruner-r0.5-8"]]
-    assert document["failures"] == ["POPE, random-8: this method has a bug",
-                                    "VizWiz, random-8: this method has a bug"]
+        ["none", "vispruner-r0.5-8"]
+    ]
+    assert document["failures"] == [
+        "POPE, random-8: this method has a bug",
+        "VizWiz, random-8: this method has a bug",
+    ]
     assert "asking the cells one by one" in said and "in choose" in said and len(encoded) == 5
     assert not (tmp_path / "pope" / "random-8" / "score.json").exists()
 

@@ -27,11 +27,17 @@ def test_a_named_file_is_scored(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("given", "folder"), [
-    (["--tokens", "227", "--ratio", "0.5"], "vispruner-r0.5-227"), ([], "none"),
-    (["--tokens", "227", "--method", "fastervlm"], "fastervlm-227"), (["--tokens", "full"], "none")])
+@pytest.mark.parametrize(
+    ("given", "folder"),
+    [
+        (["--tokens", "227", "--ratio", "0.5"], "vispruner-r0.5-227"),
+        ([], "none"),
+        (["--tokens", "227", "--method", "fastervlm"], "fastervlm-227"),
+        (["--tokens", "full"], "none"),
+    ],
+)
 def test_answers_are_found_by_their_setting_and_the_tables_can_read_them(tmp_path, capsys, given, folder):
-    from llava.eval.results import read_results
+    from llava.eval.tables.collect import read_results
 
     place = tmp_path / "msvd" / "Video-LLaVA-7B" / folder
     place.mkdir(parents=True)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from helpers.golden_model import DATA
 from llava.model.builder import load_pretrained_model
-from llava.model.weights import read_folder
+from llava.model.checkpoint.read import read_folder
 
 SOURCE = DATA / "ckpt_llava15s"
 NEXT = DATA / "ckpt_llava16s"

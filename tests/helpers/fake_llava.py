@@ -69,8 +69,9 @@ class FakeLlava:
         indices = torch.arange(count)[None]
         return SimpleNamespace(embeds=embeds, kept=Kept(indices, indices < 0), count=count)
 
-    def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, visual: Any = None,
-                 **settings: Any) -> torch.Tensor:
+    def generate(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, visual: Any = None, **settings: Any
+    ) -> torch.Tensor:
         self.batches.append(len(input_ids))
         if self.out_of_memory_above is not None and len(input_ids) > self.out_of_memory_above:
             raise torch.OutOfMemoryError("the fake device is full")

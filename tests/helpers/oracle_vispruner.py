@@ -50,7 +50,7 @@ def select_row(features, attention, T, r, product=dot, exact=False):
     important, rho = order[:t_imp], order[t_imp:]
     if t_div == 0:
         return sorted(important), set(important)
-    square = [product(x[i:i + 1], x[i:i + 1])[0, 0] for i in range(n)]
+    square = [product(x[i : i + 1], x[i : i + 1])[0, 0] for i in range(n)]
     while len(rho) > t_div:
         evens, odds = rho[0::2], rho[1::2]
         k = min(8, len(rho) - t_div, len(evens))
@@ -58,7 +58,7 @@ def select_row(features, attention, T, r, product=dot, exact=False):
         s = []
         for i, even in enumerate(evens):
             if square[even] == 0:
-                s.append(inf)   # carries nothing: dropped first
+                s.append(inf)  # carries nothing: dropped first
                 continue
             best = -inf
             for j, odd in enumerate(odds):

@@ -28,10 +28,18 @@ def make_pope(folder: Path, pictures: int = 4, per_category: int = 12) -> Path:
                 for number in range(1, per_category + 1):
                     text = f"Is there a {THINGS[number % len(THINGS)]} in the image?"
                     image = names[number * 7 % pictures]
-                    label = {"question_id": number, "image": image, "text": text,
-                             "label": "yes" if number % 2 else "no"}
-                    asked = {"question_id": offset + number, "image": image, "text": text + SUFFIX,
-                             "category": category}
+                    label = {
+                        "question_id": number,
+                        "image": image,
+                        "text": text,
+                        "label": "yes" if number % 2 else "no",
+                    }
+                    asked = {
+                        "question_id": offset + number,
+                        "image": image,
+                        "text": text + SUFFIX,
+                        "category": category,
+                    }
                     labels.write(json.dumps(label) + "\n")
                     questions.write(json.dumps(asked) + "\n")
     return folder

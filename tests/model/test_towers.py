@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model
 
 from helpers.golden_model import DATA
+from llava.model.checkpoint.find import resolve_tower
+from llava.model.checkpoint.read import CheckpointError
 from llava.model.multimodal_encoder.base import layers_to_run
 from llava.model.multimodal_encoder.builder import build_vision_tower, find_tower, load_vision_tower
-from llava.model.multimodal_encoder.paths import resolve_tower
-from llava.model.weights import CheckpointError
 
 CLIP = DATA / "ckpt_clip336p42"
 PROCESSOR = {

@@ -20,21 +20,36 @@ def test_built_in_methods_are_listed():
     assert not any(get_pruner(name).needs_question for name in ("vispruner", "random", "uniform"))
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("VisPruner", "did you mean 'vispruner'"), ("vispuner", "did you mean 'vispruner'"),
-    ("zzz", "known: .*vispruner"), (None, "unknown pruning method None")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("VisPruner", "did you mean 'vispruner'"),
+        ("vispuner", "did you mean 'vispruner'"),
+        ("zzz", "known: .*vispruner"),
+        (None, "unknown pruning method None"),
+    ],
+)
 def test_unknown_names(name, message):
     with pytest.raises(ValueError, match=message):
         get_pruner(name)
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"tokens": -1}, "tokens must be 0 or more.*-1"), ({"tokens": 1.5}, "tokens must be an integer, got 1.5"),
-    ({"tokens": "64"}, "tokens must be an integer, got '64'"), ({"tokens": True}, "tokens.*True"),
-    ({"important_ratio": 1.01}, r"\[0, 1\], got 1.01"), ({"important_ratio": -0.1}, "got -0.1"),
-    ({"important_ratio": float("nan")}, "got nan"), ({"important_ratio": "0.5"}, "a number, got '0.5'"),
-    ({"important_ratio": None}, "must be a number, got None"), ({"seed": 0.5}, "seed must be an integer"),
-    ({"temperature": 1}, "no option temperature")])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tokens": -1}, "tokens must be 0 or more.*-1"),
+        ({"tokens": 1.5}, "tokens must be an integer, got 1.5"),
+        ({"tokens": "64"}, "tokens must be an integer, got '64'"),
+        ({"tokens": True}, "tokens.*True"),
+        ({"important_ratio": 1.01}, r"\[0, 1\], got 1.01"),
+        ({"important_ratio": -0.1}, "got -0.1"),
+        ({"important_ratio": float("nan")}, "got nan"),
+        ({"important_ratio": "0.5"}, "a number, got '0.5'"),
+        ({"important_ratio": None}, "must be a number, got None"),
+        ({"seed": 0.5}, "seed must be an integer"),
+        ({"temperature": 1}, "no option temperature"),
+    ],
+)
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         get_pruner("vispruner", **settings)
@@ -52,21 +67,25 @@ def infinite():
     return features, attention
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: nan_in("features"), r"features.*NaN.*rows \[1\]"),
-    (lambda: nan_in("attention"), r"attention.*NaN.*rows \[1\]"),
-    (infinite, r"features.*rows \[0\]"),
-    (lambda: (good()[0][0], good()[1]), r"features must be \(B, N, C\).*\(9, 3\)"),
-    (lambda: (good()[0], good()[1][:, 0]), r"attention must be \(B, H, N\).*\(2, 9\)"),
-    (lambda: (good()[0], good()[1][:, :0]), "H, C > 0"),
-    (lambda: (good()[0][..., :0], good()[1]), "H, C > 0"),
-    (lambda: (good()[0], good(n=10)[1]), r"disagree.*\(2, 9, 3\) and \(2, 2, 10\)"),
-    (lambda: (good()[0], good(rows=3)[1]), "disagree"),
-    (lambda: (good()[0].long(), good()[1]), "features must be floating point, got torch.int64"),
-    (lambda: (good()[0], good()[1].bool()), "attention must be floating point, got torch.bool"),
-    (lambda: (good()[0].to(torch.complex64), good()[1]), "complex64"),
-    (lambda: (good()[0].numpy(), good()[1]), "features must be a tensor, got ndarray"),
-    (lambda: (good()[0], good()[1].to("meta")), "features are on cpu, attention is on meta")])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nan_in("features"), r"features.*NaN.*rows \[1\]"),
+        (lambda: nan_in("attention"), r"attention.*NaN.*rows \[1\]"),
+        (infinite, r"features.*rows \[0\]"),
+        (lambda: (good()[0][0], good()[1]), r"features must be \(B, N, C\).*\(9, 3\)"),
+        (lambda: (good()[0], good()[1][:, 0]), r"attention must be \(B, H, N\).*\(2, 9\)"),
+        (lambda: (good()[0], good()[1][:, :0]), "H, C > 0"),
+        (lambda: (good()[0][..., :0], good()[1]), "H, C > 0"),
+        (lambda: (good()[0], good(n=10)[1]), r"disagree.*\(2, 9, 3\) and \(2, 2, 10\)"),
+        (lambda: (good()[0], good(rows=3)[1]), "disagree"),
+        (lambda: (good()[0].long(), good()[1]), "features must be floating point, got torch.int64"),
+        (lambda: (good()[0], good()[1].bool()), "attention must be floating point, got torch.bool"),
+        (lambda: (good()[0].to(torch.complex64), good()[1]), "complex64"),
+        (lambda: (good()[0].numpy(), good()[1]), "features must be a tensor, got ndarray"),
+        (lambda: (good()[0], good()[1].to("meta")), "features are on cpu, attention is on meta"),
+    ],
+)
 @pytest.mark.parametrize("method", ["vispruner", "none", "random"])
 @pytest.mark.parametrize("tokens", [4, 9])
 def test_bad_inputs(make, message, method, tokens):
@@ -95,7 +114,10 @@ def test_empty_batches_empty_grids_and_no_budget(method, tokens):
 
 def test_config_holds_what_matters_and_is_json():
     assert json.loads(json.dumps(get_pruner("vispruner", 64).config())) == {
-        "method": "vispruner", "tokens": 64, "important_ratio": 0.5}
+        "method": "vispruner",
+        "tokens": 64,
+        "important_ratio": 0.5,
+    }
     assert get_pruner("random", 8, seed=3).config() == {"method": "random", "tokens": 8, "seed": 3}
     assert get_pruner("uniform", 8, 0.3, seed=3).config() == {"method": "uniform", "tokens": 8}
 
@@ -143,7 +165,9 @@ def test_a_method_that_returns_the_wrong_number_is_caught(scratch_registry):
 
 
 def test_pruning_needs_torch_and_nothing_of_ours():
-    code = ("import sys, llava.pruning; ours = [m for m in sys.modules if m.startswith('llava.') "
-            "and not m.startswith('llava.pruning')]; print(ours, 'transformers' in sys.modules)")
+    code = (
+        "import sys, llava.pruning; ours = [m for m in sys.modules if m.startswith('llava.') "
+        "and not m.startswith('llava.pruning')]; print(ours, 'transformers' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["[]", "False"]

@@ -37,7 +37,7 @@ def recorded(case) -> list[list[int]]:
     rows = []
     for mask in case.get("mask_stable", case["mask"]):
         bits = np.unpackbits(np.frombuffer(bytes.fromhex(mask), dtype=np.uint8))
-        rows.append(np.flatnonzero(bits[:case["N"]]).tolist())
+        rows.append(np.flatnonzero(bits[: case["N"]]).tolist())
     return rows
 
 

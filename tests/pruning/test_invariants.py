@@ -47,7 +47,7 @@ def test_important_part_is_the_top_of_the_attention_ranking(case):
     features, attention, tokens, ratio = case
     kept = get_pruner("vispruner", tokens, ratio).keep(features, attention)
     for row in range(len(features)):
-        top = attention_ranking(attention[row].double().numpy())[:int(tokens * ratio)]
+        top = attention_ranking(attention[row].double().numpy())[: int(tokens * ratio)]
         assert sorted(top) == kept.indices[row][kept.important[row]].tolist()
 
 
@@ -94,8 +94,11 @@ def test_scaling_features_by_powers_of_two_changes_nothing(case):
 
 def count_is_exact(features, attention, tokens, ratio):
     kept = get_pruner("vispruner", tokens, ratio).keep(features, attention)
-    return (kept.indices.shape[1] == tokens and bool((kept.indices.diff(dim=1) > 0).all())
-            and int(kept.important.sum()) == int(tokens * ratio))
+    return (
+        kept.indices.shape[1] == tokens
+        and bool((kept.indices.diff(dim=1) > 0).all())
+        and int(kept.important.sum()) == int(tokens * ratio)
+    )
 
 
 @pytest.mark.parametrize("ratio", RATIOS)

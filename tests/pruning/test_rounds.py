@@ -27,9 +27,16 @@ def test_the_kernel_thins_like_torch():
         assert compare(2000, device="cuda") == 2000
         return
     made = subprocess.run(
-        [sys.executable, "-m", "helpers.rounds_cases", "20"], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(
-            [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])})
+        [sys.executable, "-m", "helpers.rounds_cases", "20"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "TRITON_INTERPRET": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
+        },
+    )
     assert made.stdout.split() == ["20"], made.stderr
 
 
@@ -94,6 +101,7 @@ def test_every_way_keeps_the_same_on_cuda(way, monkeypatch):
         features, attention = map(torch.from_numpy, make_inputs(kind, seed, 5, 576, 64, 4))
         for tokens in (128, 33):
             pruner = get_pruner("vispruner", tokens, 0.5)
-            assert torch.equal(pruner.select(features.cuda(), attention.cuda()).cpu(),
-                               pruner.select(features, attention))
+            assert torch.equal(
+                pruner.select(features.cuda(), attention.cuda()).cpu(), pruner.select(features, attention)
+            )
     assert way not in vispruner._failed

@@ -11,8 +11,10 @@ from llava.pruning import get_pruner
 
 def fast(features, attention, tokens, ratio):
     kept = get_pruner("vispruner", tokens, ratio).keep(torch.as_tensor(features), torch.as_tensor(attention))
-    return [(indices.tolist(), set(indices[flags].tolist()))
-            for indices, flags in zip(kept.indices, kept.important, strict=True)]
+    return [
+        (indices.tolist(), set(indices[flags].tolist()))
+        for indices, flags in zip(kept.indices, kept.important, strict=True)
+    ]
 
 
 def random_case(rng):
@@ -96,8 +98,9 @@ def test_zero_norm_tokens():
     assert get_pruner("vispruner", 3, 0.0).select(torch.zeros(1, 4, 2), attention).tolist() == [[1, 2, 3]]
 
 
-@pytest.mark.parametrize(("tokens", "ratio", "important"),
-                         [(10, 0.7, 7), (90, 0.7, 62), (30, 0.1, 3), (7, 0.5, 3)])
+@pytest.mark.parametrize(
+    ("tokens", "ratio", "important"), [(10, 0.7, 7), (90, 0.7, 62), (30, 0.1, 3), (7, 0.5, 3)]
+)
 def test_number_of_important_tokens_is_pythons_product(tokens, ratio, important):
     features, attention = make_inputs("gauss", 3, 1, 100, 8, 2)
     kept = get_pruner("vispruner", tokens, ratio).keep(*map(torch.from_numpy, (features, attention)))

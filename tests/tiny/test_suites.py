@@ -16,9 +16,20 @@ from llava.tiny import build, questions, suites, world
 from llava.tiny.suites_choice import parsed
 
 ROOT = build.SHIPPED
-SETS = {"vqav2": 100.0, "vqav2_val": 100.0, "gqa": 100.0, "vizwiz": 100.0, "vizwiz_val": 100.0,
-        "scienceqa": 100.0, "scienceqa_full": 100.0, "textvqa": 100.0, "mme": 800.0, "mmbench": 100.0,
-        "mmbench_cn": 100.0, "pope": 100.0}
+SETS = {
+    "vqav2": 100.0,
+    "vqav2_val": 100.0,
+    "gqa": 100.0,
+    "vizwiz": 100.0,
+    "vizwiz_val": 100.0,
+    "scienceqa": 100.0,
+    "scienceqa_full": 100.0,
+    "textvqa": 100.0,
+    "mme": 800.0,
+    "mmbench": 100.0,
+    "mmbench_cn": 100.0,
+    "pope": 100.0,
+}
 
 
 def read(name, root=ROOT):
@@ -35,11 +46,15 @@ def right_answers(benchmark, folder):
     load = lambda name: json.loads((folder / name).read_text(encoding="utf-8"))  # noqa: E731
     kind = benchmark.folder
     if kind == "vqav2":
-        return {row["question_id"]: row["multiple_choice_answer"].capitalize()
-                for row in load("v2_mscoco_val2014_annotations.json")["annotations"]}
+        return {
+            row["question_id"]: row["multiple_choice_answer"].capitalize()
+            for row in load("v2_mscoco_val2014_annotations.json")["annotations"]
+        }
     if kind == "gqa":
-        return {key: row["answer"].capitalize()
-                for key, row in load("data/testdev_balanced_questions.json").items()}
+        return {
+            key: row["answer"].capitalize()
+            for key, row in load("data/testdev_balanced_questions.json").items()
+        }
     if kind == "vizwiz":
         return {number: row["answers"][0]["answer"] for number, row in enumerate(load("val.json"))}
     if kind == "scienceqa":
@@ -47,13 +62,19 @@ def right_answers(benchmark, folder):
     if kind == "textvqa":
         return {row["image_id"]: row["answers"][0].upper() for row in load("TextVQA_0.5.1_val.json")["data"]}
     if kind == "pope":
-        return {offset + row["question_id"]: row["label"].capitalize()
-                for category, offset in build.OFFSETS.items()
-                for row in map(json.loads, (folder / "coco" / f"coco_pope_{category}.json").open())}
+        return {
+            offset + row["question_id"]: row["label"].capitalize()
+            for category, offset in build.OFFSETS.items()
+            for row in map(json.loads, (folder / "coco" / f"coco_pope_{category}.json").open())
+        }
     if kind == "MME":
-        return {(f"{path.parts[-3]}/images/{path.stem}.webp", line.split(questions.MME_TAIL)[0]):
-                line.split("\t")[1] for path in folder.rglob("*.txt")
-                for line in path.read_text().splitlines()}
+        return {
+            (f"{path.parts[-3]}/images/{path.stem}.webp", line.split(questions.MME_TAIL)[0]): line.split(
+                "\t"
+            )[1]
+            for path in folder.rglob("*.txt")
+            for line in path.read_text().splitlines()
+        }
     with open(benchmark.table(folder), encoding="utf-8", newline="") as file:
         return {int(row["index"]): row["answer"] for row in csv.DictReader(file, delimiter="\t")}
 
@@ -76,15 +97,24 @@ def test_right_answers_have_full_marks(name):
     rows = answered(benchmark, folder, found)
     score = benchmark.score(folder, rows)
     assert score.score == pytest.approx(SETS[name])
-    tallies = benchmark.tallies(folder, rows)
-    assert benchmark.score_tallies(tallies.counts.sum(0)) == pytest.approx(SETS[name])
+    tallies = benchmark.per_image_counts(folder, rows)
+    assert benchmark.score_counts(tallies.counts.sum(0)) == pytest.approx(SETS[name])
     expected = {"mme": "10 tasks", "scienceqa": "without a picture have no answer"}
     assert all(name in expected and expected[name] in warning for warning in score.warnings)
 
 
-@pytest.mark.parametrize("name, most", [
-    ("vqav2", 0.26), ("gqa", 0.42), ("vizwiz", 0.41), ("scienceqa", 0.26), ("textvqa", 0.15),
-    ("mmbench", 0.0), ("mmbench_cn", 0.0)])
+@pytest.mark.parametrize(
+    "name, most",
+    [
+        ("vqav2", 0.26),
+        ("gqa", 0.42),
+        ("vizwiz", 0.41),
+        ("scienceqa", 0.26),
+        ("textvqa", 0.15),
+        ("mmbench", 0.0),
+        ("mmbench_cn", 0.0),
+    ],
+)
 def test_no_constant_answer_gets_far(name, most):
     benchmark, folder, found = read(name)
     answers = Counter(row["text"] for row in answered(benchmark, folder, found))
@@ -108,8 +138,10 @@ def scenes():
 
 
 def count_of(scene, thing):
-    return max(scene.count(thing), max((scene.count(name) for name in world.THINGS
-                                        if questions.plural(name) == thing), default=0))
+    return max(
+        scene.count(thing),
+        max((scene.count(name) for name in world.THINGS if questions.plural(name) == thing), default=0),
+    )
 
 
 def holds(scene, text):
@@ -129,7 +161,8 @@ def holds(scene, text):
     ((a,), (b,)) = ([thing for thing in scene.things if thing.name == name] for name in (words[2], words[-1]))
     (ax, ay), (bx, by) = a.center, b.center
     return {"left": ax < bx, "right": ax > bx, "above": ay < by, "below": ay > by}[
-        next(word for word in words[3:-1] if word in ("left", "right", "above", "below"))]
+        next(word for word in words[3:-1] if word in ("left", "right", "above", "below"))
+    ]
 
 
 def test_answers_are_true_of_the_scenes():
@@ -146,13 +179,14 @@ def test_answers_are_true_of_the_scenes():
             elif lines[0].startswith("How many"):
                 true = count_of(scene, lines[0].split()[2]) == int(said)
             elif lines[0].startswith("What color"):
-                name_, = (name for name in world.SHAPES if f"the {name}?" in lines[0])
+                (name_,) = (name for name in world.SHAPES if f"the {name}?" in lines[0])
                 colours = {thing.name: thing.color for thing in scene.things}
                 true = colours.get(name_, "unanswerable") == said.lower()
             elif name == "scienceqa":
                 _, _, options = parsed(question.text)
                 true = [scene.count(option) > 0 for option in options] == [
-                    "ABCD"[place] == said for place in range(len(options))]
+                    "ABCD"[place] == said for place in range(len(options))
+                ]
             else:
                 true = holds(scene, lines[0]) == (said == "Yes")
             assert true, (name, question, said)
@@ -190,16 +224,23 @@ def test_signs_and_tables_are_true():
             first = [base[letter] for letter in "ABCD" if base[letter]]
             assert list(options) == list("ABCD"[: len(first)]) and turn < len(first)
             assert [row[letter] for letter in options] == first[-turn:] + first[:-turn] if turn else True
-        assert len(rows) == sum(sum(bool(row[letter]) for letter in "ABCD")
-                                for index, row in rows.items() if index < 1_000_000)
+        assert len(rows) == sum(
+            sum(bool(row[letter]) for letter in "ABCD") for index, row in rows.items() if index < 1_000_000
+        )
 
 
 def test_wording_is_that_of_training():
-    makers = {"vqav2": ("count", "color", "exist", "color_check", "count_check"),
-              "gqa": ("exist", "color", "color_check", "position"), "vizwiz": ("unanswerable",),
-              "mme": ("exist", "color_check", "count_check", "position"), "scienceqa": ("science",),
-              "textvqa": ("read",), "mmbench": ("choice", "choice_color"), "mmbench_cn": ("choice",),
-              "mmvet": ("inventory",)}
+    makers = {
+        "vqav2": ("count", "color", "exist", "color_check", "count_check"),
+        "gqa": ("exist", "color", "color_check", "position"),
+        "vizwiz": ("unanswerable",),
+        "mme": ("exist", "color_check", "count_check", "position"),
+        "scienceqa": ("science",),
+        "textvqa": ("read",),
+        "mmbench": ("choice", "choice_color"),
+        "mmbench_cn": ("choice",),
+        "mmvet": ("inventory",),
+    }
     trained = {maker.__name__ for maker in questions.MIXTURES["suite"]}
     for name, used in makers.items():
         assert trained.issuperset(used)

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava.analysis import flops
 from llava.analysis.efficiency.plain import plain_tokens
 from llava.analysis.efficiency.shapes import build_model, shape_named
 from llava.analysis.efficiency.timing import Timing, compare, measure, peak_bytes
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import load_image, process_images
+from llava.model import flops
 from llava.pruning import Kept, Pruner, get_pruner
 
 _SIMILARITIES = ("vispruner",)  # methods whose selection is charged with the product of all pairs
@@ -29,16 +29,23 @@ _SIMILARITIES = ("vispruner",)  # methods whose selection is charged with the pr
 def load(args: argparse.Namespace) -> tuple[Any, Any]:
     """(model, image processor) of --shapes or --model; unpruned, crops merged as --anyres says."""
     if args.shapes:
-        model = build_model(args.shapes, args.device, args.dtype, args.tower_dtype, args.attn_implementation,
-                            args.seed)
+        model = build_model(
+            args.shapes, args.device, args.dtype, args.tower_dtype, args.attn_implementation, args.seed
+        )
         video = shape_named(args.shapes).crops > 1 and model.config.image_aspect_ratio != "anyres"
         model.set_pruner("none", anyres="llava" if video else args.anyres)
     else:
         from llava.model import load_pretrained_model
 
         _, model, _, _ = load_pretrained_model(
-            args.model, device_map=args.device, attn_implementation=args.attn_implementation, method="none",
-            dtype=args.dtype, tower_dtype=args.tower_dtype, anyres=args.anyres)
+            args.model,
+            device_map=args.device,
+            attn_implementation=args.attn_implementation,
+            method="none",
+            dtype=args.dtype,
+            tower_dtype=args.tower_dtype,
+            anyres=args.anyres,
+        )
     return model, model.get_vision_tower().image_processor
 
 
@@ -88,13 +95,24 @@ class Load:
             one, size = decode(), load_image(path).size
         pixels = [one] * args.batch_size if one.ndim == 4 else torch.stack([one] * args.batch_size)
         generator = torch.Generator().manual_seed(args.seed)
-        ids = torch.randint(3, model.config.vocab_size, (args.batch_size, args.text_tokens + 1),
-                            generator=generator)
+        ids = torch.randint(
+            3, model.config.vocab_size, (args.batch_size, args.text_tokens + 1), generator=generator
+        )
         ids[:, 0] = 1
         ids[:, args.text_tokens // 2] = IMAGE_TOKEN_INDEX
         size = None if frames > 1 else size
-        return cls(model, args.device, pixels, [size] * args.batch_size, ids.to(args.device), decoding,
-                   one.shape[0] if one.ndim == 4 else 1, weights_bytes(model), args.ratio, args.seed)
+        return cls(
+            model,
+            args.device,
+            pixels,
+            [size] * args.batch_size,
+            ids.to(args.device),
+            decoding,
+            one.shape[0] if one.ndim == 4 else 1,
+            weights_bytes(model),
+            args.ratio,
+            args.seed,
+        )
 
     # --- stages ------------------------------------------------------------------------------------------
     def vision(self) -> list[Any]:
@@ -104,13 +122,19 @@ class Load:
 
     def tokens(self, encoded: list[Any], pruners: list[Pruner]) -> list[Tensor]:
         """Selection, projector and merging."""
-        return [self.model.visual_tokens(one, pruner).embeds
-                for one, pruner in zip(encoded, pruners, strict=True)]
+        return [
+            self.model.visual_tokens(one, pruner).embeds for one, pruner in zip(encoded, pruners, strict=True)
+        ]
 
     def prefill(self, visual: list[Tensor], cache: Any = None, ids: Tensor | None = None) -> Tensor:
         """Prompt -> the first new token (B,)."""
-        out = self.model(input_ids=self.input_ids if ids is None else ids, visual=visual,
-                         past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = self.model(
+            input_ids=self.input_ids if ids is None else ids,
+            visual=visual,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
         return out.logits[:, -1].argmax(-1)
 
     def first_token(self, pruner: Pruner) -> Tensor:
@@ -122,8 +146,9 @@ class Load:
         """The plain way's: one question after the other, nothing shared, everything projected."""
         found = []
         for line in range(len(self.input_ids)):
-            visual = plain_tokens(self.model, self.pixels[line].to(self.device), tokens, self.ratio,
-                                  self.sizes[line])
+            visual = plain_tokens(
+                self.model, self.pixels[line].to(self.device), tokens, self.ratio, self.sizes[line]
+            )
             found.append(self.prefill([visual], ids=self.input_ids[line, None]))
         return found
 
@@ -135,9 +160,11 @@ class Load:
         for budget in args.tokens:
             for method in ["none"] if budget == "none" else args.methods:
                 settings[method, None if budget == "none" else budget] = get_pruner(
-                    method, None if budget == "none" else budget, self.ratio, self.seed)
+                    method, None if budget == "none" else budget, self.ratio, self.seed
+                )
         stages: dict[str, dict[Any, Callable[[], Any]]] = {
-            name: {} for name in ("selection", "projector", "prefill", "first_token", "plain")}
+            name: {} for name in ("selection", "projector", "prefill", "first_token", "plain")
+        }
         encoded = self.vision()
         visuals = {}
         for key, pruner in settings.items():
@@ -145,29 +172,40 @@ class Load:
             known = [_Known.of(one) for one in kept]
             visuals[key] = self.tokens(encoded, known)
             stages["selection"][key] = lambda p=pruner: [
-                p.keep(one.features, one.attention, one.keys) for one in encoded]
+                p.keep(one.features, one.attention, one.keys) for one in encoded
+            ]
             stages["projector"][key] = lambda k=known: self.tokens(encoded, k)
             stages["prefill"][key] = lambda v=visuals[key]: self.prefill(v)
             stages["first_token"][key] = lambda p=pruner: self.first_token(p)
             if args.vs and pruner.name in ("vispruner", "none"):
                 stages["plain"][key] = lambda p=pruner: self.plain_first_token(p.tokens)
         how = (self.device, args.repeats, args.warmup)
-        spent = {name: compare(runs, *how) for name, runs in stages.items()
-                 if name not in ("first_token", "plain")}
-        ends = compare({(name, key): run for name in ("first_token", "plain")
-                        for key, run in stages[name].items()}, *how)
+        spent = {
+            name: compare(runs, *how) for name, runs in stages.items() if name not in ("first_token", "plain")
+        }
+        ends = compare(
+            {(name, key): run for name in ("first_token", "plain") for key, run in stages[name].items()}, *how
+        )
         vision = measure(self.vision, *how)
         rows = []
         for key, pruner in settings.items():
             memory = peak_bytes(stages["first_token"][key], self.device)
             token, kv_bytes = self.decode(visuals[key], args)
-            row = {"method": key[0], "tokens": key[1], "settings": pruner.config(),
-                   "visual_tokens": len(visuals[key][0]), "flops": self.flops(pruner, len(visuals[key][0])),
-                   "kv_bytes": kv_bytes, "peak_bytes": memory,
-                   "stages": {"vision": vision.as_json(),
-                              **{name: spent[name][key].as_json() for name in spent},
-                              "decoded_token": token.as_json()},
-                   "first_token": ends["first_token", key].as_json()}
+            row = {
+                "method": key[0],
+                "tokens": key[1],
+                "settings": pruner.config(),
+                "visual_tokens": len(visuals[key][0]),
+                "flops": self.flops(pruner, len(visuals[key][0])),
+                "kv_bytes": kv_bytes,
+                "peak_bytes": memory,
+                "stages": {
+                    "vision": vision.as_json(),
+                    **{name: spent[name][key].as_json() for name in spent},
+                    "decoded_token": token.as_json(),
+                },
+                "first_token": ends["first_token", key].as_json(),
+            }
             if ("plain", key) in ends:
                 ours, plain = ends["first_token", key], ends["plain", key]
                 row["plain"] = plain.as_json()
@@ -198,20 +236,28 @@ class Load:
         for _ in range(args.repeats):
             taken.append(compare({"it": steps}, self.device, 1, 0)["it"])
             cache.crop(-args.new_tokens)
-        per_token = [(one.median / args.new_tokens,
-                      None if one.processor is None else one.processor / args.new_tokens) for one in taken]
+        per_token = [
+            (one.median / args.new_tokens, None if one.processor is None else one.processor / args.new_tokens)
+            for one in taken
+        ]
         return Timing.of(per_token, 0), held
 
     def flops(self, pruner: Pruner, visual_tokens: int) -> dict[str, int]:
         """FLOPs by part and in total, of the whole batch."""
         tower = self.model.get_vision_tower()
-        vision = flops.VisionShape.from_config(
-            {**tower.config.to_dict(), "image_size": tower.image_size})
+        vision = flops.VisionShape.from_config({**tower.config.to_dict(), "image_size": tower.image_size})
         charged = pruner.name in _SIMILARITIES and pruner.tokens is not None
         cost = flops.pipeline_cost(
-            self.model.config, vision, visual_tokens, self.input_ids.shape[1] - 1, self.crops,
-            pruner.tokens if charged else None, pruner.important_ratio,
-            getattr(self.model.config, "mm_projector_type", None) or "linear", tower.select_layer)
+            self.model.config,
+            vision,
+            visual_tokens,
+            self.input_ids.shape[1] - 1,
+            self.crops,
+            pruner.tokens if charged else None,
+            pruner.important_ratio,
+            getattr(self.model.config, "mm_projector_type", None) or "linear",
+            tower.select_layer,
+        )
         return {part: len(self.input_ids) * value for part, value in cost.flops().items()}
 
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from llava.arguments import at_least, ratio
+from llava.argtypes import at_least, ratio
 from llava.eval import cli
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -17,10 +17,18 @@ def add_measuring(parser: argparse.ArgumentParser, repeats: int, warmup: int = 1
     group = parser.add_argument_group("measuring")
     group.add_argument("--device", help="cpu, cuda, cuda:1 ...; default cuda if there is one")
     group.add_argument("--vs", choices=("plain",), help="measure the plain way in the same run, too")
-    group.add_argument("--repeats", type=at_least(1), default=repeats,
-                       help="passes; figures are their medians (default %(default)s)")
-    group.add_argument("--warmup", type=at_least(0), default=warmup,
-                       help="passes before, which do not count (default %(default)s)")
+    group.add_argument(
+        "--repeats",
+        type=at_least(1),
+        default=repeats,
+        help="passes; figures are their medians (default %(default)s)",
+    )
+    group.add_argument(
+        "--warmup",
+        type=at_least(0),
+        default=warmup,
+        help="passes before, which do not count (default %(default)s)",
+    )
     group.add_argument("--seed", type=int, default=0, help="of random weights, pictures and prompts")
 
 

@@ -16,9 +16,12 @@ from llava.analysis.efficiency.options import DTYPES, add_measuring, check_devic
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_measuring(parser, repeats=5)
-    parser.add_argument("--dtypes", type=lambda text: text.split(","),
-                        help=f"by commas, of {', '.join(DTYPES)}, float64; default both float32 and float64 "
-                             "on CPU, all on CUDA")
+    parser.add_argument(
+        "--dtypes",
+        type=lambda text: text.split(","),
+        help=f"by commas, of {', '.join(DTYPES)}, float64; default both float32 and float64 "
+        "on CPU, all on CUDA",
+    )
 
 
 def check(args: argparse.Namespace) -> None:
@@ -37,8 +40,11 @@ def matrix_rate(device: Any, dtype: Any, repeats: int = 5) -> float:
 
     best = 0.0
     # The small ones are over before another program gets the core, and are tried often.
-    sides = {512: 16 * repeats, 1024: 4 * repeats, 2048: 1} if torch.device(device).type == "cpu" else {
-        4096: repeats, 8192: repeats}
+    sides = (
+        {512: 16 * repeats, 1024: 4 * repeats, 2048: 1}
+        if torch.device(device).type == "cpu"
+        else {4096: repeats, 8192: repeats}
+    )
     for side, tries in sides.items():
         a = torch.randn(side, side, device=device, dtype=torch.float32).to(dtype)
         b, out = torch.randn_like(a), torch.empty_like(a)
@@ -66,13 +72,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from llava.model.settings import parse_dtype
 
     rates = {name: matrix_rate(args.device, parse_dtype(name), args.repeats) for name in args.dtypes}
-    return {"part": "peak", "machine": machine(args.device), "matrix_flops_per_second": rates,
-            "bytes_per_second": bandwidth(args.device, args.repeats), "repeats": args.repeats}
+    return {
+        "part": "peak",
+        "machine": machine(args.device),
+        "matrix_flops_per_second": rates,
+        "bytes_per_second": bandwidth(args.device, args.repeats),
+        "repeats": args.repeats,
+    }
 
 
 def render(document: dict[str, Any]) -> str:
-    rows = [[f"matrix product, {name}", rate / 1e12, "TFLOP/s"]
-            for name, rate in document["matrix_flops_per_second"].items()]
+    rows = [
+        [f"matrix product, {name}", rate / 1e12, "TFLOP/s"]
+        for name, rate in document["matrix_flops_per_second"].items()
+    ]
     rows.append(["copy", document["bytes_per_second"] / 1e9, "GB/s"])
     head = f"{document['machine']['name']}: best of {document['repeats']}\n"
     return head + table(["what", "rate", ""], rows)

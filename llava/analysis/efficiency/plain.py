@@ -103,7 +103,10 @@ def _select_row(features: Tensor, attention: Tensor, tokens: int, ratio: float) 
 
 @torch.inference_mode()
 def plain_tokens(
-    model: Any, pixels: Tensor, tokens: int | None, ratio: float = 0.5,
+    model: Any,
+    pixels: Tensor,
+    tokens: int | None,
+    ratio: float = 0.5,
     image_size: tuple[int, int] | None = None,
 ) -> Tensor:
     """Pixels (3, S, S) or (crops, 3, S, S) of one picture -> visual tokens (K, D): project all, then mask.
@@ -121,9 +124,14 @@ def plain_tokens(
     n = features.shape[1]
     indices = plain_select(features, attention.to(features.device), n if tokens is None else tokens, ratio)
     layout = token_layout(
-        indices, side=model.get_vision_tower().num_patches_per_side, protocol=model.anyres,
+        indices,
+        side=model.get_vision_tower().num_patches_per_side,
+        protocol=model.anyres,
         merge_type=getattr(model.config, "mm_patch_merge_type", None) or "flat",
-        image_size=image_size, grid=model._grid(len(crops), image_size), as_crops=True)
+        image_size=image_size,
+        grid=model._grid(len(crops), image_size),
+        as_crops=True,
+    )
     kept = projected.gather(1, indices[..., None].expand(-1, -1, projected.shape[-1])).flatten(0, 1)
     if (layout == NEWLINE).any():
         kept = torch.cat([kept, decoder.image_newline.to(kept)[None]])
@@ -133,14 +141,20 @@ def plain_tokens(
 
 @torch.inference_mode()
 def plain_answer(
-    model: Any, tokenizer: Any, processor: Any, image_path: Any, prompt_ids: Sequence[int], decoding: Any,
+    model: Any,
+    tokenizer: Any,
+    processor: Any,
+    image_path: Any,
+    prompt_ids: Sequence[int],
+    decoding: Any,
 ) -> list[int]:
     """New ids of one question, decoded from the picture file on, as the model's own pruner is set.
 
-    prompt_ids: whole prompt, IMAGE_TOKEN_INDEX once. decoding: a `llava.eval.decode.Decoding`. The end of
-    sequence is not part of the answer. Raises ValueError for another method than vispruner and none.
+    prompt_ids: whole prompt, IMAGE_TOKEN_INDEX once. decoding: a `llava.eval.inference.decode.Decoding`.
+    The end of sequence is not part of the answer. Raises ValueError for other methods
+    than vispruner and none.
     """
-    from llava.eval.decode import stop_ids
+    from llava.eval.inference.decode import stop_ids
     from llava.mm_utils import load_image, process_images
 
     picture = load_image(image_path)

@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from llava.analysis import flops
 from llava.analysis.efficiency.options import add_measuring, check_device, numbers, table
-from llava.arguments import at_least, ratio
+from llava.argtypes import at_least, ratio
+from llava.model import flops
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,21 +59,35 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             if args.vs:
                 runs["plain"] = lambda t=tokens, f=features, a=attention: plain_select(f, a, t, args.ratio)
             spent = compare(runs, args.device, args.repeats, args.warmup)
-            cost = [batch * flops.selection_macs(args.patches, args.channels, tokens, args.ratio, per_round)
-                    for per_round in (False, True)]
-            row = {"batch": batch, "tokens": tokens, "equal_indices": True,
-                   "ours_gflops": 2 * cost[0] / 1e9, "plain_gflops": 2 * cost[1] / 1e9,
-                   "ours_peak_bytes": peak_bytes(runs["ours"], args.device),
-                   **{name: timing.as_json() for name, timing in spent.items()}}
+            cost = [
+                batch * flops.selection_macs(args.patches, args.channels, tokens, args.ratio, per_round)
+                for per_round in (False, True)
+            ]
+            row = {
+                "batch": batch,
+                "tokens": tokens,
+                "equal_indices": True,
+                "ours_gflops": 2 * cost[0] / 1e9,
+                "plain_gflops": 2 * cost[1] / 1e9,
+                "ours_peak_bytes": peak_bytes(runs["ours"], args.device),
+                **{name: timing.as_json() for name, timing in spent.items()},
+            }
             if args.vs:
                 row["ratio"] = round(spent["plain"].median / spent["ours"].median, 3)
                 if spent["ours"].processor:
                     row["ratio_processor"] = round(spent["plain"].processor / spent["ours"].processor, 3)
             rows.append(row)
-    document = {"part": "selection", "machine": machine(args.device), "patches": args.patches,
-                "channels": args.channels, "heads": args.heads, "important_ratio": args.ratio,
-                "dtypes": {"inputs": "float32", "ours": "float64", "plain": "float32"},
-                "rounds": rounds_run_on(args.device), "rows": rows}
+    document = {
+        "part": "selection",
+        "machine": machine(args.device),
+        "patches": args.patches,
+        "channels": args.channels,
+        "heads": args.heads,
+        "important_ratio": args.ratio,
+        "dtypes": {"inputs": "float32", "ours": "float64", "plain": "float32"},
+        "rounds": rounds_run_on(args.device),
+        "rows": rows,
+    }
     if args.vs:
         document["ratio"] = min(row["ratio"] for row in rows)
     return document
@@ -81,9 +95,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def render(document: dict[str, Any]) -> str:
     titles = ["batch", "T", "ours ms", "plain ms", "plain / ours", "ours GFLOP", "plain GFLOP", "ours MiB"]
-    lines = [[row["batch"], row["tokens"], row["ours"]["median_ms"], row.get("plain", {}).get("median_ms"),
-              row.get("ratio"), row["ours_gflops"], row["plain_gflops"], row["ours_peak_bytes"] / 2**20]
-             for row in document["rows"]]
-    return (f"Selection of N = {document['patches']}, C = {document['channels']}, "
-            f"r = {document['important_ratio']:g} on {document['machine']['name']}; "
-            f"medians, same indices in float64, rounds run on {document['rounds']}\n" + table(titles, lines))
+    lines = [
+        [
+            row["batch"],
+            row["tokens"],
+            row["ours"]["median_ms"],
+            row.get("plain", {}).get("median_ms"),
+            row.get("ratio"),
+            row["ours_gflops"],
+            row["plain_gflops"],
+            row["ours_peak_bytes"] / 2**20,
+        ]
+        for row in document["rows"]
+    ]
+    return (
+        f"Selection of N = {document['patches']}, C = {document['channels']}, "
+        f"r = {document['important_ratio']:g} on {document['machine']['name']}; "
+        f"medians, same indices in float64, rounds run on {document['rounds']}\n" + table(titles, lines)
+    )

@@ -20,17 +20,48 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_VICUNA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-              "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000}
-_VICUNA_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
-               "num_attention_heads": 40, "num_key_value_heads": 40, "vocab_size": 32000}
-_TINY = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4,
-         "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 1000}
-_CLIP_L = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096,
-           "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
-           "projection_dim": 768, "hidden_act": "quick_gelu"}
-_CLIP_TINY = {**_CLIP_L, "hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 8,
-              "num_attention_heads": 3}
+_VICUNA_7B = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32000,
+}
+_VICUNA_13B = {
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+    "vocab_size": 32000,
+}
+_TINY = {
+    "hidden_size": 256,
+    "intermediate_size": 688,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 1000,
+}
+_CLIP_L = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "projection_dim": 768,
+    "hidden_act": "quick_gelu",
+}
+_CLIP_TINY = {
+    **_CLIP_L,
+    "hidden_size": 192,
+    "intermediate_size": 768,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 3,
+}
 
 
 @dataclass(frozen=True)
@@ -52,9 +83,16 @@ class Shape:
 SHAPES = {
     "llava-1.5-7b": Shape(_VICUNA_7B, _CLIP_L),
     "llava-1.5-13b": Shape(_VICUNA_13B, _CLIP_L),
-    "llava-next-7b": Shape(_VICUNA_7B, _CLIP_L, crops=5, extra={
-        "image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad",
-        "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]}),
+    "llava-next-7b": Shape(
+        _VICUNA_7B,
+        _CLIP_L,
+        crops=5,
+        extra={
+            "image_aspect_ratio": "anyres",
+            "mm_patch_merge_type": "spatial_unpad",
+            "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+        },
+    ),
     "video-llava-7b": Shape(_VICUNA_7B, {**_CLIP_L, "image_size": 224}, crops=8, budgets=(57, 28, 14)),
     "tiny": Shape(_TINY, _CLIP_TINY),
 }
@@ -74,10 +112,10 @@ def build_model(
     """
     import torch
 
+    from llava.model.checkpoint.fill import fill_model
+    from llava.model.checkpoint.placement import Placement
     from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-    from llava.model.loading import fill_model
     from llava.model.multimodal_encoder.builder import TowerSource, build_vision_tower, clip_processor
-    from llava.model.placement import Placement
     from llava.model.settings import choose_attention, choose_dtypes
 
     shape = shape_named(shape) if isinstance(shape, str) else shape
@@ -85,33 +123,58 @@ def build_model(
     language_dtype, tower_type = choose_dtypes(dtype, tower_dtype, None, device)
     kernels, tower_kernels = choose_attention(attn_implementation, language_dtype, tower_type)
     config = LlavaConfig(
-        **shape.language, rms_norm_eps=1e-5, max_position_embeddings=4096, tie_word_embeddings=False,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2, **{
-            "mm_hidden_size": shape.tower["hidden_size"], "mm_projector_type": "mlp2x_gelu",
-            "mm_vision_select_layer": -2, "mm_vision_tower": "random", "image_aspect_ratio": "pad",
-            **shape.extra})
+        **shape.language,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **{
+            "mm_hidden_size": shape.tower["hidden_size"],
+            "mm_projector_type": "mlp2x_gelu",
+            "mm_vision_select_layer": -2,
+            "mm_vision_tower": "random",
+            "image_aspect_ratio": "pad",
+            **shape.extra,
+        },
+    )
     config.dtype = language_dtype
     config._attn_implementation = kernels
     source = TowerSource(shape.tower, None, clip_processor(shape.tower["image_size"]))
     with torch.device("meta"):
         model = LlavaLlamaForCausalLM(config)
     model.model.vision_tower = build_vision_tower(source, attn_implementation=tower_kernels)
-    fill_model(model, _random_weights(model, device, seed), source, Placement(device), language_dtype,
-               tower_type, None, Path("random weights"))
+    fill_model(
+        model,
+        _random_weights(model, device, seed),
+        source,
+        Placement(device),
+        language_dtype,
+        tower_type,
+        None,
+        Path("random weights"),
+    )
     return model.eval()
 
 
-def build_tower(shape: str | Shape, device: str | torch.device = "cpu", dtype: torch.dtype | None = None,
-                attn_implementation: str = "sdpa", select_layer: int = -2, seed: int = 0) -> Any:
+def build_tower(
+    shape: str | Shape,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    attn_implementation: str = "sdpa",
+    select_layer: int = -2,
+    seed: int = 0,
+) -> Any:
     """The vision tower of a shape alone, random weights; layers behind `select_layer` are not built."""
     import torch
 
+    from llava.model.checkpoint.read import Assigner
     from llava.model.multimodal_encoder.builder import (
         TowerSource,
         build_vision_tower,
         clip_processor,
     )
-    from llava.model.weights import Assigner
 
     shape = shape_named(shape) if isinstance(shape, str) else shape
     source = TowerSource(shape.tower, None, clip_processor(shape.tower["image_size"]))

@@ -16,21 +16,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llava.analysis import flops
 from llava.analysis.efficiency.options import table
 from llava.analysis.efficiency.shapes import SHAPES
+from llava.model import flops
 
 MODEL = "llava-next-7b"
 TEXT_TOKENS = 80
 REST = 0.7e12  # FLOPs of everything but the language model, as the published rows imply
-COMMAND = ("python -m llava.analysis.efficiency --shapes llava-next-7b --device cuda --dtype float16 "
-           "--tokens none,128,32 --vs plain --peak --output outputs/efficiency/llava-next-7b.json")
+COMMAND = (
+    "python -m llava.analysis.efficiency --shapes llava-next-7b --device cuda --dtype float16 "
+    "--tokens none,128,32 --vs plain --peak --output outputs/efficiency/llava-next-7b.json"
+)
 _FASTV_LAYERS = 2  # that see all tokens
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--measured", type=Path, default=Path("outputs", "efficiency"), metavar="DIR",
-                        help="folder of reports that --output wrote, or one of them (default %(default)s)")
+    parser.add_argument(
+        "--measured",
+        type=Path,
+        default=Path("outputs", "efficiency"),
+        metavar="DIR",
+        help="folder of reports that --output wrote, or one of them (default %(default)s)",
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table there")
 
 
@@ -54,9 +61,14 @@ def analytic(method: str, tokens: int, text_tokens: int = TEXT_TOKENS) -> dict[s
     per_crop = tokens // shape.crops if method == "vispruner" else None
     projected = tokens if method == "vispruner" else full
     other = flops.pipeline_cost(language, vision, projected, text_tokens, shape.crops, per_crop).flops()
-    return {"language_model": llm, "vision_tower": other["vision_tower"], "selection": other["selection"],
-            "projector": other["projector"], "flops_as_published": llm + REST,
-            "kv_bytes": flops.kv_cache_bytes(visual, language)}
+    return {
+        "language_model": llm,
+        "vision_tower": other["vision_tower"],
+        "selection": other["selection"],
+        "projector": other["projector"],
+        "flops_as_published": llm + REST,
+        "kv_bytes": flops.kv_cache_bytes(visual, language),
+    }
 
 
 def read_measured(place: Path) -> list[dict[str, Any]]:
@@ -76,7 +88,7 @@ def read_measured(place: Path) -> list[dict[str, Any]]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from llava.eval.published import load_published
+    from llava.eval.tables.published import load_published
 
     published = load_published()["efficiency"]
     reports = read_measured(args.measured)
@@ -84,12 +96,25 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for row in published.rows:
         ours = analytic(row.method, row.tokens)
         difference = ours["flops_as_published"] / 1e12 / row.values["flops_T"] - 1
-        rows.append({"method": row.method, "tokens": row.tokens, "published": dict(row.values),
-                     "analytic": ours, "flops_difference": round(difference, 4),
-                     "measured": _measured(reports, row.method, row.tokens)})
-    document = {"part": "table", "source": published.source, "rows": rows,
-                "measured": [{key: one.get(key) for key in ("file", "machine", "dtype", "batch_size")}
-                             for one in reports], "command": COMMAND}
+        rows.append(
+            {
+                "method": row.method,
+                "tokens": row.tokens,
+                "published": dict(row.values),
+                "analytic": ours,
+                "flops_difference": round(difference, 4),
+                "measured": _measured(reports, row.method, row.tokens),
+            }
+        )
+    document = {
+        "part": "table",
+        "source": published.source,
+        "rows": rows,
+        "measured": [
+            {key: one.get(key) for key in ("file", "machine", "dtype", "batch_size")} for one in reports
+        ],
+        "command": COMMAND,
+    }
     if args.markdown is not None:
         args.markdown.write_text(f"```\n{render(document)}\n```\n", encoding="utf-8")
     return document
@@ -100,10 +125,12 @@ def _measured(reports: list[dict[str, Any]], method: str, tokens: int) -> dict[s
     for report in reports:  # the newest wins
         for row in report["rows"]:
             if row["method"] == method and row["visual_tokens"] == tokens and report["batch_size"] == 1:
-                found = {"first_token_ms": row["first_token"]["median_ms"],
-                         "memory_GB": (sum(report["weights_bytes"].values()) + row["peak_bytes"]) / 1e9,
-                         "of_unpruned": row.get("first_token_of_unpruned"),
-                         "device": report["machine"]["name"]}
+                found = {
+                    "first_token_ms": row["first_token"]["median_ms"],
+                    "memory_GB": (sum(report["weights_bytes"].values()) + row["peak_bytes"]) / 1e9,
+                    "of_unpruned": row.get("first_token_of_unpruned"),
+                    "device": report["machine"]["name"],
+                }
     return found
 
 
@@ -111,30 +138,61 @@ def render(document: dict[str, Any]) -> str:
     lines = []
     for row in document["rows"]:
         paper, ours, took = row["published"], row["analytic"], row["measured"] or {}
-        lines.append([
-            f"{row['method']} {row['tokens']}", paper["flops_T"], round(ours["flops_as_published"] / 1e12, 2),
-            f"{100 * row['flops_difference']:+.1f} %",
-            *(round(ours[part] / 1e12, 3) for part in ("language_model", "vision_tower", "selection",
-                                                       "projector")),
-            paper["kv_cache_MB"], round(ours["kv_bytes"] / 2**20), paper["gpu_memory_GB"],
-            took.get("memory_GB"), paper["cuda_time_ms"], took.get("first_token_ms")])
-    titles = ["", "TFLOP paper", "ours", "difference", "LLM", "tower", "selection", "projector",
-              "KV MiB paper", "ours", "GB paper", "measured", "ms paper", "measured"]
-    text = [f"Efficiency of LLaVA-NeXT-7B. Published: {document['source']}.", table(titles, lines),
-            f"TFLOP: 2 per multiply-accumulate; ours as published, the language model with {TEXT_TOKENS} "
-            f"tokens of text and {REST / 1e12:g} T for the rest,",
-            "then the parts as they are here (tower: 5 crops). The published rows of 640 tokens, their KV "
-            "cache too, follow with 720 only:"]
+        lines.append(
+            [
+                f"{row['method']} {row['tokens']}",
+                paper["flops_T"],
+                round(ours["flops_as_published"] / 1e12, 2),
+                f"{100 * row['flops_difference']:+.1f} %",
+                *(
+                    round(ours[part] / 1e12, 3)
+                    for part in ("language_model", "vision_tower", "selection", "projector")
+                ),
+                paper["kv_cache_MB"],
+                round(ours["kv_bytes"] / 2**20),
+                paper["gpu_memory_GB"],
+                took.get("memory_GB"),
+                paper["cuda_time_ms"],
+                took.get("first_token_ms"),
+            ]
+        )
+    titles = [
+        "",
+        "TFLOP paper",
+        "ours",
+        "difference",
+        "LLM",
+        "tower",
+        "selection",
+        "projector",
+        "KV MiB paper",
+        "ours",
+        "GB paper",
+        "measured",
+        "ms paper",
+        "measured",
+    ]
+    text = [
+        f"Efficiency of LLaVA-NeXT-7B. Published: {document['source']}.",
+        table(titles, lines),
+        f"TFLOP: 2 per multiply-accumulate; ours as published, the language model with {TEXT_TOKENS} "
+        f"tokens of text and {REST / 1e12:g} T for the rest,",
+        "then the parts as they are here (tower: 5 crops). The published rows of 640 tokens, their KV "
+        "cache too, follow with 720 only:",
+    ]
     for method in ("vispruner", "fastv"):
         flops_T = analytic(method, 720)["flops_as_published"] / 1e12
         text.append(f"  {method} with 720 in place of 640: {flops_T:.1f} T")
-    text += ["KV cache: of the visual tokens, half precision. FastV's is given by its own layers' lengths.",
-             "Measured: weights and peak of activations; vision, selection, projector and prefill of one "
-             "picture."]
+    text += [
+        "KV cache: of the visual tokens, half precision. FastV's is given by its own layers' lengths.",
+        "Measured: weights and peak of activations; vision, selection, projector and prefill of one picture.",
+    ]
     devices = {row["measured"]["device"] for row in document["rows"] if row["measured"]}
     if devices:
         text.append(f"Measured on {', '.join(sorted(devices))}.")
     else:
-        text += ["Memory and time were not measured; on a GPU:",
-                 f"  mkdir -p outputs/efficiency && {COMMAND}"]
+        text += [
+            "Memory and time were not measured; on a GPU:",
+            f"  mkdir -p outputs/efficiency && {COMMAND}",
+        ]
     return "\n".join(text)

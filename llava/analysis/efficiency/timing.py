@@ -42,13 +42,22 @@ class Timing:
         """From (seconds, seconds of processor time) of every pass."""
         wall = [one for one, _ in seconds]
         busy = [one for _, one in seconds if one is not None]
-        return cls(statistics.median(wall), min(wall), max(wall), len(wall), warmup,
-                   statistics.median(busy) if busy else None)
+        return cls(
+            statistics.median(wall),
+            min(wall),
+            max(wall),
+            len(wall),
+            warmup,
+            statistics.median(busy) if busy else None,
+        )
 
     def as_json(self) -> dict[str, float | int]:
         """Milliseconds, ready for JSON."""
-        found: dict[str, float | int] = {f"{name}_ms": round(1000 * value, 4)
-                                         for name, value in asdict(self).items() if isinstance(value, float)}
+        found: dict[str, float | int] = {
+            f"{name}_ms": round(1000 * value, 4)
+            for name, value in asdict(self).items()
+            if isinstance(value, float)
+        }
         return {**found, "passes": self.passes, "warmup": self.warmup}
 
 
@@ -70,8 +79,11 @@ def seconds_of(run: Callable[[], Any], device: torch.device | str = "cpu") -> tu
 
 
 def compare(
-    runs: Mapping[str, Callable[[], Any]], device: torch.device | str = "cpu", repeats: int = 5,
-    warmup: int = 1, limit: float | None = None,
+    runs: Mapping[str, Callable[[], Any]],
+    device: torch.device | str = "cpu",
+    repeats: int = 5,
+    warmup: int = 1,
+    limit: float | None = None,
 ) -> dict[str, Timing]:
     """Time several things against each other: every round runs each of them once, in turn.
 
@@ -93,8 +105,9 @@ def compare(
     return {name: Timing.of(seconds, warmup) for name, seconds in taken.items()}
 
 
-def measure(run: Callable[[], Any], device: torch.device | str = "cpu", repeats: int = 5,
-            warmup: int = 1) -> Timing:
+def measure(
+    run: Callable[[], Any], device: torch.device | str = "cpu", repeats: int = 5, warmup: int = 1
+) -> Timing:
     """`compare` for a single thing."""
     return compare({"it": run}, device, repeats, warmup)["it"]
 
@@ -144,12 +157,20 @@ def machine(device: torch.device | str) -> dict[str, Any]:
     import transformers
 
     device = torch.device(device)
-    found: dict[str, Any] = {"device": str(device), "torch": torch.__version__,
-                             "transformers": transformers.__version__, "python": platform.python_version()}
+    found: dict[str, Any] = {
+        "device": str(device),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        found |= {"name": properties.name, "memory_bytes": properties.total_memory,
-                  "cuda": torch.version.cuda, "tf32": torch.backends.cuda.matmul.allow_tf32}
+        found |= {
+            "name": properties.name,
+            "memory_bytes": properties.total_memory,
+            "cuda": torch.version.cuda,
+            "tf32": torch.backends.cuda.matmul.allow_tf32,
+        }
         try:
             import triton
 
@@ -157,8 +178,12 @@ def machine(device: torch.device | str) -> dict[str, Any]:
         except ImportError:
             found["triton"] = None
     else:
-        found |= {"name": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-                  "load": [round(one, 2) for one in os.getloadavg()] if hasattr(os, "getloadavg") else None}
+        found |= {
+            "name": _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "load": [round(one, 2) for one in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        }
     return found
 
 

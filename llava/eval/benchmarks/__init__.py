@@ -10,11 +10,27 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from llava.eval.benchmarks.base import Benchmark, DataError, Mark, Problem, Question, Score, Tallies
+from llava.eval.benchmarks.base import (
+    Benchmark,
+    DataError,
+    DataIssue,
+    PerImageCounts,
+    Question,
+    QuestionScore,
+    Score,
+)
 
 __all__ = [
-    "Benchmark", "DataError", "Mark", "Problem", "Question", "Score", "Tallies", "benchmark_name",
-    "get_benchmark", "list_benchmarks",
+    "Benchmark",
+    "DataError",
+    "QuestionScore",
+    "DataIssue",
+    "Question",
+    "Score",
+    "PerImageCounts",
+    "benchmark_name",
+    "get_benchmark",
+    "list_benchmarks",
 ]
 
 # name on the command line -> (module, class)
@@ -41,9 +57,17 @@ _MODULES = {
 
 # what else people call them: LLaVA's script names and folders
 _ALIASES = {
-    "sqa": "scienceqa", "scienceqa_img": "scienceqa", "vqa": "vqav2", "mm-vet": "mmvet", "mm_vet": "mmvet",
-    "mmbench_en": "mmbench", "mmbench-cn": "mmbench_cn", "activitynet_qa": "activitynet",
-    "msvd_qa": "msvd", "msrvtt_qa": "msrvtt", "tgif_qa": "tgif",
+    "sqa": "scienceqa",
+    "scienceqa_img": "scienceqa",
+    "vqa": "vqav2",
+    "mm-vet": "mmvet",
+    "mm_vet": "mmvet",
+    "mmbench_en": "mmbench",
+    "mmbench-cn": "mmbench_cn",
+    "activitynet_qa": "activitynet",
+    "msvd_qa": "msvd",
+    "msrvtt_qa": "msrvtt",
+    "tgif_qa": "tgif",
 }
 
 

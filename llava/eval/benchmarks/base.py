@@ -1,7 +1,7 @@
 """What every benchmark is: questions, a prompt, decoding lengths, the official score, per-image tallies.
 
 A benchmark reads files and does arithmetic. It holds no loop over a model and knows no pruner; the engine,
-in turn, knows no benchmark. Readers stream line by line: a malformed line becomes a `Problem` with file and
+in turn, knows no benchmark. Readers stream line by line: a malformed line becomes a `DataIssue` with file and
 line and the reader goes on; a missing file is a `DataError` that says what to put where.
 """
 
@@ -23,7 +23,7 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True)
-class Problem:
+class DataIssue:
     """One thing that went wrong with one line of one file."""
 
     file: str
@@ -64,12 +64,15 @@ class Score:
 
     def document(self) -> dict[str, Any]:
         """The JSON document that the command lines print last."""
-        return {"benchmark": self.benchmark, "score": self.score,
-                "details": {**self.details, "warnings": self.warnings}}
+        return {
+            "benchmark": self.benchmark,
+            "score": self.score,
+            "details": {**self.details, "warnings": self.warnings},
+        }
 
 
 @dataclass(frozen=True)
-class Mark:
+class QuestionScore:
     """How one question was answered: what a comparison of two answer files is made of."""
 
     key: str  # unique among the questions of the benchmark
@@ -99,10 +102,10 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class Tallies:
+class PerImageCounts:
     """Sufficient statistics of a score, one row per image: whatever adds up over images.
 
-    `counts` is (images, ...) float64; `Benchmark.score_tallies` turns a sum over images into the score, so
+    `counts` is (images, ...) float64; `Benchmark.score_counts` turns a sum over images into the score, so
     that a bootstrap over images needs no second look at the answers.
     """
 
@@ -148,7 +151,7 @@ class Benchmark(ABC):
         return data
 
     @abstractmethod
-    def questions(self, data: Path, problems: list[Problem]) -> Iterator[Question]:
+    def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
         """Stream the questions in file order; append what cannot be read to `problems`."""
 
     @abstractmethod
@@ -156,15 +159,15 @@ class Benchmark(ABC):
         """Score by the official rules; `fixed` mends those that are plain bugs. Raises DataError."""
 
     @abstractmethod
-    def tallies(self, data: Path, answers: list[dict[str, Any]]) -> Tallies:
+    def per_image_counts(self, data: Path, answers: list[dict[str, Any]]) -> PerImageCounts:
         """Per-image counts of these answers, joined by id (`fixed`)."""
 
     @abstractmethod
-    def score_tallies(self, counts: np.ndarray) -> np.ndarray:
+    def score_counts(self, counts: np.ndarray) -> np.ndarray:
         """(..., counts of one or many sums over images) -> (...) scores, in `unit`, undefined ones as 0."""
 
     @abstractmethod
-    def marks(self, data: Path, answers: list[dict[str, Any]]) -> list[Mark]:
+    def question_scores(self, data: Path, answers: list[dict[str, Any]]) -> list[QuestionScore]:
         """One mark per answered question, joined by id (`fixed`), in the order of the ground truth."""
 
     def constants(self, data: Path) -> list[str]:
@@ -180,8 +183,10 @@ class Benchmark(ABC):
         warnings = check_questions(self.title, questions)
         bare = [question for question in questions if question.image is None]
         if bare and not self.asks_without_image:
-            warnings.append(f"{len(bare)} of {len(questions)} questions name no image and are asked blind; "
-                            f"first: {bare[0].file}:{bare[0].line}")
+            warnings.append(
+                f"{len(bare)} of {len(questions)} questions name no image and are asked blind; "
+                f"first: {bare[0].file}:{bare[0].line}"
+            )
         return warnings + self.check_truth(Path(data), questions)
 
     def check_truth(self, data: Path, questions: list[Question]) -> list[str]:
@@ -202,7 +207,7 @@ class Benchmark(ABC):
 
 
 def read_jsonl(
-    path: Path, problems: list[Problem], needs: Iterable[str] = ()
+    path: Path, problems: list[DataIssue], needs: Iterable[str] = ()
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Stream (line number, object) of a jsonl file; lines without object or `needs` are problems."""
     needs = tuple(needs)
@@ -215,19 +220,23 @@ def read_jsonl(
                 if b"\\u" in raw:  # an escape may name half a character, which no tokenizer takes
                     json.dumps(row, ensure_ascii=False).encode()
             except ValueError as error:
-                problems.append(Problem(str(path), number, f"not a JSON line ({error})"))
+                problems.append(DataIssue(str(path), number, f"not a JSON line ({error})"))
                 continue
             if not isinstance(row, dict):
-                problems.append(Problem(str(path), number, f"a JSON {type(row).__name__}, not an object"))
+                problems.append(DataIssue(str(path), number, f"a JSON {type(row).__name__}, not an object"))
                 continue
             lacking = [key for key in needs if key not in row]
             if lacking:
-                problems.append(Problem(str(path), number, f"lacks the key {', '.join(map(repr, lacking))}"))
+                problems.append(
+                    DataIssue(str(path), number, f"lacks the key {', '.join(map(repr, lacking))}")
+                )
                 continue
             yield number, row
 
 
-def read_questions(path: str | Path, image_folder: str | Path, problems: list[Problem]) -> Iterator[Question]:
+def read_questions(
+    path: str | Path, image_folder: str | Path, problems: list[DataIssue]
+) -> Iterator[Question]:
     """Stream LLaVA's question jsonl: {"question_id", "image" (relative, optional), "text", "category"}.
 
     A line that cannot be used is appended to `problems` and stops nobody else. Raises DataError if the
@@ -247,7 +256,7 @@ def read_questions(path: str | Path, image_folder: str | Path, problems: list[Pr
         elif image is not None and (not isinstance(image, str) or not image):
             wrong = f"image is {image!r}, not a file name"
         if wrong:
-            problems.append(Problem(str(path), number, wrong))
+            problems.append(DataIssue(str(path), number, wrong))
             continue
         where = None if image is None else image_folder / image
         yield Question(index, identity, where, text, str(row.get("category", "default")), str(path), number)
@@ -262,7 +271,7 @@ def read_answers(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such answer file")
-    problems: list[Problem] = []
+    problems: list[DataIssue] = []
     rows = [row for _, row in read_jsonl(path, problems, ("question_id", "text"))]
     if problems:
         more = f" (and {len(problems) - 1} more lines)" if len(problems) > 1 else ""
@@ -294,8 +303,10 @@ def check_questions(benchmark_title: str, questions: list[Question]) -> list[str
     if absent:
         missing = set(absent)
         asked = [question for question in questions if question.image in missing]
-        says = (f"{len(absent)} of {len(images)} images are missing, {len(asked)} questions ask about them; "
-                f"first: {asked[0].file}:{asked[0].line} wants {asked[0].image}")
+        says = (
+            f"{len(absent)} of {len(images)} images are missing, {len(asked)} questions ask about them; "
+            f"first: {asked[0].file}:{asked[0].line} wants {asked[0].image}"
+        )
         if len(absent) == len(images):
             raise DataError(f"{benchmark_title}: {says}. Put the images into {absent[0].parent}")
         warnings.append(says)

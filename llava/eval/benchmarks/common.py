@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from llava.eval.benchmarks.base import Benchmark, DataError, Mark, Question, Tallies
+from llava.eval.benchmarks.base import Benchmark, DataError, PerImageCounts, Question, QuestionScore
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 LLAVA_EVAL_ZIP = "eval.zip of LLaVA (its docs/Evaluation.md)"
@@ -23,16 +23,16 @@ LLAVA_EVAL_ZIP = "eval.zip of LLaVA (its docs/Evaluation.md)"
 class MeanBenchmark(Benchmark):
     """A benchmark whose number is 100 x the mean of its marks."""
 
-    def tallies(self, data: Path, answers: list[dict[str, Any]]) -> Tallies:
+    def per_image_counts(self, data: Path, answers: list[dict[str, Any]]) -> PerImageCounts:
         """counts: (images, 2), the sum of marks and their number."""
         table: dict[str, np.ndarray] = {}
-        for mark in self.marks(data, answers):
+        for mark in self.question_scores(data, answers):
             table.setdefault(mark.image, np.zeros(2))[:] += mark.value, 1
         if not table:
             raise DataError(f"{self.title}: no answer matches the ground truth")
-        return Tallies(tuple(table), np.stack(list(table.values())))
+        return PerImageCounts(tuple(table), np.stack(list(table.values())))
 
-    def score_tallies(self, counts: np.ndarray) -> np.ndarray:
+    def score_counts(self, counts: np.ndarray) -> np.ndarray:
         """(..., 2) -> (...): 100 x sum / number."""
         total, number = counts[..., 0], counts[..., 1]
         return 100 * np.divide(total, number, out=np.zeros_like(total), where=number > 0)
@@ -60,8 +60,9 @@ def read_json(path: Path, kind: type, keys: Iterable[str] = ()) -> Any:
     except ValueError as error:
         raise DataError(f"{path}: not a JSON document ({error})") from error
     if not isinstance(document, kind):
-        raise DataError(f"{path}: holds a JSON {type(document).__name__}, not a {kind.__name__}: "
-                        "another file?")
+        raise DataError(
+            f"{path}: holds a JSON {type(document).__name__}, not a {kind.__name__}: another file?"
+        )
     keys = tuple(keys)
     for number, part in enumerate([document] if kind is dict else document, 1):
         lacking = [key for key in keys if not isinstance(part, dict) or key not in part]
@@ -88,27 +89,33 @@ def check_known(
     known = set(known)
     strange = [key for key in answered if key not in known]
     if strange:
-        raise DataError(f"{len(strange)} of {len(answered)} answers are to questions that {path} does not "
-                        f"have, e.g. {what} {strange[0]!r}: another benchmark, split or release?")
+        raise DataError(
+            f"{len(strange)} of {len(answered)} answers are to questions that {path} does not "
+            f"have, e.g. {what} {strange[0]!r}: another benchmark, split or release?"
+        )
     warnings = []
     asked = set(answered)
     if len(answered) > len(asked):
-        warnings.append(f"{title}: {len(answered) - len(asked)} answers repeat the {what} of another; "
-                        "the last one counts")
+        warnings.append(
+            f"{title}: {len(answered) - len(asked)} answers repeat the {what} of another; the last one counts"
+        )
     if len(known) > len(asked):
         warnings.append(f"{title}: {len(known) - len(asked)} of {len(known)} questions have no answer")
     return warnings
 
 
-def check_pairing(questions: Sequence[Question], keys: Iterable[Hashable], known: Iterable[Hashable],
-                  path: Path) -> list[str]:
+def check_pairing(
+    questions: Sequence[Question], keys: Iterable[Hashable], known: Iterable[Hashable], path: Path
+) -> list[str]:
     """Warnings before asking: questions that the ground truth does not know; `keys` are the questions'."""
     known = set(known)
     strange = [question for question, key in zip(questions, keys, strict=True) if key not in known]
     if not strange:
         return []
-    return [f"{len(strange)} of {len(questions)} questions are not in {path}, e.g. "
-            f"{strange[0].file}:{strange[0].line}: question file and ground truth of different releases?"]
+    return [
+        f"{len(strange)} of {len(questions)} questions are not in {path}, e.g. "
+        f"{strange[0].file}:{strange[0].line}: question file and ground truth of different releases?"
+    ]
 
 
 def commonest(texts: Iterable[str], number: int = 5) -> list[str]:
@@ -116,7 +123,7 @@ def commonest(texts: Iterable[str], number: int = 5) -> list[str]:
     return [text for text, _ in Counter(texts).most_common(number)]
 
 
-def by_key(marks: Iterable[Mark]) -> dict[str, float]:
+def by_key(marks: Iterable[QuestionScore]) -> dict[str, float]:
     """Marks as {key: value}."""
     return {mark.key: mark.value for mark in marks}
 
@@ -127,8 +134,9 @@ def mean(values: Iterable[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def group_means(values: Iterable[tuple[Any, float]], scale: float = 100.0, digits: int | None = None
-                ) -> dict[str, float]:
+def group_means(
+    values: Iterable[tuple[Any, float]], scale: float = 100.0, digits: int | None = None
+) -> dict[str, float]:
     """{group: scale x mean} of (group, value) pairs, in order of first appearance."""
     groups: dict[str, list[float]] = {}
     for group, value in values:

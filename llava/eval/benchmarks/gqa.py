@@ -17,9 +17,9 @@ from typing import Any
 from llava.eval.benchmarks.base import (
     DataError,
     DataFile,
-    Mark,
-    Problem,
+    DataIssue,
     Question,
+    QuestionScore,
     Score,
     Submission,
     read_answers,
@@ -37,7 +37,7 @@ from llava.eval.benchmarks.common import (
     require,
     to_json,
 )
-from llava.eval.normalize import gqa as converted
+from llava.eval.benchmarks.normalize import gqa as converted
 
 QUESTIONS, TRUTH = "llava_gqa_testdev_balanced.jsonl", "testdev_balanced_questions.json"
 _NO_STEP = ("exist", "query: name", "choose name")
@@ -61,9 +61,10 @@ def distribution(pairs: list[tuple[str, str, str]]) -> float:
         gold.setdefault(group, Counter())[answer] += 1
         said.setdefault(group, Counter())[prediction] += 1
     total = sum(
-        sum(counts.values()) * sum((said[group][answer] - expected) ** 2 / expected
-                                   for answer, expected in counts.items())
-        for group, counts in gold.items())
+        sum(counts.values())
+        * sum((said[group][answer] - expected) ** 2 / expected for answer, expected in counts.items())
+        for group, counts in gold.items()
+    )
     return total / len(pairs) / 100 if pairs else 0.0
 
 
@@ -81,12 +82,13 @@ class GQA(MeanBenchmark):
         DataFile("data/images", "pictures", f"{_PAGE}, images", also=("images",)),
     )
 
-    def questions(self, data: Path, problems: list[Problem]) -> Iterator[Question]:
+    def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
         """Questions in file order; raises DataError where the question file is missing."""
         path = require(data, QUESTIONS, f"LLaVA's question file, from {LLAVA_EVAL_ZIP},")
         usual = data / "data" / "images"
-        return read_questions(path, usual if usual.is_dir() or not (data / "images").is_dir()
-                              else data / "images", problems)
+        return read_questions(
+            path, usual if usual.is_dir() or not (data / "images").is_dir() else data / "images", problems
+        )
 
     def check_truth(self, data: Path, questions: list[Question]) -> list[str]:
         try:
@@ -110,8 +112,10 @@ class GQA(MeanBenchmark):
         if missing:
             warnings.append(f"{missing} of {len(balanced)} balanced questions have no answer")
             if not fixed:
-                warnings[-1] += ("; the official script stops here and gives no number; --fixed averages "
-                                 "over those answered")
+                warnings[-1] += (
+                    "; the official script stops here and gives no number; --fixed averages "
+                    "over those answered"
+                )
                 return Score(self.name, None, {**details, "raises": "missing predictions"}, warnings)
         found = [(row, said[key]) for key, row in balanced.items() if key in said]
         details |= self._summary(found)
@@ -121,11 +125,18 @@ class GQA(MeanBenchmark):
     def _summary(found: list[tuple[dict[str, Any], str]]) -> dict[str, Any]:
         right = [(row, float(row["answer"] == text)) for row, text in found]
         groups: dict[str, dict[str, list[float]]] = {
-            "accuracyPerStructuralType": {}, "accuracyPerSemanticType": {}, "accuracyPerSteps": {},
-            "accuracyPerLength": {}}
+            "accuracyPerStructuralType": {},
+            "accuracyPerSemanticType": {},
+            "accuracyPerSteps": {},
+            "accuracyPerLength": {},
+        }
         for row, value in right:
-            kinds = (row["types"]["structural"], row["types"]["semantic"], steps(row),
-                     len(row["question"].split()))
+            kinds = (
+                row["types"]["structural"],
+                row["types"]["semantic"],
+                steps(row),
+                len(row["question"].split()),
+            )
             for table, kind in zip(groups.values(), kinds, strict=True):
                 table.setdefault(str(kind), []).append(value)
         is_open = [row["types"]["structural"] == "query" for row, _ in right]
@@ -133,19 +144,29 @@ class GQA(MeanBenchmark):
             "accuracy": 100 * mean(value for _, value in right),
             "binary": 100 * mean(value for (_, value), one in zip(right, is_open, strict=True) if not one),
             "open": 100 * mean(value for (_, value), one in zip(right, is_open, strict=True) if one),
-            "validity": 0.0, "plausibility": 0.0,
-            "distribution": distribution([
-                (row["groups"]["global"], row["answer"], text) for row, text in found
-                if row["groups"]["global"] is not None]),
-            **{name: {kind: [100 * mean(values), len(values)] for kind, values in table.items()}
-               for name, table in groups.items()},
+            "validity": 0.0,
+            "plausibility": 0.0,
+            "distribution": distribution(
+                [
+                    (row["groups"]["global"], row["answer"], text)
+                    for row, text in found
+                    if row["groups"]["global"] is not None
+                ]
+            ),
+            **{
+                name: {kind: [100 * mean(values), len(values)] for kind, values in table.items()}
+                for name, table in groups.items()
+            },
         }
 
-    def marks(self, data: Path, answers: list[dict[str, Any]]) -> list[Mark]:
+    def question_scores(self, data: Path, answers: list[dict[str, Any]]) -> list[QuestionScore]:
         """1 where a balanced question's answer matches."""
         said = self._predictions(answers)
-        return [Mark(key, str(row["imageId"]), float(row["answer"] == said[key]))
-                for key, row in self._truth(Path(data))[1].items() if row["isBalanced"] and key in said]
+        return [
+            QuestionScore(key, str(row["imageId"]), float(row["answer"] == said[key]))
+            for key, row in self._truth(Path(data))[1].items()
+            if row["isBalanced"] and key in said
+        ]
 
     def constants(self, data: Path) -> list[str]:
         """The most common answers."""
@@ -155,15 +176,24 @@ class GQA(MeanBenchmark):
         self, data: Path | None, answers: list[dict[str, Any]], questions: Path | None = None
     ) -> Submission:
         """[{"questionId", "prediction"}], what the evaluation script reads; in the answers' order."""
-        document = [{"questionId": row["question_id"], "prediction": converted(row["text"])}
-                    if "text" in row else row for row in answers]
-        return Submission({"testdev_balanced_predictions.json": to_json(document)}, len(document),
-                          "GQA's eval.py --tier testdev_balanced")
+        document = [
+            {"questionId": row["question_id"], "prediction": converted(row["text"])} if "text" in row else row
+            for row in answers
+        ]
+        return Submission(
+            {"testdev_balanced_predictions.json": to_json(document)},
+            len(document),
+            "GQA's eval.py --tier testdev_balanced",
+        )
 
     @staticmethod
     def _predictions(answers: list[dict[str, Any]]) -> dict[str, str]:
-        return {str(row["question_id"] if "text" in row else row["questionId"]):
-                converted(row["text"]) if "text" in row else row["prediction"] for row in answers}
+        return {
+            str(row["question_id"] if "text" in row else row["questionId"]): converted(row["text"])
+            if "text" in row
+            else row["prediction"]
+            for row in answers
+        }
 
     @staticmethod
     def _truth(data: Path) -> tuple[Path, dict[str, dict[str, Any]]]:

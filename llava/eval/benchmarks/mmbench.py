@@ -19,9 +19,9 @@ from typing import Any
 from llava.eval.benchmarks.base import (
     DataError,
     DataFile,
-    Mark,
-    Problem,
+    DataIssue,
     Question,
+    QuestionScore,
     Score,
     Submission,
     read_answers,
@@ -34,11 +34,19 @@ ROTATION = 1_000_000
 SERVER = "MMBench's server (mmbench.opencompass.org.cn), dev"
 _NOT_UPLOADED = ("hint", "category", "source", "image", "comment", "l2-category")
 _ABBREVIATIONS = {
-    "coarse_perception": "CP", "finegrained_perception (instance-level)": "FP-S",
-    "finegrained_perception (cross-instance)": "FP-C", "logic_reasoning": "LR", "relation_reasoning": "RR",
-    "attribute_reasoning": "AR"}
-_REFUSALS = ("Sorry, I can't help with images of people yet.", "I can't process this file.",
-             "I'm sorry, but without the image provided", "Cannot determine the answer")
+    "coarse_perception": "CP",
+    "finegrained_perception (instance-level)": "FP-S",
+    "finegrained_perception (cross-instance)": "FP-C",
+    "logic_reasoning": "LR",
+    "relation_reasoning": "RR",
+    "attribute_reasoning": "AR",
+}
+_REFUSALS = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
 _MARKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _IS = re.compile(r"answer is\s*\**([A-Z])\b", re.I)
 _ILLEGAL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")  # no cell can hold these
@@ -75,8 +83,14 @@ class MMBench(MeanBenchmark):
     max_new_tokens = 1024
     sizes = {4377: "dev 20230712", 4329: "dev 20231003"}
     others = "mmbench_dev_[e2]*.tsv"  # other releases
-    files = (DataFile(marker, "questions, pictures and answers", "MMBench dev, release 20230712 "
-                      "(github.com/open-compass/MMBench)", also=(others,)),)
+    files = (
+        DataFile(
+            marker,
+            "questions, pictures and answers",
+            "MMBench dev, release 20230712 (github.com/open-compass/MMBench)",
+            also=(others,),
+        ),
+    )
     instruction = "\nAnswer with the option's letter from the given choices directly."
 
     def owns(self, folder: Path) -> bool:
@@ -91,17 +105,20 @@ class MMBench(MeanBenchmark):
             raise DataError(f"{data / self.marker}: no such file; put {self.title} dev there")
         return found[-1]
 
-    def questions(self, data: Path, problems: list[Problem]) -> Iterator[Question]:
+    def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
         """Every row once, in file order; raises DataError where the file is missing or another."""
         return self._questions(self.table(data), problems)
 
-    def _questions(self, path: Path, problems: list[Problem]) -> Iterator[Question]:
+    def _questions(self, path: Path, problems: list[DataIssue]) -> Iterator[Question]:
         pictures: dict[str, EmbeddedImage] = {}
         for index, (number, image, row) in enumerate(rows_of(path, problems)):
             if isinstance(image, str):  # some releases refer to the picture of another row
                 if image not in pictures:
-                    problems.append(Problem(str(path), number, f"refers to the picture of row {image}, which "
-                                            "has not come yet"))
+                    problems.append(
+                        DataIssue(
+                            str(path), number, f"refers to the picture of row {image}, which has not come yet"
+                        )
+                    )
                     continue
                 image = pictures[image]
             pictures[row["index"]] = image
@@ -109,10 +126,22 @@ class MMBench(MeanBenchmark):
             prompt = row["question"] + "".join(f"\n{letter}. {text}" for letter, text in letters.items())
             if not is_missing(row.get("hint", "")):
                 prompt = f"{row['hint']}\n{prompt}"
-            extra = {"prompt": prompt, "round_id": 0, "options": list(letters.values()),
-                     "option_char": list(letters)}
-            yield Question(index, int(row["index"]), image, prompt + self.instruction,
-                           row.get("category", "default"), str(path), number, extra)
+            extra = {
+                "prompt": prompt,
+                "round_id": 0,
+                "options": list(letters.values()),
+                "option_char": list(letters),
+            }
+            yield Question(
+                index,
+                int(row["index"]),
+                image,
+                prompt + self.instruction,
+                row.get("category", "default"),
+                str(path),
+                number,
+                extra,
+            )
 
     def check_truth(self, data: Path, questions: list[Question]) -> list[str]:
         path = self.table(data)
@@ -124,8 +153,10 @@ class MMBench(MeanBenchmark):
         if torn:
             warnings.append(f"{torn} of {len(known)} rows are rotations of questions that are not there")
         if not any(key >= ROTATION for key in known) and len(known) > 1:
-            warnings.append("no row is a rotation (index from 1,000,000 on): a release without circular "
-                            "rows, or only the first questions; the accuracy is then the vanilla one")
+            warnings.append(
+                "no row is a rotation (index from 1,000,000 on): a release without circular "
+                "rows, or only the first questions; the accuracy is then the vanilla one"
+            )
         return warnings
 
     def load_image(self, image: EmbeddedImage) -> Any:
@@ -153,28 +184,48 @@ class MMBench(MeanBenchmark):
             warnings[-1] += "; they count as wrong. --fixed leaves them out"
         unresolved = sum(row["letter"] is None and row["answered"] for row in rows.values())
         if unresolved:
-            warnings.append(f"{unresolved} answers name no option; exact matching counts them as wrong, the "
-                            "server would ask a judge")
+            warnings.append(
+                f"{unresolved} answers name no option; exact matching counts them as wrong, the "
+                "server would ask a judge"
+            )
         groups = _circular(rows)
         first = [(row, groups[key]) for key, row in rows.items() if key in groups and key < ROTATION]
         report = {"Overall": mean(value for _, value in first)}
-        report |= dict(sorted(group_means(
-            ((_ABBREVIATIONS.get(row["l2-category"], row["l2-category"]), value)
-             for row, value in first if row["l2-category"]), 1.0).items()))
-        report |= dict(sorted(group_means(
-            ((row["category"], value) for row, value in first if row["category"]), 1.0).items()))
+        report |= dict(
+            sorted(
+                group_means(
+                    (
+                        (_ABBREVIATIONS.get(row["l2-category"], row["l2-category"]), value)
+                        for row, value in first
+                        if row["l2-category"]
+                    ),
+                    1.0,
+                ).items()
+            )
+        )
+        report |= dict(
+            sorted(
+                group_means(
+                    ((row["category"], value) for row, value in first if row["category"]), 1.0
+                ).items()
+            )
+        )
         details = {
-            "rule": "circular, exact matching", "rows": len(rows), "questions": len(first),
+            "rule": "circular, exact matching",
+            "rows": len(rows),
+            "questions": len(first),
             "vanilla": 100 * mean(row["right"] for key, row in rows.items() if key < ROTATION),
             "vanilla_all_rows": 100 * mean(row["right"] for row in rows.values()),
-            "unresolved": unresolved, "report": report}
+            "unresolved": unresolved,
+            "report": report,
+        }
         return Score(self.name, 100 * report["Overall"] if first else None, details, warnings)
 
-    def marks(self, data: Path, answers: list[dict[str, Any]]) -> list[Mark]:
+    def question_scores(self, data: Path, answers: list[dict[str, Any]]) -> list[QuestionScore]:
         """1 where every answered rotation of a question is right."""
         rows, _ = self._judged(self.table(Path(data)), answers)
         rows = {key: row for key, row in rows.items() if row["answered"]}
-        return [Mark(str(key), str(key), value) for key, value in _circular(rows).items()]
+        return [QuestionScore(str(key), str(key), value) for key, value in _circular(rows).items()]
 
     def constants(self, data: Path) -> list[str]:
         """The letters; with rotations none of them gets anything."""
@@ -187,15 +238,20 @@ class MMBench(MeanBenchmark):
 
     def _judged(self, path: Path, answers: list[dict]) -> tuple[dict[int, dict[str, Any]], list[str]]:
         """Every row of the file with the letter of its answer, and warnings."""
-        problems: list[Problem] = []
+        problems: list[DataIssue] = []
         said = {row["question_id"]: str(row["text"]) for row in answers}
         rows = {}
         for _, _, row in rows_of(path, problems):
             key = int(row["index"])
             choices = {letter: row[letter] for letter in OPTIONS if row.get(letter, "") not in MISSING_CELLS}
             letter = infer_letter(said[key], choices) if key in said else None
-            rows[key] = {"letter": letter, "right": float(letter == row["answer"]), "answered": key in said,
-                         "category": row.get("category", ""), "l2-category": row.get("l2-category", "")}
+            rows[key] = {
+                "letter": letter,
+                "right": float(letter == row["answer"]),
+                "answered": key in said,
+                "category": row.get("category", ""),
+                "l2-category": row.get("l2-category", ""),
+            }
         warnings = [str(problem) for problem in problems]
         return rows, warnings + check_known(self.title, [row["question_id"] for row in answers], rows, path)
 
@@ -208,7 +264,7 @@ class MMBench(MeanBenchmark):
         if questions is None and data is None:
             raise DataError("give --data, or with --questions the benchmark's TSV")
         path, warnings = questions or self.table(Path(data)), []
-        problems: list[Problem] = []
+        problems: list[DataIssue] = []
         said = {row["question_id"]: row["text"] for row in answers}
         book = Workbook()
         sheet, columns, known = book.active, [], []
@@ -238,8 +294,14 @@ class MMBenchCN(MMBench):
     marker = "mmbench_dev_cn_20231003.tsv"
     sizes = {4329: "dev 20231003"}
     others = "mmbench_dev_cn*.tsv"
-    files = (DataFile(marker, "questions, pictures and answers", "MMBench-CN dev, release 20231003 "
-                      "(github.com/open-compass/MMBench)", also=(others,)),)
+    files = (
+        DataFile(
+            marker,
+            "questions, pictures and answers",
+            "MMBench-CN dev, release 20231003 (github.com/open-compass/MMBench)",
+            also=(others,),
+        ),
+    )
     instruction = "\n请直接回答选项字母。"
 
 

@@ -22,18 +22,28 @@ from llava.eval.benchmarks.base import (
     Benchmark,
     DataError,
     DataFile,
-    Mark,
-    Problem,
+    DataIssue,
+    PerImageCounts,
     Question,
+    QuestionScore,
     Score,
     Submission,
-    Tallies,
     read_questions,
 )
 from llava.eval.benchmarks.common import LLAVA_EVAL_ZIP, SHORT_ANSWER, check_known, check_pairing, require
 
-PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark",
-              "artwork", "OCR")
+PERCEPTION = (
+    "existence",
+    "count",
+    "position",
+    "color",
+    "posters",
+    "celebrity",
+    "scene",
+    "landmark",
+    "artwork",
+    "OCR",
+)
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 QUESTIONS, RELEASE = "llava_mme.jsonl", "MME_Benchmark_release_version"
 _TAILS = (" Please answer yes or no.", "  Please answer yes or no.")  # some labels have two spaces
@@ -60,8 +70,16 @@ def parse_answer(text: str) -> str:
 
 def task_score(pairs: list[list[Line]]) -> dict[str, Any]:
     """Counts and accuracies of one task; `pairs` are the lines of each picture."""
-    found: dict[str, Any] = {"n_images": len(pairs), "acc": 0.0, "acc_plus": 0.0,
-                             "TP": 0, "FN": 0, "TN": 0, "FP": 0, "other": 0}
+    found: dict[str, Any] = {
+        "n_images": len(pairs),
+        "acc": 0.0,
+        "acc_plus": 0.0,
+        "TP": 0,
+        "FN": 0,
+        "TN": 0,
+        "FP": 0,
+        "other": 0,
+    }
     right = both = 0
     for pair in pairs:
         hits = 0
@@ -94,7 +112,7 @@ class MME(Benchmark):
         DataFile(RELEASE, "pictures and labels", "MME (github.com/BradyFU, Awesome-Multimodal-LLMs)"),
     )
 
-    def questions(self, data: Path, problems: list[Problem]) -> Iterator[Question]:
+    def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
         """Questions in file order; raises DataError where the question file is missing."""
         path = require(data, QUESTIONS, f"LLaVA's question file, from {LLAVA_EVAL_ZIP},")
         return read_questions(path, data / RELEASE, problems)
@@ -121,26 +139,37 @@ class MME(Benchmark):
                 raises = raises or f"{task} has an odd number of answers"
             if detail[task]["other"] == len(inside):
                 raises = raises or f"no answer of {task} is a yes or no"
-        sums = {part: self._sum(names, detail) for part, names in
-                (("perception", PERCEPTION), ("cognition", COGNITION))}
+        sums = {
+            part: self._sum(names, detail)
+            for part, names in (("perception", PERCEPTION), ("cognition", COGNITION))
+        }
         for part, names in (("perception", PERCEPTION), ("cognition", COGNITION)):
             absent = [task for task in names if task not in detail]
             if absent and len(absent) < len(names):
-                warnings.append(f"{part} is the sum of {len(names) - len(absent)} of {len(names)} tasks; "
-                                f"there is no answer of {', '.join(absent)}")
-        details: dict[str, Any] = {"rule": f"{'fixed' if fixed else 'official'}: paired by "
-                                   f"{'picture' if fixed else 'position'}", **sums, "detail": detail}
+                warnings.append(
+                    f"{part} is the sum of {len(names) - len(absent)} of {len(names)} tasks; "
+                    f"there is no answer of {', '.join(absent)}"
+                )
+        details: dict[str, Any] = {
+            "rule": f"{'fixed' if fixed else 'official'}: paired by {'picture' if fixed else 'position'}",
+            **sums,
+            "detail": detail,
+        }
         if raises and not fixed:
-            warnings.append(f"the official calculator stops here ({raises}) and gives no number; "
-                            "--fixed does")
+            warnings.append(
+                f"the official calculator stops here ({raises}) and gives no number; --fixed does"
+            )
             details["raises"] = raises
         none = (raises and not fixed) or not sums["perception"]["subtasks"]
         return Score(self.name, None if none else sums["perception"]["total"], details, warnings)
 
     @staticmethod
     def _sum(names: tuple[str, ...], detail: dict[str, dict]) -> dict[str, Any]:
-        scores = {task: 100 * detail[task]["acc"] + 100 * detail[task]["acc_plus"]
-                  for task in names if task in detail}
+        scores = {
+            task: 100 * detail[task]["acc"] + 100 * detail[task]["acc_plus"]
+            for task in names
+            if task in detail
+        }
         return {"total": sum(scores.values()), "subtasks": scores}
 
     @staticmethod
@@ -153,13 +182,15 @@ class MME(Benchmark):
         pairs = [lines[place : place + 2] for place in range(0, len(lines), 2)]
         torn = [pair for pair in pairs if len({line.file for line in pair}) > 1 or len(pair) < 2]
         if torn:
-            warnings.append(f"{task}: {len(torn)} of {len(pairs)} pairs are not of one picture, e.g. "
-                            f"{' and '.join(line.file for line in torn[0])}; the official calculator pairs "
-                            "by position, unchecked, and accuracy+ is not to be trusted. --fixed pairs by "
-                            "picture")
+            warnings.append(
+                f"{task}: {len(torn)} of {len(pairs)} pairs are not of one picture, e.g. "
+                f"{' and '.join(line.file for line in torn[0])}; the official calculator pairs "
+                "by position, unchecked, and accuracy+ is not to be trusted. --fixed pairs by "
+                "picture"
+            )
         return pairs
 
-    def tallies(self, data: Path, answers: list[dict[str, Any]]) -> Tallies:
+    def per_image_counts(self, data: Path, answers: list[dict[str, Any]]) -> PerImageCounts:
         """counts: (images, tasks, 4): right answers, answers, pictures all right, pictures; paired by id."""
         lines, _ = self._lines(Path(data), answers)
         names = PERCEPTION + COGNITION
@@ -170,9 +201,9 @@ class MME(Benchmark):
         for row, ((task, _), pair) in zip(counts, pairs.items(), strict=True):
             right = sum(parse_answer(line.text) == line.label.lower() for line in pair.values())
             row[names.index(task)] = right, len(pair), right == len(pair), 1
-        return Tallies(tuple(f"{task}/{file}" for task, file in pairs), counts)
+        return PerImageCounts(tuple(f"{task}/{file}" for task, file in pairs), counts)
 
-    def score_tallies(self, counts: np.ndarray) -> np.ndarray:
+    def score_counts(self, counts: np.ndarray) -> np.ndarray:
         """(..., tasks, 4) -> (...): perception points."""
         right, asked, both, pictures = (counts[..., : len(PERCEPTION), column] for column in range(4))
         accuracy = np.divide(right, asked, out=np.zeros_like(right), where=asked > 0)
@@ -183,12 +214,18 @@ class MME(Benchmark):
         """Yes and no."""
         return ["Yes", "No"]
 
-    def marks(self, data: Path, answers: list[dict[str, Any]]) -> list[Mark]:
+    def question_scores(self, data: Path, answers: list[dict[str, Any]]) -> list[QuestionScore]:
         """1 where yes or no is right, cognition included."""
         lines, _ = self._lines(Path(data), answers)
         table = {line[:3]: line for line in lines}
-        return [Mark("/".join(key), f"{line.task}/{line.file}",
-                     float(parse_answer(line.text) == line.label.lower())) for key, line in table.items()]
+        return [
+            QuestionScore(
+                "/".join(key),
+                f"{line.task}/{line.file}",
+                float(parse_answer(line.text) == line.label.lower()),
+            )
+            for key, line in table.items()
+        ]
 
     def submission(
         self, data: Path | None, answers: list[dict[str, Any]], questions: Path | None = None
@@ -203,8 +240,12 @@ class MME(Benchmark):
         files: dict[str, str] = {}
         for line in lines:
             files[f"{line.task}.txt"] = files.get(f"{line.task}.txt", "") + str(line)
-        return Submission({name: text.encode() for name, text in files.items()}, len(lines),
-                          "MME's eval_tool (calculation.py --results_dir)", warnings)
+        return Submission(
+            {name: text.encode() for name, text in files.items()},
+            len(lines),
+            "MME's eval_tool (calculation.py --results_dir)",
+            warnings,
+        )
 
     # -- files ------------------------------------------------------------------------------------
 
@@ -213,8 +254,10 @@ class MME(Benchmark):
         labels = self._labels(data)
         lacking = [row["question_id"] for row in answers if "prompt" not in row]
         if lacking:
-            raise DataError(f"{len(lacking)} answers have no prompt, e.g. to {lacking[0]!r}; a question of "
-                            "MME is known by picture and prompt")
+            raise DataError(
+                f"{len(lacking)} answers have no prompt, e.g. to {lacking[0]!r}; a question of "
+                "MME is known by picture and prompt"
+            )
         keys = [self._key(labels, str(row["question_id"]), row["prompt"]) for row in answers]
         warnings = check_known(self.title, keys, labels, data / RELEASE, "picture and question")
         lines = [Line(*key, labels[key], row["text"]) for key, row in zip(keys, answers, strict=True)]

@@ -24,9 +24,9 @@ import numpy as np
 from llava.eval.benchmarks.base import (
     DataError,
     DataFile,
-    Mark,
-    Problem,
+    DataIssue,
     Question,
+    QuestionScore,
     Score,
     Submission,
     read_answers,
@@ -93,7 +93,7 @@ class MMVet(MeanBenchmark):
         DataFile(TRUTH, "ground truth, for the judge", _PAGE, "score"),
     )
 
-    def questions(self, data: Path, problems: list[Problem]) -> Iterator[Question]:
+    def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
         """Questions in file order; raises DataError where the question file is missing."""
         path = require(data, QUESTIONS, f"LLaVA's question file, from {LLAVA_EVAL_ZIP},")
         return read_questions(path, data / "images", problems)
@@ -116,8 +116,10 @@ class MMVet(MeanBenchmark):
             document = read_json(path, dict)
             if all(isinstance(value, dict) and "score" in value for value in document.values()):
                 return self._with_grades([{"id": key} for key in document], path)
-            rows = [{"id": key, "question_id": key.removeprefix("v1_"), "text": str(text)}
-                    for key, text in document.items()]
+            rows = [
+                {"id": key, "question_id": key.removeprefix("v1_"), "text": str(text)}
+                for key, text in document.items()
+            ]
         stored = self.stored_grades(path)
         return self._with_grades(rows, stored[-1]) if stored else rows
 
@@ -125,15 +127,25 @@ class MMVet(MeanBenchmark):
     def stored_grades(path: Path) -> list[Path]:
         """Grade files beside an answer file, the one of most runs last."""
         stems = {path.stem, path.stem.removeprefix("llava_answers_"), path.stem.removeprefix("results_")}
-        found = [(int(match["runs"]), one.name, one) for one in path.parent.glob("*.json")
-                 if (match := _GRADES.match(one.name)) and match["stem"] in stems]
+        found = [
+            (int(match["runs"]), one.name, one)
+            for one in path.parent.glob("*.json")
+            if (match := _GRADES.match(one.name)) and match["stem"] in stems
+        ]
         return [one for _, _, one in sorted(found)]
 
     @staticmethod
     def _with_grades(rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
         grades = read_json(path, dict)
-        return [{**row, "grades": grades.get(row["id"], {}).get("score", []), "grades_file": path.name,
-                 "judge": next(iter(grades.get(row["id"], {}).get("model", [])), None)} for row in rows]
+        return [
+            {
+                **row,
+                "grades": grades.get(row["id"], {}).get("score", []),
+                "grades_file": path.name,
+                "judge": next(iter(grades.get(row["id"], {}).get("model", [])), None),
+            }
+            for row in rows
+        ]
 
     def score(self, data: Path, answers: list[dict[str, Any]], fixed: bool = False) -> Score:
         data = Path(data)
@@ -143,54 +155,78 @@ class MMVet(MeanBenchmark):
         graded = {row["id"]: row["grades"] for row in answers if row.get("grades")}
         details: dict[str, Any] = {"answered": len({row["id"] for row in answers}), "graded": len(graded)}
         if not graded:
-            warnings.append("not graded yet: python -m llava.eval.judge --benchmark mmvet --data ... "
-                            "--answers ... asks a judge; or hand in what python -m llava.eval.submit writes")
+            warnings.append(
+                "not graded yet: python -m llava.eval.judge --benchmark mmvet --data ... "
+                "--answers ... asks a judge; or hand in what python -m llava.eval.submit writes"
+            )
             return Score(self.name, None, details, warnings)
         runs = {len(grades) for grades in graded.values()}
         if len(runs) > 1 or len(graded) < details["answered"]:
-            warnings.append(f"grading is not finished: {details['answered'] - len(graded)} answers have no "
-                            f"grade, the others {min(runs)} to {max(runs)}; start the judge again to go on")
+            warnings.append(
+                f"grading is not finished: {details['answered'] - len(graded)} answers have no "
+                f"grade, the others {min(runs)} to {max(runs)}; start the judge again to go on"
+            )
             if not fixed:
                 return Score(self.name, None, details, warnings)
         count = min(runs)
         table = np.array([graded[key][:count] for key in graded])  # (answers, runs)
         needs = [sorted(truth[key]["capability"]) for key in graded]
-        capability = {name: _mean(table, [name in one for one in needs]) for name in
-                      dict.fromkeys(name for key in graded for name in truth[key]["capability"])}
-        integration = {name: _mean(table, ["_".join(one) == name for one in needs]) for name in
-                       dict.fromkeys("_".join(one) for one in needs)}
+        capability = {
+            name: _mean(table, [name in one for one in needs])
+            for name in dict.fromkeys(name for key in graded for name in truth[key]["capability"])
+        }
+        integration = {
+            name: _mean(table, ["_".join(one) == name for one in needs])
+            for name in dict.fromkeys("_".join(one) for one in needs)
+        }
         per_run = np.array([100 * (sum(grades) / len(graded)) for grades in table.T.tolist()])
         judges = {row["judge"] for row in answers if row.get("judge")}
-        details |= {"total": round(float(per_run.mean()), 1), "std": round(float(per_run.std()), 1),
-                    "runs": [round(float(one), 1) for one in per_run], "capability": capability,
-                    "integration": integration, "judge": ", ".join(sorted(judges)) or None,
-                    "grades": answers[0].get("grades_file")}
+        details |= {
+            "total": round(float(per_run.mean()), 1),
+            "std": round(float(per_run.std()), 1),
+            "runs": [round(float(one), 1) for one in per_run],
+            "capability": capability,
+            "integration": integration,
+            "judge": ", ".join(sorted(judges)) or None,
+            "grades": answers[0].get("grades_file"),
+        }
         return Score(self.name, details["total"], details, warnings)
 
-    def marks(self, data: Path, answers: list[dict[str, Any]]) -> list[Mark]:
+    def question_scores(self, data: Path, answers: list[dict[str, Any]]) -> list[QuestionScore]:
         """The mean grade of every graded answer."""
         truth = self._truth(Path(data))
         rows = {row["id"]: row for row in self._identified(answers) if row.get("grades")}
-        return [Mark(key, row["imagename"], float(np.mean(rows[key]["grades"])))
-                for key, row in truth.items() if key in rows]
+        return [
+            QuestionScore(key, row["imagename"], float(np.mean(rows[key]["grades"])))
+            for key, row in truth.items()
+            if key in rows
+        ]
 
     def submission(
         self, data: Path | None, answers: list[dict[str, Any]], questions: Path | None = None
     ) -> Submission:
         """{"v1_<question_id>": text}, MM-Vet's result file."""
         document = {row["id"]: row["text"] for row in self._identified(answers)}
-        return Submission({"mmvet_submission.json": to_json(document, indent=2)}, len(document),
-                          "MM-Vet's online evaluator (linked from its repository)")
+        return Submission(
+            {"mmvet_submission.json": to_json(document, indent=2)},
+            len(document),
+            "MM-Vet's online evaluator (linked from its repository)",
+        )
 
     def grade(
-        self, data: Path, answers: list[dict[str, Any]], ask: Callable[..., tuple[str, str]], output: Path,
-        runs: int = 1, prompt: str | None = None,
+        self,
+        data: Path,
+        answers: list[dict[str, Any]],
+        ask: Callable[..., tuple[str, str]],
+        output: Path,
+        runs: int = 1,
+        prompt: str | None = None,
     ) -> Iterator[str]:
         """Fill in the grade file `output`; yields each id done, after it is on the disk.
 
         ask(messages, temperature, max_tokens) -> (reply, model). Grades that are there already are kept.
         """
-        from llava.eval.parts import write_atomically
+        from llava.eval.store.shards import write_atomically
 
         truth = self._truth(Path(data))
         rows = self._identified(answers)

@@ -22,11 +22,11 @@ from llava.eval.benchmarks.base import (
     Benchmark,
     DataError,
     DataFile,
-    Mark,
-    Problem,
+    DataIssue,
+    PerImageCounts,
     Question,
+    QuestionScore,
     Score,
-    Tallies,
     read_jsonl,
     read_questions,
 )
@@ -57,9 +57,13 @@ def _metrics(counts: dict[str, int], predicted: list[str], fixed: bool) -> dict[
     result: dict[str, Any] = {"n": len(predicted), **counts}
     try:
         precision, recall = safe(tp, tp + fp), safe(tp, tp + fn)
-        result |= {"accuracy": safe(tp + tn, tp + fp + tn + fn), "precision": precision, "recall": recall,
-                   "f1": safe(2 * precision * recall, precision + recall),
-                   "yes_ratio": safe(predicted.count("yes"), len(predicted))}
+        result |= {
+            "accuracy": safe(tp + tn, tp + fp + tn + fn),
+            "precision": precision,
+            "recall": recall,
+            "f1": safe(2 * precision * recall, precision + recall),
+            "yes_ratio": safe(predicted.count("yes"), len(predicted)),
+        }
     except ZeroDivisionError as error:
         result |= {"f1": None, "raises": f"ZeroDivisionError: {error}"}
     return result
@@ -74,12 +78,19 @@ class Pope(Benchmark):
     sizes = {8910: "full release"}
     files = (
         DataFile(QUESTIONS, "questions", "eval.zip of LLaVA (its docs/Evaluation.md)"),
-        *(DataFile(f"coco/coco_pope_{name}.json", "labels", "POPE (github.com/RUCAIBox/POPE), the release "
-                   "with 2,910 random rows", "score") for name in CATEGORIES),
+        *(
+            DataFile(
+                f"coco/coco_pope_{name}.json",
+                "labels",
+                "POPE (github.com/RUCAIBox/POPE), the release with 2,910 random rows",
+                "score",
+            )
+            for name in CATEGORIES
+        ),
         DataFile("val2014", "pictures", "COCO (cocodataset.org, val2014)"),
     )
 
-    def questions(self, data: Path, problems: list[Problem]) -> Iterator[Question]:
+    def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
         """Questions in file order; raises DataError where a file that asking or scoring needs is missing."""
         self._require(data, QUESTIONS, "LLaVA's question file, from its eval.zip")
         if not (data / "val2014").is_dir():
@@ -102,15 +113,17 @@ class Pope(Benchmark):
             result = _metrics(confusion(said, [label["label"] for label in labels]), said, fixed)
             if result["f1"] is None:
                 why = "no answer is a yes" if "yes" not in said else "no yes is right"
-                warnings.append(f"{category}: the official scorer divides by zero here ({why}) and gives no "
-                                "number; --fixed counts such an F1 as 0")
+                warnings.append(
+                    f"{category}: the official scorer divides by zero here ({why}) and gives no "
+                    "number; --fixed counts such an F1 as 0"
+                )
             details[category] = result
         scores = [details[category]["f1"] for category in CATEGORIES if category in details]
         mean = None if None in scores or not scores else sum(scores) / len(scores)
         details["mean_f1"] = mean
         return Score(self.name, None if mean is None else 100 * mean, details, warnings)
 
-    def tallies(self, data: Path, answers: list[dict[str, Any]]) -> Tallies:
+    def per_image_counts(self, data: Path, answers: list[dict[str, Any]]) -> PerImageCounts:
         """counts: (images, categories, 4) of TP, FP, TN, FN, joined by id."""
         data = Path(data)
         groups, table = self._by_category(data, answers, []), {}
@@ -123,20 +136,22 @@ class Pope(Benchmark):
                 counts[place] += [found[key] for key in _FIELDS]
         if not table:
             raise DataError("no answer matches a label")
-        return Tallies(tuple(table), np.stack(list(table.values())))
+        return PerImageCounts(tuple(table), np.stack(list(table.values())))
 
     def constants(self, data: Path) -> list[str]:
         """Yes and no."""
         return ["Yes", "No"]
 
-    def marks(self, data: Path, answers: list[dict[str, Any]]) -> list[Mark]:
+    def question_scores(self, data: Path, answers: list[dict[str, Any]]) -> list[QuestionScore]:
         """1 where yes or no is right."""
         data = Path(data)
         groups, found = self._by_category(data, answers, []), []
         for category, labels in self._labels(data).items():
             for row, label in zip(*self._join(category, groups.get(category, []), labels, []), strict=True):
                 right = parse_answer(row["text"]) == label["label"]
-                found.append(Mark(f"{category}/{label['question_id']}", str(label["image"]), float(right)))
+                found.append(
+                    QuestionScore(f"{category}/{label['question_id']}", str(label["image"]), float(right))
+                )
         return found
 
     def check_truth(self, data: Path, questions: list[Question]) -> list[str]:
@@ -152,11 +167,13 @@ class Pope(Benchmark):
             if apart:
                 warnings.append(f"{category}: {len(apart)} of {len(asked)} questions have no label")
             if category == "random" and len(labels) == 3000 and len(asked) <= 2910:
-                warnings.append("random: 3,000 labels are a later release of POPE's file; LLaVA's questions "
-                                "go with the one of 2,910 (of the first commits of its repository)")
+                warnings.append(
+                    "random: 3,000 labels are a later release of POPE's file; LLaVA's questions "
+                    "go with the one of 2,910 (of the first commits of its repository)"
+                )
         return warnings
 
-    def score_tallies(self, counts: np.ndarray) -> np.ndarray:
+    def score_counts(self, counts: np.ndarray) -> np.ndarray:
         """(..., categories, 4) -> (...): 100 x mean F1; F1 = 2 TP / (2 TP + FP + FN)."""
         tp, fp, fn = counts[..., 0], counts[..., 1], counts[..., 3]
         below = 2 * tp + fp + fn
@@ -174,14 +191,16 @@ class Pope(Benchmark):
         found = {}
         for category in CATEGORIES:
             path = self._require(data, f"coco/coco_pope_{category}.json", "POPE's labels (one JSON per line)")
-            problems: list[Problem] = []
+            problems: list[DataIssue] = []
             rows = [row for _, row in read_jsonl(path, problems, ("question_id", "label", "image"))]
             if problems:
                 raise DataError(f"{problems[0]}; a label file cannot be used in part")
             odd = [row for row in rows if row["label"] not in ("yes", "no")]
             if odd:
-                raise DataError(f"{path}: the label of question {odd[0]['question_id']} is "
-                                f"{odd[0]['label']!r}, neither yes nor no")
+                raise DataError(
+                    f"{path}: the label of question {odd[0]['question_id']} is "
+                    f"{odd[0]['label']!r}, neither yes nor no"
+                )
             found[category] = rows
         return found
 
@@ -190,14 +209,16 @@ class Pope(Benchmark):
     ) -> dict[str, list[dict[str, Any]]]:
         """Answers per category in file order, as the question file assigns ids to categories."""
         path = self._require(data, QUESTIONS, "LLaVA's question file, from its eval.zip")
-        problems: list[Problem] = []
+        problems: list[DataIssue] = []
         rows = [row for _, row in read_jsonl(path, problems, ("question_id", "category"))]
         category_of = {row["question_id"]: row["category"] for row in rows}
         warnings += [str(problem) for problem in problems]
         strange = [row["question_id"] for row in answers if row["question_id"] not in category_of]
         if strange:
-            raise DataError(f"{len(strange)} of {len(answers)} answers are to questions that {path} does not "
-                            f"have, e.g. question_id {strange[0]!r}: another benchmark or release?")
+            raise DataError(
+                f"{len(strange)} of {len(answers)} answers are to questions that {path} does not "
+                f"have, e.g. question_id {strange[0]!r}: another benchmark or release?"
+            )
         groups: dict[str, list[dict]] = {}
         for row in answers:
             groups.setdefault(category_of[row["question_id"]], []).append(row)
@@ -213,19 +234,26 @@ class Pope(Benchmark):
 
     @staticmethod
     def _warn_of_position(category: str, rows: list[dict], labels: list[dict], warnings: list[str]) -> None:
-        apart = [place for place, (row, label) in enumerate(zip(rows, labels, strict=False))
-                 if _number(row["question_id"]) != label["question_id"]]
+        apart = [
+            place
+            for place, (row, label) in enumerate(zip(rows, labels, strict=False))
+            if _number(row["question_id"]) != label["question_id"]
+        ]
         if len(rows) == len(labels) and not apart:
             return
         what = f"{category}: {len(rows)} answers against {len(labels)} labels"
         if apart:
             said, beside = rows[apart[0]]["question_id"], labels[apart[0]]["question_id"]
-            what += (f"; {len(apart)} answers, from place {apart[0] + 1} on, stand beside the label of "
-                     f"another question (question_id {said} beside {beside})")
+            what += (
+                f"; {len(apart)} answers, from place {apart[0] + 1} on, stand beside the label of "
+                f"another question (question_id {said} beside {beside})"
+            )
         what += ". The official scorer joins by position, unchecked: this number is not to be trusted. "
         if category == "random" and len(labels) == 3000:
-            what += ("3,000 random labels are a later release of POPE's file; LLaVA's questions go with the "
-                     "one of 2,910. ")
+            what += (
+                "3,000 random labels are a later release of POPE's file; LLaVA's questions go with the "
+                "one of 2,910. "
+            )
         warnings.append(what + "--fixed joins by id")
 
     @staticmethod
@@ -236,17 +264,23 @@ class Pope(Benchmark):
             by_id.setdefault(_number(row["question_id"]), row)
         pairs = [(by_id[label["question_id"]], label) for label in labels if label["question_id"] in by_id]
         if len(pairs) < len(labels):
-            warnings.append(f"{category}: {len(labels) - len(pairs)} of {len(labels)} labels have no answer "
-                            "and are left out")
+            warnings.append(
+                f"{category}: {len(labels) - len(pairs)} of {len(labels)} labels have no answer "
+                "and are left out"
+            )
         if len(pairs) < len(by_id):
             warnings.append(f"{category}: {len(by_id) - len(pairs)} answers have no label and are left out")
-        wrong = [(str(row["prompt"]), label) for row, label in pairs
-                 if "prompt" in row and label.get("text") and label["text"] not in str(row["prompt"])]
+        wrong = [
+            (str(row["prompt"]), label)
+            for row, label in pairs
+            if "prompt" in row and label.get("text") and label["text"] not in str(row["prompt"])
+        ]
         if wrong:
             warnings.append(
                 f"{category}: {len(wrong)} labels ask something else than the answer of the same id "
                 f"(question_id {wrong[0][1]['question_id']}: {wrong[0][1]['text']!r} against "
-                f"{wrong[0][0]!r}): a label file of another release?")
+                f"{wrong[0][0]!r}): a label file of another release?"
+            )
         return [row for row, _ in pairs], [label for _, label in pairs]
 
 

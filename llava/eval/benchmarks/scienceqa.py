@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import DataError, DataFile, Mark, Problem, Question, Score
+from llava.eval.benchmarks.base import DataError, DataFile, DataIssue, Question, QuestionScore, Score
 from llava.eval.benchmarks.common import (
     LLAVA_EVAL_ZIP,
     MeanBenchmark,
@@ -70,33 +70,44 @@ class ScienceQA(MeanBenchmark):
     )
     only_images = True
 
-    def questions(self, data: Path, problems: list[Problem]) -> Iterator[Question]:
+    def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
         """Questions in file order; raises DataError where the question file is missing or another one."""
-        path = require(data, (WITH_IMAGE, ALL) if self.only_images and not (data / ALL).is_file() else ALL,
-                       f"LLaVA's question file, from {LLAVA_EVAL_ZIP},")
+        path = require(
+            data,
+            (WITH_IMAGE, ALL) if self.only_images and not (data / ALL).is_file() else ALL,
+            f"LLaVA's question file, from {LLAVA_EVAL_ZIP},",
+        )
         rows = read_json(path, list, ("id", "conversations"))
         return self._read(path, rows, data / "images" / "test", problems)
 
-    def _read(self, path: Path, rows: list[dict], pictures: Path, problems: list[Problem]
-              ) -> Iterator[Question]:
+    def _read(
+        self, path: Path, rows: list[dict], pictures: Path, problems: list[DataIssue]
+    ) -> Iterator[Question]:
         index = 0
         for number, row in enumerate(rows, 1):
             try:
                 text = row["conversations"][0]["value"].replace("<image>", "").strip() + LETTER
             except (LookupError, TypeError, AttributeError):
-                problems.append(Problem(str(path), number, "entry without a human turn"))
+                problems.append(DataIssue(str(path), number, "entry without a human turn"))
                 continue
             image = row.get("image")
             if image is None and self.only_images:
                 continue
             if (image is None) == ("<image>" in row["conversations"][0]["value"]):
                 what = "asks about a picture and names none" if image is None else "names an unused picture"
-                problems.append(Problem(str(path), number, f"entry {row['id']} {what}"))
+                problems.append(DataIssue(str(path), number, f"entry {row['id']} {what}"))
                 continue
             # the scorer tells questions with a picture by their prompt
             prompt = text if image is None else "<image>\n" + text
-            yield Question(index, row["id"], None if image is None else pictures / image, text,
-                           file=str(path), line=number, extra={"prompt": prompt})
+            yield Question(
+                index,
+                row["id"],
+                None if image is None else pictures / image,
+                text,
+                file=str(path),
+                line=number,
+                extra={"prompt": prompt},
+            )
             index += 1
 
     def check_truth(self, data: Path, questions: list[Question]) -> list[str]:
@@ -111,35 +122,53 @@ class ScienceQA(MeanBenchmark):
         split, problems = self._truth(data)
         rows = {str(row["question_id"]): row for row in answers}
         asked = [str(row["question_id"]) for row in answers]
-        warnings = [one for one in check_known(self.title, asked, split, data / SPLITS)
-                    if "no answer" not in one]
+        warnings = [
+            one for one in check_known(self.title, asked, split, data / SPLITS) if "no answer" not in one
+        ]
         right = self._right(split, problems, rows)
         pictured = [key for key in split if "<image>" in str(rows.get(key, {}).get("prompt", ""))]
         details: dict[str, Any] = {
-            "count": len(split), "correct": sum(right.values()),
+            "count": len(split),
+            "correct": sum(right.values()),
             "accuracy": 100 * sum(right.values()) / len(split),
-            "img_count": len(pictured), "img_correct": sum(right[key] for key in pictured),
+            "img_count": len(pictured),
+            "img_correct": sum(right[key] for key in pictured),
             "img_accuracy": 100 * mean(float(right[key]) for key in pictured) if pictured else None,
-            "unparsed": sum(parse_answer(row["text"]) == FAILED for row in rows.values())}
+            "unparsed": sum(parse_answer(row["text"]) == FAILED for row in rows.values()),
+        }
         self._warn(details, split, problems, rows, pictured, fixed, warnings)
         return Score(self.name, details["img_accuracy"], details, warnings)
 
     @staticmethod
-    def _warn(details: dict[str, Any], split: list[str], problems: dict, rows: dict, pictured: list[str],
-              fixed: bool, warnings: list[str]) -> None:
+    def _warn(
+        details: dict[str, Any],
+        split: list[str],
+        problems: dict,
+        rows: dict,
+        pictured: list[str],
+        fixed: bool,
+        warnings: list[str],
+    ) -> None:
         with_picture = [key for key in split if problems[key].get("image")]
         lost = [key for key in with_picture if key not in rows]
         texts = [key for key in split if key not in rows and not problems[key].get("image")]
         if not pictured:
-            warnings.append("no answer's prompt holds <image>, by which the official scorer tells questions "
-                            "with a picture; there is no IMG-Accuracy")
+            warnings.append(
+                "no answer's prompt holds <image>, by which the official scorer tells questions "
+                "with a picture; there is no IMG-Accuracy"
+            )
         if lost:
-            warnings.append(f"{len(lost)} of {len(with_picture)} questions with a picture have no answer; "
-                            "IMG-Accuracy is that of the others")
+            warnings.append(
+                f"{len(lost)} of {len(with_picture)} questions with a picture have no answer; "
+                "IMG-Accuracy is that of the others"
+            )
         if texts:
-            warnings.append(f"{len(texts)} questions without a picture have no answer; the overall accuracy "
-                            "counts them as wrong and means nothing" if not fixed else
-                            f"{len(texts)} questions without a picture have no answer")
+            warnings.append(
+                f"{len(texts)} questions without a picture have no answer; the overall accuracy "
+                "counts them as wrong and means nothing"
+                if not fixed
+                else f"{len(texts)} questions without a picture have no answer"
+            )
         if fixed and rows:
             details["accuracy"] = 100 * details["correct"] / sum(key in rows for key in split)
 
@@ -151,13 +180,16 @@ class ScienceQA(MeanBenchmark):
             found[key] = choice_index(letter, problems[key]["choices"]) == problems[key]["answer"]
         return found
 
-    def marks(self, data: Path, answers: list[dict[str, Any]]) -> list[Mark]:
+    def question_scores(self, data: Path, answers: list[dict[str, Any]]) -> list[QuestionScore]:
         """1 where a question with a picture is answered right."""
         split, problems = self._truth(Path(data))
         rows = {str(row["question_id"]): row for row in answers}
         right = self._right(split, problems, rows)
-        return [Mark(key, key, float(right[key])) for key in split
-                if "<image>" in str(rows.get(key, {}).get("prompt", ""))]
+        return [
+            QuestionScore(key, key, float(right[key]))
+            for key in split
+            if "<image>" in str(rows.get(key, {}).get("prompt", ""))
+        ]
 
     def constants(self, data: Path) -> list[str]:
         """The letters."""
@@ -172,8 +204,10 @@ class ScienceQA(MeanBenchmark):
         problems = read_json(path, dict)
         lost = [key for key in split if key not in problems]
         if lost or not split:
-            raise DataError(f"{path}: lacks {len(lost)} of the {len(split)} questions of {split_path.name}: "
-                            "files of different releases?")
+            raise DataError(
+                f"{path}: lacks {len(lost)} of the {len(split)} questions of {split_path.name}: "
+                "files of different releases?"
+            )
         return split, problems
 
 

@@ -15,7 +15,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import DataError, DataFile, Mark, Problem, Question, Score, read_questions
+from llava.eval.benchmarks.base import (
+    DataError,
+    DataFile,
+    DataIssue,
+    Question,
+    QuestionScore,
+    Score,
+    read_questions,
+)
 from llava.eval.benchmarks.common import (
     LLAVA_EVAL_ZIP,
     MeanBenchmark,
@@ -26,7 +34,7 @@ from llava.eval.benchmarks.common import (
     read_json,
     require,
 )
-from llava.eval.normalize import evalai, soft_accuracy
+from llava.eval.benchmarks.normalize import evalai, soft_accuracy
 
 QUESTIONS, TRUTH = "llava_textvqa_val_v051_ocr.jsonl", "TextVQA_0.5.1_val.json"
 _OCR_LINE = "Reference OCR token: "
@@ -62,7 +70,7 @@ class TextVQA(MeanBenchmark):
         DataFile("train_images", "pictures", "TextVQA training and validation images (textvqa.org/dataset)"),
     )
 
-    def questions(self, data: Path, problems: list[Problem]) -> Iterator[Question]:
+    def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
         """Questions in file order; raises DataError where the question file is missing."""
         path = require(data, QUESTIONS, f"LLaVA's question file, from {LLAVA_EVAL_ZIP},")
         return read_questions(path, data / "train_images", problems)
@@ -90,11 +98,14 @@ class TextVQA(MeanBenchmark):
         if len(set(keys)) < len(truth):
             warnings[-1] += "; the official scorer averages over the answers there are"
         accuracy = 100 * mean(mark.value for mark in self._marks(data, answers, each=not fixed))
-        details = {"rule": "fixed: each question once" if fixed else "official: mean over the answers",
-                   "accuracy": accuracy, "samples": len(set(keys)) if fixed else len(keys)}
+        details = {
+            "rule": "fixed: each question once" if fixed else "official: mean over the answers",
+            "accuracy": accuracy,
+            "samples": len(set(keys)) if fixed else len(keys),
+        }
         return Score(self.name, accuracy, details, warnings)
 
-    def marks(self, data: Path, answers: list[dict[str, Any]]) -> list[Mark]:
+    def question_scores(self, data: Path, answers: list[dict[str, Any]]) -> list[QuestionScore]:
         """VQA accuracy of every answered question."""
         return self._marks(Path(data), answers, each=False)
 
@@ -102,14 +113,14 @@ class TextVQA(MeanBenchmark):
         """The most common human answers."""
         return commonest(human for humans in self._truth(Path(data)).values() for human in humans)
 
-    def _marks(self, data: Path, answers: list[dict[str, Any]], each: bool) -> list[Mark]:
+    def _marks(self, data: Path, answers: list[dict[str, Any]], each: bool) -> list[QuestionScore]:
         truth, found = self._truth(data), []
         rows = [(self._key(row), row) for row in answers]
         for key, row in rows if each else dict(rows).items():
             if key in truth:
                 humans = [_normalised(human) for human in truth[key]]
                 value = soft_accuracy(_normalised(row["text"]), humans)
-                found.append(Mark(f"{key[0]}/{key[1]}", key[0], value))
+                found.append(QuestionScore(f"{key[0]}/{key[1]}", key[0], value))
         return found
 
     @staticmethod
@@ -118,8 +129,10 @@ class TextVQA(MeanBenchmark):
             return str(row["question_id"]), question_of(row["prompt"])
         except (KeyError, ValueError) as error:
             reason = "has no prompt" if isinstance(error, KeyError) else f"has another prompt ({error})"
-            raise DataError(f"TextVQA: the answer to question_id {row['question_id']!r} {reason}; the "
-                            "official scorer finds the question in the prompt") from error
+            raise DataError(
+                f"TextVQA: the answer to question_id {row['question_id']!r} {reason}; the "
+                "official scorer finds the question in the prompt"
+            ) from error
 
     @staticmethod
     def _truth(data: Path) -> dict[tuple[str, str], list[str]]:
@@ -128,6 +141,8 @@ class TextVQA(MeanBenchmark):
         truth = {(str(row["image_id"]), row["question"].lower()): row["answers"] for row in rows}
         odd = [key for key, humans in truth.items() if len(humans) != 10]
         if odd:
-            raise DataError(f"{path}: {len(odd)} questions have other than 10 answers, e.g. of image "
-                            f"{odd[0][0]}: the test release, or a damaged file?")
+            raise DataError(
+                f"{path}: {len(odd)} questions have other than 10 answers, e.g. of image "
+                f"{odd[0][0]}: the test release, or a damaged file?"
+            )
         return truth

@@ -13,13 +13,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import DataError, Problem
+from llava.eval.benchmarks.base import DataError, DataIssue
 
 _NEEDS = ("index", "question", "A", "B", "answer", "image")
 # What pandas takes for a missing cell, and LLaVA therefore too; an option "None" is lost.
-MISSING_CELLS = frozenset((
-    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A",
-    "NA", "NULL", "NaN", "None", "n/a", "nan", "null"))
+MISSING_CELLS = frozenset(
+    (
+        "",
+        "#N/A",
+        "#N/A N/A",
+        "#NA",
+        "-1.#IND",
+        "-1.#QNAN",
+        "-NaN",
+        "-nan",
+        "1.#IND",
+        "1.#QNAN",
+        "<NA>",
+        "N/A",
+        "NA",
+        "NULL",
+        "NaN",
+        "None",
+        "n/a",
+        "nan",
+        "null",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +68,9 @@ class EmbeddedImage:
             raise ValueError(f"{self}: {error}") from error
 
 
-def rows_of(path: Path, problems: list[Problem]) -> Iterator[tuple[int, EmbeddedImage | str, dict[str, str]]]:
+def rows_of(
+    path: Path, problems: list[DataIssue]
+) -> Iterator[tuple[int, EmbeddedImage | str, dict[str, str]]]:
     """Stream (line, picture or index of the row that has it, row without picture) of a TSV."""
     csv.field_size_limit(2**31 - 1)
     if not path.is_file():
@@ -74,8 +96,13 @@ def rows_of(path: Path, problems: list[Problem]) -> Iterator[tuple[int, Embedded
             if not cells:
                 continue
             if len(cells) != len(header) or not cells[header.index("index")].isdigit():
-                problems.append(Problem(str(path), reader.line_num, f"{len(cells)} cells under "
-                                        f"{len(header)} columns, or no index"))
+                problems.append(
+                    DataIssue(
+                        str(path),
+                        reader.line_num,
+                        f"{len(cells)} cells under {len(header)} columns, or no index",
+                    )
+                )
                 continue
             text = cells[column]
             row = dict(zip(header, cells, strict=True))

@@ -23,9 +23,17 @@ from typing import Any
 
 import numpy as np
 
-from llava.eval.benchmarks.base import DataError, DataFile, Mark, Problem, Question, Score, read_jsonl
+from llava.eval.benchmarks.base import (
+    DataError,
+    DataFile,
+    DataIssue,
+    Question,
+    QuestionScore,
+    Score,
+    read_jsonl,
+)
 from llava.eval.benchmarks.common import MeanBenchmark, check_known, mean, read_json, require
-from llava.eval.normalize import vqa_official
+from llava.eval.benchmarks.normalize import vqa_official
 
 FRAMES = 8
 EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv")
@@ -36,7 +44,8 @@ _PAGE = "Video-ChatGPT's zero-shot sets, as collected for Video-LLaVA's evaluati
 SYSTEM = (
     "You are an intelligent chatbot that judges answers to questions about videos. Compare the predicted "
     "answer with the correct answer and decide whether they match in meaning; synonyms and paraphrases are "
-    "valid.")
+    "valid."
+)
 PROMPT = """\
 Judge this answer to a question about a video.
 
@@ -70,8 +79,12 @@ def tally(replies: list[dict[str, Any]]) -> dict[str, Any]:
             continue
         yes += "yes" in said
         no += "yes" not in said and "no" in said
-    return {"yes_count": yes, "no_count": no, "accuracy": yes / (yes + no) if yes + no else None,
-            "average_score": total / len(replies) if replies else None}
+    return {
+        "yes_count": yes,
+        "no_count": no,
+        "accuracy": yes / (yes + no) if yes + no else None,
+        "average_score": total / len(replies) if replies else None,
+    }
 
 
 class VideoQA(MeanBenchmark):
@@ -86,15 +99,21 @@ class VideoQA(MeanBenchmark):
     videos: str  # folder of the videos
     prefix = ""  # of their file names
 
-    def questions(self, data: Path, problems: list[Problem]) -> Iterator[Question]:
+    def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
         """Questions in file order; raises DataError where the question file is missing or another."""
         path = require(data, (self.marker, *self.markers), f"the questions of {_PAGE}")
         rows = read_json(path, list, ("video_name", "question_id", "question"))
         for index, row in enumerate(rows):
             stem = data / self.videos / f"{self.prefix}{row['video_name']}"
             there = [path for end in EXTENSIONS if (path := Path(f"{stem}{end}")).is_file()]
-            yield Question(index, row["question_id"], there[0] if there else Path(f"{stem}{EXTENSIONS[0]}"),
-                           row["question"], file=str(path), line=index + 1)
+            yield Question(
+                index,
+                row["question_id"],
+                there[0] if there else Path(f"{stem}{EXTENSIONS[0]}"),
+                row["question"],
+                file=str(path),
+                line=index + 1,
+            )
 
     def check_truth(self, data: Path, questions: list[Question]) -> list[str]:
         try:
@@ -109,11 +128,18 @@ class VideoQA(MeanBenchmark):
         path = Path(path)
         if path.is_dir() or path.suffix == ".json":
             replies = _read_replies(path)
-            return [{"question_id": key, "text": str(asked.get("pred", "")), "truth": asked.get("a"),
-                     "reply": reply} for key, (reply, asked) in replies.items()]
+            return [
+                {
+                    "question_id": key,
+                    "text": str(asked.get("pred", "")),
+                    "truth": asked.get("a"),
+                    "reply": reply,
+                }
+                for key, (reply, asked) in replies.items()
+            ]
         if not path.is_file():
             raise DataError(f"{path}: no such answer file")
-        problems: list[Problem] = []
+        problems: list[DataIssue] = []
         rows = []
         for number, row in read_jsonl(path, problems):
             if "id" in row and "pred" in row:
@@ -121,15 +147,20 @@ class VideoQA(MeanBenchmark):
             elif "question_id" in row and "text" in row:
                 rows.append(row)
             else:
-                problems.append(Problem(str(path), number, "neither id and pred nor question_id and text"))
+                problems.append(DataIssue(str(path), number, "neither id and pred nor question_id and text"))
         if problems:
             raise DataError(f"{problems[0]}; mend or delete such lines before scoring")
-        for beside in (path.with_name(f"{path.stem}_judged"), path.with_name(f"{path.stem}_{REPLIES}"),
-                       path.with_name(REPLIES)):
+        for beside in (
+            path.with_name(f"{path.stem}_judged"),
+            path.with_name(f"{path.stem}_{REPLIES}"),
+            path.with_name(REPLIES),
+        ):
             if beside.exists():
                 replies = _read_replies(beside)
-                return [{**row, "reply": replies[row["question_id"]][0]}
-                        if row["question_id"] in replies else row for row in rows]
+                return [
+                    {**row, "reply": replies[row["question_id"]][0]} if row["question_id"] in replies else row
+                    for row in rows
+                ]
         return rows
 
     def score(self, data: Path, answers: list[dict[str, Any]], fixed: bool = False) -> Score:
@@ -137,54 +168,74 @@ class VideoQA(MeanBenchmark):
         truth = self._truth(data)
         warnings = check_known(self.title, [row["question_id"] for row in answers], truth, data)
         rows = {row["question_id"]: row for row in answers}
-        wrong = [key for key, row in rows.items()
-                 if row.get("truth") is not None and row["truth"] != truth[key]["answer"]]
+        wrong = [
+            key
+            for key, row in rows.items()
+            if row.get("truth") is not None and row["truth"] != truth[key]["answer"]
+        ]
         if wrong:
-            warnings.append(f"{len(wrong)} of {len(rows)} answers stand beside another correct answer than "
-                            f"the ground truth has (e.g. {wrong[0]}): made in chunks by a program that deals "
-                            "out questions and not their answers? What a judge said about these is worthless")
+            warnings.append(
+                f"{len(wrong)} of {len(rows)} answers stand beside another correct answer than "
+                f"the ground truth has (e.g. {wrong[0]}): made in chunks by a program that deals "
+                "out questions and not their answers? What a judge said about these is worthless"
+            )
         replies = [row["reply"] for row in rows.values() if "reply" in row]
         pairs = [(row["text"], str(truth[key]["answer"])) for key, row in rows.items()]
         details: dict[str, Any] = {
-            "answered": len(rows), "judged": len(replies),
+            "answered": len(rows),
+            "judged": len(replies),
             "offline_exact_match": 100 * mean(float(a.strip() == b.strip()) for a, b in pairs),
-            "offline_normalised_match": 100 * mean(
-                float(vqa_official(a) == vqa_official(b)) for a, b in pairs)}
+            "offline_normalised_match": 100
+            * mean(float(vqa_official(a) == vqa_official(b)) for a, b in pairs),
+        }
         if not replies:
-            warnings.append("not judged yet: python -m llava.eval.judge asks a judge; the offline matches "
-                            "are not the number that papers print")
+            warnings.append(
+                "not judged yet: python -m llava.eval.judge asks a judge; the offline matches "
+                "are not the number that papers print"
+            )
             return Score(self.name, None, details, warnings)
         details |= tally(replies)
         if len(replies) < len(rows):
-            warnings.append(f"{len(rows) - len(replies)} of {len(rows)} answers are not judged; start the "
-                            "judge again to go on")
+            warnings.append(
+                f"{len(rows) - len(replies)} of {len(rows)} answers are not judged; start the "
+                "judge again to go on"
+            )
         odd = len(replies) - details["yes_count"] - details["no_count"]
         if odd:
-            warnings.append(f"{odd} replies are neither yes nor no, or have no whole score; the official "
-                            "tally leaves them out of the accuracy")
+            warnings.append(
+                f"{odd} replies are neither yes nor no, or have no whole score; the official "
+                "tally leaves them out of the accuracy"
+            )
         accuracy = details["accuracy"]
         return Score(self.name, None if accuracy is None else 100 * accuracy, details, warnings)
 
-    def marks(self, data: Path, answers: list[dict[str, Any]]) -> list[Mark]:
+    def question_scores(self, data: Path, answers: list[dict[str, Any]]) -> list[QuestionScore]:
         """1 for the judge's yes, 0 for its no; other replies are left out."""
         rows, found = {row["question_id"]: row for row in answers if "reply" in row}, []
         for question in self.questions(Path(data), []):
             if question.question_id in rows:
                 counts = tally([rows[question.question_id]["reply"]])
                 if counts["accuracy"] is not None:
-                    found.append(Mark(str(question.question_id), question.image.stem, counts["accuracy"]))
+                    found.append(
+                        QuestionScore(str(question.question_id), question.image.stem, counts["accuracy"])
+                    )
         return found
 
     def grade(
-        self, data: Path, answers: list[dict[str, Any]], ask: Callable[..., tuple[str, str]], output: Path,
-        runs: int = 1, prompt: str | None = None,
+        self,
+        data: Path,
+        answers: list[dict[str, Any]],
+        ask: Callable[..., tuple[str, str]],
+        output: Path,
+        runs: int = 1,
+        prompt: str | None = None,
     ) -> Iterator[str]:
         """Fill the folder `output` with <id>.json; yields each id done. Replies there already are kept.
 
         ask(messages, temperature, max_tokens) -> (reply, model). An answer whose replies cannot be parsed
         stays without file, to be judged by the next start.
         """
-        from llava.eval.parts import write_atomically
+        from llava.eval.store.shards import write_atomically
 
         truth = self._truth(Path(data))
         questions = {one.question_id: one.text for one in self.questions(Path(data), [])}
@@ -195,11 +246,18 @@ class VideoQA(MeanBenchmark):
             path = output / f"{key}.json"
             asked = {"q": questions[key], "a": str(truth[key]["answer"]), "pred": row["text"]}
             if not path.exists():
-                text = (prompt or PROMPT).format(question=asked["q"], answer=asked["a"],
-                                                 prediction=asked["pred"])
+                text = (prompt or PROMPT).format(
+                    question=asked["q"], answer=asked["a"], prediction=asked["pred"]
+                )
                 messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
-                reply = next((found for _ in range(_TRIES)
-                              if (found := parse_reply(ask(messages, None, None)[0])) is not None), None)
+                reply = next(
+                    (
+                        found
+                        for _ in range(_TRIES)
+                        if (found := parse_reply(ask(messages, None, None)[0])) is not None
+                    ),
+                    None,
+                )
                 if reply is None:
                     continue
                 write_atomically(path, json.dumps([reply, asked]))
@@ -226,8 +284,11 @@ def _read_replies(path: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]
         document = {one.stem: read_json(one, list) for one in sorted(path.glob("*.json"))}
     else:
         document = read_json(path, dict)
-    odd = [key for key, pair in document.items() if not (
-        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], dict))]
+    odd = [
+        key
+        for key, pair in document.items()
+        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], dict))
+    ]
     if odd or not document:
         what = f"entry {odd[0]!r} is" if odd else "it is empty,"
         raise DataError(f"{path}: {what} no judge reply: [{{'pred', 'score'}}, {{'q', 'a', 'pred'}}]")
@@ -236,12 +297,24 @@ def _read_replies(path: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]
 
 def _set(name: str, title: str, folder: str, videos: str, prefix: str = "") -> type[VideoQA]:
     place = f"{folder}_Zero_Shot_QA"
-    return type(title.replace("-", ""), (VideoQA,), {
-        "__module__": __name__, "name": name, "title": title, "videos": videos, "prefix": prefix,
-        "folder": f"GPT_Zero_Shot_QA/{place}", "other_folders": (place, f"video/{place}"),
-        "files": (DataFile("test_q_1k.json", "questions", _PAGE, also=("test_q.json",)),
-                  DataFile("test_a_1k.json", "answers", _PAGE, "score", ("test_a.json",)),
-                  DataFile(videos, "videos", f"{title}'s own release"))})
+    return type(
+        title.replace("-", ""),
+        (VideoQA,),
+        {
+            "__module__": __name__,
+            "name": name,
+            "title": title,
+            "videos": videos,
+            "prefix": prefix,
+            "folder": f"GPT_Zero_Shot_QA/{place}",
+            "other_folders": (place, f"video/{place}"),
+            "files": (
+                DataFile("test_q_1k.json", "questions", _PAGE, also=("test_q.json",)),
+                DataFile("test_a_1k.json", "answers", _PAGE, "score", ("test_a.json",)),
+                DataFile(videos, "videos", f"{title}'s own release"),
+            ),
+        },
+    )
 
 
 TGIF = _set("tgif", "TGIF-QA", "TGIF", "mp4")

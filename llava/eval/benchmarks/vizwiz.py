@@ -20,9 +20,9 @@ from typing import Any
 from llava.eval.benchmarks.base import (
     DataError,
     DataFile,
-    Mark,
-    Problem,
+    DataIssue,
     Question,
+    QuestionScore,
     Score,
     Submission,
     read_answers,
@@ -43,7 +43,7 @@ from llava.eval.benchmarks.common import (
     require,
     to_json,
 )
-from llava.eval.normalize import evalai, soft_accuracy, vizwiz_official
+from llava.eval.benchmarks.normalize import evalai, soft_accuracy, vizwiz_official
 
 LLAVA_TEST, LLAVA_VAL, TRUTH = "llava_test.jsonl", "llava_val.jsonl", "val.json"
 SERVER = "EvalAI challenge 2185 (VizWiz VQA)"
@@ -76,7 +76,7 @@ class VizWiz(MeanBenchmark):
     )
     val_only = False
 
-    def questions(self, data: Path, problems: list[Problem]) -> Iterator[Question]:
+    def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
         """Questions in file order; raises DataError where there is no question file."""
         if not self.val_only and (data / LLAVA_TEST).is_file():
             return read_questions(data / LLAVA_TEST, data / "test", problems)
@@ -110,9 +110,15 @@ class VizWiz(MeanBenchmark):
         data = Path(data)
         rows, split = self._by_image(data, answers)
         if split == "test":
-            return Score(self.name, None, {"split": "test"}, [
-                "the test set has no public answers: write the server's file with python -m "
-                f"llava.eval.submit --benchmark {self.name} and hand it in at {SERVER}"])
+            return Score(
+                self.name,
+                None,
+                {"split": "test"},
+                [
+                    "the test set has no public answers: write the server's file with python -m "
+                    f"llava.eval.submit --benchmark {self.name} and hand it in at {SERVER}"
+                ],
+            )
         truth = self._truth(data)
         warnings = check_known(self.title, [image for image, _ in rows], truth, data / TRUTH, "image")
         table = dict(rows)
@@ -127,22 +133,33 @@ class VizWiz(MeanBenchmark):
     def _summary(truth: dict[str, dict], predictions: dict[str, str]) -> dict[str, Any]:
         found = [(truth[image], accuracy(text, _humans(truth[image]))) for image, text in predictions.items()]
         said = [_normalised(text) == "unanswerable" for text in predictions.values()]
-        truly = [truth[image]["answer_type"] == "unanswerable" if "answerable" not in truth[image]
-                 else not truth[image]["answerable"] for image in predictions]
+        truly = [
+            truth[image]["answer_type"] == "unanswerable"
+            if "answerable" not in truth[image]
+            else not truth[image]["answerable"]
+            for image in predictions
+        ]
         return {
             "accuracy": round(100 * mean(value for _, value in found), 2),
             "perAnswerType": group_means(
-                ((row.get("answer_type", "unknown"), value) for row, value in found), digits=2),
+                ((row.get("answer_type", "unknown"), value) for row, value in found), digits=2
+            ),
             "said_unanswerable": sum(said),
             "unanswerability_from_text": unanswerability(said, truly),
         }
 
-    def marks(self, data: Path, answers: list[dict[str, Any]], raw: bool = False) -> list[Mark]:
+    def question_scores(
+        self, data: Path, answers: list[dict[str, Any]], raw: bool = False
+    ) -> list[QuestionScore]:
         """Official accuracy of every answered picture, of what LLaVA uploads (or of the raw text)."""
         truth, table = self._truth(Path(data)), dict(self._by_image(Path(data), answers)[0])
-        return [Mark(image, image, accuracy(table[image]["text"] if raw else uploaded(table[image]),
-                                            _humans(row)))
-                for image, row in truth.items() if image in table]
+        return [
+            QuestionScore(
+                image, image, accuracy(table[image]["text"] if raw else uploaded(table[image]), _humans(row))
+            )
+            for image, row in truth.items()
+            if image in table
+        ]
 
     def constants(self, data: Path) -> list[str]:
         """The most common human answers of the validation set."""
@@ -156,7 +173,7 @@ class VizWiz(MeanBenchmark):
             if data is None:
                 raise DataError("give --data, or with --questions the question file of the answers")
             questions = require(data, (LLAVA_TEST, LLAVA_VAL), "LLaVA's question file")
-        problems: list[Problem] = []
+        problems: list[DataIssue] = []
         wanted = [row for _, row in read_jsonl(questions, problems, ("question_id", "image"))]
         if problems:
             raise DataError(f"{problems[0]}; the list of pictures cannot be used in part")
@@ -164,8 +181,10 @@ class VizWiz(MeanBenchmark):
         check_known(self.title, list(by_id), [row["question_id"] for row in wanted], questions)
         missing = [row["image"] for row in wanted if row["question_id"] not in by_id]
         if missing:
-            raise DataError(f"{len(missing)} of {len(wanted)} pictures have no answer, e.g. {missing[0]}; "
-                            "the server wants all")
+            raise DataError(
+                f"{len(missing)} of {len(wanted)} pictures have no answer, e.g. {missing[0]}; "
+                "the server wants all"
+            )
         document = [{"image": row["image"], "answer": uploaded(by_id[row["question_id"]])} for row in wanted]
         return Submission({"vizwiz_submission.json": to_json(document)}, len(document), SERVER)
 
@@ -187,19 +206,29 @@ class VizWiz(MeanBenchmark):
             if not (data / name).is_file():
                 continue
             if name == TRUTH:
-                asked = {number: (row["image"], row["question"])
-                         for number, row in enumerate(read_json(data / name, list, ("image", "question")))}
+                asked = {
+                    number: (row["image"], row["question"])
+                    for number, row in enumerate(read_json(data / name, list, ("image", "question")))
+                }
             else:
-                asked = {row["question_id"]: (row["image"], row["text"])
-                         for _, row in read_jsonl(data / name, [], ("question_id", "image", "text"))}
+                asked = {
+                    row["question_id"]: (row["image"], row["text"])
+                    for _, row in read_jsonl(data / name, [], ("question_id", "image", "text"))
+                }
             strange = [row["question_id"] for row in answers if row["question_id"] not in asked]
-            agree = sum(1 for row in answers if row["question_id"] in asked
-                        and str(row.get("prompt", "")).startswith(asked[row["question_id"]][1]))
+            agree = sum(
+                1
+                for row in answers
+                if row["question_id"] in asked
+                and str(row.get("prompt", "")).startswith(asked[row["question_id"]][1])
+            )
             if not strange and agree > best:  # ids of both splits count from 0; prompts tell them apart
                 best, found = agree, [asked[row["question_id"]][0] for row in answers]
         if best < 0:
-            raise DataError(f"{data}: no question file there has all ids of these {len(answers)} answers "
-                            f"({LLAVA_VAL}, {LLAVA_TEST} or {TRUTH}): another benchmark, split or release?")
+            raise DataError(
+                f"{data}: no question file there has all ids of these {len(answers)} answers "
+                f"({LLAVA_VAL}, {LLAVA_TEST} or {TRUTH}): another benchmark, split or release?"
+            )
         return found
 
     @staticmethod

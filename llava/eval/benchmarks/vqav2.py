@@ -21,9 +21,9 @@ from typing import Any
 from llava.eval.benchmarks.base import (
     DataError,
     DataFile,
-    Mark,
-    Problem,
+    DataIssue,
     Question,
+    QuestionScore,
     Score,
     Submission,
     read_answers,
@@ -45,7 +45,7 @@ from llava.eval.benchmarks.common import (
     require,
     to_json,
 )
-from llava.eval.normalize import evalai, soft_accuracy, vqa_official
+from llava.eval.benchmarks.normalize import evalai, soft_accuracy, vqa_official
 
 TEST_DEV, ALL_TEST = "llava_vqav2_mscoco_test-dev2015.jsonl", "llava_vqav2_mscoco_test2015.jsonl"
 LLAVA_VAL = ("llava_vqav2_val.jsonl", "llava_vqav2_mscoco_val2014.jsonl")
@@ -88,7 +88,7 @@ class VQAv2(MeanBenchmark):
     )
     val_only = False
 
-    def questions(self, data: Path, problems: list[Problem]) -> Iterator[Question]:
+    def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
         """Questions in file order; raises DataError where there is no question file."""
         if not self.val_only and (data / TEST_DEV).is_file():
             return read_questions(data / TEST_DEV, data / "test2015", problems)
@@ -104,8 +104,14 @@ class VQAv2(MeanBenchmark):
         rows = read_json(path, dict, ("questions",))["questions"]
         for index, row in enumerate(rows):
             picture = pictures / f"COCO_val2014_{row['image_id']:012d}.jpg"
-            yield Question(index, row["question_id"], picture, row["question"] + SHORT_ANSWER, file=str(path),
-                           line=index + 1)
+            yield Question(
+                index,
+                row["question_id"],
+                picture,
+                row["question"] + SHORT_ANSWER,
+                file=str(path),
+                line=index + 1,
+            )
 
     def check_truth(self, data: Path, questions: list[Question]) -> list[str]:
         if Path(questions[0].file).name == TEST_DEV:
@@ -125,15 +131,23 @@ class VQAv2(MeanBenchmark):
     def score(self, data: Path, answers: list[dict[str, Any]], fixed: bool = False) -> Score:
         data, asked = Path(data), [row["question_id"] for row in answers]
         if self._is_test(data, asked):
-            return Score(self.name, None, {"split": "test-dev"}, [
-                "test-dev has no public answers: write the server's file with python -m llava.eval.submit "
-                f"--benchmark {self.name} and hand it in at {SERVER}"])
+            return Score(
+                self.name,
+                None,
+                {"split": "test-dev"},
+                [
+                    "test-dev has no public answers: write the server's file with python -m "
+                    f"llava.eval.submit --benchmark {self.name} and submit it to {SERVER}"
+                ],
+            )
         truth = self._truth(data)
         warnings = check_known(self.title, asked, truth, data / ANNOTATIONS)
         details: dict[str, Any] = {"split": "validation", "answered": len(set(asked))}
         if len(set(asked)) < len(truth) and not fixed:
-            warnings[-1] += ("; the official program stops here (AssertionError) and gives no number; "
-                             "--fixed averages over those answered")
+            warnings[-1] += (
+                "; the official program stops here (AssertionError) and gives no number; "
+                "--fixed averages over those answered"
+            )
             return Score(self.name, None, {**details, "raises": "AssertionError"}, warnings)
         rows = last_by(answers, "question_id")
         details |= self._summary(truth, {key: uploaded(row) for key, row in rows.items()})
@@ -151,12 +165,20 @@ class VQAv2(MeanBenchmark):
             "perQuestionType": group_means(((row["question_type"], value) for row, value in found), digits=2),
         }
 
-    def marks(self, data: Path, answers: list[dict[str, Any]], raw: bool = False) -> list[Mark]:
+    def question_scores(
+        self, data: Path, answers: list[dict[str, Any]], raw: bool = False
+    ) -> list[QuestionScore]:
         """Official accuracy of every answered question, of what LLaVA uploads (or of the raw text)."""
         truth, rows = self._truth(Path(data)), last_by(answers, "question_id")
-        return [Mark(str(key), str(row["image_id"]),
-                     accuracy(rows[key]["text"] if raw else uploaded(rows[key]), _humans(row)))
-                for key, row in truth.items() if key in rows]
+        return [
+            QuestionScore(
+                str(key),
+                str(row["image_id"]),
+                accuracy(rows[key]["text"] if raw else uploaded(rows[key]), _humans(row)),
+            )
+            for key, row in truth.items()
+            if key in rows
+        ]
 
     def constants(self, data: Path) -> list[str]:
         """The most common human answers of the validation set."""
@@ -170,7 +192,7 @@ class VQAv2(MeanBenchmark):
             if data is None:
                 raise DataError("give --data, or with --questions the file that lists all test ids")
             questions = require(data, (ALL_TEST, *LLAVA_VAL), "LLaVA's list of all test ids")
-        problems: list[Problem] = []
+        problems: list[DataIssue] = []
         ids = [row["question_id"] for _, row in read_jsonl(questions, problems, ("question_id",))]
         if problems:
             raise DataError(f"{problems[0]}; the list of ids cannot be used in part")

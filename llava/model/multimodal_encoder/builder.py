@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from llava.model.checkpoint.find import resolve_tower
 from llava.model.multimodal_encoder.base import VisionTower
-from llava.model.multimodal_encoder.paths import resolve_tower
 
 # Towers that LLaVA checkpoints name: where the weights lie inside, no hub is needed to know the shape.
 KNOWN_TOWERS = {
@@ -144,11 +144,9 @@ class TowerKeys:
         return self.table.get(name, key)
 
 
-def fill_tower(
-    tower: VisionTower, source: TowerSource, assign: Callable[[str, Tensor, str], None]
-) -> None:
+def fill_tower(tower: VisionTower, source: TowerSource, assign: Callable[[str, Tensor, str], None]) -> None:
     """Read the tower folder's weights: `assign(name below vision_tower, tensor, origin)` for each."""
-    from llava.model.weights import CheckpointError, read_folder
+    from llava.model.checkpoint.read import CheckpointError, read_folder
 
     if source.folder is None:
         raise CheckpointError(
@@ -174,7 +172,7 @@ def load_vision_tower(
 
     Raises as `find_tower` and `build_vision_tower`, and `CheckpointError` for missing or unexpected keys.
     """
-    from llava.model.weights import Assigner, CheckpointError, listing
+    from llava.model.checkpoint.read import Assigner, CheckpointError, listing
 
     source = find_tower(str(name), checkpoint)
     tower = build_vision_tower(source, select_layer, attn_implementation=attn_implementation)

@@ -25,8 +25,9 @@ class _Captured:
     out: Tensor
 
 
-def thin(similar: Tensor, residual: Tensor, target: int,
-         rounds: Callable[[Tensor, Tensor, int], Tensor]) -> Tensor:
+def thin(
+    similar: Tensor, residual: Tensor, target: int, rounds: Callable[[Tensor, Tensor, int], Tensor]
+) -> Tensor:
     """`rounds(similar, residual, target)`, replayed: (B, R, R) float64, (B, R) int64 -> (B, target) int64."""
     key = (similar.device, similar.shape, target)
     captured = _graphs.get(key)
@@ -41,8 +42,9 @@ def thin(similar: Tensor, residual: Tensor, target: int,
     return captured.out.clone()
 
 
-def _capture(similar: Tensor, residual: Tensor, target: int,
-             rounds: Callable[[Tensor, Tensor, int], Tensor]) -> _Captured:
+def _capture(
+    similar: Tensor, residual: Tensor, target: int, rounds: Callable[[Tensor, Tensor, int], Tensor]
+) -> _Captured:
     similar, residual = similar.clone(), residual.clone()
     with torch.cuda.device(similar.device):
         side = torch.cuda.Stream()

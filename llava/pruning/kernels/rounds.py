@@ -19,13 +19,26 @@ import triton.language as tl
 from torch import Tensor
 
 LARGEST = 4096  # residual tokens of a row; more go another way
-_WIDTH = 16     # neighbours looked at together
-_CHUNK = 16     # scores compared together
+_WIDTH = 16  # neighbours looked at together
+_CHUNK = 16  # scores compared together
 
 
 @triton.jit
-def _thin(values, places, residual, rho, state, score, out, size, target,
-          DROP: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
+def _thin(
+    values,
+    places,
+    residual,
+    rho,
+    state,
+    score,
+    out,
+    size,
+    target,
+    DROP: tl.constexpr,
+    HALF: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
     """One row. values, places (B, R, R): similarities and odds of each even, sorted by falling similarity.
 
     Scratch: rho (B, 2, 2 HALF) int32, the list and the next one; state (B, R) int32, zeros, the last round in
@@ -85,7 +98,8 @@ def _thin(values, places, residual, rho, state, score, out, size, target,
             other = start + chunk
             theirs = tl.load(score + other, mask=other < evens, other=float("-inf"))
             ahead = (theirs[:, None] > best[None, :]) | (
-                (theirs[:, None] == best[None, :]) & (other[:, None] < lanes[None, :]))
+                (theirs[:, None] == best[None, :]) & (other[:, None] < lanes[None, :])
+            )
             ahead = ahead & (other < evens)[:, None]
             rank += tl.sum(ahead.to(tl.int32), axis=0)
 
@@ -118,7 +132,19 @@ def thin(similar: Tensor, residual: Tensor, target: int, drop: int = 8) -> Tenso
     score = torch.empty(rows, half, device=residual.device, dtype=torch.float64)
     out = torch.empty(rows, target, device=residual.device, dtype=torch.int64)
     _thin[(rows,)](
-        values.contiguous(), places.to(torch.int32).contiguous(), residual.contiguous(), rho, state, score,
-        out, size, target, DROP=drop, HALF=half, WIDTH=_WIDTH, CHUNK=_CHUNK,
-        num_warps=8 if half <= 512 else 16)
+        values.contiguous(),
+        places.to(torch.int32).contiguous(),
+        residual.contiguous(),
+        rho,
+        state,
+        score,
+        out,
+        size,
+        target,
+        DROP=drop,
+        HALF=half,
+        WIDTH=_WIDTH,
+        CHUNK=_CHUNK,
+        num_warps=8 if half <= 512 else 16,
+    )
     return out

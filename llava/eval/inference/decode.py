@@ -1,0 +1,258 @@
+"""From prompts and visual tokens to new token ids: the model's own `generate`, or one prefix for many
+questions.
+
+`generate` serves everything (sampling, beams, text-only rows). `generate_shared` is greedy only: the prompt
+up to and including the image is prefilled once per image, its KV cache is copied to each of the image's
+questions, and only their short rest is computed. Its ids equal `generate`'s in float32. Knows no file and
+no benchmark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava.constants import IMAGE_TOKEN_INDEX
+
+_ROOM = 16  # tokens of an answer that the copied cache has room for from the start
+# generation settings of a checkpoint that our greedy loop does not know, with the values that mean "off"
+_NEUTRAL = {
+    "repetition_penalty": (None, 1.0),
+    "no_repeat_ngram_size": (None, 0),
+    "bad_words_ids": (None,),
+    "suppress_tokens": (None,),
+    "begin_suppress_tokens": (None,),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "min_length": (None, 0),
+    "min_new_tokens": (None, 0),
+    "sequence_bias": (None,),
+    "encoder_repetition_penalty": (None, 1.0),
+    "stop_strings": (None,),
+}
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are decoded; temperature 0 is greedy (or beam) search."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float | None = None
+    num_beams: int = 1
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0 and self.num_beams == 1
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `generate`."""
+        sample = self.temperature > 0
+        return {
+            "do_sample": sample,
+            "temperature": self.temperature if sample else None,
+            "top_p": self.top_p if sample else None,
+            "top_k": 50 if sample else None,
+            "num_beams": self.num_beams,
+            "max_new_tokens": self.max_new_tokens,
+            "use_cache": True,
+        }
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt: ids with IMAGE_TOKEN_INDEX where the image stands, and that image's visual tokens."""
+
+    ids: tuple[int, ...]
+    visual: Tensor | None  # (K, D) projected tokens; None for a text-only prompt
+    key: Any = None  # rows of equal key have the same `visual`
+
+
+def can_share(model: Any, rows: Sequence[Row], decoding: Decoding) -> bool:
+    """True if `generate_shared` may serve these rows, and has something to share."""
+    one_image = all(row.ids.count(IMAGE_TOKEN_INDEX) == 1 and row.visual is not None for row in rows)
+    if not decoding.greedy or not one_image:
+        return False
+    limit = getattr(getattr(model, "config", None), "tokenizer_model_max_length", None)
+    if limit and any(len(row.ids) - 1 + len(row.visual) > limit for row in rows):  # the model cuts these
+        return False
+    settings = getattr(model, "generation_config", None)
+    if any(getattr(settings, name, None) not in neutral for name, neutral in _NEUTRAL.items()):
+        return False
+    return len({row.key for row in rows}) < len(rows)
+
+
+def stop_ids(model: Any, tokenizer: Any) -> set[int]:
+    """Ids that end an answer: the checkpoint's generation settings', else the tokenizer's end of sequence."""
+    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if found is None:
+        found = tokenizer.eos_token_id
+    return set(found) if isinstance(found, list | tuple) else {found}
+
+
+@torch.inference_mode()
+def generate(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding) -> list[list[int]]:
+    """New ids of each row by one call of `model.generate`, left-padded."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    width = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)  # (B, L)
+    mask = torch.zeros_like(ids)
+    for line, row in enumerate(rows):
+        ids[line, width - len(row.ids) :] = torch.tensor(row.ids)
+        mask[line, width - len(row.ids) :] = 1
+    visual = [row.visual for row in rows if row.visual is not None]
+    new = model.generate(
+        ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        visual=visual or None,
+        pad_token_id=pad,
+        **decoding.arguments(),
+    )
+    stops = stop_ids(model, tokenizer)
+    return [_until(line, stops) for line in new.tolist()]
+
+
+@torch.inference_mode()
+def generate_shared(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding) -> list[list[int]]:
+    """New ids of each row, greedily; rows of one image and equal text before it share its prefill.
+
+    Every row holds exactly one image (see `can_share`). Prefixes and rests are left-padded; positions count
+    real tokens only, so padding changes nothing. Rests are computed in groups of similar length where that
+    saves more than it costs, and rows whose answer has ended leave the batch.
+    """
+    from transformers import DynamicCache
+
+    from llava.eval.inference.prefix_cache import is_plain, join, spread
+
+    decoder, head = model.get_model(), model.get_output_embeddings()
+    embed, device = decoder.embed_tokens, model.device
+    at = [row.ids.index(IMAGE_TOKEN_INDEX) for row in rows]
+    order = sorted(range(len(rows)), key=lambda line: len(rows[line].ids) - at[line])  # short rests first
+    rows, at = [rows[line] for line in order], [at[line] for line in order]
+    prefix_of: dict[tuple[Any, tuple[int, ...]], int] = {}
+    place = [
+        prefix_of.setdefault((row.key, row.ids[:cut]), len(prefix_of))
+        for row, cut in zip(rows, at, strict=True)
+    ]
+    first = [place.index(number) for number in range(len(prefix_of))]  # a row of each prefix
+
+    before = [embed(_ids(rows[line].ids[: at[line]], device)) for line in first]
+    pieces = [torch.cat([text, rows[line].visual.to(text)]) for text, line in zip(before, first, strict=True)]
+    embeds, mask = _left_pad(pieces)  # (P, Lp, D), (P, Lp)
+    cache = DynamicCache(config=model.config)
+    hidden = _forward(decoder, embeds, mask, mask.cumsum(1) - 1, cache)[:, -1]
+
+    index = torch.tensor(place, device=device)
+    rests = [_ids(row.ids[cut + 1 :], device) for row, cut in zip(rows, at, strict=True)]
+    lengths = [len(rest) for rest in rests]
+    longest, room = lengths[-1], lengths[-1] + min(decoding.max_new_tokens, _ROOM)
+    plain, prefix_width = is_plain(cache), mask.shape[1]
+    cuts = cut_by_length(lengths, _cost_of_a_group(device)) if plain else [(0, len(rows))]
+    groups = [(start, end, longest - lengths[end - 1]) for start, end in cuts]
+    caches = spread(cache, index, room, groups) if plain else spread(cache, index, room) or [cache]
+    mask = torch.cat([mask[index], mask.new_zeros(len(rows), longest)], dim=1)
+    seen = mask.sum(1, keepdim=True)  # (B, 1) real tokens so far
+    last = hidden[index]
+    for (start, end, shift), part in zip(groups, caches, strict=True):
+        embeds, rest_mask = _left_pad([embed(rest) for rest in rests[start:end]])  # (b, Lc, D), (b, Lc)
+        whole = mask.new_zeros(end - start, prefix_width + longest)
+        whole[:, shift : shift + prefix_width] = mask[start:end, :prefix_width]
+        whole[:, shift + prefix_width :] = rest_mask
+        mask[start:end] = whole
+        if not embeds.shape[1]:
+            continue
+        positions = seen[start:end] + rest_mask.cumsum(1) - 1
+        found = _forward(decoder, embeds, whole[:, shift:], positions, part)[:, -1]
+        # (a row without rest goes on where its prefix ended)
+        last[start:end] = torch.where(rest_mask.any(1, keepdim=True), found, last[start:end])
+        seen[start:end] += rest_mask.sum(1, keepdim=True)
+    if plain:
+        join(cache, prefix_width + longest)
+    del caches
+
+    stops = stop_ids(model, tokenizer)
+    said: list[list[int]] = [[] for _ in rows]
+    alive = list(range(len(rows)))  # rows in the batch, ended ones too until they are many
+    ended: set[int] = set()
+    for step in range(decoding.max_new_tokens):
+        chosen = head(last).argmax(-1)  # (B,)
+        for line, token in zip(alive, chosen.tolist(), strict=True):
+            said[line].append(token)
+            if token in stops:
+                ended.add(line)
+        left = [place for place, line in enumerate(alive) if line not in ended]
+        if step + 1 == decoding.max_new_tokens or not left:
+            break
+        if 2 * len(left) <= len(alive):  # halves: what is copied for it stays little
+            keep = torch.tensor(left, device=device)
+            for layer in cache.layers:
+                layer.batch_select_indices(keep)
+            mask, seen, chosen, alive = mask[keep], seen[keep], chosen[keep], [alive[one] for one in left]
+        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
+        last = _forward(decoder, embed(chosen)[:, None], mask, seen, cache)[:, -1]
+        seen = seen + 1
+    answers: list[list[int]] = [[] for _ in rows]
+    for line, ids in zip(order, said, strict=True):
+        answers[line] = _until(ids, stops)
+    return answers
+
+
+def _cost_of_a_group(device: torch.device) -> int:
+    """Padded tokens that one more pass has to save: about what a device computes while it is launched."""
+    return 48 if device.type == "cpu" else 1024
+
+
+def cut_by_length(lengths: Sequence[int], cost: int) -> list[tuple[int, int]]:
+    """Ascending lengths -> slices (start, end) to be padded to their longest each, at the least expense.
+
+    The expense of a slice is its padded tokens plus `cost`, what one more pass costs in tokens.
+    """
+    best: list[tuple[int, int]] = [(0, 0)]  # of the first n lengths: (expense, start of the last slice)
+    for end in range(1, len(lengths) + 1):
+        best.append(
+            min((best[start][0] + (end - start) * lengths[end - 1] + cost, start) for start in range(end))
+        )
+    slices, end = [], len(lengths)
+    while end:
+        start = best[end][1]
+        slices.append((start, end))
+        end = start
+    return slices[::-1]
+
+
+def _forward(decoder: Any, embeds: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+    """Final hidden states (B, L, D) of the new tokens; the cache grows by L."""
+    return decoder(
+        inputs_embeds=embeds,
+        attention_mask=mask,
+        position_ids=positions.clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+
+
+def _ids(ids: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor(ids, dtype=torch.long, device=device)  # (L,), L = 0 included
+
+
+def _left_pad(pieces: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """[(L_i, D)] -> (B, L, D) with zeros on the left, and its mask (B, L) of 0 and 1."""
+    width = max(len(piece) for piece in pieces)
+    out = pieces[0].new_zeros(len(pieces), width, pieces[0].shape[-1])
+    mask = torch.zeros(len(pieces), width, dtype=torch.long, device=out.device)
+    for line, piece in enumerate(pieces):
+        out[line, width - len(piece) :] = piece
+        mask[line, width - len(piece) :] = 1
+    return out, mask
+
+
+def _until(ids: list[int], stops: set[int]) -> list[int]:
+    """Ids before the first one that ends an answer."""
+    for place, token in enumerate(ids):
+        if token in stops:
+            return ids[:place]
+    return ids

@@ -1,0 +1,124 @@
+"""Encoder outputs kept for later: benchmarks that share pictures encode each of them once.
+
+    cache = VisionCache(2 << 30)
+    for benchmark in benchmarks:
+        Engine(model, ..., vision_cache=cache).run(...)
+
+A bounded cache, the least recently used picture goes first. What comes out is what went in, bit for bit. One
+cache serves one model. Knows nothing of files: `picture_key` says by what a picture is known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+
+
+class VisionCache:
+    """Key -> `VisionFeatures`, at most `limit_bytes` of tensors. Safe to use from several threads.
+
+    device: where features wait, "cpu" to spare an accelerator's memory; None (default) leaves them where they
+    were made. A picture larger than the whole limit is not kept. Raises ValueError for a negative limit.
+    """
+
+    def __init__(self, limit_bytes: int, device: str | torch.device | None = None) -> None:
+        if limit_bytes < 0:
+            raise ValueError(f"limit_bytes must be 0 or more, not {limit_bytes}")
+        self.limit_bytes = limit_bytes
+        self.device = None if device is None else torch.device(device)
+        self.bytes = 0
+        self.hits = self.misses = 0
+        self._items: OrderedDict[Hashable, tuple[Any, torch.device, int]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._model: weakref.ref[Any] | None = None
+
+    def bind(self, model: Any) -> None:
+        """Say whose features these are; raises ValueError if they are another model's."""
+        with self._lock:
+            known = self._model() if self._model is not None else None
+            if known is not None and known is not model:
+                raise ValueError("this vision cache holds features of another model; make one per model")
+            if known is None:
+                self._items.clear()  # of a model that is gone
+                self.bytes = 0
+                self._model = weakref.ref(model)
+
+    def get(self, key: Hashable) -> Any | None:
+        """The features stored under `key`, on the device they came from; None if there are none."""
+        with self._lock:
+            item = self._items.get(key)
+            if item is None:
+                self.misses += 1
+                return None
+            self._items.move_to_end(key)
+            self.hits += 1
+        features, device, _ = item
+        return features if self.device is None else _moved(features, device)
+
+    def put(self, key: Hashable, features: Any) -> None:
+        """Keep `features` (a dataclass of tensors), dropping what was used longest ago until they fit."""
+        tensors = _tensors(features)
+        size = sum(tensor.nbytes for tensor in tensors)
+        if size > self.limit_bytes:
+            return
+        home = tensors[0].device if tensors else torch.device("cpu")
+        # a view would keep alive the whole batch that it was cut from
+        kept = _copied(features) if self.device in (None, home) else _moved(features, self.device)
+        with self._lock:
+            old = self._items.pop(key, None)
+            self.bytes += size - (old[2] if old else 0)
+            self._items[key] = (kept, home, size)
+            while self.bytes > self.limit_bytes:
+                self.bytes -= self._items.popitem(last=False)[1][2]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
+def picture_key(image: Any, load_image: Callable[[Any], Any], protocol: str | None) -> Hashable:
+    """By what a picture's features are known.
+
+    image: a question's `image`; a path stands for its file, resolved, as that file is now. load_image: how it
+    is read (a method counts as its class's function, so benchmarks that inherit one share it). protocol: how
+    it is cut into crops; None where there is one way only.
+    """
+    reader = getattr(load_image, "__func__", load_image)
+    if isinstance(image, str | os.PathLike):
+        place = os.path.realpath(image)
+        try:
+            state = os.stat(place)
+            return place, state.st_mtime_ns, state.st_size, reader, protocol
+        except OSError:  # it will be reported as unreadable when it is read
+            return place, reader, protocol
+    return type(image), image, reader, protocol
+
+
+def _tensors(features: Any) -> list[torch.Tensor]:
+    return [value for value in _fields(features).values() if isinstance(value, torch.Tensor)]
+
+
+def _fields(features: Any) -> dict[str, Any]:
+    return {field.name: getattr(features, field.name) for field in dataclasses.fields(features)}
+
+
+def _copied(features: Any) -> Any:
+    fresh = {
+        name: value.clone()
+        for name, value in _fields(features).items()
+        if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() > value.nbytes
+    }
+    return dataclasses.replace(features, **fresh)
+
+
+def _moved(features: Any, device: torch.device) -> Any:
+    moved = {
+        name: value.to(device) for name, value in _fields(features).items() if isinstance(value, torch.Tensor)
+    }
+    return dataclasses.replace(features, **moved)

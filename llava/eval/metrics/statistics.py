@@ -1,0 +1,92 @@
+"""How sure a score is: bootstrap over images, paired where two answer files saw the same questions.
+
+Images are resampled, not questions: the questions of one image share its pixels and its kept tokens, so they
+fail together. Scores that are no plain means (POPE's mean of F1) are computed anew from the resampled images'
+counts. Intervals cover the choice of pictures; they say nothing about other training seeds or prompts.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from llava.eval.benchmarks.base import Tallies
+
+ScoreOf = Callable[[np.ndarray], np.ndarray]
+_BLOCK = 4_000_000  # weights held at once
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Score of a minus score of b, with the interval of the paired bootstrap."""
+
+    difference: float
+    low: float
+    high: float
+    images: int
+
+    @property
+    def separates(self) -> bool:
+        """True if the interval excludes 0."""
+        return self.low > 0 or self.high < 0
+
+
+def resampled_sums(counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Sums of `counts` (I, ...) over I images drawn with replacement, `resamples` times: (R, ...) float64."""
+    images = len(counts)
+    flat = counts.reshape(images, -1).astype(np.float64)
+    if images * resamples <= _BLOCK:
+        sums = _weights(images, resamples, seed) @ flat
+    else:
+        sums = np.concatenate([weights @ flat for weights in _blocks(images, resamples, seed)])
+    return sums.reshape(resamples, *counts.shape[1:])
+
+
+@functools.lru_cache(maxsize=8)
+def _weights(images: int, resamples: int, seed: int) -> np.ndarray:
+    """(R, I) float64: how often each image is drawn. Kept, as every cell of a table asks for the same."""
+    return np.concatenate(list(_blocks(images, resamples, seed)))
+
+
+def _blocks(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Rows of `_weights`, at most _BLOCK entries at a time."""
+    rng, step = np.random.default_rng(seed), max(1, _BLOCK // images)
+    for begin in range(0, resamples, step):
+        size = min(step, resamples - begin)
+        yield rng.multinomial(images, np.full(images, 1 / images), size=size).astype(np.float64)
+
+
+def bootstrap_interval(
+    tallies: Tallies, score_of: ScoreOf, resamples: int = 2000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of the score (in the score's units) over resampled images."""
+    return _percentiles(score_of(resampled_sums(tallies.counts, resamples, seed)), level)
+
+
+def paired_bootstrap(
+    a: Tallies, b: Tallies, score_of: ScoreOf, resamples: int = 2000, seed: int = 0, level: float = 0.95
+) -> Difference:
+    """Difference of two scores over the same images, both resampled alike.
+
+    Raises ValueError if the images differ: then nothing is paired.
+    """
+    if set(a.images) != set(b.images):
+        apart = sorted(set(a.images) ^ set(b.images))
+        raise ValueError(
+            f"the two answer files are about different images: {len(apart)} occur in only one "
+            f"of them, e.g. {apart[0]}"
+        )
+    place = {image: number for number, image in enumerate(b.images)}
+    both = np.stack([a.counts, b.counts[[place[image] for image in a.images]]], axis=1)  # (I, 2, ...)
+    scores = score_of(resampled_sums(both, resamples, seed))  # (R, 2)
+    whole = score_of(both.sum(0))
+    low, high = _percentiles(scores[:, 0] - scores[:, 1], level)
+    return Difference(float(whole[0] - whole[1]), low, high, len(a.images))
+
+
+def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,266 @@
+"""The answer file: LLaVA's jsonl, appended as answers come, good to go on with after any interruption.
+
+    with AnswerFile(path, questions, configuration, model_id) as file:
+        file.missing            # indices still to be asked
+        file.write([Answer(...), ...])   # one write call per batch
+        file.finalise()         # question order, atomically
+
+While a run goes on, lines stand in the order in which they were answered; `finalise` rewrites the file in
+question order (temporary file, fsync, rename), so that at any instant there is one valid file under the
+name. A torn last line is cut off, an intact one without newline is completed. A second process is kept out
+by a POSIX lock; where there are none (Windows, some network folders) it is not noticed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from llava.eval.benchmarks.base import Question
+from llava.eval.store.answer_lines import Answer, AnswerFileError, Lines
+from llava.eval.store.provenance import Configuration
+
+__all__ = ["Answer", "AnswerFile", "AnswerFileError", "is_locked"]
+
+try:
+    import fcntl
+except ImportError:  # no POSIX locks on this platform
+    fcntl = None  # type: ignore[assignment]
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FSYNC_SECONDS = 5.0  # what a power cut may cost; a killed process loses nothing that was written
+
+
+def is_locked(path: Path) -> bool:
+    """True if a process has this answer file open for going on."""
+    if fcntl is None or not path.exists():
+        return False
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            pass
+    return False
+
+
+class AnswerFile:
+    """One answer file of one configuration, open for going on. Use as a context manager.
+
+    only: indices of the questions that are this file's to ask, all by default; answers to others of the
+    questions may stand in it (from a start that dealt them out otherwise) and are kept.
+
+    Raises AnswerFileError if another process writes to it, if its answers are of another configuration, to
+    other questions or not made by this program, if a line in the middle is damaged, or on a full disk.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        questions: Sequence[Question],
+        configuration: Configuration,
+        model_id: str,
+        only: Collection[int] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self._lines = Lines(questions, configuration, model_id)
+        self._wanted = frozenset(self._lines.questions if only is None else only)
+        self._where: dict[int, tuple[int, int]] = {}  # question index -> (offset, length) of its line
+        self._size = 0
+        self._synced = time.monotonic()
+        self._file = self._open()
+        try:
+            self._temporary.unlink(missing_ok=True)  # of a run killed while it finalised
+            self._read()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> AnswerFile:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    @property
+    def _temporary(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.tmp")
+
+    @property
+    def answered(self) -> int:
+        """Number of questions answered so far."""
+        return len(self._where)
+
+    @property
+    def missing(self) -> list[int]:
+        """Indices of the questions that have no answer, ascending."""
+        return sorted(index for index in self._wanted if index not in self._where)
+
+    def wants(self, index: int) -> bool:
+        """True if the question of that index is one of this file's and has no answer yet."""
+        return index in self._wanted and index not in self._where
+
+    def write(self, answers: Sequence[Answer]) -> None:
+        """Append answers, all of them or (full disk) none. Answers that are there already are left out."""
+        lines, places, offset = [], {}, self._size
+        for answer in answers:
+            if not self.wants(answer.index) or answer.index in places:
+                continue
+            line = self._lines.write(answer)
+            lines.append(line)
+            places[answer.index] = (offset, len(line))
+            offset += len(line)
+        self._append(b"".join(lines))
+        self._where.update(places)
+        if time.monotonic() - self._synced > _FSYNC_SECONDS:
+            self._sync(self._file)
+
+    def finalise(self) -> None:
+        """Put the lines in question order, atomically; nothing is rewritten if they are already."""
+        self._sync(self._file)
+        order = sorted(self._where)
+        offset = 0
+        for index in order:
+            if self._where[index][0] != offset:
+                break
+            offset += self._where[index][1]
+        if offset == self._size:
+            return
+        new, places, offset = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644), {}, 0
+        try:
+            self._lock(new)  # before the rename: the name must never be without its lock
+            with os.fdopen(os.dup(new), "wb") as out:
+                for index in order:
+                    line = os.pread(self._file, self._where[index][1], self._where[index][0])
+                    out.write(line)
+                    places[index] = (offset, len(line))
+                    offset += len(line)
+            self._sync(new)
+            os.replace(self._temporary, self.path)
+        except BaseException as error:
+            os.close(new)
+            self._temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise self._cannot_write(error) from error
+            raise
+        os.close(self._file)
+        self._file, self._where, self._size = new, places, offset
+        self._sync_folder()
+
+    def close(self) -> None:
+        """Let the file go; one that holds nothing although something was to be asked is removed."""
+        if self._file < 0:
+            return
+        if self._lines.questions and os.fstat(self._file).st_size == 0:
+            self.path.unlink(missing_ok=True)
+        os.close(self._file)
+        self._file = -1
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    def _open(self) -> int:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            while True:
+                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+                try:
+                    self._lock(descriptor)
+                    # another process may have renamed its finished file over the one we opened
+                    if os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
+                        return descriptor
+                except FileNotFoundError:
+                    pass
+                except BaseException:
+                    os.close(descriptor)
+                    raise
+                os.close(descriptor)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def _lock(self, descriptor: int) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise AnswerFileError(
+                f"{self.path}: another process is writing to this file; wait for it, stop it, or give "
+                "another output"
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+
+    def _read(self) -> None:
+        offset = number = 0
+        with open(self.path, "rb") as file:
+            for number, raw in enumerate(file, 1):
+                index = self._lines.read(raw, f"{self.path}:{number}")
+                if index is None:
+                    if file.read(1):
+                        raise AnswerFileError(
+                            f"{self.path}:{number}: a damaged line in the middle of the file; delete that "
+                            "line and run again"
+                        )
+                    os.ftruncate(self._file, offset)  # torn while it was written: its question is asked again
+                    break
+                if index in self._where:
+                    identity = self._lines.questions[index].question_id
+                    raise AnswerFileError(
+                        f"{self.path}:{number}: a second answer to question {identity!r}; "
+                        "delete one of the two lines"
+                    )
+                self._where[index] = (offset, len(raw))
+                offset += len(raw)
+                if not raw.endswith(b"\n"):
+                    self._size = offset
+                    self._append(b"\n")
+                    self._where[index] = (self._where[index][0], len(raw) + 1)
+                    offset += 1
+        self._size = offset
+
+    # -- writing ----------------------------------------------------------------------------------
+
+    def _append(self, data: bytes) -> None:
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+        except OSError as error:
+            os.ftruncate(self._file, self._size)  # half a line helps nobody
+            raise self._cannot_write(error) from error
+        self._size += len(data)
+
+    def _cannot_write(self, error: OSError) -> AnswerFileError:
+        if error.errno in _FULL:
+            why = "the disk is full (or a file size limit or quota is reached)"
+        else:
+            why = f"cannot write ({error.strerror})"
+        return AnswerFileError(
+            f"{self.path}: {why}. The {self.answered} answers in it are safe; make room and run the same "
+            "command to go on"
+        )
+
+    def _sync(self, descriptor: int) -> None:
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # not every file can be synced
+                raise self._cannot_write(error) from error
+        self._synced = time.monotonic()
+
+    def _sync_folder(self) -> None:
+        try:
+            folder = os.open(self.path.parent, os.O_RDONLY)
+        except OSError:  # folders cannot be opened everywhere
+            return
+        try:
+            os.fsync(folder)
+        except OSError:
+            pass
+        finally:
+            os.close(folder)

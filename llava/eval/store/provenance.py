@@ -1,0 +1,128 @@
+"""How answers were made: the configuration, its hash, and what goes into every answer line's metadata.
+
+Two runs whose `Configuration` is equal may write to one answer file; any other may not. What cannot change an
+answer's meaning (batch size, chunk, output folder) is no part of it; versions are recorded, not compared.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from llava.eval.benchmarks.base import Question
+
+_WEIGHTS = (".safetensors", ".bin")
+_SAMPLE, _SAMPLES = 4096, 32
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Everything that decides an answer. `pruning` is `Pruner.config()` (method, tokens, ...)."""
+
+    model: str
+    weights: str  # fingerprint of the checkpoint folder
+    questions: str  # fingerprint of the question file's content
+    pruning: tuple[tuple[str, Any], ...]
+    conv_mode: str
+    dtype: str
+    tower_dtype: str
+    attn_implementation: str
+    device: str  # cpu or cuda, without a number
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float | None = None
+    num_beams: int = 1
+    seed: int = 0
+    anyres: str | None = None  # None: the default of the method
+
+    def flat(self) -> dict[str, Any]:
+        """One level of keys, pruning settings among them, as stored in metadata."""
+        fields = asdict(self)
+        pruning = dict(fields.pop("pruning"))
+        pruning.pop("seed", None)  # the same as `seed`
+        return {"method": pruning.pop("method"), **pruning, **fields}
+
+    def hash(self) -> str:
+        """16 hex digits; equal for equal configurations on every machine."""
+        text = json.dumps(self.flat(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def metadata(self) -> dict[str, Any]:
+        """The part of an answer line's metadata that is the same for all lines of a run."""
+        return {**self.flat(), "config": self.hash(), "versions": versions()}
+
+
+def differences(there: dict[str, Any], here: Configuration) -> list[str]:
+    """What sets the metadata of a stored answer apart from this configuration, one string per field."""
+    mine = here.flat()
+    keys = [*mine, *(key for key in ("tokens", "important_ratio") if key in there and key not in mine)]
+    return [
+        f"{key} is {there.get(key)!r} there, {mine.get(key)!r} here"
+        for key in keys
+        if there.get(key) != mine.get(key)
+    ]
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of what computes: this package, torch, transformers."""
+    found = {}
+    for name in ("vispruner", "torch", "transformers"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+            found[name] = "source"
+    return found
+
+
+def fingerprint_questions(questions: Iterable[Question]) -> str:
+    """Hash of ids, texts and image names (not folders), in order."""
+    digest = hashlib.sha256()
+    for question in questions:
+        image = getattr(question.image, "name", None)
+        digest.update(json.dumps([question.question_id, question.text, image]).encode())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_checkpoint(folder: str | Path) -> str:
+    """Hash of a checkpoint folder: its config and, of every weight file, name, size and samples of its bytes.
+
+    The folder of the vision tower that its config names is hashed too, where it lies on this machine.
+    Samples, because a 14 GB checkpoint should not be read twice; they still tell a retrained model from the
+    one before. A name that is no folder (a hub id) has no fingerprint but its name.
+    """
+    from llava.model.checkpoint.find import tower_places
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        return "hub"
+    digest = hashlib.sha256()
+    _add_folder(digest, folder)
+    try:
+        tower = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("mm_vision_tower")
+    except (OSError, ValueError, AttributeError):
+        tower = None  # loading such a checkpoint says what is wrong with it
+    if isinstance(tower, str) and tower:
+        places = (place for place in tower_places(tower, folder) if (place / "config.json").is_file())
+        if (place := next(places, None)) is not None:
+            _add_folder(digest, place)
+    return digest.hexdigest()[:16]
+
+
+def _add_folder(digest: Any, folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        if path.name == "config.json":
+            digest.update(path.read_bytes())
+        elif path.suffix in _WEIGHTS:
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size} ".encode())
+            with path.open("rb") as file:
+                for step in range(_SAMPLES):
+                    file.seek((size - min(size, _SAMPLE)) * step // (_SAMPLES - 1))
+                    digest.update(file.read(_SAMPLE))

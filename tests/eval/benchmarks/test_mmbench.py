@@ -1,0 +1,183 @@
+"""MMBench: circular scores of every golden case in both languages, letters, prompts, pictures, the xlsx."""
+
+from __future__ import annotations
+
+import base64
+import json
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from openpyxl import load_workbook
+from PIL import Image
+
+from llava.eval.benchmarks import DataError, get_benchmark
+from llava.eval.benchmarks.base import check_questions
+from llava.eval.benchmarks.mmbench import infer_letter
+from llava.eval.score import main as score_main
+
+GOLDEN = Path(__file__).parents[2] / "data" / "benchmarks" / "mmbench"
+EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
+BENCHMARKS = {"en": get_benchmark("mmbench"), "cn": get_benchmark("mmbench_cn")}
+CASES = [
+    (language, case)
+    for language in BENCHMARKS
+    for case, value in EXPECTED[language].items()
+    if isinstance(value, dict)
+]
+
+
+def file_of(language: str, case: str) -> Path:
+    return GOLDEN / BENCHMARKS[language].marker.removesuffix(".tsv") / f"{case}.jsonl"
+
+
+def answers(language: str, case: str) -> list[dict]:
+    return BENCHMARKS[language].read_answers(file_of(language, case))
+
+
+@pytest.mark.parametrize("language, case", CASES)
+def test_golden_scores(language, case, capsys):
+    benchmark, expected = BENCHMARKS[language], EXPECTED[language][case]
+    assert (
+        score_main(
+            ["--benchmark", benchmark.name, "--data", str(GOLDEN), "--answers", str(file_of(language, case))]
+        )
+        == 0
+    )
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    details, circular = document["details"], expected["vlmeval_circular"]
+    assert document["score"] == pytest.approx(100 * circular["overall"], abs=1e-6)
+    assert details["report"] == pytest.approx(circular["report"], abs=1e-9)
+    assert (details["rows"], details["questions"]) == (
+        EXPECTED[language]["n_rows"],
+        EXPECTED[language]["n_base"],
+    )
+    assert details["vanilla"] == pytest.approx(100 * expected["vlmeval_vanilla_circ0"])
+    assert details["vanilla_all_rows"] == pytest.approx(100 * expected["vlmeval_vanilla_all"])
+    rows = answers(language, case)
+    hits = {mark.key: mark.value for mark in benchmark.question_scores(GOLDEN, rows)}
+    assert hits == circular["hits"]
+    if expected["prefetch"] is not None:
+        letters = {str(key): letter or False for key, letter in benchmark.letters(GOLDEN, rows).items()}
+        assert letters == expected["prefetch"]
+    total = benchmark.per_image_counts(GOLDEN, rows).counts.sum(0)
+    assert benchmark.score_counts(total) == pytest.approx(document["score"])
+
+
+def test_golden_letters():
+    table = EXPECTED["can_infer_table"]
+    wrong = [
+        (row["in"], infer_letter(row["in"], table["choices"]), row["vlmeval"])
+        for row in table["cases"]
+        if (infer_letter(row["in"], table["choices"]) or False) != row["vlmeval"]
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("language", BENCHMARKS)
+def test_upload_is_llavas_cell_by_cell(language):
+    benchmark, rows = BENCHMARKS[language], answers(language, "letters_95")
+    made = benchmark.submission(GOLDEN, rows)
+    (content,) = made.files.values()
+    theirs = load_workbook(file_of(language, "letters_95").with_name("letters_95_upload.xlsx")).active
+    ours = load_workbook(BytesIO(content)).active
+    assert list(ours.iter_rows(values_only=True)) == list(theirs.iter_rows(values_only=True))
+    assert ours.title == theirs.title
+    columns = [cell.value for cell in next(ours.iter_rows())]
+    assert columns == EXPECTED[language]["letters_95"]["upload_columns"]
+
+
+def test_an_upload_can_be_scored_again(tmp_path):
+    path = tmp_path / "upload.xlsx"
+    path.write_bytes(next(iter(BENCHMARKS["en"].submission(GOLDEN, answers("en", "all_A")).files.values())))
+    rows = BENCHMARKS["en"].read_answers(path)
+    assert BENCHMARKS["en"].score(GOLDEN, rows).details["vanilla"] == pytest.approx(
+        100 * EXPECTED["en"]["all_A"]["vlmeval_vanilla_circ0"]
+    )
+
+
+@pytest.mark.parametrize(
+    "language, ending",
+    [
+        ("en", "\nAnswer with the option's letter from the given choices directly."),
+        ("cn", "\n请直接回答选项字母。"),
+    ],
+)
+def test_prompts_are_llavas(language, ending):
+    benchmark, problems = BENCHMARKS[language], []
+    questions = list(benchmark.questions(GOLDEN, problems))
+    theirs = answers(language, "letters_95")
+    assert problems == [] and benchmark.max_new_tokens == 1024
+    assert [one.question_id for one in questions] == [row["question_id"] for row in theirs]
+    for question, row in zip(questions, theirs, strict=True):
+        assert question.text == row["prompt"] + ending
+        for key in ("prompt", "round_id", "options", "option_char"):
+            assert question.extra[key] == row[key]
+    assert benchmark.check(GOLDEN, questions) == []
+
+
+def tsv(path: Path, rows: list[list[str]]) -> Path:
+    header = "index question hint A B C D answer category image source l2-category comment split".split()
+    path.write_text("".join("\t".join(row) + "\n" for row in [header, *rows]), encoding="utf-8")
+    return path
+
+
+def picture(colour: str) -> str:
+    content = BytesIO()
+    Image.new("RGB", (3, 2), colour).save(content, "PNG")
+    return base64.b64encode(content.getvalue()).decode()
+
+
+def test_pictures_are_read_from_their_row_and_shared(tmp_path):
+    def row(index, image, question="Wer\u00e4?", b="y"):
+        return [str(index), question, "", "x", b, "", "", "A", "c", image, "s", "l", "", "dev"]
+
+    tsv(
+        tmp_path / "mmbench_dev_20230712.tsv",
+        [
+            row(1, picture("red"), '"two\nlines ""quoted"""'),
+            row(2, picture("blue")),
+            ["broken"],
+            row(1000001, picture("red")),
+            row(1000002, "2", b="None"),
+            row(1000003, "77"),
+        ],
+    )
+    mmbench, problems = BENCHMARKS["en"], []
+    questions = list(mmbench.questions(tmp_path, problems))
+    assert [str(problem).split(": ", 1)[1][:20] for problem in problems] == [
+        "1 cells under 14 col",
+        "refers to the pictur",
+    ]
+    assert questions[0].text.startswith('two\nlines "quoted"\nA. x\nB. y\n')
+    assert questions[0].image == questions[2].image and questions[1].image == questions[3].image
+    assert questions[3].extra["options"] == ["x"]  # as pandas reads it
+    colours = [mmbench.load_image(question.image).getpixel((0, 0)) for question in questions]
+    assert colours == [(255, 0, 0), (0, 0, 255), (255, 0, 0), (0, 0, 255)]
+    assert check_questions("MMBench", questions) == []
+    with pytest.raises(ValueError, match=r"mmbench_dev_20230712.tsv \(row at byte"):
+        mmbench.load_image(next(mmbench.questions(GOLDEN, [])).image)
+
+
+def test_lost_rotations_and_other_questions():
+    mmbench, rows = BENCHMARKS["en"], answers("en", "formats")
+    score = mmbench.score(GOLDEN, rows[:-1])
+    assert score.score == pytest.approx(100 * 23 / 24)
+    assert "1 of 73 questions have no answer" in score.warnings[0]
+    assert mmbench.score(GOLDEN, rows[:-1], fixed=True).score == 100
+    with pytest.raises(DataError, match="1 of 1 answers are to questions"):
+        mmbench.score(GOLDEN, [{"question_id": 5, "text": "A"}])
+    with pytest.raises(DataError, match="1 of 1 answers are to questions"):
+        mmbench.submission(GOLDEN, [{"question_id": 5, "text": "A"}])
+
+
+def test_other_releases_are_found_and_named(tmp_path):
+    (tmp_path / "mmbench_dev_en_20231003.tsv").write_bytes((GOLDEN / "mmbench_dev_20230712.tsv").read_bytes())
+    mmbench = BENCHMARKS["en"]
+    assert mmbench.locate(tmp_path) == tmp_path and not BENCHMARKS["cn"].owns(tmp_path)
+    questions = list(mmbench.questions(tmp_path, []))
+    assert "another release" in mmbench.check(tmp_path, questions)[0]
+    assert any("vanilla" in warning for warning in mmbench.check(tmp_path, questions[:24]))
+    (tmp_path / "mmbench_dev_en_20231003.tsv").write_text("index\tquestion\n")
+    with pytest.raises(DataError, match="lacks the columns A, B, answer, image"):
+        list(mmbench.questions(tmp_path, []))

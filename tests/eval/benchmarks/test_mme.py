@@ -1,0 +1,108 @@
+"""MME: the official calculator's numbers on every golden case, its text files, its traps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from llava.eval.benchmarks import DataError, get_benchmark
+from llava.eval.benchmarks.mme import RELEASE, parse_answer
+from llava.eval.score import main as score_main
+
+GOLDEN = Path(__file__).parents[2] / "data" / "benchmarks" / "mme"
+EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
+CASES = [case for case in EXPECTED if case != "parse_table"]
+mme = get_benchmark("mme")
+
+
+def answers(case: str) -> list[dict]:
+    return mme.read_answers(GOLDEN / "answers" / f"{case}.jsonl")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "raises" not in EXPECTED[case]])
+def test_golden_scores(case, capsys):
+    expected = EXPECTED[case]
+    path = GOLDEN / "answers" / f"{case}.jsonl"
+    assert score_main(["--benchmark", "mme", "--data", str(GOLDEN), "--answers", str(path)]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    details = document["details"]
+    assert details["warnings"] == []
+    assert document["score"] == pytest.approx(expected["perception"]["total"], abs=1e-6)
+    for part in ("perception", "cognition"):
+        assert details[part]["total"] == pytest.approx(expected[part]["total"], abs=1e-6)
+        assert details[part]["subtasks"] == pytest.approx(expected[part]["subtasks"], abs=1e-6)
+    assert details["detail"].keys() == expected["detail"].keys()
+    for task, counts in expected["detail"].items():
+        assert details["detail"][task] == pytest.approx(counts, abs=1e-9)
+    tallies = mme.per_image_counts(GOLDEN, answers(case))
+    assert mme.score_counts(tallies.counts.sum(0)) == pytest.approx(document["score"])
+    assert mme.score(GOLDEN, answers(case), fixed=True).score == pytest.approx(document["score"])
+    right = sum(counts["TP"] + counts["TN"] for counts in expected["detail"].values())
+    assert sum(mark.value for mark in mme.question_scores(GOLDEN, answers(case))) == right
+
+
+def test_empty_answers_stop_the_official_calculator_only():
+    expected = EXPECTED["empty"]
+    score = mme.score(GOLDEN, answers("empty"))
+    assert score.score is None and "is a yes or no" in score.details["raises"]
+    for task, counts in expected["detail"].items():
+        assert score.details["detail"][task] == pytest.approx(counts)
+    assert mme.score(GOLDEN, answers("empty"), fixed=True).score == 0
+
+
+def test_parse_table():
+    for row in EXPECTED["parse_table"]:
+        assert parse_answer(row["in"]) == row["official_from_txt_line"], row["in"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_text_files_are_llavas(case):
+    made = mme.submission(GOLDEN, answers(case))
+    theirs = {path.name: path.read_bytes() for path in (GOLDEN / "eval_tool_answers" / case).glob("*.txt")}
+    assert made.files == theirs and made.warnings == []
+
+
+def test_answers_out_of_order_are_paired_by_picture_when_fixed():
+    rows = answers("clean")
+    official = mme.score(GOLDEN, rows)
+    shifted = sorted(rows, key=lambda row: row["text"])
+    score = mme.score(GOLDEN, shifted)
+    assert score.score != official.score and any("pairs are not of one picture" in w for w in score.warnings)
+    fixed = mme.score(GOLDEN, shifted, fixed=True)
+    assert fixed.score == pytest.approx(official.score) and fixed.warnings == []
+
+
+def test_tabs_lost_answers_and_other_questions():
+    rows = answers("clean")
+    broken = [{**rows[0], "text": "yes\tno"}, *rows[1:]]
+    assert "tab or a line break" in mme.score(GOLDEN, broken).details["raises"]
+    assert "tab or a line break" in mme.submission(GOLDEN, broken).warnings[0]
+    assert mme.score(GOLDEN, broken, fixed=True).score == mme.score(GOLDEN, rows).score
+    odd = mme.score(GOLDEN, rows[1:])
+    assert odd.score is None and "odd number" in odd.details["raises"]
+    few = [row for row in rows if not row["question_id"].startswith("OCR")]
+    assert any("9 of 10 tasks" in warning for warning in mme.score(GOLDEN, few).warnings)
+    with pytest.raises(DataError, match="1 of .* answers are to questions"):
+        mme.score(GOLDEN, [*rows, {**rows[0], "prompt": "Is it?"}])
+    with pytest.raises(DataError, match="have no prompt"):
+        mme.score(GOLDEN, [{"question_id": "OCR/1.png", "text": "yes"}])
+
+
+def test_reader_labels_and_two_spaces(tmp_path):
+    questions = list(mme.questions(GOLDEN, []))
+    raw = [json.loads(line) for line in (GOLDEN / "llava_mme.jsonl").open()]
+    assert [question.text for question in questions] == [row["text"] for row in raw]
+    assert questions[0].image == GOLDEN / RELEASE / raw[0]["image"] and questions[0].category == "existence"
+    assert mme.check_truth(GOLDEN, questions) == []
+    data = shutil.copytree(GOLDEN, tmp_path / "mme", ignore=shutil.ignore_patterns("eval_tool*"))
+    path = data / RELEASE / "color" / "0001.txt"
+    path.write_text(path.read_text().replace("shown? Please", "shown?  Please"))
+    assert mme.score(data, answers("clean")).score == mme.score(GOLDEN, answers("clean")).score
+    path.write_text("Is it?\tMaybe\n")
+    with pytest.raises(DataError, match=r"0001.txt:1: no question, tab, Yes or No"):
+        mme.score(data, answers("clean"))
+    shutil.rmtree(data / RELEASE)
+    assert "cannot be scored" in mme.check_truth(data, questions)[0]

@@ -1,0 +1,110 @@
+"""ScienceQA: every golden case of LLaVA's scorer, letters it accepts, prompts, pictures left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llava.eval.benchmarks import DataError, get_benchmark
+from llava.eval.benchmarks.scienceqa import choice_index, parse_answer
+from llava.eval.score import main as score_main
+
+GOLDEN = Path(__file__).parents[2] / "data" / "benchmarks" / "scienceqa"
+EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
+PROBLEMS = json.loads((GOLDEN / "problems.json").read_text())
+scienceqa = get_benchmark("scienceqa")
+full = get_benchmark("scienceqa_full")
+
+
+def answers(case: str) -> list[dict]:
+    return scienceqa.read_answers(GOLDEN / f"llava_answers_{case}.jsonl")
+
+
+@pytest.mark.parametrize("case", EXPECTED)
+def test_golden_scores(case, capsys):
+    expected = EXPECTED[case]
+    path = GOLDEN / f"llava_answers_{case}.jsonl"
+    assert score_main(["--benchmark", "scienceqa", "--data", str(GOLDEN), "--answers", str(path)]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    details = document["details"]
+    assert document["score"] == details["img_accuracy"] == pytest.approx(expected["img_acc"], abs=1e-6)
+    assert details["accuracy"] == pytest.approx(expected["acc"], abs=1e-6)
+    for key in ("correct", "count", "img_correct", "img_count"):
+        assert details[key] == expected[key]
+    line = (
+        f"Total: {details['count']}, Correct: {details['correct']}, "
+        f"Accuracy: {details['accuracy']:.2f}%, IMG-Accuracy: {document['score']:.2f}%"
+    )
+    assert line == expected["stdout"]
+    rows = {row["question_id"]: row["text"] for row in answers(case)}
+    letters = {key: parse_answer(rows[key]) if key in rows else "FAILED" for key in expected["parsed"]}
+    assert letters == expected["parsed"]
+    assert {
+        key: choice_index(letter, PROBLEMS[key]["choices"]) for key, letter in letters.items()
+    } == expected["pred_idx"]
+    total = scienceqa.per_image_counts(GOLDEN, answers(case)).counts.sum(0)
+    assert scienceqa.score_counts(total) == pytest.approx(expected["img_acc"])
+    assert len(details["warnings"]) == {"missing": 2, "only": 1}.get(case.split("_")[-1], 0)
+
+
+def test_letters_that_count():
+    table = {
+        "A": "A",
+        "E": "E",
+        "F": "FAILED",
+        "AB": "FAILED",
+        "": "FAILED",
+        "A. txt": "A",
+        "A.": "FAILED",
+        " A": "FAILED",
+        "a": "FAILED",
+        "The answer is C.": "C",
+        "The answer is C": "FAILED",
+        "The answer is C!": "C",
+        "So The answer is B. The answer is B.": "FAILED",
+        "The answer is Z.": "Z",
+        "(A) txt": "FAILED",
+    }
+    assert {text: parse_answer(text) for text in table} == table
+    assert choice_index("Z", list("abcde")) == choice_index("D", list("abc")) == -1
+
+
+@pytest.mark.parametrize("benchmark, count", [(scienceqa, 26), (full, 54)])
+def test_prompts_are_llavas(benchmark, count):
+    theirs = {row["question_id"]: row["prompt"] for row in answers("letters_full")}
+    problems = []
+    questions = list(benchmark.questions(GOLDEN, problems))
+    assert len(questions) == count and problems == [] and benchmark.max_new_tokens == 1024
+    for question in questions:
+        assert question.extra["prompt"] == theirs[question.question_id]
+        assert question.text == theirs[question.question_id].removeprefix("<image>\n")
+        assert (question.image is None) == ("<image>" not in theirs[question.question_id])
+    assert benchmark.check_truth(GOLDEN, questions) == []
+
+
+def test_pictures_left_out_are_counted():
+    score = scienceqa.score(GOLDEN, answers("letters_missing"))
+    assert any("4 of 26 questions with a picture have no answer" in warning for warning in score.warnings)
+    fixed = scienceqa.score(GOLDEN, answers("letters_missing"), fixed=True)
+    assert fixed.score == score.score and fixed.details["accuracy"] > score.details["accuracy"]
+    bare = [{**row, "prompt": "no picture"} for row in answers("letters_full")]
+    assert scienceqa.score(GOLDEN, bare).score is None
+    with pytest.raises(DataError, match="54 of 54 answers are to questions"):
+        scienceqa.score(GOLDEN, [{**row, "question_id": "x" + row["question_id"]} for row in bare])
+
+
+def test_damaged_entries_are_named(tmp_path):
+    rows = [
+        {"id": "1", "conversations": []},
+        {"id": "2", "image": "2/image.png", "conversations": [{"from": "human", "value": "Which?"}]},
+        {"id": "3", "image": "3/image.png", "conversations": [{"from": "human", "value": "<image>\nWhich?"}]},
+    ]
+    (tmp_path / "llava_test_CQM-I.json").write_text(json.dumps(rows))
+    problems = []
+    (question,) = scienceqa.questions(tmp_path, problems)
+    assert question.question_id == "3" and [problem.line for problem in problems] == [1, 2]
+    (tmp_path / "llava_test_CQM-I.json").write_text("{}")
+    with pytest.raises(DataError, match="holds a JSON dict, not a list"):
+        scienceqa.questions(tmp_path, [])

@@ -1,0 +1,88 @@
+"""VizWiz: official numbers of every golden case, the upload, its quirks, both splits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from llava.eval.benchmarks import DataError, get_benchmark
+from llava.eval.benchmarks.vizwiz import accuracy
+from llava.eval.score import main as score_main
+
+GOLDEN = Path(__file__).parents[2] / "data" / "benchmarks" / "vizwiz"
+EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
+vizwiz = get_benchmark("vizwiz")
+
+
+def answers(case: str) -> list[dict]:
+    return vizwiz.read_answers(GOLDEN / f"llava_answers_{case}.jsonl")
+
+
+def check(details: dict, expected: dict) -> None:
+    assert details["accuracy"] == pytest.approx(expected["accuracy_overall"], abs=0.0101)
+    assert details["perAnswerType"] == pytest.approx(expected["accuracy_per_answer_type"], abs=0.0101)
+    assert details["said_unanswerable"] == expected["n_pred_unanswerable"]
+    assert details["unanswerability_from_text"] == pytest.approx(
+        expected["unanswerability_from_answer_text"], abs=0.0101
+    )
+
+
+@pytest.mark.parametrize("case", EXPECTED)
+def test_golden_scores(case, capsys):
+    upload, raw = EXPECTED[case]["official_on_llava_upload"], EXPECTED[case]["official_on_raw_text"]
+    path = GOLDEN / f"llava_answers_{case}.jsonl"
+    assert score_main(["--benchmark", "vizwiz", "--data", str(GOLDEN), "--answers", str(path)]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert document["score"] == document["details"]["accuracy"] and document["details"]["warnings"] == []
+    check(document["details"], upload)
+    check(document["details"]["raw_text"], raw)
+    for expected, is_raw in ((upload, False), (raw, True)):
+        marks = vizwiz.question_scores(GOLDEN, answers(case), raw=is_raw)
+        assert {mark.key: round(100 * mark.value, 2) for mark in marks} == pytest.approx(expected["evalQA"])
+    uploaded = vizwiz.read_answers(GOLDEN / f"answers_upload_{case}.json")
+    check(vizwiz.score(GOLDEN, uploaded).details, upload)
+    total = vizwiz.per_image_counts(GOLDEN, answers(case)).counts.sum(0)
+    assert total[1] == 64 and vizwiz.score_counts(total) == pytest.approx(document["score"], abs=0.0101)
+
+
+@pytest.mark.parametrize("case", EXPECTED)
+def test_upload_is_llavas(case):
+    made = vizwiz.submission(GOLDEN, answers(case))
+    (content,) = made.files.values()
+    assert json.loads(content) == json.loads((GOLDEN / f"answers_upload_{case}.json").read_text())
+
+
+def test_only_the_prediction_is_normalised():
+    assert accuracy("The Cat", ["cat"] * 10) == 1 and accuracy("cat", ["Cat"] * 10) == 0
+    assert accuracy("dont know", ["don't know"] * 10) == 0
+
+
+def test_missing_answers():
+    rows = answers("majority")[2:]
+    score = vizwiz.score(GOLDEN, rows)
+    assert score.details["answered"] == 62 and "2 of 64 questions have no answer" in score.warnings[0]
+    with pytest.raises(DataError, match="2 of 64 pictures have no answer, e.g. VizWiz_val_00000000.jpg"):
+        vizwiz.submission(GOLDEN, rows)
+    with pytest.raises(DataError, match="no question file there has all ids"):
+        vizwiz.score(GOLDEN, [{**row, "question_id": row["question_id"] + 5000} for row in rows])
+
+
+def test_test_set_is_asked_where_it_is_and_told_apart_by_its_prompts(tmp_path):
+    data = shutil.copytree(GOLDEN, tmp_path / "vizwiz")
+    theirs = [(one.question_id, one.image, one.text) for one in vizwiz.questions(data, [])]
+    row = {"question_id": 0, "image": "VizWiz_test_00000000.jpg", "text": "Which?\nAnswer."}
+    (data / "llava_test.jsonl").write_text(json.dumps(row) + "\n")
+    (question,) = vizwiz.questions(data, [])
+    assert question.image == data / "test" / row["image"] and vizwiz.check_truth(data, [question]) == []
+    score = vizwiz.score(data, [{"question_id": 0, "prompt": row["text"], "text": "x"}])
+    assert score.score is None and "llava.eval.submit" in score.warnings[0]
+    assert vizwiz.score(data, answers("majority")).score == 88.91
+    (data / "llava_val.jsonl").unlink()
+    val = get_benchmark("vizwiz_val")
+    questions = list(val.questions(data, []))
+    assert [(one.question_id, one.image, one.text) for one in questions] == theirs
+    assert val.check_truth(data, questions) == []
+    assert val.score(data, answers("noisy")).score == 66.56

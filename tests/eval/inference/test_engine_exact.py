@@ -1,0 +1,46 @@
+"""The embedded model on embedded questions: whatever is shared, the answers are the plain engine's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llava.eval.benchmarks import get_benchmark
+from llava.eval.inference.decode import Decoding
+from llava.eval.inference.engine import Engine, Memory, Setting
+from llava.eval.inference.vision_cache import VisionCache
+from llava.paths import BUNDLED_DATA, BUNDLED_MODEL
+from llava.pruning import get_pruner
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    from llava.model.builder import load_pretrained_model
+
+    return load_pretrained_model(
+        str(BUNDLED_MODEL), device="cpu", dtype="float32", method="none", visual_token_num=0
+    )[:3]
+
+
+def test_sharing_and_batching_change_no_answer(loaded):
+    questions = list(get_benchmark("pope").questions(Path(BUNDLED_DATA) / "pope", []))
+    pictures = set(list(dict.fromkeys(question.image for question in questions))[:3])
+    questions = [question for question in questions if question.image in pictures]
+    assert len(questions) == 54
+    tokenizer, model, processor = loaded
+    cache, pruners = VisionCache(1 << 26), [get_pruner("vispruner", 64), get_pruner("vispruner", 32, 0.0)]
+
+    def ask(**options):
+        engine = Engine(model, tokenizer, processor, decoding=Decoding(16), vision_cache=cache, **options)
+        settings = [Setting(str(number), pruner, Memory()) for number, pruner in enumerate(pruners)]
+        report = engine.run(questions, settings, progress=False)
+        assert not report.failures
+        return [setting.sink.texts for setting in settings], report
+
+    singles, first = ask(batch_size=1, share_prefix=False)
+    assert (first.images, first.reused) == (3, 0)
+    assert len(singles[0]) == 54 and {"Yes", "No"} <= set(singles[0].values())
+    for size in (64, 20, 7):
+        found, report = ask(batch_size=size)
+        assert found == singles and (report.images, report.reused) == (0, 3)
