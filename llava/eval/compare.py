@@ -35,7 +35,7 @@ from llava.eval.benchmarks import (
     list_benchmarks,
 )
 from llava.eval.metrics.statistics import Difference, paired_bootstrap
-from llava.eval.store.shards import write_atomically
+from llava.eval.store.atomic import write_atomically
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from typing import Any
 from llava.eval.benchmarks import Benchmark, DataIssue, benchmark_name, get_benchmark, list_benchmarks
 from llava.eval.benchmarks.base import DataError, Submission, read_jsonl
 from llava.eval.cli import guarded
-from llava.eval.store.shards import write_atomically
+from llava.eval.store.atomic import write_atomically
 
 
 def build_parser() -> argparse.ArgumentParser:

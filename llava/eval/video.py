@@ -24,7 +24,7 @@ from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark
 from llava.eval.cli import guarded, model_name
 from llava.eval.run import setting_name
 from llava.eval.score import print_score
-from llava.eval.store.shards import write_atomically
+from llava.eval.store.atomic import write_atomically
 
 VIDEO = ("activitynet", "msrvtt", "msvd", "tgif")
 NAMES = ("answers.jsonl", "merge.jsonl")

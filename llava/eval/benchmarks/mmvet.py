@@ -226,7 +226,7 @@ class MMVet(MeanBenchmark):
 
         ask(messages, temperature, max_tokens) -> (reply, model). Grades that are there already are kept.
         """
-        from llava.eval.store.shards import write_atomically
+        from llava.eval.store.atomic import write_atomically
 
         truth = self._truth(Path(data))
         rows = self._identified(answers)

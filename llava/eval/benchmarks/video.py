@@ -235,7 +235,7 @@ class VideoQA(MeanBenchmark):
         ask(messages, temperature, max_tokens) -> (reply, model). An answer whose replies cannot be parsed
         stays without file, to be judged by the next start.
         """
-        from llava.eval.store.shards import write_atomically
+        from llava.eval.store.atomic import write_atomically
 
         truth = self._truth(Path(data))
         questions = {one.question_id: one.text for one in self.questions(Path(data), [])}

@@ -21,7 +21,7 @@ from llava.eval.benchmarks import Benchmark, DataError, PerImageCounts, Question
 from llava.eval.metrics.statistics import bootstrap_interval
 from llava.eval.run import setting_name
 from llava.eval.store.answer_file import AnswerFile, AnswerFileError
-from llava.eval.store.shards import write_atomically
+from llava.eval.store.atomic import write_atomically
 
 _PROMPTS = 256  # questions whose prompts are measured for the FLOPs
 

@@ -15,7 +15,7 @@ from llava.eval import cli, submit
 from llava.eval.benchmarks import Benchmark, DataIssue
 from llava.eval.benchmarks.base import DataError
 from llava.eval.score import print_score
-from llava.eval.store.shards import write_atomically
+from llava.eval.store.atomic import write_atomically
 
 
 def finish(

@@ -20,6 +20,7 @@ from pathlib import Path
 from llava.eval.benchmarks.base import DataIssue, Question
 from llava.eval.store.answer_file import fcntl, is_locked
 from llava.eval.store.answer_lines import AnswerFileError, ForeignAnswerError, Lines
+from llava.eval.store.atomic import write_atomically
 from llava.eval.store.provenance import Configuration
 
 _PART = re.compile(r"^(\d+)_(\d+)\.jsonl$")
@@ -211,16 +212,3 @@ def _stream(path: Path) -> Iterator[tuple[int, int, bytes]]:
                 offset += len(raw)
     except FileNotFoundError:
         return
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file's content at one instant (temporary file, fsync, rename). Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from typing import Any
 from llava import argtypes
 from llava.eval.benchmarks.base import DataError
 from llava.eval.cli import guarded, model_name
-from llava.eval.store.shards import write_atomically
+from llava.eval.store.atomic import write_atomically
 from llava.eval.tables.collect import Result, models_of, read_results
 from llava.eval.tables.published import (
     COLUMNS,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval import cli
-from llava.eval.store.shards import write_atomically
+from llava.eval.store.atomic import write_atomically
 from llava.eval.tables.grid import FULL, Column, Grid
 from llava.eval.tables.grid_forms import (
     as_csv,
