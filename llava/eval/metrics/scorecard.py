@@ -5,8 +5,8 @@
     card = Scorecard.read(folder / "score.json")
 
 Every command that scores answers writes this document. Earlier versions wrote `answers` as a path in one
-command and as a count in another; `read` accepts both. The writer uses `answered` (a count) and `answers_file`
-(a path), and repeats renamed numbers under their old names for scripts that read them.
+command and as a count in another; `read` accepts both. The writer uses `answered` (a count) and
+`answers_file` (a path), and repeats renamed numbers under their old names for scripts that read them.
 """
 
 from __future__ import annotations

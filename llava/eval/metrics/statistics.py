@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llava.eval.benchmarks.base import Tallies
+from llava.eval.benchmarks.base import PerImageCounts
 
 ScoreOf = Callable[[np.ndarray], np.ndarray]
 _BLOCK = 4_000_000  # weights held at once
@@ -60,14 +60,19 @@ def _blocks(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def bootstrap_interval(
-    tallies: Tallies, score_of: ScoreOf, resamples: int = 2000, seed: int = 0, level: float = 0.95
+    tallies: PerImageCounts, score_of: ScoreOf, resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
     """Percentile interval of the score (in the score's units) over resampled images."""
     return _percentiles(score_of(resampled_sums(tallies.counts, resamples, seed)), level)
 
 
 def paired_bootstrap(
-    a: Tallies, b: Tallies, score_of: ScoreOf, resamples: int = 2000, seed: int = 0, level: float = 0.95
+    a: PerImageCounts,
+    b: PerImageCounts,
+    score_of: ScoreOf,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> Difference:
     """Difference of two scores over the same images, both resampled alike.
 
