@@ -37,9 +37,11 @@ from llava.eval.benchmarks import (
     list_benchmarks,
 )
 from llava.eval.jobs.cells import Cell, Session, fill, score
+from llava.eval.metrics.scorecard import Scorecard
 from llava.eval.metrics.statistics import paired_bootstrap
 from llava.eval.run import add_source_arguments, fixed_for_part, read_benchmark
-from llava.eval.tables.grid import Measured, build_grid
+from llava.eval.tables.summary import ScoredBenchmark, ScoredSetting, build_summary, write_summary
+from llava.eval.tables.table import number, text_table
 
 _SHOWN = 50  # failures
 
@@ -149,14 +151,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             if scored is None:
                 unscored.append(benchmark)
             else:
-                measured.append(Measured(benchmark, folder, questions, scored))
+                settings = [
+                    ScoredSetting(cell.name, Scorecard.of_document(cell.document), cell.tallies)
+                    for cell in scored
+                ]
+                measured.append(ScoredBenchmark(benchmark, folder, questions, settings))
                 tables.append(_show(args, benchmark, questions, scored, vision))
         except cli.ModelError:  # without a model no benchmark can be asked
             raise
         except Exception as error:
             session.fail(benchmark.title, error)
     report = {}
-    if args.report is not None and any(one.cells for one in measured):
+    if args.report is not None and any(one.settings for one in measured):
         titles = [benchmark.title for benchmark in unscored]
         report = _report(args, cli.model_name(model), measured, titles)
     if session.failures:
@@ -216,30 +222,13 @@ def _scored(session: Session, benchmark: Benchmark, folder: Path, cells: Sequenc
 
 
 def _report(
-    args: argparse.Namespace, model: str, measured: Sequence[Measured], unscored: Sequence[str]
+    args: argparse.Namespace, model: str, measured: Sequence[ScoredBenchmark], unscored: Sequence[str]
 ) -> dict[str, Any]:
-    """Write the page over all sets, print its table; what the JSON document says about it."""
-    from llava.eval.tables import grid_forms, grid_page
-
-    found = build_grid(model, measured, unscored, args.resamples, args.seed)
-    files = [str(path) for path in grid_page.write(found, args.report)]
-    print("\n" + grid_forms.as_text(found) + "\n\n" + "\n".join(grid_forms.notes(found)))
-    print(f"\nwritten: {', '.join(files)}")
-    return {
-        "files": files,
-        "counted": [column.benchmark.name for column in found.counted],
-        "majority": {column.benchmark.name: column.majority for column in found.columns},
-        "sums": [
-            {
-                "cell": row.name,
-                "acc": row.acc,
-                "acc_interval": row.acc_interval,
-                "rel": row.rel,
-                "rel_interval": row.rel_interval,
-            }
-            for row in found.rows
-        ],
-    }
+    """Write the summary over all benchmarks and print it; return its part of the JSON document."""
+    summary = build_summary(model, measured, unscored, args.resamples, args.seed)
+    files = [str(path) for path in write_summary(summary, args.report)]
+    print(f"\n{summary.text()}\n\nwritten: {', '.join(files)}")
+    return {"files": files, **summary.document()}
 
 
 def _common_anyres(model: Path | str) -> str | None:
@@ -263,7 +252,7 @@ def _show(
     if paired:
         print(
             "\n"
-            + cli.table(
+            + text_table(
                 ["paired difference", "tokens", benchmark.metric, "95% interval"],
                 [
                     [
@@ -293,18 +282,18 @@ def _show(
         rows.append(
             [
                 found["method"],
-                cli.cell(found.get("important_ratio"), "g"),
+                number(found.get("important_ratio"), "g"),
                 "all" if found["tokens"] is None else str(found["tokens"]),
-                cli.cell(found["score"], ".2f"),
+                number(found["score"], ".2f"),
                 f"[{found['low']:.1f}, {found['high']:.1f}]",
                 f"{found['visual_tokens']:.1f}",
-                cli.cell(found["llm_gflops"], ".3g"),
-                cli.cell(speed.get("questions_per_second"), ".0f"),
-                cli.cell(speed.get("questions_per_second_without_vision"), ".0f"),
+                number(found["llm_gflops"], ".3g"),
+                number(speed.get("questions_per_second"), ".0f"),
+                number(speed.get("questions_per_second_without_vision"), ".0f"),
             ]
         )
     print(
-        cli.table(
+        text_table(
             [
                 "method",
                 "r",
