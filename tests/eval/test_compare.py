@@ -152,7 +152,7 @@ def test_command_reads_the_benchmark_from_the_scores_beside_the_answers(tmp_path
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["benchmark"] == "pope"
     (tmp_path / "a" / "score.json").write_text('{"benchmark": "gqa"}')
     assert main([*folders, "--data", str(POPE)]) == 1
-    assert "say gqa, pope" in capsys.readouterr().err
+    assert "name gqa, pope" in capsys.readouterr().err
 
 
 def test_command_warns_of_other_prompts(capsys):
