@@ -21,6 +21,18 @@ from llava.eval.store.answer_file import AnswerFileError
 
 DTYPES = ("float32", "float16", "bfloat16")
 _SHOWN = 50  # failures listed at the end
+_JOB_ARGUMENTS = (
+    *("device", "dtype", "tower_dtype", "attn_implementation", "conv_mode", "batch_size", "model_base"),
+    *("max_new_tokens", "temperature", "top_p", "num_beams", "seed", "num_workers"),
+)
+
+
+def new_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """Return the parser of `python -m llava.eval.COMMAND`, described by its module's docstring."""
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(
+        f"python -m llava.eval.{command}", description=description, formatter_class=form
+    )
 
 
 def guarded(main: Callable[..., int]) -> Callable[..., int]:
@@ -107,28 +119,11 @@ def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def job_of(
-    args: argparse.Namespace, model: Path | str, anyres: str | None, local_rank: int | None = None
-) -> Job:
+def job_of(args: argparse.Namespace, model: Path | str, anyres: str | None, local_rank: int | None) -> Job:
     """Return the job of parsed arguments. Raises ValueError."""
+    given = {name: getattr(args, name) for name in _JOB_ARGUMENTS}
     return resolve_job(
-        model,
-        args.device,
-        args.dtype,
-        args.tower_dtype,
-        args.conv_mode,
-        args.batch_size,
-        local_rank,
-        model_base=args.model_base,
-        attn_implementation=args.attn_implementation,
-        anyres=anyres,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        num_beams=args.num_beams,
-        seed=args.seed,
-        share_prefix=not args.no_share_prefix,
-        num_workers=args.num_workers,
+        model, anyres=anyres, local_rank=local_rank, share_prefix=not args.no_share_prefix, **given
     )
 
 

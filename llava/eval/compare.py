@@ -40,11 +40,7 @@ from llava.eval.tables.table import text_table
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.new_parser("compare", __doc__)
     parser.add_argument("a", metavar="A", type=Path, help="answer file, or the folder that contains it")
     parser.add_argument("b", metavar="B", type=Path, help="answer file, or the folder that contains it")
     parser.add_argument(

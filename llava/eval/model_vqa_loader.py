@@ -24,11 +24,7 @@ from llava.eval.store.answer_file import AnswerFile
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.model_vqa_loader",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.new_parser("model_vqa_loader", __doc__)
     parser.add_argument("--model-path", dest="model", required=True)
     parser.add_argument("--model-base")
     parser.add_argument("--question-file", type=Path, required=True)
@@ -61,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pruner, anyres = resolve_pruner(
             model, args.method, args.visual_token_num, args.important_ratio, args.anyres, args.seed
         )
-        job = cli.job_of(args, model, anyres)
+        job = cli.job_of(args, model, anyres, None)
     except ValueError as error:
         parser.error(str(error))
     cli.print_warnings([*warnings, *job.warnings])

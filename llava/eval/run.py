@@ -36,11 +36,7 @@ from llava.eval.tables.table import number, text_table
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.run",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.new_parser("run", __doc__)
     parser.add_argument("--benchmark", required=True, type=benchmark_name, choices=list_benchmarks())
     cli.add_source_arguments(parser)
     group = parser.add_argument_group("pruning")

@@ -41,11 +41,7 @@ from llava.eval.tables.table import number, text_table
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.new_parser("sweep", __doc__)
     parser.add_argument(
         "--benchmarks",
         type=lambda text: [benchmark_name(name) for name in _names(text)],
@@ -156,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tasks = _read(args, benchmarks, failures)
     try:
         pruners = grid(args.methods, args.tokens, args.ratios, args.seed)
-        job = cli.job_of(args, model, common_anyres(model, args.anyres))
+        job = cli.job_of(args, model, common_anyres(model, args.anyres), None)
     except ValueError as error:
         parser.error(str(error))
     cli.print_warnings(job.warnings)

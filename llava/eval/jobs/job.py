@@ -55,22 +55,23 @@ class Job:
 
     def configuration(self, task: Task, pruner: Pruner) -> Configuration:
         """Return everything that decides the answers of one setting to one task."""
+        same = (
+            "conv_mode",
+            "dtype",
+            "tower_dtype",
+            "attn_implementation",
+            "temperature",
+            "top_p",
+            "num_beams",
+        )
         return Configuration(
             model=self.name,
             weights=_weights(self.model, self.model_base),
             questions=task.fingerprint,
             pruning=tuple(pruner.config().items()),
-            conv_mode=self.conv_mode,
-            dtype=self.dtype,
-            tower_dtype=self.tower_dtype,
-            attn_implementation=self.attn_implementation,
             device=self.device.split(":")[0],
             max_new_tokens=self.answer_length(task.benchmark),
-            temperature=self.temperature,
-            top_p=self.top_p,
-            num_beams=self.num_beams,
-            seed=self.seed,
-            anyres=self.anyres,
+            **{name: getattr(self, name) for name in (*same, "seed", "anyres")},
         )
 
 
