@@ -26,7 +26,7 @@ from llava.eval.jobs.job import Job, Task, setting_name
 from llava.eval.jobs.processes import ALONE, RankInfo
 from llava.eval.metrics.scorecard import Scorecard
 from llava.eval.metrics.statistics import bootstrap_interval
-from llava.eval.store.answer_file import AnswerFile
+from llava.eval.store.answer_file import AnswerFile, AnswerFileError
 from llava.eval.store.provenance import Configuration
 from llava.eval.store.shards import FoundAnswers, ShardReport, Shards
 
@@ -227,7 +227,7 @@ def answer(session: Session, task: Task, runs: Sequence[SettingRun]) -> dict[str
     todo = [run for run in runs if run.missing(task)]
     cost = _pass(session, task, todo, share, task.asked) if todo else {}
     for run in runs:
-        if run.error is None:
+        if run.error is None and (run not in todo or run.found.elsewhere(run.answers)):
             _order(run, task)
     return cost
 
@@ -256,30 +256,38 @@ def _pass(
     engine = session.engine(task)
     passes: list[InferenceStats] = []
     with ExitStack() as stack:
-        settings = []
+        settings: dict[str, PassSetting] = {}
         for run in runs:
             path = run.shards.path(rank.rank, rank.size)
             only = share - run.found.elsewhere(path)
-            file = AnswerFile(path, task.questions, run.configuration, run.configuration.model, only)
-            settings.append(PassSetting(run.name, run.pruner, stack.enter_context(file)))
+            try:
+                file = AnswerFile(path, task.questions, run.configuration, run.configuration.model, only)
+            except AnswerFileError as error:
+                if len(runs) == 1:
+                    raise
+                run.error = error
+                continue
+            settings[run.name] = PassSetting(run.name, run.pruner, stack.enter_context(file))
+        opened = [run for run in runs if run.name in settings]
         try:
-            passes.append(engine.run(questions, settings, progress))
+            passes.append(engine.run(questions, list(settings.values()), progress))
         except Exception as error:  # a pruner, the device, a full disk: one setting at a time shows which
             if len(runs) == 1:
                 raise
             reason = error or type(error).__name__
             print(f"{task.title}: {reason}; answering the settings one by one", file=sys.stderr)
-            for run, setting in zip(runs, settings, strict=True):
+            for run in opened:
                 try:
-                    passes.append(engine.run(questions, [setting], progress))
+                    passes.append(engine.run(questions, [settings[run.name]], progress))
                 except Exception as own:
                     run.error = own
         session.images += sum(stats.images for stats in passes)
         session.seconds += sum(stats.vision_seconds for stats in passes)
         per_image = session.seconds / session.images if session.images else 0.0
         prefill = _prefill(engine, task)
-        for run, setting in zip(runs, settings, strict=True):
+        for run in opened:
             if run.error is None:
+                setting = settings[run.name]
                 setting.writer.finalize()
                 run.failed = setting.writer.missing
                 run.prefill = prefill
