@@ -159,7 +159,7 @@ class PaperTable:
         full = [line.published[column] for line in lines if line.method == "none" and line.published]
         return Chart(
             title,
-            "TFLOPs of the prefill" if flops else "visual tokens",
+            "prefill TFLOPs" if flops else "visual tokens",
             f"{COLUMNS[column].title} ({unit})",
             series,
             None if flops else sorted({float(line.tokens) for line in lines}),
@@ -169,16 +169,24 @@ class PaperTable:
 
     def document(self) -> dict[str, Any]:
         """Return the table as a JSON value."""
-        keys = ("model", "method", "tokens", "published", "measured", "difference")
+        rows = [
+            {
+                "model": line.model,
+                "method": line.method,
+                "important_ratio": line.ratio,
+                "tokens": line.tokens,
+                "published": line.published,
+                "measured": line.measured,
+                "difference": line.difference,
+            }
+            for line in self.lines
+        ]
         return {
             "table": self.published.name,
             "source": self.published.source,
             "columns": list(self.published.columns),
             "measured_cells": sum(len(line.measured) for line in self.lines),
-            "rows": [
-                {"important_ratio": line.ratio, **{key: getattr(line, key) for key in keys}}
-                for line in self.lines
-            ],
+            "rows": rows,
         }
 
 
