@@ -108,7 +108,7 @@ def test_a_report_over_all_sets(data, tmp_path, capsys):
     assert sweep.main(arguments) == 0
     document, said = last(capsys)
     files = [tmp_path / "page" / f"grid.{suffix}" for suffix in ("html", "md", "csv", "tex")]
-    assert document["files"] == [str(path) for path in files] and "Majority" in said
+    assert document["files"] == [str(path) for path in files] and "Constant answer" in said
     assert document["majority"].keys() == {"pope", "vizwiz"}
     assert set(document["counted"]) <= {"pope", "vizwiz"} and "MM-Vet" in files[1].read_text()
     assert [row["cell"] for row in document["sums"]] == ["none", "random-8", "vispruner-r0.5-8"]
