@@ -66,7 +66,6 @@ def method_label(method: str, ratio: float | None) -> str:
 
 def method_colors(settings: Iterable[tuple[str, float | None]]) -> dict[str, str]:
     """Choose a color for every label of (method, ratio); a method's first ratio has the method's color."""
-    found: dict[str, str] = {}
     labels = {method_label(*setting): setting[0] for setting in settings}
     own = {method: label for label, method in reversed(labels.items()) if method in METHODS}
     found = {label: METHODS[method][1] for method, label in own.items()}
@@ -90,16 +89,14 @@ def charts_html(charts: Sequence[Chart], colors: Mapping[str, str], note: str) -
     charts = [chart for chart in charts if chart.series]
     if not charts or not has_matplotlib():
         return ""
-    shown = {one.name for chart in charts for one in chart.series}
-    marks = [
-        f'<span><b style="color:{color}">&#9679;</b> {escape(name)}</span>'
-        for name, color in colors.items()
-        if name in shown
-    ]
-    if not all(one.measured for chart in charts for one in chart.series):
-        marks.append("<span>&#9679; measured, solid</span> <span>&#9675; published, dashed</span>")
+    series = [one for chart in charts for one in chart.series]
+    shown = [name for name in colors if name in {one.name for one in series}]
+    legend = "\n".join(
+        f'<span><b style="color:{colors[name]}">&#9679;</b> {escape(name)}</span>' for name in shown
+    )
+    if not all(one.measured for one in series):
+        legend += "\n<span>&#9679; measured, solid</span> <span>&#9675; published, dashed</span>"
     drawn = "\n".join(draw(chart, colors) for chart in charts)
-    legend = "\n".join(marks)
     return f'<p class="legend">{legend}</p>\n<div class="charts">{drawn}</div>\n<p class="notes">{note}</p>'
 
 
@@ -154,21 +151,15 @@ def _draw_series(axes: Any, one: Series, color: str, gid: str, x_of: Mapping[flo
 
 
 def _set_ticks(axes: Any, ticks: Sequence[float] | None) -> None:
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import LogLocator
 
     low, high = axes.get_xlim()
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    if ticks is None:
-        span = math.log10(high / low)
-        factors = (1,) if span > 3 else (1, 2, 5) if span > 1.3 else (1, 1.5, 2, 3, 4, 5, 7)
-        axes.xaxis.set_major_locator(LogLocator(subs=factors, numticks=30))
-        return
     kept: list[float] = []
-    for tick in sorted(ticks):  # labels must not run into each other
-        if not kept or math.log(tick / kept[-1]) > 0.07 * math.log(high / low):
-            kept.append(tick)
-    axes.set_xticks(kept)
+    for tick in sorted(ticks or LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)).tick_values(low, high)):
+        if low <= tick <= high and math.log(tick / (kept or [1e-9])[-1]) > 0.07 * math.log(high / low):
+            kept.append(tick)  # labels do not overlap
+    axes.set_xticks(kept, [f"{tick:g}" for tick in kept])
+    axes.minorticks_off()
 
 
 def _inline(svg: str, title: str, series: Sequence[Series]) -> str:

@@ -69,6 +69,11 @@ class Estimate:
         low, high = np.quantile(draws, [0.025, 0.975])
         return cls(float(value), float(low), float(high), np.asarray(draws))
 
+    @property
+    def significant(self) -> bool:
+        """True if the interval excludes 0."""
+        return self.ci_low > 0 or self.ci_high < 0
+
     def interval(self, form: str = ".1f") -> str:
         """Return the interval as text."""
         return f"[{self.ci_low:{form}}, {self.ci_high:{form}}]"
@@ -113,28 +118,21 @@ class SummaryRow:
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """Acc. of one row minus that of another with the same budget, both from the same draws."""
-
-    first: SummaryRow
-    second: SummaryRow
-    difference: Estimate
-
-    @property
-    def significant(self) -> bool:
-        """True if the interval excludes 0."""
-        return self.difference.ci_low > 0 or self.difference.ci_high < 0
-
-
-@dataclass(frozen=True)
 class Summary:
-    """A sweep over several benchmarks. unscored: titles of those whose answers are not scored here."""
+    """A sweep over several benchmarks.
+
+    Attributes:
+        model: Name of the model.
+        columns, rows: Benchmarks and settings.
+        contrasts: (first, second, difference in Acc.) of settings with the same budget.
+        unscored: Titles of benchmarks whose answers are not scored here.
+    """
 
     model: str
     columns: Sequence[SummaryColumn]
     rows: Sequence[SummaryRow]
-    contrasts: Sequence[Contrast]
-    unscored: Sequence[str] = ()
+    contrasts: Sequence[tuple[SummaryRow, SummaryRow, Estimate]]
+    unscored: Sequence[str]
 
     @property
     def notes(self) -> list[str]:
@@ -189,11 +187,9 @@ class Summary:
     def differences(self) -> Table:
         """Build the table of differences in Acc."""
         rows = []
-        for one in self.contrasts:
-            first, tokens = one.first.label
-            shown = f"{one.difference.value:+.1f}", one.difference.interval("+.1f")
-            significant = "yes" if one.significant else "no"
-            rows.append(TableRow.of(f"{first} - {one.second.label[0]}", tokens, *shown, significant))
+        for first, second, one in self.contrasts:
+            shown = f"{one.value:+.1f}", one.interval("+.1f"), "yes" if one.significant else "no"
+            rows.append(TableRow.of(f"{first.label[0]} - {second.label[0]}", first.label[1], *shown))
         note = (
             "Both sides are computed from the same draws, so that images that are difficult for all methods "
             "do not widen the interval. Significant: the interval excludes 0."
@@ -375,15 +371,15 @@ def _column(one: ScoredBenchmark) -> SummaryColumn:
     return SummaryColumn(one.benchmark, len(one.questions), images, constant, in_mean)
 
 
-def _contrasts(rows: Sequence[SummaryRow]) -> list[Contrast]:
-    """Compare VisPruner at its first ratio with all others of its budget."""
+def _contrasts(rows: Sequence[SummaryRow]) -> list[tuple[SummaryRow, SummaryRow, Estimate]]:
+    """Compare VisPruner at its first ratio with all others of its budget, by the same draws."""
     rows = [row for row in rows if "acc" in row.estimates]
     ours = [row for row in rows if row.method == "vispruner"]
     found = []
     for first in (row for row in ours if row.ratio == ours[0].ratio):
         for second in (row for row in rows if row is not first and row.tokens == first.tokens):
             a, b = first.estimates["acc"], second.estimates["acc"]
-            found.append(Contrast(first, second, Estimate.of(a.value - b.value, a.draws - b.draws)))
+            found.append((first, second, Estimate.of(a.value - b.value, a.draws - b.draws)))
     return found
 
 

@@ -46,21 +46,15 @@ def test_a_server_may_have_scored(tmp_path):
     assert result.card.score is None and "server.json" in warnings[0]
 
 
-def test_a_servers_score_may_be_next_to_answers_alone(tmp_path):
+@pytest.mark.parametrize("name", ["score.json", "server.json"])
+def test_answers_complete_a_score(tmp_path, name):
+    """A server's score may be next to the answers alone."""
     metadata = {"model": CHECKPOINT, "method": "vispruner", "tokens": 64, "important_ratio": 0.5}
     (tmp_path / "answers.jsonl").write_text(json.dumps({"question_id": 1, "metadata": metadata}) + "\n")
-    (tmp_path / "server.json").write_text('{"benchmark": "vqav2", "score": 72.5}')
+    (tmp_path / name).write_text('{"benchmark": "vqav2", "score": 72.5}')
     (result,), warnings = read_results([tmp_path])
     assert warnings == [] and result.key == (CHECKPOINT, "vqav2", "vispruner", 64, 0.5)
     assert result.card.score == 72.5
-
-
-def test_answers_complete_a_score(tmp_path):
-    (tmp_path / "score.json").write_text('{"benchmark": "pope", "score": 80.0}')
-    metadata = {"model": CHECKPOINT, "method": "vispruner", "tokens": 64, "important_ratio": 0.5}
-    (tmp_path / "answers.jsonl").write_text(json.dumps({"question_id": 1, "metadata": metadata}) + "\n")
-    (result,), warnings = read_results([tmp_path])
-    assert warnings == [] and result.key == (CHECKPOINT, "pope", "vispruner", 64, 0.5)
 
 
 def test_full_sets_win_over_parts_and_new_files_over_old(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers.score_files import write_score
-from llava.eval.tables.__main__ import choose_tables, main
+from llava.eval.tables.__main__ import main
 from llava.eval.tables.published import load_published
 
 
@@ -81,10 +81,3 @@ def test_models_may_be_named(tmp_path, capsys):
     rows = json.loads(out.splitlines()[-1])["tables"][0]["rows"]
     assert code == 0
     assert [row["model"] for row in rows if row["measured"]] == ["qwen-vl-7b"]
-
-
-def test_spellings_of_a_table():
-    tables = load_published()
-    for name in ("llava_1_5_7b", "LLaVA-1.5-7B", "llava-1.5-7b"):
-        assert choose_tables(name, tables) == [tables["llava-1.5-7b"]]
-    assert choose_tables("ALL", tables) == list(tables.values())

@@ -108,11 +108,6 @@ def test_validation_scores_are_not_compared_with_test_scores(name, tmp_path):
     assert found == (52.0 if name == "vizwiz" else None)
 
 
-def test_results_without_a_score_are_not_shown(tmp_path):
-    write_score(tmp_path, "vqav2", None)
-    assert not any(line.measured for line in build(tmp_path).lines)
-
-
 def test_parts_of_a_set_and_fixed_scores_are_marked(tmp_path):
     write_score(tmp_path / "part", "pope", 90.0, answers=120)
     write_score(tmp_path / "fixed", "gqa", 60.0, details={"rule": "fixed: joined by id"})

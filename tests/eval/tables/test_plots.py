@@ -78,10 +78,6 @@ def test_close_ticks_are_left_out(matplotlib):
     assert {"32", "128", "512"} <= set(labels) and "33" not in labels
 
 
-def test_one_point_is_drawn(matplotlib):
-    assert len(marks(draw(Chart("t", "x", "y", [Series("c", ((7, 3.0, None, None),))]), COLORS))) == 1
-
-
 def test_a_method_has_one_color_on_all_pages():
     found: dict[str, set[str]] = {}
     for table in load_published().values():

@@ -36,16 +36,8 @@ def full_of(table, model):
     return next(row for row in table.rows if (row.model, row.method) == (model, "none")).values
 
 
-def test_the_published_rows_are_all_there():
-    assert len(SUMMED) == 36
-    assert {name: len(table.rows) for name, table in TABLES.items()} == {
-        "llava-1.5-7b": 19,
-        "llava-next-7b": 13,
-        "video-llava-7b": 7,
-        "other-vlms": 9,
-        "efficiency": 5,
-    }
-    assert all("arXiv:2412.01818" in table.source for table in TABLES.values())
+def test_all_published_rows_are_there():
+    assert [len(table.rows) for table in TABLES.values()] == [19, 13, 7, 9, 5] and len(SUMMED) == 36
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -67,18 +59,6 @@ def test_published_means_follow_from_published_scores(table, row):
     full = {name: full_of(table, row.model)[name] for name in table.scored}
     # inputs are rounded to 0.1; VisPruner at 128 tokens is the one row that this moves past the last digit
     assert relative(scores, full) == pytest.approx(row.values["rel"], abs=0.0601)
-
-
-def test_rel_is_not_a_ratio_of_means():
-    ratios = [100 * row.values["acc"] / full_of(table, row.model)["acc"] for table, row in SUMMED]
-    assert max(abs(one - row.values["rel"]) for one, (_, row) in zip(ratios, SUMMED, strict=True)) > 2
-
-
-def test_means_of_rows_with_all_tokens():
-    for name, acc in (("llava-1.5-7b", 63.0635), ("llava-next-7b", 73.138)):
-        values = full_of(TABLES[name], name)
-        found = derived_columns(TABLES[name].columns, values, values)
-        assert found == {"acc": pytest.approx(acc), "rel": pytest.approx(100)}
 
 
 def test_video_means():

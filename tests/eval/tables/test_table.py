@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
+import re
 from xml.etree import ElementTree
 
+from llava.eval.tables import table as module
 from llava.eval.tables.table import Table, TableCell, TableColumn, TableRow, csv_text, number, text_table
 
 SPECIAL = r"a_b & 50% | *c* <d> {e} \f ~^#$ †"
@@ -32,11 +32,7 @@ def test_text_is_aligned_under_a_rule():
         "              22     -",
     ]
     assert text_table(["a", "b"], []).split("\n") == ["a  b", "----"]
-    assert number(1.25, ".1f") == "1.2"
-
-
-def test_numbers_are_printed_as_given():
-    assert "1e5" in text_table(["a", "b"], [["x", "1e5"]]) and "007" in text_table(["a"], [["007"]])
+    assert "1e5" in text_table(["a", "b"], [["007", "1e5"]]) and number(1.25, ".1f") == "1.2"
 
 
 def test_text_of_a_table_has_title_and_notes():
@@ -79,10 +75,5 @@ def test_csv_keeps_every_digit_and_quotes():
 
 
 def test_module_imports_nothing_else_of_the_package():
-    code = (
-        "import sys, llava.eval.tables.table as table\n"
-        "print([name for name in sys.modules if name.startswith('llava.') and name not in "
-        "('llava.eval', 'llava.eval.tables', table.__name__)])"
-    )
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert made.stdout.strip() == "[]", made.stderr
+    with open(module.__file__, encoding="utf-8") as file:
+        assert not re.search(r"^\s*(from|import) (llava|\.)", file.read(), re.M)
