@@ -56,11 +56,11 @@ class ScoredBenchmark:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score with its 95% interval, and the bootstrap draws (resamples,) behind it."""
+    """A score with its 95% interval, and the bootstrap draws (resamples,) behind it, where they are known."""
 
     value: float
-    ci_low: float
-    ci_high: float
+    ci_low: float | None
+    ci_high: float | None
     draws: np.ndarray | None = None
 
     @classmethod
@@ -76,7 +76,7 @@ class Estimate:
 
     def interval(self, form: str = ".1f") -> str:
         """Return the interval as text."""
-        return f"[{self.ci_low:{form}}, {self.ci_high:{form}}]"
+        return "" if self.ci_low is None else f"[{self.ci_low:{form}}, {self.ci_high:{form}}]"
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,11 @@ class Summary:
             )
         if self.unscored:
             found.append(f"Answered, but not scored here: {', '.join(self.unscored)}.")
-        return found
+        return [
+            *found,
+            "Prefill GFLOPs: the language model's prefill of one question, visual and text tokens, 2 per "
+            "multiply-accumulate; mean over the benchmarks.",
+        ]
 
     def table(self) -> Table:
         """Build the table over all benchmarks; its first row is the constant-answer baseline."""
@@ -258,16 +262,10 @@ class Summary:
             Chart("Acc. against FLOPs", "prefill GFLOPs", unit, self._series("acc", flops)),
         ]
         for one in self.columns:
-            unit, series = (
-                f"{one.benchmark.metric} ({one.benchmark.unit})",
-                self._series(one.benchmark.name, tokens),
-            )
+            series = self._series(one.benchmark.name, tokens)
+            unit = f"{one.benchmark.metric} ({one.benchmark.unit})"
             charts.append(Chart(one.title, label, unit, series, ticks, one.constant, SMALL))
-        note = (
-            "Whiskers: 95% intervals. Dotted line: the constant answer. Prefill GFLOPs: the language model's "
-            "prefill of one question, visual and text tokens, 2 per multiply-accumulate, averaged over the "
-            "benchmarks."
-        )
+        note = "Whiskers: 95% intervals. Dotted line: the constant answer."
         return charts_html(charts, method_colors((row.method, row.ratio) for row in self.rows), note)
 
     def _series(self, key: str, xs: Mapping[str, float | None]) -> list[Series]:
@@ -335,14 +333,17 @@ def build_summary(
             row = SummaryRow(setting.name, str(card.method), card.important_ratio, card.tokens)
             row = rows.setdefault(setting.name, row)
             row.cards[key] = card
-            if card.score is not None and setting.counts is not None:
-                sums = resampled_sums(setting.counts.counts, resamples, seed + place)
-                draws = one.benchmark.score_counts(sums)
+            if card.score is not None:
+                draws = None
+                if setting.counts is not None:
+                    sums = resampled_sums(setting.counts.counts, resamples, seed + place)
+                    draws = one.benchmark.score_counts(sums)
                 row.estimates[key] = Estimate(card.score, card.ci_low, card.ci_high, draws)
             if one.benchmark.unit == "points":
                 mme_tasks = max(mme_tasks, len(card.details["perception"]["subtasks"]))
     keys = [column.benchmark.name for column in columns if column.in_mean]
-    complete = [row for row in rows.values() if keys and row.estimates.keys() >= set(keys)]
+    drawn = {name: {k for k, e in row.estimates.items() if e.draws is not None} for name, row in rows.items()}
+    complete = [row for name, row in rows.items() if keys and drawn[name] >= set(keys)]
     full = next((row for row in complete if row.method == FULL), None)
     for row in complete:
         values, draws = _by_benchmark(row, keys)

@@ -181,6 +181,13 @@ def test_rel_is_undefined_where_all_tokens_score_nothing():
     assert not any("rel" in row.estimates for row in found.rows)
 
 
+def test_scores_without_counts_are_shown_but_not_in_a_mean():
+    one = scored(Yes("a"), 80, 48)
+    bare = ScoredSetting("random-64", one.settings[1].card.replace(ci_low=None, ci_high=None))
+    found = build_summary("toy", [ScoredBenchmark(Yes("a"), Path(), asked(), [one.settings[0], bare])])
+    assert found.rows[1].estimates.keys() == {"a"} and "60.0" in found.text() and found.html()
+
+
 def test_forms(summary):
     text, markdown = summary.text(), summary.markdown()
     assert "C†" in text and "Constant answer" in text and "97.5" in text
