@@ -72,8 +72,8 @@ def test_whiskers_at_one_budget_stand_side_by_side(matplotlib):
 
 
 def test_close_ticks_are_left_out(matplotlib):
-    drawing = draw(Chart("t", "x", "y", [Series("c", ((32, 1.0, None, None), (512, 2.0, None, None)))],
-                         ticks=[32, 33, 128, 512]), COLORS)  # fmt: skip
+    series = Series("c", ((32, 1.0, None, None), (512, 2.0, None, None)))
+    drawing = draw(Chart("t", "x", "y", [series], ticks=[32, 33, 128, 512]), COLORS)
     labels = [one.text for one in ElementTree.fromstring(drawing).iter(f"{SVG}text")]
     assert {"32", "128", "512"} <= set(labels) and "33" not in labels
 
