@@ -96,24 +96,22 @@ def choose_tables(text: str, tables: dict[str, PublishedTable]) -> list[Publishe
     return [by_name[_plain(name)] for name in given]
 
 
-def _checkpoints(given: Sequence[str], tables: Sequence[PublishedTable]) -> list[dict[str, set[str]] | None]:
-    """Return checkpoint names by model of every table, None where none are given. Raises ValueError."""
+def _checkpoints(given: Sequence[str], tables: Sequence[PublishedTable]) -> list[dict[str, set[str]]]:
+    """Return checkpoint names by model of every table, none where none are given. Raises ValueError."""
     found: list[dict[str, set[str]]] = [{} for _ in tables]
     for text in given:
         row, _, name = text.rpartition("=")
-        used = False
-        for table, names in zip(tables, found, strict=True):
-            model = row or (next(iter(table.models)) if len(table.models) == 1 else "")
-            if model in table.models:
-                used = True
-                names.setdefault(model, set()).add(model_name(name.rstrip("/")))
-        if not used:
-            models = dict.fromkeys(model for table in tables for model in table.models)
-            raise ValueError(
-                f"--model {text}: not assigned to a model of the table. Choose from "
-                f"{', '.join(f'{model}=NAME' for model in models)}."
-            )
-    return [names or None for names in found]
+        fitting = [
+            (names, row or next(iter(table.models)))
+            for table, names in zip(tables, found, strict=True)
+            if row in table.models or (not row and len(table.models) == 1)
+        ]
+        if not fitting:
+            models = dict.fromkeys(f"{model}=NAME" for table in tables for model in table.models)
+            raise ValueError(f"--model {text}: no table has this model. Choose from {', '.join(models)}.")
+        for names, model in fitting:
+            names.setdefault(model, set()).add(model_name(name.rstrip("/")))
+    return found
 
 
 @guarded
@@ -150,13 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path, text in files.items():
         write_atomically(path, text)
     print(f"written: {', '.join(map(str, files))}")
-    document = {
-        "tables": [one.document() for one in tables],
-        "results": len(results),
-        "files": [str(path) for path in files],
-        "warnings": warnings,
-    }
-    print(json.dumps(document))
+    document = {"tables": [one.document() for one in tables], "results": len(results)}
+    print(json.dumps({**document, "files": [str(path) for path in files], "warnings": warnings}))
     return 0
 
 

@@ -61,8 +61,8 @@ class PaperLine:
     @property
     def difference(self) -> dict[str, float]:
         """Measured minus published, where there are both."""
-        both = self.measured.keys() & self.published.keys()
-        return {name: self.measured[name] - self.published[name] for name in self.measured if name in both}
+        both = [name for name in self.measured if name in self.published]
+        return {name: self.measured[name] - self.published[name] for name in both}
 
     def marks(self, column: str) -> str:
         """Marks of a measured cell: * not the full set, + scored with --fixed; for a mean, of any part."""
@@ -87,13 +87,12 @@ class PaperTable:
         columns += [TableColumn(COLUMNS[name].title) for name in self.published.columns]
         rows = []
         before: PaperLine | None = None
-        for line, kind in self._rows():
+        for line, kind in self._strips():
             same_model = before is not None and line.model == before.model
             front = ["" if same_model else self.published.models[line.model].title] if several else []
             front += ["", ""] if line is before else [line.label, str(line.tokens)]
-            cells = [TableCell(text) for text in [*front, kind]]
-            strong = kind == "measured"
-            cells += [TableCell(_text(line, kind, name), "", strong) for name in self.published.columns]
+            texts = [*front, kind, *(_text(line, kind, name) for name in self.published.columns)]
+            cells = [TableCell(text, strong=kind == "measured") for text in texts]
             group = before is None or (line.model, line.tokens) != (before.model, before.tokens)
             rows.append(TableRow(cells, kind, group))
             before = line
@@ -101,7 +100,7 @@ class PaperTable:
         notes = self.notes + [text for mark, text in _MARKS.items() if mark in marks]
         return Table(self.published.title, columns, rows, notes)
 
-    def _rows(self) -> Iterator[tuple[PaperLine, str]]:
+    def _strips(self) -> Iterator[tuple[PaperLine, str]]:
         for line in self.lines:
             for kind in ("published", "measured", "difference"):
                 if getattr(line, kind):
@@ -159,7 +158,7 @@ class PaperTable:
         full = [line.published[column] for line in lines if line.method == "none" and line.published]
         return Chart(
             title,
-            "TFLOPs of the prefill" if flops else "visual tokens",
+            "prefill TFLOPs" if flops else "visual tokens",
             f"{COLUMNS[column].title} ({unit})",
             series,
             None if flops else sorted({float(line.tokens) for line in lines}),
@@ -169,16 +168,24 @@ class PaperTable:
 
     def document(self) -> dict[str, Any]:
         """Return the table as a JSON value."""
-        keys = ("model", "method", "tokens", "published", "measured", "difference")
+        rows = [
+            {
+                "model": line.model,
+                "method": line.method,
+                "important_ratio": line.ratio,
+                "tokens": line.tokens,
+                "published": line.published,
+                "measured": line.measured,
+                "difference": line.difference,
+            }
+            for line in self.lines
+        ]
         return {
             "table": self.published.name,
             "source": self.published.source,
             "columns": list(self.published.columns),
             "measured_cells": sum(len(line.measured) for line in self.lines),
-            "rows": [
-                {"important_ratio": line.ratio, **{key: getattr(line, key) for key in keys}}
-                for line in self.lines
-            ],
+            "rows": rows,
         }
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 from xml.etree import ElementTree
 
 # Names as papers write them. The colors are those of Okabe and Ito, which most color-blind people can tell
@@ -28,7 +29,8 @@ METHODS = {
     "random": ("Random", "#4b3fa0"),
     "prumerge": ("PruMerge", "#b00020"),
 }
-_SPARE = ("#56b4e9", "#8c6d1f", "#cc79a7", "#009e73", "#e69f00")  # of further methods and ratios
+# of further methods and ratios, as far as they are free
+_SPARE = ("#56b4e9", "#8c6d1f", "#cc79a7", "#009e73", "#e69f00", "#882255", "#44aa99", "#999933")
 _GREY = "#7f7f7f"  # of what is left
 SMALL = (3.9, 2.7)  # size of charts of single benchmarks
 _SVG = "http://www.w3.org/2000/svg"
@@ -64,7 +66,6 @@ def method_label(method: str, ratio: float | None) -> str:
 
 def method_colors(settings: Iterable[tuple[str, float | None]]) -> dict[str, str]:
     """Choose a color for every label of (method, ratio); a method's first ratio has the method's color."""
-    found: dict[str, str] = {}
     labels = {method_label(*setting): setting[0] for setting in settings}
     own = {method: label for label, method in reversed(labels.items()) if method in METHODS}
     found = {label: METHODS[method][1] for method, label in own.items()}
@@ -88,16 +89,14 @@ def charts_html(charts: Sequence[Chart], colors: Mapping[str, str], note: str) -
     charts = [chart for chart in charts if chart.series]
     if not charts or not has_matplotlib():
         return ""
-    shown = {one.name for chart in charts for one in chart.series}
-    marks = [
-        f'<span><b style="color:{color}">&#9679;</b> {escape(name)}</span>'
-        for name, color in colors.items()
-        if name in shown
-    ]
-    if not all(one.measured for chart in charts for one in chart.series):
-        marks.append("<span>&#9679; measured, solid</span> <span>&#9675; published, dashed</span>")
+    series = [one for chart in charts for one in chart.series]
+    shown = [name for name in colors if name in {one.name for one in series}]
+    legend = "\n".join(
+        f'<span><b style="color:{colors[name]}">&#9679;</b> {escape(name)}</span>' for name in shown
+    )
+    if not all(one.measured for one in series):
+        legend += "\n<span>&#9679; measured, solid</span> <span>&#9675; published, dashed</span>"
     drawn = "\n".join(draw(chart, colors) for chart in charts)
-    legend = "\n".join(marks)
     return f'<p class="legend">{legend}</p>\n<div class="charts">{drawn}</div>\n<p class="notes">{note}</p>'
 
 
@@ -106,7 +105,8 @@ def draw(chart: Chart, colors: Mapping[str, str]) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    style = {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": chart.title}  # text stays text
+    style = {"font.size": 9, "font.sans-serif": ["DejaVu Sans", "Arial"]}
+    style |= {"svg.fonttype": "none", "svg.hashsalt": chart.title}  # text stays text
     with matplotlib.rc_context(style):
         figure = Figure(figsize=chart.size, dpi=96, layout="constrained")
         axes = figure.add_subplot()
@@ -120,40 +120,46 @@ def draw(chart: Chart, colors: Mapping[str, str]) -> str:
             axes.axhline(chart.level, color="#444444", linestyle=":", linewidth=1)
         series = sorted(chart.series, key=lambda one: one.measured)  # measured ones on top
         for place, one in enumerate(series):
-            _draw_series(axes, one, colors[one.name], f"series-{place}")
+            _draw_series(axes, one, colors[one.name], f"series-{place}", _spread(series, one))
         _set_ticks(axes, chart.ticks)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     return _inline(out.getvalue(), chart.title, series)
 
 
-def _draw_series(axes, one: Series, color: str, gid: str) -> None:  # type: ignore[no-untyped-def]
+def _spread(series: Sequence[Series], one: Series) -> dict[float, float]:
+    """Return where to draw the x values of a series, so that whiskers at one x stand side by side."""
+    xs = [math.log(point[0]) for other in series for point in other.points]
+    step = 0.012 * (max(xs) - min(xs))
+    found = {}
+    for x, _, low, _ in one.points:
+        here = [other for other in series if any(p[0] == x and p[2] is not None for p in other.points)]
+        place = here.index(one) - (len(here) - 1) / 2 if low is not None else 0
+        found[x] = x * math.exp(step * place)
+    return found
+
+
+def _draw_series(axes: Any, one: Series, color: str, gid: str, x_of: Mapping[float, float]) -> None:
     points = sorted(one.points, key=lambda point: point[:2])
     for x, _, low, high in points:
         if low is not None and high is not None:
-            axes.plot([x, x], [low, high], color=color, linewidth=1.2, alpha=0.7)
+            axes.plot([x_of[x]] * 2, [low, high], color=color, linewidth=1.2)
     line = {"linewidth": 1.8} if one.measured else {"linewidth": 1.2, "dashes": (4, 3)}
     marker = {"markersize": 5} if one.measured else {"markersize": 7.5, "markerfacecolor": "white"}
-    xs, ys = [point[0] for point in points], [point[1] for point in points]
+    xs, ys = [x_of[point[0]] for point in points], [point[1] for point in points]
     axes.plot(xs, ys, color=color, marker="o", markeredgewidth=1.2, gid=gid, **line, **marker)
 
 
-def _set_ticks(axes, ticks: Sequence[float] | None) -> None:  # type: ignore[no-untyped-def]
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+def _set_ticks(axes: Any, ticks: Sequence[float] | None) -> None:
+    from matplotlib.ticker import LogLocator
 
     low, high = axes.get_xlim()
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    if ticks is None:
-        span = math.log10(high / low)
-        factors = (1,) if span > 3 else (1, 2, 5) if span > 1.3 else (1, 1.5, 2, 3, 4, 5, 7)
-        axes.xaxis.set_major_locator(LogLocator(subs=factors, numticks=30))
-        return
     kept: list[float] = []
-    for tick in sorted(ticks):  # labels must not run into each other
-        if not kept or math.log(tick / kept[-1]) > 0.07 * math.log(high / low):
-            kept.append(tick)
-    axes.set_xticks(kept)
+    for tick in sorted(ticks or LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)).tick_values(low, high)):
+        if low <= tick <= high and math.log(tick / (kept or [1e-9])[-1]) > 0.07 * math.log(high / low):
+            kept.append(tick)  # labels do not overlap
+    axes.set_xticks(kept, [f"{tick:g}" for tick in kept])
+    axes.minorticks_off()
 
 
 def _inline(svg: str, title: str, series: Sequence[Series]) -> str:

@@ -201,9 +201,7 @@ def restrict(table: PublishedTable, columns: Sequence[str]) -> PublishedTable:
     return replace(table, source=source, columns=kept, rows=tuple(rows))
 
 
-def prefill_flops(
-    method: str, tokens: float, model: PublishedModel, text_tokens: float = TEXT_TOKENS
-) -> float | None:
+def prefill_flops(method: str, tokens: float, model: PublishedModel) -> float | None:
     """Compute FLOPs (2 per multiply-accumulate) of the language model's prefill; None if unknown.
 
     FastV's first two layers process all tokens. SparseVLM's budget is a mean over layers, and its tokens per
@@ -213,7 +211,7 @@ def prefill_flops(
 
     if method == "sparsevlm":
         return None
-    layers = model.language[0]
-    pruned, early = round(tokens + text_tokens), _FASTV_LAYERS if method == "fastv" else 0
-    per_layer = [round(model.full_tokens + text_tokens)] * early + [pruned] * (layers - early)
-    return float(2 * llm_prefill_macs(per_layer, LanguageShape(*model.language)))
+    early = _FASTV_LAYERS if method == "fastv" else 0
+    visual = [model.full_tokens] * early + [round(tokens)] * (model.language[0] - early)
+    macs = llm_prefill_macs([count + TEXT_TOKENS for count in visual], LanguageShape(*model.language))
+    return float(2 * macs)

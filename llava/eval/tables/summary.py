@@ -56,11 +56,11 @@ class ScoredBenchmark:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score with its 95% interval, and the bootstrap draws (resamples,) behind it."""
+    """A score with its 95% interval, and the bootstrap draws (resamples,) behind it, where they are known."""
 
     value: float
-    ci_low: float
-    ci_high: float
+    ci_low: float | None
+    ci_high: float | None
     draws: np.ndarray | None = None
 
     @classmethod
@@ -69,9 +69,14 @@ class Estimate:
         low, high = np.quantile(draws, [0.025, 0.975])
         return cls(float(value), float(low), float(high), np.asarray(draws))
 
+    @property
+    def significant(self) -> bool:
+        """True if the interval excludes 0."""
+        return self.ci_low > 0 or self.ci_high < 0
+
     def interval(self, form: str = ".1f") -> str:
         """Return the interval as text."""
-        return f"[{self.ci_low:{form}}, {self.ci_high:{form}}]"
+        return "" if self.ci_low is None else f"[{self.ci_low:{form}}, {self.ci_high:{form}}]"
 
 
 @dataclass(frozen=True)
@@ -113,28 +118,21 @@ class SummaryRow:
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """Acc. of one row minus that of another with the same budget, both from the same draws."""
-
-    first: SummaryRow
-    second: SummaryRow
-    difference: Estimate
-
-    @property
-    def significant(self) -> bool:
-        """True if the interval excludes 0."""
-        return self.difference.ci_low > 0 or self.difference.ci_high < 0
-
-
-@dataclass(frozen=True)
 class Summary:
-    """A sweep over several benchmarks. unscored: titles of those whose answers are not scored here."""
+    """A sweep over several benchmarks.
+
+    Attributes:
+        model: Name of the model.
+        columns, rows: Benchmarks and settings.
+        contrasts: (first, second, difference in Acc.) of settings with the same budget.
+        unscored: Titles of benchmarks whose answers are not scored here.
+    """
 
     model: str
     columns: Sequence[SummaryColumn]
     rows: Sequence[SummaryRow]
-    contrasts: Sequence[Contrast]
-    unscored: Sequence[str] = ()
+    contrasts: Sequence[tuple[SummaryRow, SummaryRow, Estimate]]
+    unscored: Sequence[str]
 
     @property
     def notes(self) -> list[str]:
@@ -154,7 +152,11 @@ class Summary:
             )
         if self.unscored:
             found.append(f"Answered, but not scored here: {', '.join(self.unscored)}.")
-        return found
+        return [
+            *found,
+            "Prefill GFLOPs: the language model's prefill of one question, visual and text tokens, 2 per "
+            "multiply-accumulate; mean over the benchmarks.",
+        ]
 
     def table(self) -> Table:
         """Build the table over all benchmarks; its first row is the constant-answer baseline."""
@@ -189,11 +191,9 @@ class Summary:
     def differences(self) -> Table:
         """Build the table of differences in Acc."""
         rows = []
-        for one in self.contrasts:
-            first, tokens = one.first.label
-            shown = f"{one.difference.value:+.1f}", one.difference.interval("+.1f")
-            significant = "yes" if one.significant else "no"
-            rows.append(TableRow.of(f"{first} - {one.second.label[0]}", tokens, *shown, significant))
+        for first, second, one in self.contrasts:
+            shown = f"{one.value:+.1f}", one.interval("+.1f"), "yes" if one.significant else "no"
+            rows.append(TableRow.of(f"{first.label[0]} - {second.label[0]}", first.label[1], *shown))
         note = (
             "Both sides are computed from the same draws, so that images that are difficult for all methods "
             "do not widen the interval. Significant: the interval excludes 0."
@@ -262,16 +262,10 @@ class Summary:
             Chart("Acc. against FLOPs", "prefill GFLOPs", unit, self._series("acc", flops)),
         ]
         for one in self.columns:
-            unit, series = (
-                f"{one.benchmark.metric} ({one.benchmark.unit})",
-                self._series(one.benchmark.name, tokens),
-            )
+            series = self._series(one.benchmark.name, tokens)
+            unit = f"{one.benchmark.metric} ({one.benchmark.unit})"
             charts.append(Chart(one.title, label, unit, series, ticks, one.constant, SMALL))
-        note = (
-            "Whiskers: 95% intervals. Dotted line: the constant answer. Prefill GFLOPs: the language model's "
-            "prefill of one question, visual and text tokens, 2 per multiply-accumulate, averaged over the "
-            "benchmarks."
-        )
+        note = "Whiskers: 95% intervals. Dotted line: the constant answer."
         return charts_html(charts, method_colors((row.method, row.ratio) for row in self.rows), note)
 
     def _series(self, key: str, xs: Mapping[str, float | None]) -> list[Series]:
@@ -339,14 +333,17 @@ def build_summary(
             row = SummaryRow(setting.name, str(card.method), card.important_ratio, card.tokens)
             row = rows.setdefault(setting.name, row)
             row.cards[key] = card
-            if card.score is not None and setting.counts is not None:
-                sums = resampled_sums(setting.counts.counts, resamples, seed + place)
-                draws = one.benchmark.score_counts(sums)
+            if card.score is not None:
+                draws = None
+                if setting.counts is not None:
+                    sums = resampled_sums(setting.counts.counts, resamples, seed + place)
+                    draws = one.benchmark.score_counts(sums)
                 row.estimates[key] = Estimate(card.score, card.ci_low, card.ci_high, draws)
             if one.benchmark.unit == "points":
                 mme_tasks = max(mme_tasks, len(card.details["perception"]["subtasks"]))
     keys = [column.benchmark.name for column in columns if column.in_mean]
-    complete = [row for row in rows.values() if keys and row.estimates.keys() >= set(keys)]
+    drawn = {name: {k for k, e in row.estimates.items() if e.draws is not None} for name, row in rows.items()}
+    complete = [row for name, row in rows.items() if keys and drawn[name] >= set(keys)]
     full = next((row for row in complete if row.method == FULL), None)
     for row in complete:
         values, draws = _by_benchmark(row, keys)
@@ -375,15 +372,15 @@ def _column(one: ScoredBenchmark) -> SummaryColumn:
     return SummaryColumn(one.benchmark, len(one.questions), images, constant, in_mean)
 
 
-def _contrasts(rows: Sequence[SummaryRow]) -> list[Contrast]:
-    """Compare VisPruner at its first ratio with all others of its budget."""
+def _contrasts(rows: Sequence[SummaryRow]) -> list[tuple[SummaryRow, SummaryRow, Estimate]]:
+    """Compare VisPruner at its first ratio with all others of its budget, by the same draws."""
     rows = [row for row in rows if "acc" in row.estimates]
     ours = [row for row in rows if row.method == "vispruner"]
     found = []
     for first in (row for row in ours if row.ratio == ours[0].ratio):
         for second in (row for row in rows if row is not first and row.tokens == first.tokens):
             a, b = first.estimates["acc"], second.estimates["acc"]
-            found.append(Contrast(first, second, Estimate.of(a.value - b.value, a.draws - b.draws)))
+            found.append((first, second, Estimate.of(a.value - b.value, a.draws - b.draws)))
     return found
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -77,40 +77,36 @@ class Table:
     rows: Sequence[TableRow]
     notes: Sequence[str] = ()
 
-    @property
-    def header(self) -> list[str]:
-        """Titles of the columns."""
-        return [column.title for column in self.columns]
-
-    def _layout(self, rows: Iterable[Sequence[str]], form: str, header: Sequence[str] = ()) -> str:
-        return _layout(rows, [column.left for column in self.columns], form, header)
+    def _layout(self, form: str, show: Callable[[TableCell], str]) -> str:
+        """Lay out header and rows in a form of tabulate."""
+        rows = [[TableCell(column.title) for column in self.columns], *(row.cells for row in self.rows)]
+        shown = [[show(cell) for cell in cells] for cells in rows]
+        return _layout(shown, [column.left for column in self.columns], form)
 
     def text(self) -> str:
         """Return the table with title and notes for a terminal, without the notes of cells."""
-        rows = [self.header, *([cell.text for cell in row.cells] for row in self.rows)]
-        return "\n".join([self.title, _ruled(self._layout(rows, "plain")), *self.notes])
+        table = _ruled(self._layout("plain", lambda cell: cell.text))
+        return "\n".join([self.title, table, *self.notes])
 
     def markdown(self, level: int = 1) -> str:
         """Return a heading of this level, a pipe table and the notes as paragraphs."""
-        rows = [[_markdown_cell(cell) for cell in row.cells] for row in self.rows]
-        table = self._layout(rows, "pipe", [escape_markdown(title) for title in self.header])
-        heading = f"{'#' * level} {escape_markdown(self.title)}"
-        return "\n\n".join([heading, table, *map(escape_markdown, self.notes)]) + "\n"
+        title, *notes = map(escape_markdown, [self.title, *self.notes])
+        table = self._layout("pipe", _markdown_cell)
+        return "\n\n".join([f"{'#' * level} {title}", table, *notes]) + "\n"
 
     def latex(self) -> str:
         r"""Return a tabular with the rules of booktabs (\usepackage{booktabs}); notes are comments."""
-        rows = [[escape_latex(title) for title in self.header]]
-        rows += [[_latex_cell(cell) for cell in row.cells] for row in self.rows]
-        begin, _, header, *body, _, end = self._layout(rows, "latex_raw").splitlines()
+        begin, _, header, *body, _, end = self._layout("latex_raw", _latex_cell).splitlines()
         lines = [*(f"% {note}" for note in self.notes), begin, r"\toprule", header, r"\midrule"]
-        for number, (row, line) in enumerate(zip(self.rows, body, strict=True)):
-            lines += [r"\midrule", line] if row.starts_group and number else [line]
+        for place, (row, line) in enumerate(zip(self.rows, body, strict=True)):
+            lines += [r"\midrule", line] if row.starts_group and place else [line]
         return "\n".join([*lines, r"\bottomrule", end, ""])
 
     def html(self, level: int = 2) -> str:
         """Return a section of heading, table and notes; `page.html_page` has the style for it."""
         lines = [f"<section>\n<h{level}>{escape(self.title)}</h{level}>", '<div class="wide"><table>']
-        lines.append(f"<tr>{self._html_cells('th', map(TableCell, self.header))}</tr>")
+        header = [TableCell(column.title) for column in self.columns]
+        lines.append(f"<tr>{self._html_cells('th', header)}</tr>")
         for row in self.rows:
             group = "group" if row.starts_group else ""
             lines.append(f"<tr{_classes(row.kind, group)}>{self._html_cells('td', row.cells)}</tr>")
@@ -154,10 +150,9 @@ def escape_latex(text: str) -> str:
     return f"${text}$" if re.fullmatch(r"[+-][\d.]+", text) else text.translate(_LATEX)
 
 
-def _layout(
-    rows: Iterable[Sequence[str]], left: Sequence[bool], form: str, header: Sequence[str] = ()
-) -> str:
+def _layout(rows: Sequence[Sequence[str]], left: Sequence[bool], form: str) -> str:
     align = ["left" if one else "right" for one in left]
+    header = "firstrow" if form == "pipe" else ()
     return tabulate(rows, header, tablefmt=form, colalign=align, disable_numparse=True)
 
 
