@@ -17,8 +17,8 @@ from llava.eval.jobs.cells import Cell
 from llava.eval.metrics.statistics import bootstrap_interval
 from llava.eval.tables import grid_forms, grid_page
 from llava.eval.tables.grid import Measured, build_grid, majority
+from llava.paths import BUNDLED_DATA as SHIPPED
 from llava.pruning import get_pruner
-from llava.tiny.build import SHIPPED
 
 IMAGES = 40
 
