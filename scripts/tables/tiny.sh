@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Every embedded set x 576, 128, 64 and 32 tokens x every method, in one pass, and the page about it:
+# All bundled benchmarks with 576, 128, 64 and 32 tokens and all methods in one pass, and a report page:
 #
-#   bash scripts/tables/tiny.sh [flags of python -m llava.eval.sweep, e.g. --limit 50]
+#   bash scripts/tables/tiny.sh [options of python -m llava.eval.sweep, e.g. --limit 50]
 #
-# 576 tokens are all there are, so that row is one for all methods. Stopped, the same command goes on; finished,
-# it asks nothing and only adds up again. The last line of output is one JSON document.
+# At 576 tokens nothing is pruned, so all methods share that row. An interrupted run resumes with the same
+# command; a finished one is only summarized again. The last line of output is one JSON document.
 #
 # Environment variables:
-#   OUT_DIR   where answers and scores go, default outputs/ in the repository: its folder tiny/KEY, where KEY tells
-#             the embedded model and data; grid.html and its tables go to the folder tables/ in there
+#   OUT_DIR   folder for the results (default: outputs/ in the repository); they go to its subfolder tiny/KEY,
+#             where KEY identifies the bundled model and data, and grid.html and tables to tables/ in there
 
 source "$(dirname "${BASH_SOURCE[0]}")/../_env.sh"
 vispruner_env tiny
