@@ -226,6 +226,10 @@ vispruner_env() { # [extra ...]
     unset PYTHONHOME
     # First on the path, so that it precedes the `llava` of another project on the caller's PYTHONPATH.
     export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+    case ${VISPRUNER_SYSTEM_PYTHON:-0} in
+        0 | 1) ;;
+        *) _vp_die "VISPRUNER_SYSTEM_PYTHON=$VISPRUNER_SYSTEM_PYTHON: expected 0 or 1." "Set it to 1, or unset it." ;;
+    esac
     if [ "${VISPRUNER_SYSTEM_PYTHON:-0}" = 1 ]; then
         _vp_system
     else

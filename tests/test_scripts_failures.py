@@ -31,6 +31,12 @@ def test_an_old_python_that_the_user_chose_is_not_replaced(sandbox: Sandbox) -> 
     assert message.startswith(f"PYTHON={old}: expected Python 3.10 or newer, got 3.9.1.")
 
 
+def test_an_invalid_switch_is_refused(sandbox: Sandbox) -> None:
+    message = failure(sandbox.run("dev", VISPRUNER_SYSTEM_PYTHON="yes"))
+    assert message.startswith("VISPRUNER_SYSTEM_PYTHON=yes: expected 0 or 1.")
+    assert sandbox.calls("") == []
+
+
 def test_no_python(sandbox: Sandbox) -> None:
     (sandbox.bin / "python3").unlink()
     assert failure(sandbox.run("dev")).startswith("no Python found on PATH")
