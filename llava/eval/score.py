@@ -1,10 +1,10 @@
-"""Score an answer file made anywhere: LLaVA's, the authors', ours.
+"""Score an answer file of any origin in LLaVA's format.
 
     python -m llava.eval.score --benchmark pope --data playground/data/eval/pope --answers answers.jsonl
 
-Prints the details and, as the last line of standard output, {"benchmark", "score", "details"}. The number
-is the official scorer's, quirks included; warnings (standard error, and in the details) say where a quirk
-bites, and `--fixed` mends those that are plain bugs. Loads no model.
+Prints the details and, as the last line of standard output, {"benchmark", "score", "details"}. The score
+reproduces the official scorer, including its bugs; warnings (on standard error and in the details) report
+where a bug applies, and `--fixed` works around it. Loads no model.
 """
 
 from __future__ import annotations
@@ -21,18 +21,26 @@ from llava.eval.cli import guarded
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m llava.eval.score", description=__doc__.split("\n")[0])
-    parser.add_argument("--benchmark", required=True, type=benchmark_name, choices=list_benchmarks())
-    parser.add_argument("--data", required=True, type=Path, help="the benchmark's own folder")
+    parser.add_argument(
+        "--benchmark",
+        required=True,
+        type=benchmark_name,
+        choices=list_benchmarks(),
+        help="benchmark of the answers",
+    )
+    parser.add_argument("--data", required=True, type=Path, help="folder of the benchmark")
     parser.add_argument("--answers", required=True, type=Path, help="answer jsonl: question_id, prompt, text")
     rule = parser.add_mutually_exclusive_group()
-    rule.add_argument("--strict", dest="fixed", action="store_false", help="the official rule (default)")
-    rule.add_argument("--fixed", action="store_true", help="mend plain bugs of the official rule")
+    rule.add_argument(
+        "--strict", dest="fixed", action="store_false", help="apply the official rule (default)"
+    )
+    rule.add_argument("--fixed", action="store_true", help="work around known bugs of the official rule")
     parser.set_defaults(fixed=False)
     return parser
 
 
 def print_score(score: Score) -> None:
-    """Details for people on standard output, warnings on standard error."""
+    """Print the details to standard output and the warnings to standard error."""
     for name, value in score.details.items():
         if isinstance(value, dict):
             value = "  ".join(f"{key} {_short(part)}" for key, part in value.items())

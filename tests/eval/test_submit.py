@@ -90,7 +90,7 @@ def test_what_has_no_server_or_no_file_is_refused(tmp_path, capsys):
     command = ["--benchmark", "vqav2", "--data", GOLDEN / "vqav2", "--answers", torn]
     assert "torn.jsonl:73: not a JSON line" in submit(capsys, *command)[2]
     code, document, _ = submit(capsys, *command, "--skip-damaged")
-    assert code == 0 and "1 damaged lines left out" in document["warnings"][0]
+    assert code == 0 and "1 malformed lines are left out" in document["warnings"][0]
 
 
 def test_convert_vqav2(tmp_path):

@@ -55,13 +55,15 @@ def test_no_answers_are_told_in_one_line(tmp_path, capsys):
     given = ["--benchmark", "tgif", "--tokens", "64", "--model", "ckpts/other-7b"]
     assert video.main([*given, "--output-dir", str(tmp_path)]) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and said.startswith("error: TGIF-QA: no model here takes videos yet")
-    assert f"{tmp_path}/tgif/other-7b/vispruner-r0.5-64 (answers.jsonl or merge.jsonl)" in said
+    assert said.count("\n") == 1 and said.startswith(
+        "error: TGIF-QA: no model of this package takes videos yet"
+    )
+    assert f"{tmp_path}/tgif/other-7b/vispruner-r0.5-64 has no answers (answers.jsonl or merge.jsonl)" in said
 
 
 def test_data_and_settings_are_checked(tmp_path, capsys):
     assert video.main(["--benchmark", "msvd", "--answers", str(MSVD / "merge.jsonl")]) == 1
-    assert "give --data (DATA_DIR), the folder above GPT_Zero_Shot_QA" in capsys.readouterr().err
+    assert "Set --data (DATA_DIR) to the folder above GPT_Zero_Shot_QA" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         video.main(["--benchmark", "msvd", "--tokens", "64", "--method", "nosuch"])
     assert "nosuch" in capsys.readouterr().err

@@ -99,7 +99,7 @@ def test_right_answers_have_full_marks(name):
     assert score.score == pytest.approx(SETS[name])
     tallies = benchmark.per_image_counts(folder, rows)
     assert benchmark.score_counts(tallies.counts.sum(0)) == pytest.approx(SETS[name])
-    expected = {"mme": "10 tasks", "scienceqa": "without a picture have no answer"}
+    expected = {"mme": "10 tasks", "scienceqa": "without an image have no answer"}
     assert all(name in expected and expected[name] in warning for warning in score.warnings)
 
 

@@ -89,14 +89,14 @@ def test_a_lost_answer_shifts_the_rest_and_warns():
     score = pope.score(GOLDEN, rows[:5] + rows[6:])
     assert any("1 of 120 questions have no answer" in warning for warning in score.warnings)
     assert any(
-        warning.startswith("adversarial: 41 answers against 42 labels; 36 answers, from place 6 on")
+        warning.startswith("adversarial: 41 answers, 42 labels; 36 answers, from position 6 on")
         for warning in score.warnings
     )
 
 
 def test_answers_to_other_questions_are_an_error():
     rows = [{**row, "question_id": row["question_id"] + 500} for row in answers("clean")]
-    with pytest.raises(DataError, match="questions that .*llava_pope_test.jsonl does not have"):
+    with pytest.raises(DataError, match="120 of 120 answers match no question in .*llava_pope_test.jsonl"):
         pope.score(GOLDEN, rows)
 
 
@@ -144,14 +144,16 @@ def test_reader_goes_on_after_malformed_lines(tmp_path):
 
 
 def test_missing_files_say_what_to_put_where(tmp_path):
-    with pytest.raises(DataError, match="val2014.*put the COCO val2014 images there"):
-        list(pope.questions(GOLDEN, []))
+    with pytest.raises(DataError, match="Put the images into .*val2014"):
+        pope.check(GOLDEN, list(pope.questions(GOLDEN, [])))
     data = make_pope(tmp_path / "pope")
     (data / "coco" / "coco_pope_popular.json").unlink()
-    with pytest.raises(DataError, match="coco_pope_popular.json: no such file; put POPE's labels"):
+    with pytest.raises(DataError, match="coco_pope_popular.json: not found. Add the labels from POPE"):
         pope.score(data, answers("clean"))
     (data / "llava_pope_test.jsonl").unlink()
-    with pytest.raises(DataError, match="llava_pope_test.jsonl: no such file; put LLaVA's question file"):
+    with pytest.raises(
+        DataError, match="llava_pope_test.jsonl: not found. Add the questions from eval.zip of LLaVA"
+    ):
         pope.questions(data, [])
     with pytest.raises(DataError, match="no such folder"):
         pope.locate(tmp_path / "nowhere")
@@ -166,9 +168,9 @@ def test_duplicates_and_missing_images_are_counted(tmp_path):
     gone = questions[0].image
     gone.unlink()
     warnings = check_questions("POPE", questions)
-    assert "1 questions occur more than once, e.g. question_id 1" in warnings[0]
+    assert "1 questions occur more than once (first: question_id 1)" in warnings[0]
     asking = sum(question.image == gone for question in questions)
-    assert f"1 of 4 images are missing, {asking} questions ask about them" in warnings[1]
+    assert f"1 of 4 images are missing; {asking} questions use them" in warnings[1]
     shutil.rmtree(data / "val2014")
     (data / "val2014").mkdir()
     with pytest.raises(DataError, match="Put the images into .*val2014"):
@@ -209,10 +211,10 @@ def test_questions_without_image_are_counted(tmp_path):
     del rows[0]["image"], rows[1]["image"]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (warning,) = pope.check(data, list(pope.questions(data, [])))
-    assert f"2 of {len(rows)} questions name no image" in warning and "llava_pope_test.jsonl:1" in warning
+    assert f"2 of {len(rows)} questions have no image" in warning and "llava_pope_test.jsonl:1" in warning
 
 
 def test_registry():
     assert "pope" in list_benchmarks()
-    with pytest.raises(ValueError, match="unknown benchmark 'pop'; there are: .*pope"):
+    with pytest.raises(ValueError, match="unknown benchmark 'pop'; choose from .*pope"):
         get_benchmark("pop")

@@ -86,12 +86,12 @@ def test_prompts_are_llavas(benchmark, count):
 
 def test_pictures_left_out_are_counted():
     score = scienceqa.score(GOLDEN, answers("letters_missing"))
-    assert any("4 of 26 questions with a picture have no answer" in warning for warning in score.warnings)
+    assert any("4 of 26 questions with an image have no answer" in warning for warning in score.warnings)
     fixed = scienceqa.score(GOLDEN, answers("letters_missing"), fixed=True)
     assert fixed.score == score.score and fixed.details["accuracy"] > score.details["accuracy"]
-    bare = [{**row, "prompt": "no picture"} for row in answers("letters_full")]
+    bare = [{**row, "prompt": "no image"} for row in answers("letters_full")]
     assert scienceqa.score(GOLDEN, bare).score is None
-    with pytest.raises(DataError, match="54 of 54 answers are to questions"):
+    with pytest.raises(DataError, match="54 of 54 answers match no question"):
         scienceqa.score(GOLDEN, [{**row, "question_id": "x" + row["question_id"]} for row in bare])
 
 
@@ -106,5 +106,5 @@ def test_damaged_entries_are_named(tmp_path):
     (question,) = scienceqa.questions(tmp_path, problems)
     assert question.question_id == "3" and [problem.line for problem in problems] == [1, 2]
     (tmp_path / "llava_test_CQM-I.json").write_text("{}")
-    with pytest.raises(DataError, match="holds a JSON dict, not a list"):
+    with pytest.raises(DataError, match="contains a JSON dict, expected a list"):
         scienceqa.questions(tmp_path, [])
