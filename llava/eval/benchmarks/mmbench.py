@@ -72,19 +72,17 @@ class MMBench(Benchmark):
     marker = "mmbench_dev_20230712.tsv"
     markers = ("mmbench_dev_[e2]*.tsv",)  # other releases, of which the latest is used
     sizes = {4377: "dev 20230712", 4329: "dev 20231003"}
-    files = (
-        DataFile(
-            marker,
-            "questions, images and answers",
-            "MMBench dev, release 20230712 (github.com/open-compass/MMBench)",
-            also=markers,
-        ),
+    files = DataFile(
+        marker,
+        "questions, images and answers",
+        "MMBench dev, release 20230712 (github.com/open-compass/MMBench)",
+        also=markers,
     )
     constant_answers = tuple(OPTIONS)  # with rotations, each of them scores 0
     instruction = "\nAnswer with the option's letter from the given choices directly."
 
     def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
-        return self._questions(self.find(data, self.marker), problems)
+        return self._questions(self.table(data), problems)
 
     def _questions(self, path: Path, problems: list[DataIssue]) -> Iterator[Question]:
         images: dict[str, TableImage] = {}
@@ -113,7 +111,7 @@ class MMBench(Benchmark):
         return image.load()
 
     def check_truth(self, data: Path, questions: list[Question]) -> list[str]:
-        path, warnings = self.find(data, self.marker), []
+        path, warnings = self.table(data), []
         if path.name != self.marker:
             warnings.append(f"{path.name} is another release than {self.marker}, which papers use")
         known = {question.question_id for question in questions}
@@ -140,9 +138,12 @@ class MMBench(Benchmark):
     def truth(self, data: Path) -> Mapping[int, Mapping[str, str]]:
         return self._table(data)["rows"]
 
-    def truth_path(self, data: Path) -> Path:
-        """Return the TSV; `data` may be the TSV itself."""
+    def table(self, data: Path) -> Path:
+        """Return the TSV, by default of the release that papers use; `data` may be the TSV itself."""
         return data if data.is_file() else self.find(data, self.marker)
+
+    def truth_path(self, data: Path) -> Path:
+        return self.table(data)
 
     def read_answers(self, path: str | Path) -> list[Row]:
         """Return the answers of LLaVA's jsonl, or of an xlsx made for the server."""
@@ -245,13 +246,11 @@ class MMBenchCN(MMBench):
     marker = "mmbench_dev_cn_20231003.tsv"
     markers = ("mmbench_dev_cn*.tsv",)
     sizes = {4329: "dev 20231003"}
-    files = (
-        DataFile(
-            marker,
-            "questions, images and answers",
-            "MMBench-CN dev, release 20231003 (github.com/open-compass/MMBench)",
-            also=markers,
-        ),
+    files = DataFile(
+        marker,
+        "questions, images and answers",
+        "MMBench-CN dev, release 20231003 (github.com/open-compass/MMBench)",
+        also=markers,
     )
     instruction = "\n请直接回答选项字母。"
 

@@ -188,13 +188,7 @@ class MMVet(JudgedBenchmark):
         return answers.with_name(f"{answers.stem}_{_slug(model)}-grade-{runs}runs.json")
 
     def grade(
-        self,
-        data: Path,
-        answers: list[Row],
-        judge: Judge,
-        output: Path,
-        runs: int = 1,
-        adopt: bool = False,
+        self, data: Path, answers: list[Row], judge: Judge, output: Path, runs: int = 1, adopt: bool = False
     ) -> Iterator[GradeStep]:
         truth, rows = self.truth(data), self.join(data, answers).rows
         grades = read_json(output, dict) if output.is_file() else {}

@@ -24,15 +24,7 @@ from typing import Any
 import numpy as np
 
 from llava.eval.benchmarks.base import DataFile, Score, mean
-from llava.eval.benchmarks.files import (
-    DataError,
-    DataIssue,
-    Question,
-    Row,
-    parse_once,
-    read_json,
-    read_rows,
-)
+from llava.eval.benchmarks.files import DataError, DataIssue, Question, Row, parse_once, read_json, read_rows
 from llava.eval.benchmarks.judging import UNKNOWN, GradeStep, Judge, JudgedBenchmark
 from llava.eval.benchmarks.normalize import vqa_official
 
@@ -258,13 +250,7 @@ class VideoQA(JudgedBenchmark):
         return answers.with_name(f"{answers.stem}_judged")
 
     def grade(
-        self,
-        data: Path,
-        answers: list[Row],
-        judge: Judge,
-        output: Path,
-        runs: int = 1,
-        adopt: bool = False,
+        self, data: Path, answers: list[Row], judge: Judge, output: Path, runs: int = 1, adopt: bool = False
     ) -> Iterator[GradeStep]:
         """Yield <id>.json of every answer; one whose replies cannot be parsed is left for the next start."""
         truth, rows = self.truth(data), self.join(data, answers).rows

@@ -11,8 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from llava.eval.benchmarks import Question, QuestionScore, get_benchmark
-from llava.eval.benchmarks.common import MeanBenchmark
+from llava.eval.benchmarks import Benchmark, Question, QuestionScore, get_benchmark
 from llava.eval.jobs.cells import Cell
 from llava.eval.metrics.statistics import bootstrap_interval
 from llava.eval.tables import grid_forms, grid_page
@@ -23,7 +22,7 @@ from llava.tiny.build import SHIPPED
 IMAGES = 40
 
 
-class Yes(MeanBenchmark):
+class Yes(Benchmark):
     """Right is "Yes" for the first questions, `share` of them; two questions a picture."""
 
     metric, constants_ = "accuracy", ("Yes", "No")
