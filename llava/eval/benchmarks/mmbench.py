@@ -72,12 +72,8 @@ class MMBench(Benchmark):
     marker = "mmbench_dev_20230712.tsv"
     markers = ("mmbench_dev_[e2]*.tsv",)  # other releases, of which the latest is used
     sizes = {4377: "dev 20230712", 4329: "dev 20231003"}
-    files = DataFile(
-        marker,
-        "questions, images and answers",
-        "MMBench dev, release 20230712 (github.com/open-compass/MMBench)",
-        also=markers,
-    )
+    source = "MMBench dev, release 20230712 (github.com/open-compass/MMBench)"
+    files = (DataFile(marker, "questions, images and answers", source, also=markers),)
     constant_answers = tuple(OPTIONS)  # with rotations, each of them scores 0
     instruction = "\nAnswer with the option's letter from the given choices directly."
 
@@ -246,12 +242,8 @@ class MMBenchCN(MMBench):
     marker = "mmbench_dev_cn_20231003.tsv"
     markers = ("mmbench_dev_cn*.tsv",)
     sizes = {4329: "dev 20231003"}
-    files = DataFile(
-        marker,
-        "questions, images and answers",
-        "MMBench-CN dev, release 20231003 (github.com/open-compass/MMBench)",
-        also=markers,
-    )
+    source = "MMBench-CN dev, release 20231003 (github.com/open-compass/MMBench)"
+    files = (DataFile(marker, "questions, images and answers", source, also=markers),)
     instruction = "\n请直接回答选项字母。"
 
 
