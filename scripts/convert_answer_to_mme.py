@@ -1,4 +1,4 @@
-"""Convert MME answers to its calculator's text files with LLaVA's script name; a wrapper of `llava.eval.submit`."""
+"""Convert MME answers to its calculator's text files: LLaVA's script as a wrapper of `llava.eval.submit`."""
 
 import argparse
 import sys

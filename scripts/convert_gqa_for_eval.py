@@ -1,4 +1,4 @@
-"""Convert GQA answers to the file of its eval.py with LLaVA's script name and arguments; a wrapper of `llava.eval.submit`."""
+"""Convert GQA answers to the file of its eval.py: LLaVA's script as a wrapper of `llava.eval.submit`."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""Convert MMBench answers to the server's xlsx with LLaVA's script name and arguments; a wrapper of `llava.eval.submit`."""
+"""Convert MMBench answers to the server's xlsx: LLaVA's script as a wrapper of `llava.eval.submit`."""
 
 import argparse
 import sys

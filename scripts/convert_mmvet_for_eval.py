@@ -1,4 +1,4 @@
-"""Convert MM-Vet answers to the file of its evaluator with LLaVA's script name; a wrapper of `llava.eval.submit`."""
+"""Convert MM-Vet answers to the file of its evaluator: LLaVA's script as a wrapper of `llava.eval.submit`."""
 
 import argparse
 import sys

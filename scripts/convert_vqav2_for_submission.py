@@ -1,4 +1,4 @@
-"""Convert VQAv2 answers to the server's file with LLaVA's script name and arguments; a wrapper of `llava.eval.submit`."""
+"""Convert VQAv2 answers to the server's file: LLaVA's script as a wrapper of `llava.eval.submit`."""
 
 import argparse
 import sys

@@ -56,12 +56,10 @@ class JudgedBenchmark(Benchmark):
     Attributes:
         judge_model: Default judge.
         placeholders: Required in an instruction that replaces the benchmark's own.
-        names_judge: True if the default name of stored grades contains the judge model.
     """
 
     judge_model: str
     placeholders: tuple[str, ...] = ()
-    names_judge: bool = False
 
     @abstractmethod
     def grades_path(self, answers: Path, model: str, runs: int) -> Path:
@@ -94,19 +92,16 @@ class JudgedBenchmark(Benchmark):
 
     def check_judge(self, path: Path, records: Iterable[Row], judge: Judge, adopt: bool) -> None:
         """Raise DataError unless `judge` gave all stored grades, or unknown ones may be adopted."""
+        mine = judge.record()
         for record in records:
-            mine = judge.record()
             given = record.get("judge", UNKNOWN)
-            same_prompt = record.get("prompt", mine["prompt"]) == mine["prompt"]
-            if given == UNKNOWN and adopt or given == mine["judge"] and same_prompt:
+            if {"judge": given, "prompt": record.get("prompt")} == mine or (given == UNKNOWN and adopt):
                 continue
-            who = (
-                f"judge {given!r}" if given != mine["judge"] else f"judge {given!r} with another instruction"
-            )
+            other = " with another instruction" if given == mine["judge"] else f", not of {mine['judge']!r}"
             hint = f", or --output {path} to add to these" if given == UNKNOWN else ""
             raise DataError(
-                f"{path}: contains grades of {who}, not of {mine['judge']!r}. Grades of two judges or "
-                f"instructions are not comparable. Pass --output with a new name{hint}."
+                f"{path}: contains grades of judge {given!r}{other}. Grades of two judges or instructions "
+                f"are not comparable. Pass --output with a new name{hint}."
             )
 
     def judged_by(self, answers: list[Row]) -> tuple[str | None, list[str]]:
@@ -115,13 +110,11 @@ class JudgedBenchmark(Benchmark):
         warnings = []
         if len(judges) > 1:
             warnings.append(f"these grades are of several judges and not comparable: {', '.join(judges)}")
-        used, ignored = next(
-            ((row["grades_file"], row["other_grades"]) for row in answers if row.get("other_grades")),
-            ("", ()),
-        )
-        if ignored:
+        row = next((row for row in answers if row.get("other_grades") and row.get("grades_file")), None)
+        if row:
             warnings.append(
-                f"several grades of these answers are stored: {used} (judge {', '.join(judges) or UNKNOWN}) "
-                f"is used, not {', '.join(ignored)}. Pass the one to use as --answers"
+                f"several grades of these answers are stored: {row['grades_file']} (judge "
+                f"{', '.join(judges) or UNKNOWN}) is used, not {', '.join(row['other_grades'])}. Pass the one "
+                "to use as --answers"
             )
         return ", ".join(judges) or None, warnings

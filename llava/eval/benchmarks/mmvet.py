@@ -22,7 +22,7 @@ import numpy as np
 
 from llava.eval.benchmarks.base import DataFile, Score, Submission, to_json
 from llava.eval.benchmarks.files import Row, read_json
-from llava.eval.benchmarks.judging import GradeStep, Judge, JudgedBenchmark
+from llava.eval.benchmarks.judging import UNKNOWN, GradeStep, Judge, JudgedBenchmark
 
 QUESTIONS, TRUTH = "llava-mm-vet.jsonl", "mm-vet.json"
 _GRADES = re.compile(r"^(?P<stem>.*)_(?P<judge>[^_]+)-grade-(?P<runs>\d+)runs?\.json$")
@@ -76,7 +76,6 @@ class MMVet(JudgedBenchmark):
     )
     truth_files = (TRUTH,)
     judge_model = "gpt-4-0613"
-    names_judge = True
 
     @staticmethod
     def read_truth(path: Path) -> dict[str, Row]:
@@ -230,10 +229,10 @@ def _named_judge(path: Path) -> str | None:
 def _record(entry: Row, path: Path, judge: Judge) -> dict[str, str]:
     """Return the judge of stored grades; without a record, by file name, else the model that replied."""
     if "judge" in entry:
-        return {"judge": entry["judge"], "prompt": entry["prompt"]}
+        return entry
     if not entry["score"]:
         return judge.record()
-    given = _named_judge(path) or next(iter(entry["model"]), "")
+    given = _named_judge(path) or next(iter(entry["model"]), UNKNOWN)
     return {"judge": judge.model if _slug(judge.model) == _slug(given) else given, "prompt": "built-in"}
 
 
