@@ -237,13 +237,17 @@ class Benchmark(ABC):
         """Return {key: entry} of the files `truth_files`."""
         raise NotImplementedError
 
-    def truth(self, data: Path) -> Mapping[Hashable, Any]:
-        """Return the read-only ground truth, parsed once. Raises DataError."""
-        return parse_once(self.read_truth, *(self.find(data, name) for name in self.truth_files))
+    def truth_paths(self, data: Path) -> list[Path]:
+        """Return the arguments of `read_truth`; messages about unknown questions name the first one."""
+        return [self.find(data, name) for name in self.truth_files]
 
-    def truth_path(self, data: Path) -> Path:
-        """Return the file named in messages about questions that the ground truth does not contain."""
-        return self.find(data, self.truth_files[0])
+    def parsed(self, data: Path) -> Any:
+        """Return the result of `read_truth`, read-only and parsed once. Raises DataError."""
+        return parse_once(self.read_truth, *self.truth_paths(data))
+
+    def truth(self, data: Path) -> Mapping[Hashable, Any]:
+        """Return {key: entry}, the read-only ground truth. Raises DataError."""
+        return self.parsed(data)
 
     def key(self, row: Row) -> Hashable:
         """Return the key of an answer in the ground truth. Raises DataError."""
@@ -267,7 +271,7 @@ class Benchmark(ABC):
         if not unknown:
             return []
         return [
-            f"{len(unknown)} of {len(questions)} questions are not in {self.truth_path(data)} (first: "
+            f"{len(unknown)} of {len(questions)} questions are not in {self.truth_paths(data)[0]} (first: "
             f"{unknown[0].file}:{unknown[0].line}). Use question file and ground truth of the same release"
         ]
 
@@ -295,7 +299,7 @@ class Benchmark(ABC):
             DataError: There are answers to other questions.
         """
         keys, known = self.keys(data, answers), self.known(data)
-        check_foreign(keys, known, self.truth_path(data), self.key_name)
+        check_foreign(keys, known, self.truth_paths(data)[0], self.key_name)
         rows, warnings = dict(zip(keys, answers, strict=True)), []
         if len(rows) < len(answers):
             warnings.append(

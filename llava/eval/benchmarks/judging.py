@@ -91,7 +91,7 @@ class JudgedBenchmark(Benchmark):
             )
 
     def check_judge(self, path: Path, records: Iterable[Row], judge: Judge, adopt: bool) -> None:
-        """Raise DataError unless `judge` gave all stored grades, or unknown ones may be adopted."""
+        """Raise DataError unless `judge` gave all stored grades; `adopt` accepts unknown ones."""
         mine = judge.record()
         for record in records:
             given = record.get("judge", UNKNOWN)
@@ -114,7 +114,7 @@ class JudgedBenchmark(Benchmark):
         if row:
             warnings.append(
                 f"several grades of these answers are stored: {row['grades_file']} (judge "
-                f"{', '.join(judges) or UNKNOWN}) is used, not {', '.join(row['other_grades'])}. Pass the one "
-                "to use as --answers"
+                f"{', '.join(judges) or UNKNOWN}) is used, not {', '.join(row['other_grades'])}. Pass the "
+                "one to use as --answers"
             )
         return ", ".join(judges) or None, warnings

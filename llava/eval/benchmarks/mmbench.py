@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.benchmarks.base import Benchmark, DataFile, QuestionScore, Score, Submission, grouped, mean
-from llava.eval.benchmarks.files import DataError, DataIssue, Question, Row, parse_once
+from llava.eval.benchmarks.files import DataError, DataIssue, Question, Row
 from llava.eval.benchmarks.tsv import MISSING_CELLS, TableImage, is_missing, rows_of
 
 OPTIONS = "ABCD"
@@ -128,18 +128,15 @@ class MMBench(Benchmark):
         rows = {int(row["index"]): row for _, _, row in rows_of(path, issues)}
         return {"rows": rows, "issues": [str(issue) for issue in issues]}
 
-    def _table(self, data: Path) -> Row:
-        return parse_once(self.read_truth, self.truth_path(data))
-
     def truth(self, data: Path) -> Mapping[int, Mapping[str, str]]:
-        return self._table(data)["rows"]
+        return self.parsed(data)["rows"]
 
     def table(self, data: Path) -> Path:
         """Return the TSV, by default of the release that papers use; `data` may be the TSV itself."""
         return data if data.is_file() else self.find(data, self.marker)
 
-    def truth_path(self, data: Path) -> Path:
-        return self.table(data)
+    def truth_paths(self, data: Path) -> list[Path]:
+        return [self.table(data)]
 
     def read_answers(self, path: str | Path) -> list[Row]:
         """Return the answers of LLaVA's jsonl, or of an xlsx made for the server."""
@@ -164,7 +161,7 @@ class MMBench(Benchmark):
 
     def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
         truth, letters = self.truth(data), self.letters(data, answers)
-        warnings = [*self._table(data)["issues"], *self.join(data, answers).warnings]
+        warnings = [*self.parsed(data)["issues"], *self.join(data, answers).warnings]
         if len(letters) < len(truth) and not fixed:
             warnings[-1] += "; they count as wrong. --fixed leaves them out"
         unresolved = sum(letter is None for letter in letters.values())
@@ -228,7 +225,7 @@ class MMBench(Benchmark):
         content = BytesIO()
         book.save(content)
         files = {f"{self.name}_submission.xlsx": content.getvalue()}
-        warnings = [*self._table(data)["issues"], *warnings]
+        warnings = [*self.parsed(data)["issues"], *warnings]
         return Submission(files, len(self.truth(data)), SERVER, warnings)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from llava.eval.benchmarks.base import Benchmark, DataFile, PerImageCounts, Score
-from llava.eval.benchmarks.files import DataError, Question, Row, parse_once, read_jsonl, read_rows
+from llava.eval.benchmarks.files import DataError, Question, Row, read_jsonl, read_rows
 
 CATEGORIES = ("adversarial", "popular", "random")
 QUESTIONS = "llava_pope_test.jsonl"
@@ -95,20 +95,17 @@ class Pope(Benchmark):
         categories = {row["question_id"]: row["category"] for row in rows}
         return {"labels": labels, "categories": categories, "issues": [str(issue) for issue in issues]}
 
-    def _files(self, data: Path) -> Row:
-        return parse_once(self.read_truth, *(self.find(data, name) for name in self.truth_files))
-
     def truth(self, data: Path) -> dict[tuple[str, Any], Row]:
-        labels = self._files(data)["labels"]
+        labels = self.parsed(data)["labels"]
         return {(category, row["question_id"]): row for category in labels for row in labels[category]}
 
     def keys(self, data: Path, answers: Sequence[Row]) -> list[Hashable]:
-        categories = self._files(data)["categories"]
+        categories = self.parsed(data)["categories"]
         ids = [row["question_id"] for row in answers]
         return [(categories[one], _number(one)) if one in categories else one for one in ids]
 
     def known(self, data: Path) -> Collection[Hashable]:
-        return {(category, _number(one)) for one, category in self._files(data)["categories"].items()}
+        return {(category, _number(one)) for one, category in self.parsed(data)["categories"].items()}
 
     def image_of(self, key: Hashable, entry: Row) -> str:
         return str(entry["image"])
@@ -120,12 +117,12 @@ class Pope(Benchmark):
         repeats = "only the last one is scored" if fixed else "the official scorer counts each"
         rows_of, warnings, _ = self.join(data, answers, repeats=repeats)
         keyed = list(zip(self.keys(data, answers), answers, strict=True))
-        warnings += self._files(data)["issues"]
+        warnings += self.parsed(data)["issues"]
         unknown = sorted({str(category) for category, _ in rows_of} - set(CATEGORIES))
         if unknown:
             warnings.append(f"answers of unknown categories are not scored: {', '.join(unknown)}")
         details: dict[str, Any] = {"rule": "fixed: joined by id" if fixed else "official: joined by position"}
-        for category, labels in self._files(data)["labels"].items():
+        for category, labels in self.parsed(data)["labels"].items():
             if fixed:
                 pairs = [
                     (rows_of[category, label["question_id"]], label)
@@ -176,7 +173,7 @@ class Pope(Benchmark):
 
     def check_truth(self, data: Path, questions: list[Question]) -> list[str]:
         try:
-            labels_of = self._files(data)["labels"]
+            labels_of = self.parsed(data)["labels"]
         except DataError as error:
             return [f"cannot be scored: {error}"]
         warnings = []

@@ -17,19 +17,20 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llava.eval.benchmarks.base import DataFile, Score, mean
-from llava.eval.benchmarks.files import DataError, DataIssue, Question, Row, parse_once, read_json, read_rows
+from llava.eval.benchmarks.files import DataError, DataIssue, Question, Row, read_json, read_rows
 from llava.eval.benchmarks.judging import UNKNOWN, GradeStep, Judge, JudgedBenchmark
 from llava.eval.benchmarks.normalize import vqa_official
 
 FRAMES = 8
 EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv")
+QUESTION_KEYS = ("video_name", "question_id", "question")
 REPLIES = "judge_replies.json"
 _TRIES = 5
 _PAGE = "Video-ChatGPT's zero-shot sets, as collected for Video-LLaVA's evaluation"
@@ -125,7 +126,7 @@ class VideoQA(JudgedBenchmark):
 
     def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
         path = self.find(data, self.marker)
-        for index, row in enumerate(read_json(path, list, ("video_name", "question_id", "question"))):
+        for index, row in enumerate(read_json(path, list, QUESTION_KEYS)):
             stem = data / self.videos / f"{self.prefix}{row['video_name']}"
             paths = [Path(f"{stem}{extension}") for extension in EXTENSIONS]
             video = next((one for one in paths if one.is_file()), paths[0])
@@ -133,30 +134,24 @@ class VideoQA(JudgedBenchmark):
             yield Question(index, identity, video, text, file=str(path), line=index + 1)
 
     @staticmethod
-    def read_truth(questions: Path, answers: Path) -> dict[Hashable, Row]:
-        """Return {question_id: question, video and correct answer}."""
-        asked = {
-            row["question_id"]: row
-            for row in read_json(questions, list, ("video_name", "question_id", "question"))
-        }
-        return {
-            row["question_id"]: {
-                "answer": row["answer"],
-                "video": asked.get(row["question_id"], {}).get("video_name"),
-                "question": asked.get(row["question_id"], {}).get("question"),
-            }
-            for row in read_json(answers, list, ("question_id", "answer"))
-        }
+    def read_truth(answers: Path, questions: Path) -> dict[Hashable, Row]:
+        """Return {question_id: correct answer, question and video}."""
+        rows = [
+            *read_json(answers, list, ("question_id", "answer")),
+            *read_json(questions, list, QUESTION_KEYS),
+        ]
+        truth: dict[Hashable, dict[str, Any]] = {}
+        for row in rows:
+            truth.setdefault(row["question_id"], {}).update(row)
+        return {key: entry for key, entry in truth.items() if "answer" in entry}
 
-    def truth(self, data: Path) -> Mapping[Hashable, Row]:
-        return parse_once(self.read_truth, self.find(data, self.marker), self.truth_path(data))
-
-    def truth_path(self, data: Path) -> Path:
-        """Return the answers that belong to the question file in use."""
-        return self.find(data, self.find(data, self.marker).name.replace("test_q", "test_a"))
+    def truth_paths(self, data: Path) -> list[Path]:
+        """Return the answer file that belongs to the question file in use, and that one."""
+        questions = self.find(data, self.marker)
+        return [self.find(data, questions.name.replace("test_q", "test_a")), questions]
 
     def image_of(self, key: Hashable, entry: Row) -> str:
-        return f"{self.prefix}{entry['video']}"
+        return f"{self.prefix}{entry['video_name']}"
 
     def credit(self, entry: Row, row: Row) -> float | None:
         """Return 1 for the judge's yes, 0 for its no; other replies are left out."""
