@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from llava.argtypes import at_least
-from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark
+from llava.eval.benchmarks import DataError, get_benchmark
 from llava.eval.benchmarks.judging import Judge
 from llava.eval.cli import guarded
-from llava.eval.score import print_score
+from llava.eval.score import answer_parser, print_score
 from llava.eval.store.atomic import write_atomically
 
 JUDGED = ("mmvet", "tgif", "msvd", "msrvtt", "activitynet")
@@ -91,21 +91,8 @@ class Endpoint:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.judge",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--benchmark",
-        required=True,
-        type=benchmark_name,
-        choices=JUDGED,
-        metavar="NAME",
-        help=f"benchmark of the answers, one of {', '.join(JUDGED)}",
-    )
+    parser = answer_parser("judge", __doc__, JUDGED)
     parser.add_argument("--data", required=True, type=Path, help="folder of the benchmark")
-    parser.add_argument("--answers", required=True, type=Path, help="answer file to grade")
     parser.add_argument("--model", help="judge model (default: gpt-4-0613 for mmvet, else gpt-3.5-turbo)")
     parser.add_argument(
         "--base-url",
@@ -135,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     benchmark: Any = get_benchmark(args.benchmark)
-    data, answers = benchmark.locate(args.data.expanduser()), benchmark.read_answers(args.answers)
+    data, answers = benchmark.locate(args.data.expanduser()), benchmark.read_ungraded(args.answers)
     if any("text" not in row for row in answers):
         raise DataError(f"{args.answers}: contains grades without answers. Pass the answer file.")
     prompt = args.prompt.read_text(encoding="utf-8") if args.prompt else None
@@ -159,9 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     missing = len({benchmark.key(row) for row in asked}) - len(graded)
     if missing:
         print(f"{missing} answers have no readable reply; run the command again to retry", file=sys.stderr)
-    if output.is_dir() and not any(output.iterdir()) or not output.exists():
-        raise DataError(f"{output}: no answer could be judged, no reply was readable")
-    score = benchmark.score(data, benchmark.with_grades(answers, output))
+    score = benchmark.score(data, benchmark.with_grades(answers, output) if graded else answers)
     print_score(score)
     judged_by = score.details.get("judge") or model
     print(json.dumps({**score.document(), "judge": judged_by, "replies": str(output), "missing": missing}))

@@ -19,17 +19,23 @@ from llava.eval.benchmarks import Score, benchmark_name, get_benchmark, list_ben
 from llava.eval.cli import guarded
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m llava.eval.score", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--benchmark",
-        required=True,
-        type=benchmark_name,
-        choices=list_benchmarks(),
-        help="benchmark of the answers",
+def answer_parser(command: str, description: str, benchmarks: Sequence[str]) -> argparse.ArgumentParser:
+    """Return a parser with the arguments that the commands about answer files share."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        f"python -m llava.eval.{command}", None, description, formatter_class=raw
     )
+    add = parser.add_argument
+    add(
+        "--benchmark", required=True, type=benchmark_name, choices=benchmarks, help="benchmark of the answers"
+    )
+    add("--answers", required=True, type=Path, help="answer file, usually jsonl: question_id, prompt, text")
+    return parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = answer_parser("score", __doc__, list_benchmarks())
     parser.add_argument("--data", required=True, type=Path, help="folder of the benchmark")
-    parser.add_argument("--answers", required=True, type=Path, help="answer jsonl: question_id, prompt, text")
     rule = parser.add_mutually_exclusive_group()
     rule.add_argument(
         "--strict", dest="fixed", action="store_false", help="apply the official rule (default)"

@@ -22,37 +22,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks import (
-    Benchmark,
-    DataError,
-    DataIssue,
-    benchmark_name,
-    get_benchmark,
-    list_benchmarks,
-)
+from llava.eval.benchmarks import Benchmark, DataError, DataIssue, get_benchmark, list_benchmarks
 from llava.eval.benchmarks.base import Submission
 from llava.eval.benchmarks.files import read_jsonl
 from llava.eval.cli import guarded
+from llava.eval.score import answer_parser
 from llava.eval.store.atomic import write_atomically
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.submit",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--benchmark",
-        required=True,
-        type=benchmark_name,
-        choices=list_benchmarks(),
-        help="benchmark of the answers",
-    )
+    parser = answer_parser("submit", __doc__, list_benchmarks())
     parser.add_argument(
         "--data", type=Path, help="folder of the benchmark; not needed with --questions, gqa and mmvet"
     )
-    parser.add_argument("--answers", required=True, type=Path, help="answer jsonl: question_id, prompt, text")
     parser.add_argument(
         "--questions", type=Path, help="file that lists the questions to submit (default: the one in --data)"
     )

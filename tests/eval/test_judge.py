@@ -122,6 +122,14 @@ def test_several_stored_replies_are_named(msvd, capsys):
     )
 
 
+def test_only_the_replies_of_this_judge_are_scored(msvd, capsys):
+    shutil.copy(GOLDEN / "video" / "MSVD_Zero_Shot_QA" / "judge_replies.json", msvd)
+    document = ask(capsys, "msvd", msvd / "merge.jsonl", "judge-a", YES, "--limit", "3")[1]
+    assert document["details"]["judged"] == 3 and document["judge"] == "judge-a"
+    code, document, err, _ = ask(capsys, "msvd", msvd / "merge.jsonl", "b", "?", "--output", msvd / "b")
+    assert code == 1 and document["details"]["judged"] == 0 and document["missing"] == 24
+
+
 def test_an_instruction_may_contain_braces(msvd, capsys):
     prompt = msvd / "prompt.txt"
     text = "{'pred': 'yes'} {0} {} {{x}} {unknown}: {question} / {answer} / {prediction} {"

@@ -66,6 +66,22 @@ class JudgedBenchmark(Benchmark):
         """Return the default path of the grades of an answer file."""
 
     @abstractmethod
+    def read_ungraded(self, path: Path) -> list[Row]:
+        """Return the answers of a file, without grades."""
+
+    @abstractmethod
+    def stored_grades(self, path: Path) -> list[Path]:
+        """Return the grades to use with an answer file, if any, then those of other judges."""
+
+    def read_answers(self, path: str | Path) -> list[Row]:
+        """Return the answers of a file, with the grades stored in it or next to it."""
+        rows, stored = self.read_ungraded(Path(path)), self.stored_grades(Path(path))
+        if not stored:
+            return rows
+        others = [one.name for one in stored[1:]]
+        return [{**row, "other_grades": others} for row in self.with_grades(rows, stored[0])]
+
+    @abstractmethod
     def with_grades(self, rows: list[Row], path: Path) -> list[Row]:
         """Return the answers with the grades stored in `path`."""
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from llava.eval.benchmarks.base import DataFile, Score, Submission, to_json
-from llava.eval.benchmarks.files import Row, read_json
+from llava.eval.benchmarks.files import Row, read_answers, read_json
 from llava.eval.benchmarks.judging import UNKNOWN, GradeStep, Judge, JudgedBenchmark
 
 QUESTIONS, TRUTH = "llava-mm-vet.jsonl", "mm-vet.json"
@@ -90,36 +90,31 @@ class MMVet(JudgedBenchmark):
     def credit(self, entry: Row, row: Row) -> float | None:
         return float(np.mean(row["grades"])) if row.get("grades") else None
 
-    def read_answers(self, path: str | Path) -> list[Row]:
-        """Return answers of LLaVA's jsonl, MM-Vet's results ({id: text}) or grades, with stored grades."""
-        path = Path(path)
+    def read_ungraded(self, path: Path) -> list[Row]:
+        """Return answers of LLaVA's jsonl or MM-Vet's results ({id: text}), or only the ids of grades."""
         if path.suffix != ".json":
-            rows = super().read_answers(path)
-        else:
-            document = read_json(path, dict)
-            if all(isinstance(value, dict) and "score" in value for value in document.values()):
-                return self.with_grades([{"id": key} for key in document], path)
-            rows = [
-                {"id": key, "question_id": key.removeprefix("v1_"), "text": str(text)}
-                for key, text in document.items()
-            ]
-        stored = self._stored(path)
-        if not stored:
-            return rows
-        *others, used = stored
-        ignored = tuple(one.name for one in others if _named_judge(one) != _named_judge(used))
-        return [{**row, "other_grades": ignored} for row in self.with_grades(rows, used)]
+            return read_answers(path)
+        document = read_json(path, dict)
+        if _are_grades(document):
+            return [{"id": key} for key in document]
+        return [
+            {"id": key, "question_id": key.removeprefix("v1_"), "text": str(text)}
+            for key, text in document.items()
+        ]
 
-    @staticmethod
-    def _stored(path: Path) -> list[Path]:
-        """Return the grade files next to an answer file, the one with most runs last."""
+    def stored_grades(self, path: Path) -> list[Path]:
+        """Return the grades with most runs, then those of other judges; or the path itself for grades."""
+        if path.suffix == ".json" and _are_grades(read_json(path, dict)):
+            return [path]
         stems = {path.stem, path.stem.removeprefix("llava_answers_"), path.stem.removeprefix("results_")}
         found = [
             (int(match["runs"]), one.name, one)
             for one in path.parent.glob("*.json")
             if (match := _GRADES.match(one.name)) and match["stem"] in stems
         ]
-        return [one for _, _, one in sorted(found)]
+        *others, used = [one for _, _, one in sorted(found)] or [None]
+        others = [one for one in others if _named_judge(one) != _named_judge(used)]
+        return [used, *others] if used else []
 
     def with_grades(self, rows: list[Row], path: Path) -> list[Row]:
         grades = read_json(path, dict)
@@ -215,6 +210,10 @@ class MMVet(JudgedBenchmark):
             if value is not None:
                 return reply, model, value
         return reply, model, 0.0
+
+
+def _are_grades(document: Row) -> bool:
+    return all(isinstance(value, dict) and "score" in value for value in document.values())
 
 
 def _slug(model: str) -> str:

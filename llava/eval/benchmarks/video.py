@@ -151,22 +151,19 @@ class VideoQA(JudgedBenchmark):
         return [self.find(data, questions.name.replace("test_q", "test_a")), questions]
 
     def image_of(self, key: Hashable, entry: Row) -> str:
-        return f"{self.prefix}{entry['video_name']}"
+        return f"{self.prefix}{entry.get('video_name')}"
 
     def credit(self, entry: Row, row: Row) -> float | None:
         """Return 1 for the judge's yes, 0 for its no; other replies are left out."""
         return tally([row["reply"]])["accuracy"] if "reply" in row else None
 
-    def read_answers(self, path: str | Path) -> list[Row]:
-        """Return merge.jsonl ({"id", "question", "answer", "pred"}), LLaVA's jsonl, or judge replies."""
-        path = Path(path)
+    def read_ungraded(self, path: Path) -> list[Row]:
+        """Return merge.jsonl ({"id", "question", "answer", "pred"}), LLaVA's jsonl, or answers in replies."""
         if path.is_dir() or path.suffix == ".json":
-            replies = _read_replies(path)
-            rows = [
+            return [
                 {"question_id": key, "text": str(asked.get("pred", "")), "truth": asked.get("a")}
-                for key, (_, asked) in replies.items()
+                for key, (_, asked) in _read_replies(path).items()
             ]
-            return self.with_grades(rows, path)
         rows = []
         for number, row in enumerate(read_rows(path, fix="Fix or delete such lines before scoring"), 1):
             if "id" in row and "pred" in row:
@@ -177,12 +174,13 @@ class VideoQA(JudgedBenchmark):
                     "delete such lines before scoring."
                 )
             rows.append(row)
+        return rows
+
+    def stored_grades(self, path: Path) -> list[Path]:
+        if path.is_dir() or path.suffix == ".json":
+            return [path]
         names = (f"{path.stem}_judged", f"{path.stem}_{REPLIES}", REPLIES)
-        stored = [path.with_name(name) for name in names if path.with_name(name).exists()]
-        if not stored:
-            return rows
-        ignored = tuple(one.name for one in stored[1:])
-        return [{**row, "other_grades": ignored} for row in self.with_grades(rows, stored[0])]
+        return [path.with_name(name) for name in names if path.with_name(name).exists()]
 
     def with_grades(self, rows: list[Row], path: Path) -> list[Row]:
         replies, graded = _read_replies(path), []

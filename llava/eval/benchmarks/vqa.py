@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from llava.eval.benchmarks.base import Benchmark, Score, most_common
 from llava.eval.benchmarks.files import DataIssue, Question, Row, read_questions
@@ -26,22 +26,24 @@ class UploadedVQA(Benchmark):
 
     Attributes:
         test_file, test_images: Test questions, used if they exist, and their images.
+        test_split: Name of the test split.
         test_list: File that lists the questions of the submission.
         val_files, val_images: LLaVA's validation questions, else the official ones, and their images.
         val_only: Use the validation split even if the test split exists.
         needs_all: The official scorer stops if an answer is missing.
-        total: Row of `summary` that is the score.
+        total: Entry of `summary` that is the score.
     """
 
-    test_file: ClassVar[str]
-    test_images: ClassVar[str]
-    test_list: ClassVar[str]
-    val_files: ClassVar[tuple[str, ...]]
-    val_images: ClassVar[str]
-    val_only: ClassVar[bool] = False
-    needs_all: ClassVar[bool] = False
-    total: ClassVar[str]
-    server: ClassVar[str]
+    test_file: str
+    test_images: str
+    test_split = "test"
+    test_list: str
+    val_files: tuple[str, ...]
+    val_images: str
+    val_only = False
+    needs_all = False
+    total: str
+    server: str
     metric = "accuracy"
 
     def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
@@ -82,10 +84,10 @@ class UploadedVQA(Benchmark):
     def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
         if self.is_test(data, answers):
             note = (
-                "the test split has no public answers. Write the server's file with python -m "
+                f"{self.test_split} has no public answers. Write the server's file with python -m "
                 f"llava.eval.submit --benchmark {self.name} and submit it to {self.server}"
             )
-            return Score(self.name, None, {"split": Path(self.test_images).name}, [note])
+            return Score(self.name, None, {"split": self.test_split}, [note])
         rows, warnings, missing = self.join(data, answers)
         details: dict[str, Any] = {"split": "validation", "answered": len(rows)}
         if missing and self.needs_all and not fixed:

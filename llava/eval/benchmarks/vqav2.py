@@ -55,6 +55,7 @@ class VQAv2(UploadedVQA):
     marker = TEST_DEV
     markers = (ANNOTATIONS, *LLAVA_VAL, VAL_QUESTIONS)
     test_file, test_images, test_list = TEST_DEV, "test2015", ALL_TEST
+    test_split = "test-dev"
     val_files, val_images = (*LLAVA_VAL, VAL_QUESTIONS), "val2014"
     sizes = {107394: "test-dev", 447793: "test", 214354: "validation"}
     files = (
