@@ -1,4 +1,4 @@
-"""`python -m llava.eval.data check`: what is there, what is missing, and what does not fit together."""
+"""`python -m llava.eval.data check`: present, missing and mismatched data."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_every_benchmark_of_the_paper_says_what_it_needs():
     ]
 
 
-def test_nothing_there(tmp_path, capsys):
+def test_an_empty_folder(tmp_path, capsys):
     code, text, found = check(capsys, "all", "--data", tmp_path)
     assert code == 0 and {report["status"] for report in found.values()} == {"absent"}
     assert set(found) == set(list_benchmarks())
@@ -102,7 +102,7 @@ def test_folders_are_found_under_their_names(tmp_path):
         get_benchmark("gqa").locate(tmp_path / "gqa")
 
 
-def test_a_reader_that_has_gone_is_no_error():
+def test_a_closed_pipe_is_not_an_error():
     code = "import sys, llava.eval.data as module; sys.exit(module.main())"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "check", "all"],

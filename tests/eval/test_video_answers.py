@@ -1,4 +1,4 @@
-"""`python -m llava.eval.video`: answers made elsewhere, named or found by their setting."""
+"""`python -m llava.eval.video`: answers of other programs, named or found by their setting."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llava.eval import video
+from llava.eval.metrics.scorecard import Scorecard
 
 DATA = Path(__file__).parents[1] / "data" / "benchmarks" / "video"
 MSVD = DATA / "MSVD_Zero_Shot_QA"
@@ -23,7 +24,7 @@ def test_a_named_file_is_scored(tmp_path, capsys):
     assert video.main([*given, "--answers", str(MSVD / "merge.jsonl")]) == 0
     document = last(capsys)
     assert document["score"] == pytest.approx(100 * 10 / 24) and document["details"]["judged"] == 24
-    assert "method" not in document  # nobody said how they were made
+    assert "method" not in document  # their setting is unknown
     assert list(tmp_path.iterdir()) == []
 
 
@@ -46,12 +47,14 @@ def test_answers_are_found_by_their_setting_and_the_tables_can_read_them(tmp_pat
     there = ["--benchmark", "msvd", "--data", str(DATA), "--output-dir", str(tmp_path)]
     assert video.main([*there, *given]) == 0
     document = last(capsys)
+    card = Scorecard.read(place / "score.json")
+    assert (card.answered, card.answers_file) == (24, document["answers"]) and card.setting == folder
     (result,), warnings = read_results([tmp_path])
     assert not warnings and result.score == document["score"] and result.model == "Video-LLaVA-7B"
     assert (result.method, result.budget) == (folder.split("-")[0], None if folder == "none" else 227)
 
 
-def test_no_answers_are_told_in_one_line(tmp_path, capsys):
+def test_missing_answers_are_reported_in_one_line(tmp_path, capsys):
     given = ["--benchmark", "tgif", "--tokens", "64", "--model", "ckpts/other-7b"]
     assert video.main([*given, "--output-dir", str(tmp_path)]) == 2
     said = capsys.readouterr().err

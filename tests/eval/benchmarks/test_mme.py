@@ -1,4 +1,4 @@
-"""MME: the official calculator's numbers on every golden case, its text files, its traps."""
+"""MME: the official calculator's scores on every golden case, its text files, its bugs."""
 
 from __future__ import annotations
 

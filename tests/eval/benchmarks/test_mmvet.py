@@ -1,4 +1,4 @@
-"""MM-Vet: the evaluator's numbers from stored grades, the submission, grading through an endpoint."""
+"""MM-Vet: the evaluator's scores from stored grades, the submission, grading through an endpoint."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_golden_scores(runs, capsys):
 
 
 @pytest.mark.parametrize("name", ["llava_answers_toy.jsonl", "results_toy.json"])
-def test_grades_beside_the_answers_are_found_the_one_of_most_runs_first(name):
+def test_grades_next_to_the_answers_are_found_with_most_runs_first(name):
     score = mmvet.score(GOLDEN, mmvet.read_answers(GOLDEN / name))
     assert score.score == EXPECTED["5runs"]["capability"]["total"]
     assert score.details["grades"].endswith("5runs.json")
@@ -65,7 +65,7 @@ def test_ungraded_answers_have_no_score(data):
     assert score.score is None and "llava.eval.judge" in score.warnings[0]
 
 
-def test_grading_goes_on_where_it_stopped(data, capsys, monkeypatch):
+def test_grading_resumes(data, capsys, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     answers = data / "llava_answers_toy.jsonl"
     grades = data / "llava_answers_toy_some-judge-grade-2runs.json"
@@ -130,7 +130,7 @@ def test_grades_are_numbers_from_0_to_1():
     assert {text: parse_grade(text) for text in table} == table
 
 
-def test_endpoint_waits_for_what_passes_and_not_for_what_does_not():
+def test_endpoint_retries_transient_errors_only():
     replies = iter([429, 503, "yes"])
     with stub_judge(lambda body: next(replies)) as stub:
         endpoint = judge.Endpoint(stub.url, "m", seconds=0.001)

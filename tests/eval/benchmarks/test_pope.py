@@ -1,4 +1,4 @@
-"""POPE: every golden case of the official scorer, its traps, and the reader's checks."""
+"""POPE: every golden case of the official scorer, its bugs, and the reader's checks."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_another_release_of_the_random_labels_is_named(tmp_path):
     assert any("2,910" in warning and warning.startswith("random") for warning in score.warnings)
 
 
-def test_a_part_of_the_questions_is_scored_by_id():
+def test_a_subset_of_the_questions_is_scored_by_id():
     part = answers("clean")[:42]  # adversarial only
     score = pope.score(GOLDEN, part, fixed=True)
     assert score.score == pytest.approx(100 * EXPECTED["clean"]["adversarial"]["f1"])
@@ -84,7 +84,7 @@ def test_a_part_of_the_questions_is_scored_by_id():
     assert pope.score_counts(pope.per_image_counts(GOLDEN, part).counts.sum(0)) == pytest.approx(score.score)
 
 
-def test_a_lost_answer_shifts_the_rest_and_warns():
+def test_a_missing_answer_shifts_the_others_and_warns():
     rows = answers("clean")
     score = pope.score(GOLDEN, rows[:5] + rows[6:])
     assert any("1 of 120 questions have no answer" in warning for warning in score.warnings)
@@ -100,7 +100,7 @@ def test_answers_to_other_questions_are_an_error():
         pope.score(GOLDEN, rows)
 
 
-def test_tallies_give_the_score_again():
+def test_per_image_counts_reproduce_the_score():
     tallies = pope.per_image_counts(GOLDEN, answers("clean"))
     total = tallies.counts.sum(0)
     assert pope.score_counts(total) == pytest.approx(100 * EXPECTED["clean"]["mean_f1"])
@@ -118,14 +118,14 @@ def test_command_line_prints_one_json_document_last(capsys):
     assert "no such answer file" in capsys.readouterr().err
 
 
-def test_damaged_answers_are_refused_with_file_and_line(tmp_path):
+def test_malformed_answers_are_rejected_with_file_and_line(tmp_path):
     path = tmp_path / "answers.jsonl"
     path.write_text('{"question_id": 1, "text": "yes"}\n{"question_id": 2, "te\n')
     with pytest.raises(DataError, match=r"answers\.jsonl:2: not a JSON line"):
         read_answers(path)
 
 
-def test_reader_goes_on_after_malformed_lines(tmp_path):
+def test_reader_continues_after_malformed_lines(tmp_path):
     data = make_pope(tmp_path / "pope")
     path = data / "llava_pope_test.jsonl"
     lines = path.read_text().splitlines()
@@ -143,7 +143,7 @@ def test_reader_goes_on_after_malformed_lines(tmp_path):
     assert questions[2].line == 4
 
 
-def test_missing_files_say_what_to_put_where(tmp_path):
+def test_errors_about_missing_files_name_content_and_source(tmp_path):
     with pytest.raises(DataError, match="Put the images into .*val2014"):
         pope.check(GOLDEN, list(pope.questions(GOLDEN, [])))
     data = make_pope(tmp_path / "pope")
@@ -193,7 +193,7 @@ def test_official_rule_is_the_default_of_the_command_line(capsys):
     assert scores == [None, None, 0.0]
 
 
-def test_labels_of_another_release_are_told_before_asking(tmp_path):
+def test_labels_of_another_release_are_reported_before_inference(tmp_path):
     data = make_pope(tmp_path / "pope")
     questions = list(pope.questions(data, []))
     assert pope.check(data, questions) == []

@@ -1,4 +1,4 @@
-"""ScienceQA: every golden case of LLaVA's scorer, letters it accepts, prompts, pictures left out."""
+"""ScienceQA: every golden case of LLaVA's scorer, letters it accepts, prompts, missing images."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_golden_scores(case, capsys):
     assert len(details["warnings"]) == {"missing": 2, "only": 1}.get(case.split("_")[-1], 0)
 
 
-def test_letters_that_count():
+def test_accepted_letters():
     table = {
         "A": "A",
         "E": "E",
@@ -84,7 +84,7 @@ def test_prompts_are_llavas(benchmark, count):
     assert benchmark.check_truth(GOLDEN, questions) == []
 
 
-def test_pictures_left_out_are_counted():
+def test_missing_answers_to_image_questions_are_counted():
     score = scienceqa.score(GOLDEN, answers("letters_missing"))
     assert any("4 of 26 questions with an image have no answer" in warning for warning in score.warnings)
     fixed = scienceqa.score(GOLDEN, answers("letters_missing"), fixed=True)
@@ -95,7 +95,7 @@ def test_pictures_left_out_are_counted():
         scienceqa.score(GOLDEN, [{**row, "question_id": "x" + row["question_id"]} for row in bare])
 
 
-def test_damaged_entries_are_named(tmp_path):
+def test_malformed_entries_are_named(tmp_path):
     rows = [
         {"id": "1", "conversations": []},
         {"id": "2", "image": "2/image.png", "conversations": [{"from": "human", "value": "Which?"}]},

@@ -35,7 +35,7 @@ def test_golden_scores(folder, name, capsys):
     assert benchmark.score_counts(total) == pytest.approx(document["score"])
 
 
-def test_tally_of_odd_replies():
+def test_tally_of_invalid_replies():
     assert tally([{"pred": "yes, mostly", "score": 4.8}, {"pred": "Not sure", "score": "3"}]) == {
         "yes_count": 1,
         "no_count": 1,
@@ -64,7 +64,7 @@ def test_without_a_judge_there_are_only_offline_matches(data):
     assert score.details["offline_exact_match"] == 50 and score.details["offline_normalised_match"] == 100
 
 
-def test_wrong_answers_beside_predictions_are_noticed(data):
+def test_wrong_answers_stored_with_predictions_are_reported(data):
     path = data / "merge.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[3]["answer"] = "something else"
@@ -80,7 +80,7 @@ def test_wrong_answers_beside_predictions_are_noticed(data):
         msvd.score(data, [{"question_id": "v_other", "text": "x"}])
 
 
-def test_judging_goes_on_where_it_stopped(data, capsys):
+def test_judging_resumes(data, capsys):
     answers = data / "merge.jsonl"
 
     def reply(body):
