@@ -267,15 +267,17 @@ class Benchmark(ABC):
             truth = self.truth(data)
         except DataError as error:
             return [f"cannot be scored: {error}"]
-        unknown = [question for question in questions if self._question_key(question) not in truth]
+        unknown = [question for question in questions if self.question_key(question) not in truth]
         if not unknown:
             return []
+        files = ", ".join(str(path.relative_to(data)) for path in self.truth_paths(data))
         return [
-            f"{len(unknown)} of {len(questions)} questions are not in {self.truth_paths(data)[0]} (first: "
+            f"{len(unknown)} of {len(questions)} questions have no ground truth in {files} (first: "
             f"{unknown[0].file}:{unknown[0].line}). Use question file and ground truth of the same release"
         ]
 
-    def _question_key(self, question: Question) -> Hashable:
+    def question_key(self, question: Question) -> Hashable:
+        """Return the key of a question in the ground truth, None if it has none."""
         row = {"question_id": question.question_id, "prompt": question.text, **question.extra}
         try:
             return self.key({**row, "image": getattr(question.image, "name", None)})
@@ -307,6 +309,9 @@ class Benchmark(ABC):
             )
         wanted = known if wanted is None else wanted
         missing = sum(key not in rows for key in wanted)
+        unlabeled = len(rows.keys() - self.truth(data).keys())
+        if unlabeled:
+            warnings.append(f"{unlabeled} answers have no ground truth; left out")
         if missing:
             warnings.append(f"{missing} of {len(wanted)} {noun} have no answer")
         return Joined(rows, warnings, missing)

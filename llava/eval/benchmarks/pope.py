@@ -43,7 +43,7 @@ def outcome(row: Row, label: Row) -> str:
     return ("T" if predicted == label["label"] else "F") + ("P" if predicted == "yes" else "N")
 
 
-def category_metrics(pairs: list[tuple[dict, dict]], rows: list[Row], fixed: bool) -> Row:
+def category_metrics(pairs: list[tuple[Row, Row]], rows: list[Row], fixed: bool) -> Row:
     """Return counts, accuracy, precision, recall, F1 and yes ratio of one category."""
     counts = Counter(outcome(row, label) for row, label in pairs)
     tp, fp, tn, fn = (counts[name] for name in OUTCOMES)
@@ -115,36 +115,29 @@ class Pope(Benchmark):
 
     def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
         repeats = "only the last one is scored" if fixed else "the official scorer counts each"
-        rows_of, warnings, _ = self.join(data, answers, repeats=repeats)
+        rows, warnings, _ = self.join(data, answers, repeats=repeats)
         keyed = list(zip(self.keys(data, answers), answers, strict=True))
-        warnings += self.parsed(data)["issues"]
-        unknown = sorted({str(category) for category, _ in rows_of} - set(CATEGORIES))
+        unknown = sorted({str(category) for category, _ in rows} - set(CATEGORIES))
         if unknown:
             warnings.append(f"answers of unknown categories are not scored: {', '.join(unknown)}")
+        warnings += self.parsed(data)["issues"]
         details: dict[str, Any] = {"rule": "fixed: joined by id" if fixed else "official: joined by position"}
         for category, labels in self.parsed(data)["labels"].items():
             if fixed:
-                pairs = [
-                    (rows_of[category, label["question_id"]], label)
-                    for label in labels
-                    if (category, label["question_id"]) in rows_of
-                ]
-                rows = [row for row, _ in pairs]
-                answered = sum(key[0] == category for key in rows_of)
-                warnings += _left_out(category, pairs, answered, len(labels))
-                if not rows:
-                    continue
+                ids = [(category, label["question_id"]) for label in labels]
+                pairs = [(rows[key], label) for key, label in zip(ids, labels, strict=True) if key in rows]
+                inside = [row for row, _ in pairs]
+                warnings += _mismatched(category, pairs)
             else:
-                rows = [row for key, row in keyed if key[0] == category]
-                pairs = list(zip(rows, labels, strict=False))
-                warnings += _misplaced(category, rows, labels)
-            details[category] = category_metrics(pairs, rows, fixed)
+                inside = [row for key, row in keyed if key[0] == category]
+                pairs = list(zip(inside, labels, strict=False))
+                warnings += _misplaced(category, inside, labels)
+            if fixed and not inside:
+                continue  # a category without answers has no F1
+            details[category] = category_metrics(pairs, inside, fixed)
             if details[category]["f1"] is None:
-                why = (
-                    "no yes is right"
-                    if any(outcome(*pair) == "FP" for pair in pairs)
-                    else "no answer is a yes"
-                )
+                some_yes = any(outcome(*pair) == "FP" for pair in pairs)
+                why = "no yes is right" if some_yes else "no answer is a yes"
                 warnings.append(
                     f"{category}: the official scorer divides by zero here ({why}) and reports no score; "
                     "--fixed counts such an F1 as 0"
@@ -171,20 +164,16 @@ class Pope(Benchmark):
         answered = counts.sum(-1) > 0  # categories without any answer are left out of the mean
         return 100 * f1.sum(-1) / np.maximum(answered.sum(-1), 1)
 
+    def question_key(self, question: Question) -> tuple[str, Any]:
+        return question.category, _number(question.question_id)
+
     def check_truth(self, data: Path, questions: list[Question]) -> list[str]:
-        try:
-            labels_of = self.parsed(data)["labels"]
-        except DataError as error:
-            return [f"cannot be scored: {error}"]
-        warnings = []
-        for category, labels in labels_of.items():
-            asked = {_number(one.question_id) for one in questions if one.category == category}
-            missing = asked - {label["question_id"] for label in labels}
-            if missing:
-                warnings.append(f"{category}: {len(missing)} of {len(asked)} questions have no label")
-            if category == "random" and len(labels) == 3000 and len(asked) <= 2910:
-                warnings.append(_LATER)
-        return warnings
+        warnings = super().check_truth(data, questions)
+        asked = sum(question.category == "random" for question in questions)
+        if warnings and warnings[0].startswith("cannot be scored"):
+            return warnings
+        later = len(self.parsed(data)["labels"]["random"]) == 3000 and asked <= 2910
+        return [*warnings, _LATER] if later else warnings
 
 
 def _number(question_id: Any) -> Any:
@@ -192,7 +181,7 @@ def _number(question_id: Any) -> Any:
     return question_id % 10_000_000 if isinstance(question_id, int) else question_id
 
 
-def _misplaced(category: str, rows: list[Row], labels: Sequence[dict]) -> list[str]:
+def _misplaced(category: str, rows: list[Row], labels: Sequence[Row]) -> list[str]:
     """Return the warning that joining by position pairs answers with labels of other questions."""
     wrong = [
         place
@@ -215,23 +204,18 @@ def _misplaced(category: str, rows: list[Row], labels: Sequence[dict]) -> list[s
     ]
 
 
-def _left_out(category: str, pairs: list[tuple[dict, dict]], answered: int, labeled: int) -> list[str]:
-    """Return warnings about answers and labels without partner, and about partners that do not match."""
-    warnings = []
-    if len(pairs) < labeled:
-        warnings.append(f"{category}: {labeled - len(pairs)} of {labeled} labels have no answer; left out")
-    if len(pairs) < answered:
-        warnings.append(f"{category}: {answered - len(pairs)} answers have no label; left out")
+def _mismatched(category: str, pairs: list[tuple[Row, Row]]) -> list[str]:
+    """Return the warning that labels and answers of the same id belong to different questions."""
     wrong = [
-        (label, str(row["prompt"]))
+        (label["question_id"], label["text"], str(row["prompt"]))
         for row, label in pairs
         if "prompt" in row and label.get("text") and label["text"] not in str(row["prompt"])
     ]
-    if wrong:
-        label, prompt = wrong[0]
-        warnings.append(
-            f"{category}: {len(wrong)} labels belong to another question than the answer of the same id "
-            f"(first: question_id {label['question_id']}, {label['text']!r} in the label file, {prompt!r} in "
-            "the answer). Use the label files of the release that LLaVA's questions belong to"
-        )
-    return warnings
+    if not wrong:
+        return []
+    identity, text, prompt = wrong[0]
+    return [
+        f"{category}: {len(wrong)} labels belong to another question than the answer of the same id (first: "
+        f"question_id {identity}, {text!r} in the label file, {prompt!r} in the answer). Use the label files "
+        "of the release that LLaVA's questions belong to"
+    ]

@@ -77,6 +77,9 @@ def test_reader_prompts_and_checks():
     assert textvqa.max_new_tokens == 128
     assert textvqa.check_truth(GOLDEN, questions) == []
     other = [questions[0].__class__(0, "gone", None, questions[0].text, file="q.jsonl", line=1)]
-    assert "1 of 1 questions are not in" in textvqa.check_truth(GOLDEN, other)[0]
+    assert (
+        "1 of 1 questions have no ground truth in TextVQA_0.5.1_val.json"
+        in textvqa.check_truth(GOLDEN, other)[0]
+    )
     with pytest.raises(DataError, match="has no server"):
         textvqa.submission(GOLDEN, answers("majority"))
