@@ -27,7 +27,7 @@ if __name__ == "__main__":
                 str(answers),
                 "--output",
                 str(output),
-                "--skip-damaged",
+                "--skip-invalid",
             ]
         )
     )

@@ -34,21 +34,19 @@ USUAL = Path("playground", "data", "eval")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("command", choices=["check"])
-    parser.add_argument(
+    raw, names = argparse.RawDescriptionHelpFormatter, ["all", *list_benchmarks()]
+    parser = argparse.ArgumentParser("python -m llava.eval.data", None, __doc__, formatter_class=raw)
+    add = parser.add_argument
+    add("command", choices=["check"])
+    add(
         "benchmarks",
         nargs="+",
         type=benchmark_name,
-        choices=["all", *list_benchmarks()],
+        choices=names,
         metavar="NAME",
-        help=f"benchmarks to check: all, {', '.join(list_benchmarks())}",
+        help=f"benchmarks: {', '.join(names)}",
     )
-    parser.add_argument(
+    add(
         "--data",
         type=Path,
         help="folder of all benchmarks (default: DATA_DIR, playground/data/eval, the bundled one)",

@@ -92,29 +92,28 @@ class Endpoint:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = answer_parser("judge", __doc__, JUDGED)
-    parser.add_argument("--data", required=True, type=Path, help="folder of the benchmark")
-    parser.add_argument("--model", help="judge model (default: gpt-4-0613 for mmvet, else gpt-3.5-turbo)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--data", required=True, type=Path, help="folder of the benchmark")
+    add("--model", help="judge model (default: gpt-4-0613 for mmvet, else gpt-3.5-turbo)")
+    add(
         "--base-url",
         default=os.environ.get("OPENAI_BASE_URL", "https://api.openai.com/v1"),
         help="endpoint (default: OPENAI_BASE_URL, else https://api.openai.com/v1)",
     )
-    parser.add_argument(
-        "--runs", type=at_least(1), default=1, help="grades per answer, mmvet only (default: 1)"
-    )
-    parser.add_argument(
+    add("--runs", type=at_least(1), default=1, help="grades per answer, mmvet only (default: 1)")
+    add(
         "--prompt",
         type=Path,
         help="file with another instruction to the judge; for the video sets it contains {question}, "
         "{answer} and {prediction}; other braces are sent unchanged (default: the built-in one)",
     )
-    parser.add_argument(
+    add(
         "--output",
         type=Path,
         help="file (mmvet) or folder (video sets) of the grades; an existing one that does not record its "
         "judge is continued (default: next to the answers)",
     )
-    parser.add_argument("--limit", type=at_least(1), help="grade only the first LIMIT answers (default: all)")
+    add("--limit", type=at_least(1), help="grade only the first LIMIT answers (default: all)")
     return parser
 
 

@@ -19,17 +19,22 @@ from llava.eval.benchmarks import Score, benchmark_name, get_benchmark, list_ben
 from llava.eval.cli import guarded
 
 
-def answer_parser(command: str, description: str, benchmarks: Sequence[str]) -> argparse.ArgumentParser:
+def answer_parser(
+    command: str, description: str, benchmarks: Sequence[str], needs_answers: bool = True
+) -> argparse.ArgumentParser:
     """Return a parser with the arguments that the commands about answer files share."""
-    raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        f"python -m llava.eval.{command}", None, description, formatter_class=raw
+        f"python -m llava.eval.{command}",
+        None,
+        description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add(
         "--benchmark", required=True, type=benchmark_name, choices=benchmarks, help="benchmark of the answers"
     )
-    add("--answers", required=True, type=Path, help="answer file, usually jsonl: question_id, prompt, text")
+    default = "" if needs_answers else " (default: found by the setting)"
+    add("--answers", required=needs_answers, type=Path, help=f"answer file of the benchmark{default}")
     return parser
 
 
@@ -37,9 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = answer_parser("score", __doc__, list_benchmarks())
     parser.add_argument("--data", required=True, type=Path, help="folder of the benchmark")
     rule = parser.add_mutually_exclusive_group()
-    rule.add_argument(
-        "--strict", dest="fixed", action="store_false", help="apply the official rule (default)"
-    )
+    rule.add_argument("--strict", dest="fixed", action="store_false", help="use the official rule (default)")
     rule.add_argument("--fixed", action="store_true", help="work around known bugs of the official rule")
     parser.set_defaults(fixed=False)
     return parser

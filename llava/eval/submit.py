@@ -32,18 +32,15 @@ from llava.eval.store.atomic import write_atomically
 
 def build_parser() -> argparse.ArgumentParser:
     parser = answer_parser("submit", __doc__, list_benchmarks())
-    parser.add_argument(
-        "--data", type=Path, help="folder of the benchmark; not needed with --questions, gqa and mmvet"
-    )
-    parser.add_argument(
-        "--questions", type=Path, help="file that lists the questions to submit (default: the one in --data)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--data", type=Path, help="folder of the benchmark; not needed with --questions, gqa and mmvet")
+    add("--questions", type=Path, help="file that lists the questions to submit (default: the one in --data)")
+    add(
         "--output",
         type=Path,
         help="file to write, for mme a folder (default: ANSWERS_submission, next to the answers)",
     )
-    parser.add_argument(
+    add(
         "--skip-invalid",
         "--skip-damaged",
         action="store_true",

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from llava import argtypes
 from llava.eval import judge
-from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark
+from llava.eval.benchmarks import DataError, get_benchmark
 from llava.eval.cli import guarded, model_name
 from llava.eval.metrics.scorecard import Scorecard
 from llava.eval.run import setting_name
-from llava.eval.score import print_score
+from llava.eval.score import answer_parser, print_score
 
 VIDEO = ("activitynet", "msrvtt", "msvd", "tgif")
 NAMES = ("answers.jsonl", "merge.jsonl")
@@ -31,32 +31,15 @@ MODEL = "Video-LLaVA-7B"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.video",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--benchmark", required=True, type=benchmark_name, choices=VIDEO, help="video set of the answers"
-    )
-    parser.add_argument(
-        "--data", type=Path, help="folder of the benchmark, or of all benchmarks (required to score)"
-    )
-    parser.add_argument(
-        "--answers",
-        type=Path,
-        help="merge.jsonl, answer jsonl or judge replies (default: found by the setting)",
-    )
-    parser.add_argument(
-        "--tokens", type=argtypes.tokens, help="token budget of the answers' setting, or none (default: none)"
-    )
-    parser.add_argument("--ratio", type=argtypes.ratio, default=0.5, help="r of their setting (default: 0.5)")
-    parser.add_argument("--method", default="vispruner", help="their pruning method (default: vispruner)")
-    parser.add_argument("--model", default=MODEL, help="their checkpoint, or its name (default: %(default)s)")
-    parser.add_argument(
-        "--output-dir", type=Path, default=Path("outputs"), help="results folder (default: outputs)"
-    )
-    parser.add_argument("--judge", help="judge model to ask at OPENAI_BASE_URL (default: use stored replies)")
+    parser = answer_parser("video", __doc__, VIDEO, needs_answers=False)
+    add = parser.add_argument
+    add("--data", type=Path, help="folder of the benchmark, or of all benchmarks (required to score)")
+    add("--tokens", type=argtypes.tokens, help="token budget of the answers, or none (default: none)")
+    add("--ratio", type=argtypes.ratio, default=0.5, help="r of their setting (default: 0.5)")
+    add("--method", default="vispruner", help="their pruning method (default: vispruner)")
+    add("--model", default=MODEL, help="their checkpoint, or its name (default: %(default)s)")
+    add("--output-dir", type=Path, default=Path("outputs"), help="results folder (default: outputs)")
+    add("--judge", help="judge model to ask at OPENAI_BASE_URL (default: use stored replies)")
     return parser
 
 
