@@ -1,10 +1,10 @@
-"""MME answers to its calculator's text files, under LLaVA's name: a door to `llava.eval.submit`."""
+"""Convert MME answers to its calculator's text files: LLaVA's script as a wrapper of `llava.eval.submit`."""
 
 import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # without an installation, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also works without an installation
 
 from llava.eval.submit import main as submit  # noqa: E402
 
@@ -18,8 +18,8 @@ if __name__ == "__main__":
         "--data_path",
         "--data-path",
         type=Path,
-        help="MME's folder, or the release inside; "
-        "default: this folder, as for LLaVA's own script, or playground/data/eval/MME",
+        help="folder of MME, or the release in it (default: this folder, as for LLaVA's own script, else "
+        "playground/data/eval/MME)",
     )
     args = parser.parse_args()
     folder = args.data_path or (Path(".") if Path(RELEASE).is_dir() else USUAL)

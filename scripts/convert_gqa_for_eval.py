@@ -1,10 +1,10 @@
-"""GQA answers to the file of its eval.py, by LLaVA's name and arguments: a door to `llava.eval.submit`."""
+"""Convert GQA answers to the file of its eval.py: LLaVA's script as a wrapper of `llava.eval.submit`."""
 
 import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # without an installation, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also works without an installation
 
 from llava.eval.submit import main as submit  # noqa: E402
 

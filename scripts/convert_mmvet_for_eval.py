@@ -1,10 +1,10 @@
-"""MM-Vet answers to the file of its evaluator, under LLaVA's name: a door to `llava.eval.submit`."""
+"""Convert MM-Vet answers to the file of its evaluator: LLaVA's script as a wrapper of `llava.eval.submit`."""
 
 import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # without an installation, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also works without an installation
 
 from llava.eval.submit import main as submit  # noqa: E402
 

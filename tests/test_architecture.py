@@ -24,7 +24,7 @@ ALLOWED = {
     "llava.model": "llava llava.pruning",
     "llava.eval.benchmarks": "llava",
     "llava.eval.store": LOW + "llava.eval.benchmarks",
-    "llava.eval.inference": LOW + "llava.eval.benchmarks llava.eval.store",
+    "llava.eval.inference": LOW + "llava.eval.benchmarks",
     "llava.eval.metrics": LOW + "llava.eval.benchmarks llava.eval.store",
     "llava.eval.jobs": LOW + "llava.eval.benchmarks llava.eval.store llava.eval.inference llava.eval.metrics",
     "llava.eval.tables": LOW + "llava.eval.benchmarks llava.eval.metrics",

@@ -1,12 +1,12 @@
-"""What of the benchmarks' data is there, what is missing, and where it comes from.
+"""Check which benchmark data is present, what is missing, and where to get it.
 
     python -m llava.eval.data check all
     python -m llava.eval.data check pope gqa --data playground/data/eval
 
-Reads every question file that is there, holds it against the ground truth and looks for its pictures. Nothing
-is downloaded. --data is the folder above the benchmarks' own ones: DATA_DIR of the scripts, LLaVA's
-playground/data/eval; the embedded one without either. The last line of standard output is one JSON document.
-Exit code 1 if something that was begun or named is incomplete.
+Reads every question file it finds, compares it with the ground truth and looks for its images. Downloads
+nothing. --data is the folder above the benchmarks' own ones, as DATA_DIR of the scripts and LLaVA's
+playground/data/eval. The last line of standard output is one JSON document. Exit code 1 if a benchmark that
+was started or named is incomplete.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from llava.eval.benchmarks import (
     get_benchmark,
     list_benchmarks,
 )
-from llava.eval.benchmarks.base import DataFile
 from llava.eval.cli import guarded
 from llava.paths import BUNDLED_DATA
 
@@ -35,41 +34,41 @@ USUAL = Path("playground", "data", "eval")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    raw, names = argparse.RawDescriptionHelpFormatter, ["all", *list_benchmarks()]
+    parser = argparse.ArgumentParser("python -m llava.eval.data", None, __doc__, formatter_class=raw)
+    add = parser.add_argument
+    add("command", choices=["check"])
+    add(
+        "benchmarks",
+        nargs="+",
+        type=benchmark_name,
+        choices=names,
+        metavar="NAME",
+        help=f"benchmarks: {', '.join(names)}",
     )
-    parser.add_argument("command", choices=["check"])
-    parser.add_argument("benchmarks", nargs="+", type=benchmark_name, choices=["all", *list_benchmarks()])
-    parser.add_argument("--data", type=Path, help="default: DATA_DIR, playground/data/eval, the embedded one")
+    add(
+        "--data",
+        type=Path,
+        help="folder of all benchmarks (default: DATA_DIR, playground/data/eval, the bundled one)",
+    )
     return parser
 
 
-def present(folder: Path, file: DataFile) -> Path | None:
-    """The file, or an alternative of it, if it is there and (a folder) not empty."""
-    for pattern in (file.path, *file.also):
-        for path in sorted(folder.glob(pattern)):
-            if path.is_file() or any(path.iterdir()):
-                return path
-    return None
-
-
 def check(benchmark: Benchmark, root: Path) -> dict[str, Any]:
-    """Status (absent, incomplete, complete), counts, files missing and warnings of one benchmark."""
+    """Return status (absent, incomplete, complete), counts, missing files and warnings of a benchmark."""
     try:
         folder = benchmark.locate(root)
     except DataError:
         folder = root / benchmark.folder
-    if not benchmark.owns(folder):  # `locate` gives the folder itself where it finds nothing
+    if not benchmark.owns(folder):  # `locate` returns its argument if it finds nothing
         folder = root / benchmark.folder
-    missing = [file for file in benchmark.files if present(folder, file) is None]
+    missing = [file for file in benchmark.files if file.find(folder) is None]
     report: dict[str, Any] = {
         "status": "complete",
         "folder": str(folder),
         "questions": None,
         "release": None,
-        "pictures": None,
+        "images": None,
         "missing": [
             {"file": file.path, "what": file.what, "for": file.purpose, "from": file.source}
             for file in missing
@@ -83,23 +82,23 @@ def check(benchmark: Benchmark, root: Path) -> dict[str, Any]:
         questions = list(benchmark.questions(folder, problems))
         report["questions"] = len(questions)
         report["release"] = benchmark.sizes.get(len(questions))
-        report["pictures"] = len({one.image for one in questions if one.image is not None})
+        report["images"] = len({one.image for one in questions if one.image is not None})
         report["warnings"] += benchmark.check(folder, questions)
     except DataError as error:
         report["warnings"].append(str(error))
     if problems:
-        report["warnings"].append(f"{len(problems)} malformed lines, the first: {problems[0]}")
+        report["warnings"].append(f"{len(problems)} malformed lines (first: {problems[0]})")
     if missing or report["warnings"]:
         report["status"] = "incomplete"
+    report["pictures"] = report["images"]  # the name of earlier versions
     return report
 
 
 def show(benchmark: Benchmark, report: dict[str, Any]) -> None:
-    """A report for people."""
+    """Print a report."""
     line = f"{benchmark.name:<14} {report['status']:<11}"
     if report["questions"] is not None:
-        what = "videos" if benchmark.media == "video" else "pictures"
-        line += f" {report['questions']:,} questions about {report['pictures']:,} {what}"
+        line += f" {report['questions']:,} questions about {report['images']:,} {benchmark.media}s"
         line += f" ({report['release'] or 'not a full release: ' + _sizes(benchmark)})"
     print(line if not report["missing"] else f"{line} {report['folder']}")
     for file in report["missing"]:
@@ -119,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     usual = Path(os.environ["DATA_DIR"]) if os.environ.get("DATA_DIR") else USUAL
     root = (args.data or (usual if usual.is_dir() else BUNDLED_DATA)).expanduser()
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; --data (or DATA_DIR) is the one above the benchmarks' own")
+        raise DataError(f"{root}: no such folder. Set --data (DATA_DIR) to the folder of all benchmarks.")
     names = list_benchmarks() if "all" in args.benchmarks else list(dict.fromkeys(args.benchmarks))
     print(f"data under {root}", flush=True)
     reports = {}

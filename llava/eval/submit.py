@@ -1,16 +1,16 @@
-"""Turn an answer file into exactly the file that a benchmark's server (or own evaluator) takes.
+"""Convert an answer file into the input of a benchmark's server or evaluator.
 
     python -m llava.eval.submit --benchmark vqav2 --data playground/data/eval/vqav2 --answers merge.jsonl \\
         --output answers_upload/llava-v1.5-7b.json
 
-    vqav2       JSON over all test ids, '' where not answered          EvalAI
-    vizwiz      JSON by picture, every picture answered                EvalAI
+    vqav2       JSON over all test ids, '' for unanswered ones         EvalAI
+    vizwiz      JSON by image, every image answered                    EvalAI
     gqa         predictions for GQA's eval.py
-    mmbench     xlsx without pictures (mmbench_cn likewise)            MMBench's server
+    mmbench     xlsx without images (also mmbench_cn)                  MMBench's server
     mmvet       {id: text}                                             MM-Vet's evaluator
-    mme         a folder of one text file per task for MME's calculator
+    mme         folder with one text file per task for MME's calculator
 
-The last line of standard output is one JSON document. Loads no model and sends nothing anywhere.
+The last line of standard output is one JSON document. Loads no model and sends nothing.
 """
 
 from __future__ import annotations
@@ -22,28 +22,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks import Benchmark, DataIssue, benchmark_name, get_benchmark, list_benchmarks
-from llava.eval.benchmarks.base import DataError, Submission, read_jsonl
+from llava.eval.benchmarks import Benchmark, DataError, DataIssue, get_benchmark, list_benchmarks
+from llava.eval.benchmarks.base import Submission
+from llava.eval.benchmarks.files import read_jsonl
 from llava.eval.cli import guarded
+from llava.eval.score import answer_parser
 from llava.eval.store.atomic import write_atomically
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.submit",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--benchmark", required=True, type=benchmark_name, choices=list_benchmarks())
-    parser.add_argument("--data", type=Path, help="the benchmark's own folder")
-    parser.add_argument("--answers", required=True, type=Path, help="answer jsonl: question_id, prompt, text")
-    parser.add_argument(
-        "--questions",
+    parser = answer_parser("submit", __doc__, list_benchmarks())
+    add = parser.add_argument
+    add("--data", type=Path, help="folder of the benchmark; not needed with --questions, gqa and mmvet")
+    add("--questions", type=Path, help="file that lists the questions to submit (default: the one in --data)")
+    add(
+        "--output",
         type=Path,
-        help="the file that lists what the server wants; default: the one in the benchmark's folder",
+        help="file to write, for mme a folder (default: ANSWERS_submission, next to the answers)",
     )
-    parser.add_argument("--output", type=Path, help="file, or folder for mme; default: beside the answers")
-    parser.add_argument("--skip-damaged", action="store_true", help="leave damaged answer lines out")
+    add(
+        "--skip-invalid",
+        "--skip-damaged",
+        action="store_true",
+        help="leave out malformed answer lines instead of stopping (default: stop)",
+    )
     return parser
 
 
@@ -55,9 +57,12 @@ def write(
     output: Path | None = None,
     questions: Path | None = None,
 ) -> tuple[Submission, Path]:
-    """Write what the server takes, beside the file `answers` or to `output`; what it is, and where.
+    """Write the input of the server to `output`, by default next to the file `answers`.
 
-    Raises DataError where there is no server or something is missing.
+    Returns:
+        The submission and the path it was written to.
+    Raises:
+        DataError: There is no server, or answers or files are missing.
     """
     made = benchmark.submission(data, rows, questions)
     several = len(made.files) > 1 or benchmark.name == "mme"
@@ -75,11 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     benchmark = get_benchmark(args.benchmark)
     data = benchmark.locate(args.data.expanduser()) if args.data else None
     warnings: list[str] = []
-    if args.skip_damaged and args.answers.is_file():
+    if args.skip_invalid and args.answers.is_file():
         problems: list[DataIssue] = []
         answers = [row for _, row in read_jsonl(args.answers, problems, ("question_id", "text"))]
         if problems:
-            warnings.append(f"{len(problems)} damaged lines left out, the first: {problems[0]}")
+            warnings.append(f"{len(problems)} malformed lines are left out (first: {problems[0]})")
     else:
         answers = benchmark.read_answers(args.answers)
     if args.questions and not args.questions.is_file():
@@ -89,17 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{made.rows} answers for {made.server}: {output}")
-    print(
-        json.dumps(
-            {
-                "benchmark": benchmark.name,
-                "output": str(output),
-                "rows": made.rows,
-                "server": made.server,
-                "warnings": warnings,
-            }
-        )
-    )
+    document = {"benchmark": benchmark.name, "output": str(output), "rows": made.rows, "server": made.server}
+    print(json.dumps({**document, "warnings": warnings}))
     return 0
 
 

@@ -36,7 +36,8 @@ from llava.eval.jobs.execute import ScoredRun, Session, SettingRun
 from llava.eval.jobs.job import Task, common_anyres, read_task, setting_name
 from llava.eval.metrics.statistics import paired_bootstrap
 from llava.eval.store.answer_file import AnswerFileError
-from llava.eval.tables.summary import ScoredBenchmark, ScoredSetting, build_summary, write_summary
+from llava.eval.store.atomic import write_atomically
+from llava.eval.tables.summary import ScoredBenchmark, ScoredSetting, build_summary
 from llava.eval.tables.table import number, text_table
 
 
@@ -277,7 +278,10 @@ def _summarize(
 ) -> dict[str, Any]:
     """Write the summary over all benchmarks, print its table; return its entries of the JSON document."""
     summary = build_summary(model, scored, unscored, args.bootstrap_iters, args.seed)
-    files = [str(path) for path in write_summary(summary, args.report)]
+    args.report.mkdir(parents=True, exist_ok=True)
+    files = [str(args.report / name) for name in summary.files()]
+    for name, content in summary.files().items():
+        write_atomically(args.report / name, content)
     print(f"\n{summary.text()}\n\nwritten: {', '.join(files)}")
     return {"files": files, **summary.document()}
 

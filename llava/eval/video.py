@@ -1,13 +1,12 @@
-"""Score answers to the video sets that were made elsewhere: no model here takes videos yet.
+"""Score answers to the video sets that another program generated; no model of this package takes videos yet.
 
     python -m llava.eval.video --benchmark msvd --answers merge.jsonl --data playground/data/eval
     python -m llava.eval.video --benchmark msvd --tokens 227 --ratio 0.5 --judge gpt-3.5-turbo
 
-Without --answers they are looked for where the other benchmarks have theirs, as answers.jsonl or merge.jsonl
-in OUTPUT_DIR/BENCHMARK/MODEL/SETTING; what lies there gets a score.json, which the tables read. The number is
-a judge's (`llava.eval.judge`, an OpenAI-compatible endpoint): --judge asks it now, replies that lie beside
-the answers count as well; without either there are the offline matches alone. Exit code 2: there are no
-answers.
+Without --answers, answers.jsonl or merge.jsonl in OUTPUT_DIR/BENCHMARK/MODEL/SETTING is used, and score.json,
+which the tables read, is written next to it. The score is that of a judge (`llava.eval.judge`): --judge asks
+it now, and replies stored next to the answers are used as well; without replies only the offline matches are
+reported. Exit code 2: no answers.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from pathlib import Path
 
 from llava import argtypes
 from llava.eval import judge
-from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark
+from llava.eval.benchmarks import DataError, get_benchmark
 from llava.eval.cli import guarded
 from llava.eval.jobs.job import model_name, setting_name
-from llava.eval.score import print_score
-from llava.eval.store.atomic import write_atomically
+from llava.eval.metrics.scorecard import Scorecard
+from llava.eval.score import answer_parser, print_score
 
 VIDEO = ("activitynet", "msrvtt", "msvd", "tgif")
 NAMES = ("answers.jsonl", "merge.jsonl")
@@ -32,20 +31,15 @@ MODEL = "Video-LLaVA-7B"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.video",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--benchmark", required=True, type=benchmark_name, choices=VIDEO)
-    parser.add_argument("--data", type=Path, help="folder of the benchmarks, or the benchmark's own")
-    parser.add_argument("--answers", type=Path, help="merge.jsonl, an answer file, or judge replies")
-    parser.add_argument("--tokens", type=argtypes.tokens, help="setting that the answers were made with")
-    parser.add_argument("--ratio", type=argtypes.ratio, default=0.5)
-    parser.add_argument("--method", default="vispruner")
-    parser.add_argument("--model", default=MODEL, help="checkpoint, or its name (default %(default)s)")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs"))
-    parser.add_argument("--judge", help="model to judge the answers with, at OPENAI_BASE_URL")
+    parser = answer_parser("video", __doc__, VIDEO, needs_answers=False)
+    add = parser.add_argument
+    add("--data", type=Path, help="folder of the benchmark, or of all benchmarks (required to score)")
+    add("--tokens", type=argtypes.tokens, help="token budget of the answers, or none (default: none)")
+    add("--ratio", type=argtypes.ratio, default=0.5, help="r of their setting (default: 0.5)")
+    add("--method", default="vispruner", help="their pruning method (default: vispruner)")
+    add("--model", default=MODEL, help="their checkpoint, or its name (default: %(default)s)")
+    add("--output-dir", type=Path, default=Path("outputs"), help="results folder (default: outputs)")
+    add("--judge", help="judge model to ask at OPENAI_BASE_URL (default: use stored replies)")
     return parser
 
 
@@ -66,43 +60,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     answers = args.answers or next((folder / one for one in NAMES if (folder / one).is_file()), None)
     if answers is None:
         print(
-            f"error: {benchmark.title}: no model here takes videos yet, and no answers made elsewhere lie "
-            f"in {folder} ({' or '.join(NAMES)}); put them there or name the file",
+            f"error: {benchmark.title}: no model of this package takes videos yet, and {folder} has no "
+            "answers "
+            f"({' or '.join(NAMES)}). Put answers there, or pass --answers.",
             file=sys.stderr,
         )
         return 2
     if args.data is None:
         raise DataError(
-            f"there is no embedded {benchmark.title}; give --data (DATA_DIR), the folder above "
-            f"{benchmark.folder}"
+            f"{benchmark.title} is not bundled. Set --data (DATA_DIR) to the folder above {benchmark.folder}."
         )
     data = benchmark.locate(args.data.expanduser())
     if args.judge:
-        code = judge.main(
-            [
-                "--benchmark",
-                args.benchmark,
-                "--data",
-                str(data),
-                "--answers",
-                str(answers),
-                "--model",
-                args.judge,
-            ]
-        )
-        if code:
+        given = ["--benchmark", args.benchmark, "--data", str(data), "--answers", str(answers)]
+        if code := judge.main([*given, "--model", args.judge]):
             return code
     rows = benchmark.read_answers(answers)
     score = benchmark.score(data, rows)
-    document = {**score.document(), "answers": str(answers)}
-    if args.tokens is not None or args.answers is None:  # only then it is known how they were made
-        settings = {key: value for key, value in pruner.config().items() if key != "seed"}
-        document |= {"model": name, **settings, "answered": len(rows)}
+    document = {**score.document(), "answered": len(rows), "answers_file": str(answers)}
+    if args.tokens is not None or args.answers is None:  # otherwise the setting is unknown
+        document |= {key: value for key, value in pruner.config().items() if key != "seed"}
+        document |= {"model": name, "setting": setting_name(pruner)}
+    card = Scorecard.of_document(document)
     if args.answers is None and score.score is not None:
-        write_atomically(folder / "score.json", json.dumps(document, indent=1) + "\n")
+        card.write(folder)
     if not args.judge:
         print_score(score)
-    print(json.dumps(document))
+    print(json.dumps({**card.document(), "answers": str(answers)}))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`python -m llava.eval.data check`: what is there, what is missing, and what does not fit together."""
+"""`python -m llava.eval.data check`: present, missing and mismatched data."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def test_every_benchmark_of_the_paper_says_what_it_needs():
     ]
 
 
-def test_nothing_there(tmp_path, capsys):
+def test_an_empty_folder(tmp_path, capsys):
     code, text, found = check(capsys, "all", "--data", tmp_path)
     assert code == 0 and {report["status"] for report in found.values()} == {"absent"}
     assert set(found) == set(list_benchmarks())
-    assert "missing: TextVQA_0.5.1_val.json (human answers, for scoring); from TextVQA 0.5.1" in text
+    assert "missing: TextVQA_0.5.1_val.json (reference answers, for scoring); from TextVQA 0.5.1" in text
     assert check(capsys, "pope", "--data", tmp_path)[0] == 1
     assert main(["check", "all", "--data", str(tmp_path / "gone")]) == 1
     assert "no such folder" in capsys.readouterr().err
@@ -74,18 +74,18 @@ def test_golden_folders(tmp_path, capsys):
     code, text, found = check(capsys, "all", "--data", tmp_path)
     assert code == 1 and found["textvqa"]["status"] == "absent"
     assert found["mmbench"] == {**found["mmbench"], "status": "complete", "questions": 73, "missing": []}
-    assert found["mmbench_cn"]["status"] == "complete" and found["mmbench_cn"]["pictures"] == 1
+    assert found["mmbench_cn"]["status"] == "complete" and found["mmbench_cn"]["images"] == 1
     assert [file["file"] for file in found["gqa"]["missing"]] == ["data/images"]
     assert "Put the images into" in found["gqa"]["warnings"][0]
     assert found["msvd"]["status"] == "incomplete" and found["tgif"]["status"] == "absent"
-    assert "73 questions about 1 pictures (not a full release: dev 20230712 has 4,377" in text
+    assert "73 questions about 1 images (not a full release: dev 20230712 has 4,377" in text
 
 
 def test_a_complete_set_and_a_broken_one(tmp_path, capsys, monkeypatch):
     data = make_pope(tmp_path / "pope")
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     code, text, found = check(capsys, "pope")
-    assert code == 0 and found["pope"]["status"] == "complete" and found["pope"]["pictures"] == 4
+    assert code == 0 and found["pope"]["status"] == "complete" and found["pope"]["images"] == 4
     path = data / "llava_pope_test.jsonl"
     path.write_text(path.read_text() + "{\n")
     (data / "coco" / "coco_pope_popular.json").write_text("")
@@ -102,7 +102,7 @@ def test_folders_are_found_under_their_names(tmp_path):
         get_benchmark("gqa").locate(tmp_path / "gqa")
 
 
-def test_a_reader_that_has_gone_is_no_error():
+def test_a_closed_pipe_is_not_an_error():
     code = "import sys, llava.eval.data as module; sys.exit(module.main())"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "check", "all"],

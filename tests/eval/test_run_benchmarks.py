@@ -1,4 +1,4 @@
-"""Whole runs on a golden checkpoint where answers have a benchmark's own shape: asked, stored, scored."""
+"""Whole runs on a golden checkpoint where answers have a benchmark's own shape: generated, stored, scored."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def ask(benchmark: str, data: Path, output: Path, capsys) -> tuple[list[dict], d
     return [json.loads(line) for line in (output / "answers.jsonl").read_text().splitlines()], document
 
 
-def png(colour: tuple[int, int, int]) -> bytes:
+def png(color: tuple[int, int, int]) -> bytes:
     content = BytesIO()
-    Image.new("RGB", (20, 16), colour).save(content, "PNG")
+    Image.new("RGB", (20, 16), color).save(content, "PNG")
     return content.getvalue()
 
 
-def test_mmbench_with_pictures_in_its_table(tmp_path, capsys):
+def test_mmbench_with_images_in_its_table(tmp_path, capsys):
     source = (DATA / "benchmarks" / "mmbench" / "mmbench_dev_20230712.tsv").read_text(encoding="utf-8")
     header, *rows = [line.split("\t") for line in source.splitlines()]
     bases = [row[0] for row in rows[:3]]
@@ -76,17 +76,17 @@ def test_mmbench_with_pictures_in_its_table(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name, count", [("scienceqa", 2), ("scienceqa_full", 5)])
-def test_scienceqa_with_and_without_pictures(name, count, tmp_path, capsys):
+def test_scienceqa_with_and_without_images(name, count, tmp_path, capsys):
     source = DATA / "benchmarks" / "scienceqa"
     rows = json.loads((source / "llava_test_CQM-A.json").read_text())
-    pictured = [row for row in rows if "image" in row][:2]
+    with_image = [row for row in rows if "image" in row][:2]
     bare = [row for row in rows if "image" not in row][:3]
-    ids = [row["id"] for row in pictured + bare]
-    (tmp_path / "llava_test_CQM-A.json").write_text(json.dumps(bare + pictured))
+    ids = [row["id"] for row in with_image + bare]
+    (tmp_path / "llava_test_CQM-A.json").write_text(json.dumps(bare + with_image))
     (tmp_path / "pid_splits.json").write_text(json.dumps({"test": ids}))
     problems = json.loads((source / "problems.json").read_text())
     (tmp_path / "problems.json").write_text(json.dumps({key: problems[key] for key in ids}))
-    for row in pictured:
+    for row in with_image:
         path = tmp_path / "images" / "test" / row["image"]
         path.parent.mkdir(parents=True)
         path.write_bytes(png((10, 200, 30)))
@@ -96,7 +96,7 @@ def test_scienceqa_with_and_without_pictures(name, count, tmp_path, capsys):
         row["question_id"]: (row["prompt"].startswith("<image>\n"), row["metadata"]["visual_tokens"])
         for row in answers
     }
-    assert all(seen[row["id"]] == (True, 4) for row in pictured)
+    assert all(seen[row["id"]] == (True, 4) for row in with_image)
     assert all(seen[row["id"]] == (False, 0) for row in bare if row["id"] in seen)
     assert document["details"]["img_count"] == 2 and document["score"] == document["details"]["img_accuracy"]
     assert document["submission"] is None  # there is no server

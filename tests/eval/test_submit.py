@@ -24,7 +24,7 @@ def submit(capsys, *command: str) -> tuple[int, dict | None, str]:
     return code, json.loads(out.splitlines()[-1]) if code == 0 else None, err
 
 
-def door(name: str, *arguments: str | Path, cwd: Path) -> None:
+def convert(name: str, *arguments: str | Path, cwd: Path) -> None:
     """Run scripts/<name>.py as a user does, from another folder and without an installation."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
@@ -59,7 +59,7 @@ def test_json_submissions(benchmark, answers, theirs, tmp_path, capsys):
     assert document["rows"] == len(json.loads(expected)) and document["output"] == str(output)
 
 
-def test_default_output_stands_beside_the_answers(tmp_path, capsys):
+def test_default_output_is_next_to_the_answers(tmp_path, capsys):
     shutil.copy(GOLDEN / "mmbench" / "mmbench_dev_20230712" / "all_A.jsonl", tmp_path / "answers.jsonl")
     code, document, _ = submit(
         capsys,
@@ -74,7 +74,7 @@ def test_default_output_stands_beside_the_answers(tmp_path, capsys):
     assert load_workbook(document["output"]).active.max_row == 74
 
 
-def test_what_has_no_server_or_no_file_is_refused(tmp_path, capsys):
+def test_missing_servers_files_and_malformed_answers_are_errors(tmp_path, capsys):
     answers = GOLDEN / "textvqa" / "llava_answers_noisy.jsonl"
     assert "has no server" in submit(capsys, "--benchmark", "textvqa", "--answers", answers)[2]
     answers = GOLDEN / "vqav2" / "llava_answers_noisy.jsonl"
@@ -85,12 +85,13 @@ def test_what_has_no_server_or_no_file_is_refused(tmp_path, capsys):
             capsys, "--benchmark", "vqav2", "--answers", answers, "--questions", tmp_path / "gone.jsonl"
         )[2]
     )
-    torn = tmp_path / "torn.jsonl"
-    torn.write_text(answers.read_text() + '{"question_id": 1, "te')
-    command = ["--benchmark", "vqav2", "--data", GOLDEN / "vqav2", "--answers", torn]
-    assert "torn.jsonl:73: not a JSON line" in submit(capsys, *command)[2]
-    code, document, _ = submit(capsys, *command, "--skip-damaged")
-    assert code == 0 and "1 damaged lines left out" in document["warnings"][0]
+    truncated = tmp_path / "truncated.jsonl"
+    truncated.write_text(answers.read_text() + '{"question_id": 1, "te')
+    command = ["--benchmark", "vqav2", "--data", GOLDEN / "vqav2", "--answers", truncated]
+    assert "truncated.jsonl:73: not a JSON line" in submit(capsys, *command)[2]
+    for option in ("--skip-invalid", "--skip-damaged"):
+        code, document, _ = submit(capsys, *command, option)
+        assert code == 0 and "1 malformed lines are left out" in document["warnings"][0]
 
 
 def test_convert_vqav2(tmp_path):
@@ -98,7 +99,7 @@ def test_convert_vqav2(tmp_path):
     answers.parent.mkdir(parents=True)
     shutil.copy(GOLDEN / "vqav2" / "llava_answers_sampled.jsonl", answers)
     shutil.copy(GOLDEN / "vqav2" / "llava_vqav2_val.jsonl", tmp_path / "llava_vqav2_mscoco_test2015.jsonl")
-    door(
+    convert(
         "convert_vqav2_for_submission",
         "--dir",
         tmp_path,
@@ -113,7 +114,7 @@ def test_convert_vqav2(tmp_path):
 
 
 def test_convert_vizwiz(tmp_path):
-    door(
+    convert(
         "convert_vizwiz_for_submission",
         "--annotation-file",
         GOLDEN / "vizwiz" / "llava_val.jsonl",
@@ -139,14 +140,14 @@ def test_convert_vizwiz(tmp_path):
     ],
 )
 def test_convert_with_source_and_destination(name, source, theirs, tmp_path):
-    door(name, "--src", GOLDEN / source, "--dst", tmp_path / "to" / "made.json", cwd=tmp_path)
+    convert(name, "--src", GOLDEN / source, "--dst", tmp_path / "to" / "made.json", cwd=tmp_path)
     made = json.loads((tmp_path / "to" / "made.json").read_text())
     assert made == json.loads((GOLDEN / theirs).read_text())
 
 
 def test_convert_mmbench(tmp_path):
     for name in ("mmbench_dev_20230712", "mmbench_dev_cn_20231003"):
-        door(
+        convert(
             "convert_mmbench_for_submission",
             "--annotation-file",
             GOLDEN / "mmbench" / f"{name}.tsv",
@@ -165,7 +166,7 @@ def test_convert_mmbench(tmp_path):
 
 def test_convert_mme(tmp_path):
     data = shutil.copytree(GOLDEN / "mme", tmp_path / "MME", ignore=shutil.ignore_patterns("eval_tool*"))
-    door("convert_answer_to_mme", "--experiment", "clean", cwd=data)
+    convert("convert_answer_to_mme", "--experiment", "clean", cwd=data)
     theirs = GOLDEN / "mme" / "eval_tool_answers" / "clean"
     for path in theirs.iterdir():
         assert (data / "eval_tool" / "answers" / "clean" / path.name).read_bytes() == path.read_bytes()

@@ -1,4 +1,4 @@
-"""`python -m llava.eval.video`: answers made elsewhere, named or found by their setting."""
+"""`python -m llava.eval.video`: answers of other programs, named or found by their setting."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llava.eval import video
+from llava.eval.metrics.scorecard import Scorecard
 
 DATA = Path(__file__).parents[1] / "data" / "benchmarks" / "video"
 MSVD = DATA / "MSVD_Zero_Shot_QA"
@@ -23,7 +24,7 @@ def test_a_named_file_is_scored(tmp_path, capsys):
     assert video.main([*given, "--answers", str(MSVD / "merge.jsonl")]) == 0
     document = last(capsys)
     assert document["score"] == pytest.approx(100 * 10 / 24) and document["details"]["judged"] == 24
-    assert "method" not in document  # nobody said how they were made
+    assert "method" not in document  # their setting is unknown
     assert list(tmp_path.iterdir()) == []
 
 
@@ -46,23 +47,27 @@ def test_answers_are_found_by_their_setting_and_the_tables_can_read_them(tmp_pat
     there = ["--benchmark", "msvd", "--data", str(DATA), "--output-dir", str(tmp_path)]
     assert video.main([*there, *given]) == 0
     document = last(capsys)
+    card = Scorecard.read(place / "score.json")
+    assert (card.answered, card.answers_file) == (24, document["answers"]) and card.setting == folder
     (result,), warnings = read_results([tmp_path])
     card = result.card
     assert not warnings and card.score == document["score"] and card.model == "Video-LLaVA-7B"
     assert (card.method, card.tokens) == (folder.split("-")[0], None if folder == "none" else 227)
 
 
-def test_no_answers_are_told_in_one_line(tmp_path, capsys):
+def test_missing_answers_are_reported_in_one_line(tmp_path, capsys):
     given = ["--benchmark", "tgif", "--tokens", "64", "--model", "ckpts/other-7b"]
     assert video.main([*given, "--output-dir", str(tmp_path)]) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and said.startswith("error: TGIF-QA: no model here takes videos yet")
-    assert f"{tmp_path}/tgif/other-7b/vispruner-r0.5-64 (answers.jsonl or merge.jsonl)" in said
+    assert said.count("\n") == 1 and said.startswith(
+        "error: TGIF-QA: no model of this package takes videos yet"
+    )
+    assert f"{tmp_path}/tgif/other-7b/vispruner-r0.5-64 has no answers (answers.jsonl or merge.jsonl)" in said
 
 
 def test_data_and_settings_are_checked(tmp_path, capsys):
     assert video.main(["--benchmark", "msvd", "--answers", str(MSVD / "merge.jsonl")]) == 1
-    assert "give --data (DATA_DIR), the folder above GPT_Zero_Shot_QA" in capsys.readouterr().err
+    assert "Set --data (DATA_DIR) to the folder above GPT_Zero_Shot_QA" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         video.main(["--benchmark", "msvd", "--tokens", "64", "--method", "nosuch"])
     assert "nosuch" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A chat endpoint on this machine that replies as it is told, and remembers what it was asked."""
+"""A local chat endpoint with scripted replies that records its requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class StubJudge:
-    """`url` for the client; `asked` holds the bodies; `reply(body)` gives text or an HTTP status."""
+    """Endpoint at `url`; `asked` is the request bodies, `reply(body)` returns text or an HTTP status."""
 
     def __init__(self, reply: Callable[[dict[str, Any]], str | int]) -> None:
         self.reply, self.asked, self.headers = reply, [], []
@@ -25,7 +25,7 @@ class StubJudge:
                 said = outer.reply(body)
                 status = said if isinstance(said, int) else 200
                 choice = {"message": {"role": "assistant", "content": said}}
-                document = {"error": "told to"} if status != 200 else {"model": "stub", "choices": [choice]}
+                document = {"error": "scripted"} if status != 200 else {"model": "stub", "choices": [choice]}
                 content = json.dumps(document).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
@@ -41,7 +41,7 @@ class StubJudge:
 
 @contextmanager
 def stub_judge(reply: Callable[[dict[str, Any]], str | int]) -> Iterator[StubJudge]:
-    """A StubJudge that serves while the block runs."""
+    """Run a StubJudge inside the block."""
     judge = StubJudge(reply)
     thread = threading.Thread(target=judge.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""A POPE folder of a few synthetic pictures and as many questions as wanted, in the official layout."""
+"""A POPE folder with a few synthetic images and any number of questions, in the official layout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ THINGS = ("kite", "goat", "spoon", "street lamp", "toy boat", "umbrella", "red c
 
 
 def make_pope(folder: Path, pictures: int = 4, per_category: int = 12) -> Path:
-    """Write the folder; questions of one picture are scattered over the file. Returns `folder`."""
+    """Write the folder, with the questions of an image scattered over the file, and return it."""
     (folder / "val2014").mkdir(parents=True)
     (folder / "coco").mkdir()
     rng = np.random.default_rng(0)

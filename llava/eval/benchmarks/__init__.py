@@ -1,33 +1,27 @@
-"""The benchmarks by name: one file each, one protocol (`base.Benchmark`), one registry.
+"""Registry of benchmarks: one file each, one protocol (`base.Benchmark`).
 
     from llava.eval.benchmarks import get_benchmark
     pope = get_benchmark("pope")
 
-To add one, write its file and name it in `_MODULES`. No benchmark is imported before it is asked for.
+To add one, see docs/add_a_benchmark.md. A benchmark is imported when it is requested.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 
-from llava.eval.benchmarks.base import (
-    Benchmark,
-    DataError,
-    DataIssue,
-    PerImageCounts,
-    Question,
-    QuestionScore,
-    Score,
-)
+from llava.eval.benchmarks.base import Benchmark, PerImageCounts, QuestionScore, Score
+from llava.eval.benchmarks.files import Answer, DataError, DataIssue, Question
 
 __all__ = [
+    "Answer",
     "Benchmark",
     "DataError",
-    "QuestionScore",
     "DataIssue",
-    "Question",
-    "Score",
     "PerImageCounts",
+    "Question",
+    "QuestionScore",
+    "Score",
     "benchmark_name",
     "get_benchmark",
     "list_benchmarks",
@@ -54,8 +48,7 @@ _MODULES = {
     "pope": ("llava.eval.benchmarks.pope", "Pope"),
 }
 
-
-# what else people call them: LLaVA's script names and folders
+# other names in use, such as LLaVA's script and folder names
 _ALIASES = {
     "sqa": "scienceqa",
     "scienceqa_img": "scienceqa",
@@ -72,19 +65,19 @@ _ALIASES = {
 
 
 def benchmark_name(text: str) -> str:
-    """The registered name behind an alias or another spelling; unknown names pass, for argparse to refuse."""
+    """Return the registered name of an alias; unknown names are returned for argparse to reject."""
     name = text.lower()
     return name if name in _MODULES else _ALIASES.get(name, text)
 
 
 def list_benchmarks() -> list[str]:
-    """Names of all benchmarks, sorted."""
+    """Return the names of all benchmarks, sorted."""
     return sorted(_MODULES)
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """The benchmark of that name (lower case). Raises ValueError that lists the names there are."""
+    """Return the benchmark of a registered name. Raises ValueError that lists the names."""
     if name not in _MODULES:
-        raise ValueError(f"unknown benchmark {name!r}; there are: {', '.join(list_benchmarks())}")
+        raise ValueError(f"unknown benchmark {name!r}; choose from {', '.join(list_benchmarks())}")
     module, class_name = _MODULES[name]
     return getattr(import_module(module), class_name)()

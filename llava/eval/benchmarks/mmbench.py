@@ -1,33 +1,22 @@
 """MMBench and MMBench-CN (dev): multiple choice, asked once per rotation of the options.
 
-Files: `mmbench_dev_20230712.tsv` and `mmbench_dev_cn_20231003.tsv`, pictures inside as base64. The
-rotations are rows already (index + k x 10^6). The number is CircularEval's accuracy: a question counts only
-if every rotation is answered right. It is computed here with exact matching, which needs no judge as LLaVA
-answers in bare letters; the server takes the xlsx that `python -m llava.eval.submit` writes.
-
-The file is streamed: a picture is read when it is shown, and pictures that are equal count as one.
+Rotations are rows of the TSV (index + k x 10^6). Score: accuracy of CircularEval, where a question counts
+only if every rotation is answered right, computed with exact matching: LLaVA answers in bare letters, so no
+judge is needed. The server takes the xlsx that `python -m llava.eval.submit` writes. The table is streamed
+(see `tsv`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import (
-    DataError,
-    DataFile,
-    DataIssue,
-    Question,
-    QuestionScore,
-    Score,
-    Submission,
-    read_answers,
-)
-from llava.eval.benchmarks.common import MeanBenchmark, check_known, group_means, mean
-from llava.eval.benchmarks.tsv import MISSING_CELLS, EmbeddedImage, is_missing, rows_of
+from llava.eval.benchmarks.base import Benchmark, DataFile, QuestionScore, Score, Submission, grouped, mean
+from llava.eval.benchmarks.files import DataError, DataIssue, Question, Row
+from llava.eval.benchmarks.tsv import MISSING_CELLS, TableImage, is_missing, rows_of
 
 OPTIONS = "ABCD"
 ROTATION = 1_000_000
@@ -49,11 +38,11 @@ _REFUSALS = (
 )
 _MARKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _IS = re.compile(r"answer is\s*\**([A-Z])\b", re.I)
-_ILLEGAL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")  # no cell can hold these
+_ILLEGAL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")  # not allowed in a cell
 
 
-def infer_letter(text: str, choices: dict[str, str]) -> str | None:
-    """The option that an answer means, by exact matching; Z for a refusal, None where it stays open."""
+def infer_letter(text: str, choices: Mapping[str, str]) -> str | None:
+    """Return the option that an answer means by exact matching; Z for a refusal, None if unresolved."""
     if "Failed to obtain answer via API" in text:
         return None
     if any(phrase in text for phrase in _REFUSALS):
@@ -74,54 +63,33 @@ def infer_letter(text: str, choices: dict[str, str]) -> str | None:
     return inside[0] if len(inside) == 1 else None
 
 
-class MMBench(MeanBenchmark):
+class MMBench(Benchmark):
     name = "mmbench"
     title = "MMBench"
     folder = "mmbench"
-    marker = "mmbench_dev_20230712.tsv"
     metric = "accuracy"
     max_new_tokens = 1024
+    marker = "mmbench_dev_20230712.tsv"
+    markers = ("mmbench_dev_[e2]*.tsv",)  # other releases, of which the latest is used
     sizes = {4377: "dev 20230712", 4329: "dev 20231003"}
-    others = "mmbench_dev_[e2]*.tsv"  # other releases
-    files = (
-        DataFile(
-            marker,
-            "questions, pictures and answers",
-            "MMBench dev, release 20230712 (github.com/open-compass/MMBench)",
-            also=(others,),
-        ),
-    )
+    source = "MMBench dev, release 20230712 (github.com/open-compass/MMBench)"
+    files = (DataFile(marker, "questions, images and answers", source, also=markers),)
+    constant_answers = tuple(OPTIONS)  # with rotations, each of them scores 0
     instruction = "\nAnswer with the option's letter from the given choices directly."
 
-    def owns(self, folder: Path) -> bool:
-        return (folder / self.marker).is_file() or any(folder.glob(self.others))
-
-    def table(self, data: Path) -> Path:
-        """The TSV: the release of the papers, else the latest other one. Raises DataError."""
-        if (data / self.marker).is_file():
-            return data / self.marker
-        found = sorted(data.glob(self.others))
-        if not found:
-            raise DataError(f"{data / self.marker}: no such file; put {self.title} dev there")
-        return found[-1]
-
     def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
-        """Every row once, in file order; raises DataError where the file is missing or another."""
         return self._questions(self.table(data), problems)
 
     def _questions(self, path: Path, problems: list[DataIssue]) -> Iterator[Question]:
-        pictures: dict[str, EmbeddedImage] = {}
+        images: dict[str, TableImage] = {}
         for index, (number, image, row) in enumerate(rows_of(path, problems)):
-            if isinstance(image, str):  # some releases refer to the picture of another row
-                if image not in pictures:
-                    problems.append(
-                        DataIssue(
-                            str(path), number, f"refers to the picture of row {image}, which has not come yet"
-                        )
-                    )
+            if isinstance(image, str):  # some releases refer to the image of another row
+                if image not in images:
+                    message = f"refers to the image of row {image}, which is not above it"
+                    problems.append(DataIssue(str(path), number, message))
                     continue
-                image = pictures[image]
-            pictures[row["index"]] = image
+                image = images[image]
+            images[row["index"]] = image
             letters = _options(row)
             prompt = row["question"] + "".join(f"\n{letter}. {text}" for letter, text in letters.items())
             if not is_missing(row.get("hint", "")):
@@ -132,190 +100,158 @@ class MMBench(MeanBenchmark):
                 "options": list(letters.values()),
                 "option_char": list(letters),
             }
-            yield Question(
-                index,
-                int(row["index"]),
-                image,
-                prompt + self.instruction,
-                row.get("category", "default"),
-                str(path),
-                number,
-                extra,
-            )
+            text, category = prompt + self.instruction, row.get("category", "default")
+            yield Question(index, int(row["index"]), image, text, category, str(path), number, extra)
+
+    def load_image(self, image: TableImage) -> Any:
+        return image.load()
 
     def check_truth(self, data: Path, questions: list[Question]) -> list[str]:
-        path = self.table(data)
-        warnings = []
+        path, warnings = self.table(data), []
         if path.name != self.marker:
-            warnings.append(f"{path.name} is another release than the papers' {self.marker}")
+            warnings.append(f"{path.name} is another release than {self.marker}, which papers use")
         known = {question.question_id for question in questions}
-        torn = sum(1 for key in known if key >= ROTATION and key % ROTATION not in known)
-        if torn:
-            warnings.append(f"{torn} of {len(known)} rows are rotations of questions that are not there")
+        orphans = sum(key >= ROTATION and key % ROTATION not in known for key in known)
+        if orphans:
+            warnings.append(f"{orphans} of {len(known)} rows are rotations of missing questions")
         if not any(key >= ROTATION for key in known) and len(known) > 1:
             warnings.append(
-                "no row is a rotation (index from 1,000,000 on): a release without circular "
-                "rows, or only the first questions; the accuracy is then the vanilla one"
+                "no row is a rotation (index >= 1,000,000): a release without circular rows, or only the "
+                "first questions; the accuracy is then the vanilla one"
             )
         return warnings
 
-    def load_image(self, image: EmbeddedImage) -> Any:
-        """The picture of a row, as RGB. Raises OSError or ValueError that names file and row."""
-        return image.load()
+    @staticmethod
+    def read_truth(path: Path) -> Row:
+        """Return {"rows": {index: row without image}, "issues": malformed lines}."""
+        issues: list[DataIssue] = []
+        rows = {int(row["index"]): row for _, _, row in rows_of(path, issues)}
+        return {"rows": rows, "issues": [str(issue) for issue in issues]}
 
-    def read_answers(self, path: str | Path) -> list[dict[str, Any]]:
-        """LLaVA's jsonl, or an xlsx made for the server."""
+    def truth(self, data: Path) -> Mapping[int, Mapping[str, str]]:
+        return self.parsed(data)["rows"]
+
+    def table(self, data: Path) -> Path:
+        """Return the TSV, by default of the release that papers use; `data` may be the TSV itself."""
+        return data if data.is_file() else self.find(data, self.marker)
+
+    def truth_paths(self, data: Path) -> list[Path]:
+        return [self.table(data)]
+
+    def read_answers(self, path: str | Path) -> list[Row]:
+        """Return the answers of LLaVA's jsonl, or of an xlsx made for the server."""
         if Path(path).suffix != ".xlsx":
-            return read_answers(path)
+            return super().read_answers(path)
         from openpyxl import load_workbook
 
         rows = list(load_workbook(path, read_only=True).active.iter_rows(values_only=True))
         if not rows or not {"index", "prediction"} <= set(rows[0]):
-            raise DataError(f"{path}: no columns index and prediction in its first sheet")
+            raise DataError(f"{path}: missing columns index and prediction in the first sheet")
         table = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
         return [{"question_id": row["index"], "text": str(row["prediction"] or "")} for row in table]
 
-    def score(self, data: Path, answers: list[dict[str, Any]], fixed: bool = False) -> Score:
-        path = self.table(Path(data))
-        rows, warnings = self._judged(path, answers)
-        if fixed:
-            rows = {key: row for key, row in rows.items() if row["answered"]}
-        elif any("no answer" in warning for warning in warnings):
+    def letters(self, data: Path, answers: list[Row]) -> dict[int, str | None]:
+        """Return the letter inferred from every answer, by index."""
+        truth, found = self.truth(data), {}
+        for key, answer in self.join(data, answers).rows.items():
+            row = truth[key]
+            choices = {letter: row[letter] for letter in OPTIONS if row.get(letter, "") not in MISSING_CELLS}
+            found[key] = infer_letter(str(answer["text"]), choices)
+        return found
+
+    def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
+        truth, letters = self.truth(data), self.letters(data, answers)
+        warnings = [*self.parsed(data)["issues"], *self.join(data, answers).warnings]
+        if len(letters) < len(truth) and not fixed:
             warnings[-1] += "; they count as wrong. --fixed leaves them out"
-        unresolved = sum(row["letter"] is None and row["answered"] for row in rows.values())
+        unresolved = sum(letter is None for letter in letters.values())
         if unresolved:
             warnings.append(
-                f"{unresolved} answers name no option; exact matching counts them as wrong, the "
-                "server would ask a judge"
+                f"{unresolved} answers name no option; exact matching counts them as wrong, the server would "
+                "ask a judge"
             )
-        groups = _circular(rows)
-        first = [(row, groups[key]) for key, row in rows.items() if key in groups and key < ROTATION]
+        right = {
+            key: float(letters.get(key) == row["answer"])
+            for key, row in truth.items()
+            if key in letters or not fixed
+        }
+        circular = _circular(right)
+        first = [(truth[key], circular[key]) for key in right if key < ROTATION]
+        levels = (
+            (
+                (_ABBREVIATIONS.get(row.get("l2-category"), row.get("l2-category")), value)
+                for row, value in first
+            ),
+            ((row.get("category"), value) for row, value in first),
+        )
         report = {"Overall": mean(value for _, value in first)}
-        report |= dict(
-            sorted(
-                group_means(
-                    (
-                        (_ABBREVIATIONS.get(row["l2-category"], row["l2-category"]), value)
-                        for row, value in first
-                        if row["l2-category"]
-                    ),
-                    1.0,
-                ).items()
-            )
-        )
-        report |= dict(
-            sorted(
-                group_means(
-                    ((row["category"], value) for row, value in first if row["category"]), 1.0
-                ).items()
-            )
-        )
+        for level in levels:
+            groups = grouped((name, value) for name, value in level if name)
+            report |= {name: mean(values) for name, values in sorted(groups.items())}
         details = {
             "rule": "circular, exact matching",
-            "rows": len(rows),
+            "rows": len(right),
             "questions": len(first),
-            "vanilla": 100 * mean(row["right"] for key, row in rows.items() if key < ROTATION),
-            "vanilla_all_rows": 100 * mean(row["right"] for row in rows.values()),
+            "vanilla": 100 * mean(value for key, value in right.items() if key < ROTATION),
+            "vanilla_all_rows": 100 * mean(right.values()),
             "unresolved": unresolved,
             "report": report,
         }
         return Score(self.name, 100 * report["Overall"] if first else None, details, warnings)
 
-    def question_scores(self, data: Path, answers: list[dict[str, Any]]) -> list[QuestionScore]:
-        """1 where every answered rotation of a question is right."""
-        rows, _ = self._judged(self.table(Path(data)), answers)
-        rows = {key: row for key, row in rows.items() if row["answered"]}
-        return [QuestionScore(str(key), str(key), value) for key, value in _circular(rows).items()]
+    def question_scores(self, data: Path, answers: list[Row]) -> list[QuestionScore]:
+        """Return 1 for questions whose answered rotations are all right."""
+        truth, letters = self.truth(data), self.letters(data, answers)
+        right = {key: float(letters[key] == truth[key]["answer"]) for key in truth if key in letters}
+        return [QuestionScore(str(key), str(key), value) for key, value in _circular(right).items()]
 
-    def constants(self, data: Path) -> list[str]:
-        """The letters; with rotations none of them gets anything."""
-        return list(OPTIONS)
-
-    def letters(self, data: Path, answers: list[dict[str, Any]]) -> dict[int, str | None]:
-        """The letter inferred from every answer, by index."""
-        rows, _ = self._judged(self.table(Path(data)), answers)
-        return {key: row["letter"] for key, row in rows.items() if row["answered"]}
-
-    def _judged(self, path: Path, answers: list[dict]) -> tuple[dict[int, dict[str, Any]], list[str]]:
-        """Every row of the file with the letter of its answer, and warnings."""
-        problems: list[DataIssue] = []
-        said = {row["question_id"]: str(row["text"]) for row in answers}
-        rows = {}
-        for _, _, row in rows_of(path, problems):
-            key = int(row["index"])
-            choices = {letter: row[letter] for letter in OPTIONS if row.get(letter, "") not in MISSING_CELLS}
-            letter = infer_letter(said[key], choices) if key in said else None
-            rows[key] = {
-                "letter": letter,
-                "right": float(letter == row["answer"]),
-                "answered": key in said,
-                "category": row.get("category", ""),
-                "l2-category": row.get("l2-category", ""),
-            }
-        warnings = [str(problem) for problem in problems]
-        return rows, warnings + check_known(self.title, [row["question_id"] for row in answers], rows, path)
-
-    def submission(
-        self, data: Path | None, answers: list[dict[str, Any]], questions: Path | None = None
-    ) -> Submission:
-        """The xlsx of the server: the table without pictures, with a column of predictions."""
+    def submission(self, data: Path | None, answers: list[Row], questions: Path | None = None) -> Submission:
+        """Return the server's xlsx: the table without images, with a column of predictions."""
         from openpyxl import Workbook
 
-        if questions is None and data is None:
-            raise DataError("give --data, or with --questions the benchmark's TSV")
-        path, warnings = questions or self.table(Path(data)), []
-        problems: list[DataIssue] = []
-        said = {row["question_id"]: row["text"] for row in answers}
+        data = questions or self.needed(data, "--questions with the TSV")
+        rows, warnings, _ = self.join(data, answers, repeats="only the last one is submitted")
         book = Workbook()
-        sheet, columns, known = book.active, [], []
+        sheet = book.active
         sheet.title = "Sheet1"
-        for _, _, row in rows_of(path, problems):
+        columns: list[str] = []
+        for key, row in self.truth(data).items():
             if not columns:
                 columns = [name for name in row if name not in _NOT_UPLOADED]
                 sheet.append([*columns[:6], "prediction", *columns[6:]])
-            key = int(row["index"])
-            known.append(key)
             cells = [key if name == "index" else _cell(row[name]) for name in columns]
-            sheet.append([*cells[:6], _ILLEGAL.sub("", said[key]) if key in said else None, *cells[6:]])
-        warnings += [str(problem) for problem in problems]
-        warnings += check_known(self.title, [row["question_id"] for row in answers], known, path)
+            text = _ILLEGAL.sub("", rows[key]["text"]) if key in rows else None
+            sheet.append([*cells[:6], text, *cells[6:]])
         content = BytesIO()
         book.save(content)
-        return Submission({f"{self.name}_submission.xlsx": content.getvalue()}, len(known), SERVER, warnings)
+        files = {f"{self.name}_submission.xlsx": content.getvalue()}
+        warnings = [*self.parsed(data)["issues"], *warnings]
+        return Submission(files, len(self.truth(data)), SERVER, warnings)
 
 
 class MMBenchCN(MMBench):
-    """The Chinese one."""
+    """MMBench in Chinese."""
 
     name = "mmbench_cn"
     title = "MMBench-CN"
     folder = "mmbench_cn"
     other_folders = ("mmbench",)
     marker = "mmbench_dev_cn_20231003.tsv"
+    markers = ("mmbench_dev_cn*.tsv",)
     sizes = {4329: "dev 20231003"}
-    others = "mmbench_dev_cn*.tsv"
-    files = (
-        DataFile(
-            marker,
-            "questions, pictures and answers",
-            "MMBench-CN dev, release 20231003 (github.com/open-compass/MMBench)",
-            also=(others,),
-        ),
-    )
+    source = "MMBench-CN dev, release 20231003 (github.com/open-compass/MMBench)"
+    files = (DataFile(marker, "questions, images and answers", source, also=markers),)
     instruction = "\n请直接回答选项字母。"
 
 
-def _circular(rows: dict[int, dict[str, Any]]) -> dict[int, float]:
-    """{index of the question: 1.0 if every rotation is right}."""
-    groups: dict[int, float] = {}
-    for key, row in rows.items():
-        base = key % ROTATION
-        groups[base] = min(groups.get(base, 1.0), row["right"])
-    return groups
+def _circular(right: dict[int, float]) -> dict[int, float]:
+    """Return {index of the question: 1.0 if every rotation is right}."""
+    groups = grouped((key % ROTATION, value) for key, value in right.items())
+    return {int(key): min(values) for key, values in groups.items()}
 
 
-def _options(row: dict[str, str]) -> dict[str, str]:
-    """Options up to the first that is missing."""
+def _options(row: Mapping[str, str]) -> dict[str, str]:
+    """Return the options before the first missing one."""
     found = {}
     for letter in OPTIONS:
         if is_missing(row.get(letter, "")):

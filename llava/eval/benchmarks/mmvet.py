@@ -1,46 +1,28 @@
-"""MM-Vet: open questions that need several capabilities at once, graded from 0 to 1 by a language model.
+"""MM-Vet: open questions that need several capabilities, graded from 0 to 1 by a language model.
 
-Files: `llava-mm-vet.jsonl`, `images/`, `mm-vet.json` (ground truth). The number is 100 x the mean grade,
-averaged over the runs of the judge. Grades come from a stored file, MM-Vet's own format {id: {"model",
-"content", "score": [one per run]}}: give it as the answers, or let it stand beside the answers under
-MM-Vet's name, `<answers>_<judge>-grade-<N>runs.json`. `python -m llava.eval.judge --benchmark mmvet` makes
-one through any OpenAI-compatible endpoint and goes on where it was stopped.
+Score: 100 x the mean grade, averaged over the runs of the judge. Grades are stored in MM-Vet's own format,
+{id: {"model", "content", "score": [one per run]}}, to which we add "judge" and "prompt". Pass the file as the
+answers, or keep it next to them under MM-Vet's name, `<answers>_<judge>-grade-<N>runs.json`, which `python -m
+llava.eval.judge --benchmark mmvet` writes.
 
 The instruction to the judge keeps MM-Vet's layout (header, seven graded examples, one line to complete) in
-our own words; `--prompt FILE` replaces it by another text, such as the one in the benchmark's repository,
-which numbers to be compared with published ones need.
+our own words. Scores comparable with published ones need `--prompt FILE` with the text in the benchmark's
+repository.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llava.eval.benchmarks.base import (
-    DataError,
-    DataFile,
-    DataIssue,
-    Question,
-    QuestionScore,
-    Score,
-    Submission,
-    read_answers,
-    read_questions,
-)
-from llava.eval.benchmarks.common import (
-    LLAVA_EVAL_ZIP,
-    MeanBenchmark,
-    check_known,
-    check_pairing,
-    read_json,
-    require,
-    to_json,
-)
+from llava.eval.benchmarks.base import DataFile, Score, Submission, to_json
+from llava.eval.benchmarks.files import Row, read_answers, read_json
+from llava.eval.benchmarks.judging import UNKNOWN, GradeStep, Judge, JudgedBenchmark
 
 QUESTIONS, TRUTH = "llava-mm-vet.jsonl", "mm-vet.json"
 _GRADES = re.compile(r"^(?P<stem>.*)_(?P<judge>[^_]+)-grade-(?P<runs>\d+)runs?\.json$")
@@ -69,7 +51,7 @@ nobody can obey it. | One has to read it to learn that it must not be read; obey
 
 
 def parse_grade(reply: str) -> float | None:
-    """The first word of a reply as a number from 0 to 1, else None."""
+    """Return the first word of a reply as a number from 0 to 1, else None."""
     try:
         value = float(reply.split(" ")[0])
     except ValueError:
@@ -77,199 +59,188 @@ def parse_grade(reply: str) -> float | None:
     return value if 0 <= value <= 1 else None
 
 
-class MMVet(MeanBenchmark):
+class MMVet(JudgedBenchmark):
     name = "mmvet"
     title = "MM-Vet"
     folder = "mm-vet"
     other_folders = ("mmvet",)
+    max_new_tokens = 1024
     marker = QUESTIONS
     markers = (TRUTH,)
-    metric = "score"
-    max_new_tokens = 1024
+    image_folder = "images"
     sizes = {218: "full release"}
     files = (
-        DataFile(QUESTIONS, "questions", LLAVA_EVAL_ZIP),
-        DataFile("images", "pictures", _PAGE),
-        DataFile(TRUTH, "ground truth, for the judge", _PAGE, "score"),
+        DataFile(QUESTIONS, "questions"),
+        DataFile("images", "images", _PAGE),
+        DataFile(TRUTH, "ground truth for the judge", _PAGE, "score"),
     )
-
-    def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
-        """Questions in file order; raises DataError where the question file is missing."""
-        path = require(data, QUESTIONS, f"LLaVA's question file, from {LLAVA_EVAL_ZIP},")
-        return read_questions(path, data / "images", problems)
-
-    def check_truth(self, data: Path, questions: list[Question]) -> list[str]:
-        try:
-            truth = self._truth(data)
-        except DataError as error:
-            return [f"cannot be graded: {error}"]
-        return check_pairing(questions, [f"v1_{one.question_id}" for one in questions], truth, data / TRUTH)
-
-    def read_answers(self, path: str | Path) -> list[dict[str, Any]]:
-        """LLaVA's jsonl, MM-Vet's results ({id: text}) or grades; stored grades beside them are joined."""
-        path = Path(path)
-        if path.suffix != ".json":
-            rows = read_answers(path)
-            for row in rows:
-                row["id"] = f"v1_{row['question_id']}"
-        else:
-            document = read_json(path, dict)
-            if all(isinstance(value, dict) and "score" in value for value in document.values()):
-                return self._with_grades([{"id": key} for key in document], path)
-            rows = [
-                {"id": key, "question_id": key.removeprefix("v1_"), "text": str(text)}
-                for key, text in document.items()
-            ]
-        stored = self.stored_grades(path)
-        return self._with_grades(rows, stored[-1]) if stored else rows
+    truth_files = (TRUTH,)
+    judge_model = "gpt-4-0613"
 
     @staticmethod
-    def stored_grades(path: Path) -> list[Path]:
-        """Grade files beside an answer file, the one of most runs last."""
+    def read_truth(path: Path) -> dict[str, Row]:
+        return read_json(path, dict)
+
+    def key(self, row: Row) -> str:
+        return row["id"] if "id" in row else f"v1_{row['question_id']}"
+
+    def image_of(self, key: Hashable, entry: Row) -> str:
+        return entry["imagename"]
+
+    def credit(self, entry: Row, row: Row) -> float | None:
+        return float(np.mean(row["grades"])) if row.get("grades") else None
+
+    def read_ungraded(self, path: Path) -> list[Row]:
+        """Return answers of LLaVA's jsonl or MM-Vet's results ({id: text}), or only the ids of grades."""
+        if path.suffix != ".json":
+            return read_answers(path)
+        document = read_json(path, dict)
+        if _are_grades(document):
+            return [{"id": key} for key in document]
+        return [
+            {"id": key, "question_id": key.removeprefix("v1_"), "text": str(text)}
+            for key, text in document.items()
+        ]
+
+    def stored_grades(self, path: Path) -> list[Path]:
+        """Return the grades with most runs, then those of other judges; or the path itself for grades."""
+        if path.suffix == ".json" and _are_grades(read_json(path, dict)):
+            return [path]
         stems = {path.stem, path.stem.removeprefix("llava_answers_"), path.stem.removeprefix("results_")}
         found = [
             (int(match["runs"]), one.name, one)
             for one in path.parent.glob("*.json")
             if (match := _GRADES.match(one.name)) and match["stem"] in stems
         ]
-        return [one for _, _, one in sorted(found)]
+        *others, used = [one for _, _, one in sorted(found)] or [None]
+        others = [one for one in others if _named_judge(one) != _named_judge(used)]
+        return [used, *others] if used else []
 
-    @staticmethod
-    def _with_grades(rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    def with_grades(self, rows: list[Row], path: Path) -> list[Row]:
         grades = read_json(path, dict)
         return [
             {
                 **row,
-                "grades": grades.get(row["id"], {}).get("score", []),
+                "grades": entry.get("score", []),
                 "grades_file": path.name,
-                "judge": next(iter(grades.get(row["id"], {}).get("model", [])), None),
+                "judge": entry.get("judge") or next(iter(entry.get("model", [])), None),
             }
             for row in rows
+            for entry in [grades.get(self.key(row), {})]
         ]
 
-    def score(self, data: Path, answers: list[dict[str, Any]], fixed: bool = False) -> Score:
-        data = Path(data)
-        truth = self._truth(data)
-        answers = self._identified(answers)
-        warnings = check_known(self.title, [row["id"] for row in answers], truth, data / TRUTH)
-        graded = {row["id"]: row["grades"] for row in answers if row.get("grades")}
-        details: dict[str, Any] = {"answered": len({row["id"] for row in answers}), "graded": len(graded)}
+    def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
+        rows, warnings, _ = self.join(data, answers)
+        graded = {key: row["grades"] for key, row in rows.items() if row.get("grades")}
+        details: dict[str, Any] = {"answered": len(rows), "graded": len(graded)}
         if not graded:
             warnings.append(
-                "not graded yet: python -m llava.eval.judge --benchmark mmvet --data ... "
-                "--answers ... asks a judge; or hand in what python -m llava.eval.submit writes"
+                "not graded yet: run python -m llava.eval.judge --benchmark mmvet --data ... --answers ..., "
+                "or submit the file that python -m llava.eval.submit writes"
             )
             return Score(self.name, None, details, warnings)
+        judge, notes = self.judged_by(list(rows.values()))
+        warnings += notes
         runs = {len(grades) for grades in graded.values()}
-        if len(runs) > 1 or len(graded) < details["answered"]:
+        if len(runs) > 1 or len(graded) < len(rows):
             warnings.append(
-                f"grading is not finished: {details['answered'] - len(graded)} answers have no "
-                f"grade, the others {min(runs)} to {max(runs)}; start the judge again to go on"
+                f"grading is not finished: {len(rows) - len(graded)} answers have no grade, the others "
+                f"{min(runs)} to {max(runs)}. Run the judge again to resume"
             )
             if not fixed:
                 return Score(self.name, None, details, warnings)
-        count = min(runs)
-        table = np.array([graded[key][:count] for key in graded])  # (answers, runs)
-        needs = [sorted(truth[key]["capability"]) for key in graded]
-        capability = {
-            name: _mean(table, [name in one for one in needs])
-            for name in dict.fromkeys(name for key in graded for name in truth[key]["capability"])
-        }
-        integration = {
-            name: _mean(table, ["_".join(one) == name for one in needs])
-            for name in dict.fromkeys("_".join(one) for one in needs)
-        }
-        per_run = np.array([100 * (sum(grades) / len(graded)) for grades in table.T.tolist()])
-        judges = {row["judge"] for row in answers if row.get("judge")}
+        table = [grades[: min(runs)] for grades in graded.values()]  # (answers, runs)
+        truth = self.truth(data)
+        needs = [truth[key]["capability"] for key in graded]
+        groups = ["_".join(sorted(one)) for one in needs]
+        per_run = _run_means(table)
         details |= {
-            "total": round(float(per_run.mean()), 1),
-            "std": round(float(per_run.std()), 1),
-            "runs": [round(float(one), 1) for one in per_run],
-            "capability": capability,
-            "integration": integration,
-            "judge": ", ".join(sorted(judges)) or None,
-            "grades": answers[0].get("grades_file"),
+            "total": round(float(np.mean(per_run)), 1),
+            "std": round(float(np.std(per_run)), 1),
+            "runs": [round(one, 1) for one in per_run],
+            "capability": {
+                name: _total(table, [name in one for one in needs])
+                for name in dict.fromkeys(name for one in needs for name in one)
+            },
+            "integration": {
+                name: _total(table, [name == one for one in groups]) for name in dict.fromkeys(groups)
+            },
+            "judge": judge,
+            "grades": next(row["grades_file"] for row in rows.values() if row.get("grades")),
         }
         return Score(self.name, details["total"], details, warnings)
 
-    def question_scores(self, data: Path, answers: list[dict[str, Any]]) -> list[QuestionScore]:
-        """The mean grade of every graded answer."""
-        truth = self._truth(Path(data))
-        rows = {row["id"]: row for row in self._identified(answers) if row.get("grades")}
-        return [
-            QuestionScore(key, row["imagename"], float(np.mean(rows[key]["grades"])))
-            for key, row in truth.items()
-            if key in rows
-        ]
+    def submission(self, data: Path | None, answers: list[Row], questions: Path | None = None) -> Submission:
+        """Return {"v1_<question_id>": text}, MM-Vet's result file."""
+        document = {self.key(row): row["text"] for row in answers}
+        files = {"mmvet_submission.json": to_json(document, indent=2)}
+        return Submission(files, len(document), "MM-Vet's online evaluator (linked from its repository)")
 
-    def submission(
-        self, data: Path | None, answers: list[dict[str, Any]], questions: Path | None = None
-    ) -> Submission:
-        """{"v1_<question_id>": text}, MM-Vet's result file."""
-        document = {row["id"]: row["text"] for row in self._identified(answers)}
-        return Submission(
-            {"mmvet_submission.json": to_json(document, indent=2)},
-            len(document),
-            "MM-Vet's online evaluator (linked from its repository)",
-        )
+    # -- judging ----------------------------------------------------------------------------------
+
+    def grades_path(self, answers: Path, model: str, runs: int) -> Path:
+        return answers.with_name(f"{answers.stem}_{_slug(model)}-grade-{runs}runs.json")
 
     def grade(
-        self,
-        data: Path,
-        answers: list[dict[str, Any]],
-        ask: Callable[..., tuple[str, str]],
-        output: Path,
-        runs: int = 1,
-        prompt: str | None = None,
-    ) -> Iterator[str]:
-        """Fill in the grade file `output`; yields each id done, after it is on the disk.
-
-        ask(messages, temperature, max_tokens) -> (reply, model). Grades that are there already are kept.
-        """
-        from llava.eval.store.atomic import write_atomically
-
-        truth = self._truth(Path(data))
-        rows = self._identified(answers)
-        check_known(self.title, [row["id"] for row in rows], truth, Path(data) / TRUTH)
+        self, data: Path, answers: list[Row], judge: Judge, output: Path, runs: int = 1, adopt: bool = False
+    ) -> Iterator[GradeStep]:
+        truth, rows = self.truth(data), self.join(data, answers).rows
         grades = read_json(output, dict) if output.is_file() else {}
-        for row in rows:
-            entry = grades.setdefault(row["id"], {"model": [], "content": [], "score": []})
+        self.check_judge(output, (_record(entry, output, judge) for entry in grades.values()), judge, adopt)
+        for key, row in rows.items():
+            entry = grades.setdefault(key, {"model": [], "content": [], "score": []})
+            yield GradeStep(key, output, None)
             while len(entry["score"]) < runs:
-                one = truth[row["id"]]
-                answer = one["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
-                cells = " | ".join([one["question"], answer, row["text"], ""])
-                reply, model, value = self._ask(ask, (prompt or PROMPT) + cells)
-                for key, part in (("model", model), ("content", reply), ("score", value)):
-                    entry[key].append(part)
-                write_atomically(output, json.dumps(grades, indent=1))
-            yield row["id"]
+                answer = truth[key]["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+                cells = " | ".join([truth[key]["question"], answer, row["text"], ""])
+                reply, model, value = self._ask(judge, (judge.prompt or PROMPT) + cells)
+                for name, part in (("model", model), ("content", reply), ("score", value)):
+                    entry[name].append(part)
+                entry |= judge.record()
+                yield GradeStep(key, output, json.dumps(grades, indent=1))
 
     @staticmethod
-    def _ask(ask: Callable[..., tuple[str, str]], question: str) -> tuple[str, str, float]:
-        """(reply, model, grade): asked again with more temperature where no number comes, 0 in the end."""
+    def _ask(judge: Judge, question: str) -> tuple[str, str, float]:
+        """Return (reply, model, grade); retry with a higher temperature without a number, finally grade 0."""
         reply = model = ""
         for attempt in range(_TRIES):
             text = question if attempt == 0 else question + _AGAIN
-            reply, model = ask([{"role": "user", "content": text}], 0.5 * attempt, 3)
+            reply, model = judge.ask([{"role": "user", "content": text}], 0.5 * attempt, 3)
             value = parse_grade(reply)
             if value is not None:
                 return reply, model, value
         return reply, model, 0.0
 
-    @staticmethod
-    def _identified(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [row if "id" in row else {**row, "id": f"v1_{row['question_id']}"} for row in answers]
 
-    @staticmethod
-    def _truth(data: Path) -> dict[str, dict[str, Any]]:
-        return read_json(require(data, TRUTH, "MM-Vet's ground truth"), dict)
+def _are_grades(document: Row) -> bool:
+    return all(isinstance(value, dict) and "score" in value for value in document.values())
 
 
-def _mean(table: np.ndarray, chosen: list[bool]) -> float:
-    """100 x the mean grade of the chosen answers over all runs, 1 decimal.
+def _slug(model: str) -> str:
+    return model.replace("/", "-").replace("_", "-")
 
-    Summed one by one, as MM-Vet does: x.x5 is common, and rounds by the last bit.
-    """
-    rows = [row for row, inside in zip(table.tolist(), chosen, strict=True) if inside]
-    per_run = [100 * (sum(grades) / len(rows)) for grades in zip(*rows, strict=True)]
-    return round(float(np.mean(per_run)), 1)
+
+def _named_judge(path: Path) -> str | None:
+    match = _GRADES.match(path.name)
+    return match and match["judge"]
+
+
+def _record(entry: Row, path: Path, judge: Judge) -> dict[str, str]:
+    """Return the judge of stored grades; without a record, by file name, else the model that replied."""
+    if "judge" in entry:
+        return entry
+    if not entry["score"]:
+        return judge.record()
+    given = _named_judge(path) or next(iter(entry["model"]), UNKNOWN)
+    return {"judge": judge.model if _slug(judge.model) == _slug(given) else given, "prompt": "built-in"}
+
+
+def _run_means(table: list[list[float]]) -> list[float]:
+    """Return 100 x the mean grade of every run, summed in order as by MM-Vet: the last bit rounds x.x5."""
+    return [100 * (sum(grades) / len(table)) for grades in zip(*table, strict=True)]
+
+
+def _total(table: list[list[float]], chosen: list[bool]) -> float:
+    """Return 100 x the mean grade of the chosen answers over all runs, 1 decimal."""
+    rows = [row for row, inside in zip(table, chosen, strict=True) if inside]
+    return round(float(np.mean(_run_means(rows))), 1)

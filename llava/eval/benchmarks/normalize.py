@@ -1,22 +1,22 @@
-"""How official scorers rewrite answers before they compare them, restated from their behaviour.
+"""Answer normalization of the official scorers, reimplemented from their behavior.
 
     evalai("The 'T-shirt', 2 items")  ->  "'t shirt' 2 items"
 
-Four rules that differ in small ways, each with its quirks, because a score is only comparable when these are:
-`evalai` (TextVQA's scorer, and what LLaVA sends to the VQAv2 and VizWiz servers), `vqa_official` (VQAv2's own
-evaluation), `vizwiz_official` (the same code with typographic apostrophes in its table) and `gqa` (LLaVA's
-conversion). Pure functions of one string; none of them reads a file.
+The four rules differ in small ways, and their bugs are reproduced, because scores are comparable only under
+the same rule: `evalai` (TextVQA's scorer, and what LLaVA sends to the VQAv2 and VizWiz servers),
+`vqa_official` (VQAv2's own evaluation), `vizwiz_official` (the same code with typographic apostrophes in its
+table) and `gqa` (LLaVA's conversion). Pure functions of one string.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # no . ' : $ % & * #
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
-_FULL_STOP = re.compile(r"\.(?!\d)")  # the official look-behind is mistyped and never excludes anything
-_FULL_STOPS_AT_MOST = 32  # a regex flag that landed in the place of `count`
+_FULL_STOP = re.compile(r"\.(?!\d)")  # the official look-behind has a typo and excludes nothing
+_MAX_FULL_STOPS = 32  # the official code passes a regex flag as `count`
 _NUMBERS = {"none": "0"} | {
     word: str(value)
     for value, word in enumerate("zero one two three four five six seven eight nine ten".split())
@@ -63,8 +63,7 @@ def _contractions() -> dict[str, str]:
 
 
 CONTRACTIONS: Mapping[str, str] = _contractions()
-# Words are lower-cased before they are looked up, so that Im, Ive ... are never found; they are kept as they
-# are in the official table.
+# Words are lower-cased before they are looked up, so Im, Ive ... never match; they are in the official table.
 VIZWIZ_CONTRACTIONS: Mapping[str, str] = {
     key if key in _ASCII_KEYS_IN_VIZWIZ else key.replace("'", "\u2019"): word
     if word in _ASCII_IN_VIZWIZ
@@ -74,59 +73,59 @@ VIZWIZ_CONTRACTIONS: Mapping[str, str] = {
 
 
 def evalai(text: str) -> str:
-    """The answer processor of LLaVA and MMF ("EvalAI"): TextVQA's comparison, VQAv2's and VizWiz's upload."""
-    text = _spaces(evalai_tokenize(text)).strip()
-    return digits_and_articles(punctuation(text))
+    """Normalize as LLaVA and MMF do ("EvalAI"), for TextVQA's scorer and the VQAv2 and VizWiz uploads."""
+    return digits_and_articles(punctuation(one_line(evalai_tokenize(text))))
 
 
 def evalai_tokenize(text: str) -> str:
-    """First stage of `evalai`: lower case, no `,` and `?`, `'s` a word of its own."""
+    """Apply the first stage of `evalai`: lower case, no `,` and `?`, `'s` as a separate word."""
     return text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
 
 
 def vqa_official(text: str) -> str:
-    """The rule of VQAv2's evaluation; it applies to a question only if its human answers differ."""
-    return digits_and_articles(punctuation(_spaces(text).strip()))
+    """Normalize as VQAv2's evaluation does for questions whose reference answers differ."""
+    return digits_and_articles(punctuation(one_line(text)))
 
 
 def vizwiz_official(text: str) -> str:
-    """The rule of VizWiz's evaluation; it applies to the prediction only, human answers stay as they are."""
-    return digits_and_articles(punctuation(_spaces(text).strip()), VIZWIZ_CONTRACTIONS)
+    """Normalize as VizWiz's evaluation does for the prediction; reference answers stay unmodified."""
+    return digits_and_articles(punctuation(one_line(text)), VIZWIZ_CONTRACTIONS)
 
 
 def gqa(text: str) -> str:
-    """LLaVA's conversion for GQA, nothing else: final full stops off, lower case."""
+    """Convert as LLaVA does for GQA: remove final periods, lower-case, nothing else."""
     return text.rstrip(".").lower()
 
 
 def punctuation(text: str) -> str:
-    """Delete or space out punctuation, then delete full stops that no digit follows.
+    """Delete punctuation or replace it by spaces, then delete periods that no digit follows.
 
-    A mark is deleted everywhere if anywhere it stands next to a space, or if the text holds a number such as
-    1,000; else each becomes a space. Only the first 32 full stops go.
+    A mark is deleted everywhere if it is next to a space anywhere, or if the text contains a number such as
+    1,000; otherwise each occurrence becomes a space. Only the first 32 periods are deleted.
     """
     result, glued = text, _DIGIT_COMMA_DIGIT.search(text) is not None
     for mark in _PUNCTUATION:
         delete = glued or mark + " " in text or " " + mark in text
         result = result.replace(mark, "" if delete else " ")
-    return _FULL_STOP.sub("", result, count=_FULL_STOPS_AT_MOST)
+    return _FULL_STOP.sub("", result, count=_MAX_FULL_STOPS)
 
 
 def digits_and_articles(text: str, contractions: Mapping[str, str] = CONTRACTIONS) -> str:
-    """Lower case, number words as digits, no articles, apostrophes put back, single spaces."""
+    """Lower-case, write number words as digits, drop articles, restore apostrophes, use single spaces."""
     words = (_NUMBERS.get(word, word) for word in text.lower().split())
     return " ".join(contractions.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def soft_accuracy(prediction: str, humans: list[str]) -> float:
-    """VQA accuracy: mean over the humans of min(1, agreeing *other* humans / 3); in [0, 1].
+def soft_accuracy(prediction: str, references: Sequence[str]) -> float:
+    """Return the VQA accuracy in [0, 1]: mean over references of min(1, equal *other* references / 3).
 
-    Both sides as they are to be compared. Agreement of 0, 1, 2, 3, 4 of ten gives 0, 0.3, 0.6, 0.9, 1.
+    Both sides must already be normalized. 0, 1, 2, 3, 4 equal ones of ten give 0, 0.3, 0.6, 0.9, 1.
     """
-    agree = humans.count(prediction)
-    total = agree * min(1.0, (agree - 1) / 3) + (len(humans) - agree) * min(1.0, agree / 3)
-    return total / len(humans) if agree else 0.0
+    equal = references.count(prediction)
+    total = equal * min(1.0, (equal - 1) / 3) + (len(references) - equal) * min(1.0, equal / 3)
+    return total / len(references) if equal else 0.0
 
 
-def _spaces(text: str) -> str:
-    return text.replace("\n", " ").replace("\t", " ")
+def one_line(text: str) -> str:
+    """Replace line breaks and tabs by spaces, then strip."""
+    return text.replace("\n", " ").replace("\t", " ").strip()

@@ -33,11 +33,10 @@ from llava.constants import (
     IMAGE_TOKEN_INDEX,
 )
 from llava.conversation import conv_templates
-from llava.eval.benchmarks import DataIssue, Question
+from llava.eval.benchmarks import Answer, DataIssue, Question
 from llava.eval.inference.decode import Decoding, Row, can_share, generate, generate_shared
 from llava.eval.inference.image_loading import ImageLoader, LoadedImage, read_ahead
 from llava.eval.inference.vision_cache import VisionCache, image_key
-from llava.eval.store.answer_file import Answer
 from llava.mm_utils import tokenizer_image_token
 from llava.pruning import Asked, Pruner
 

@@ -20,11 +20,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks import Question
-from llava.eval.store.answer_lines import Answer, AnswerFileError, AnswerLines
+from llava.eval.benchmarks import Answer, Question
+from llava.eval.store.answer_lines import AnswerFileError, AnswerLines
 from llava.eval.store.provenance import Configuration
-
-__all__ = ["Answer", "AnswerFile", "AnswerFileError", "is_locked"]
 
 try:
     import fcntl

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import shortuuid
 
-from llava.eval.benchmarks import Question
+from llava.eval.benchmarks import Answer, Question
 from llava.eval.store.provenance import Configuration, differences
 
 _HEAD = b'{"question_id"'  # every line begins with this
@@ -25,15 +24,6 @@ class AnswerFileError(RuntimeError):
 
 class ForeignAnswerError(AnswerFileError):
     """A line of the right configuration that answers a question which is not asked."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The model's answer to one question, and the number of visual tokens behind it."""
-
-    index: int  # Question.index
-    text: str
-    visual_tokens: int
 
 
 class AnswerLines:

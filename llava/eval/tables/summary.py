@@ -2,7 +2,7 @@
 
     summary = build_summary("llava-tiny", scored, unscored)
     print(summary.text())
-    write_summary(summary, folder)                       # grid.html, grid.md, grid.csv, grid.tex
+    summary.files()                                      # grid.html, grid.md, grid.csv, grid.tex
 
 Acc. and Rel. follow the paper's rule (`published`), over the benchmarks on which the model with all tokens is
 clearly better than the constant-answer baseline: the lower end of its 95% interval is above the best score
@@ -22,7 +22,6 @@ import numpy as np
 from llava.eval.benchmarks import Benchmark, PerImageCounts, Question
 from llava.eval.metrics.scorecard import Scorecard
 from llava.eval.metrics.statistics import resampled_sums
-from llava.eval.store.atomic import write_atomically
 from llava.eval.tables.page import html_page
 from llava.eval.tables.plots import SMALL, Chart, Series, charts_html, method_colors, method_label
 from llava.eval.tables.published import accuracy, relative
@@ -280,6 +279,11 @@ class Summary:
         series = [Series(name, points + ends) for name, points in found.items() if name != full]
         return series + ([Series(full, found[full])] if full in found else [])  # on top
 
+    def files(self) -> dict[str, str]:
+        """Return file name -> content of all forms."""
+        tables = {"grid.md": self.markdown(), "grid.csv": self.csv(), "grid.tex": self.table().latex()}
+        return {"grid.html": self.html(), **tables}
+
     def document(self) -> dict[str, Any]:
         """Return the means as a JSON value; renamed entries also have their first names."""
         in_mean = [one.benchmark.name for one in self.columns if one.in_mean]
@@ -387,14 +391,3 @@ def _contrasts(rows: Sequence[SummaryRow]) -> list[tuple[SummaryRow, SummaryRow,
 def _numbers(row: SummaryRow, key: str) -> list[Any]:
     one = row.estimates[key]
     return [row.method, row.ratio, row.tokens, one.value, one.ci_low, one.ci_high]
-
-
-def write_summary(summary: Summary, folder: Path) -> list[Path]:
-    """Write grid.html, grid.md, grid.csv and grid.tex into a folder; return their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    forms = {"html": summary.html(), "md": summary.markdown(), "csv": summary.csv()}
-    forms["tex"] = summary.table().latex()
-    files = {folder / f"grid.{suffix}": text for suffix, text in forms.items()}
-    for path, text in files.items():
-        write_atomically(path, text)
-    return list(files)

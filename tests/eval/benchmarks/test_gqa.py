@@ -73,5 +73,5 @@ def test_reader_and_answers_to_other_questions():
     questions = list(gqa.questions(GOLDEN, []))
     assert len(questions) == 66 and questions[0].image == GOLDEN / "data" / "images" / "n500000.jpg"
     assert gqa.check_truth(GOLDEN, questions) == []
-    with pytest.raises(DataError, match="66 of 66 answers are to questions"):
+    with pytest.raises(DataError, match="66 of 66 answers match no question"):
         gqa.score(GOLDEN, [{**row, "question_id": "9" + row["question_id"]} for row in answers("mixed")])

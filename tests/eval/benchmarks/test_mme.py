@@ -1,4 +1,4 @@
-"""MME: the official calculator's numbers on every golden case, its text files, its traps."""
+"""MME: the official calculator's scores on every golden case, its text files, its bugs."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def test_text_files_are_llavas(case):
     assert made.files == theirs and made.warnings == []
 
 
-def test_answers_out_of_order_are_paired_by_picture_when_fixed():
+def test_answers_out_of_order_are_paired_by_image_when_fixed():
     rows = answers("clean")
     official = mme.score(GOLDEN, rows)
     shifted = sorted(rows, key=lambda row: row["text"])
     score = mme.score(GOLDEN, shifted)
-    assert score.score != official.score and any("pairs are not of one picture" in w for w in score.warnings)
+    assert score.score != official.score and any("pairs are not of one image" in w for w in score.warnings)
     fixed = mme.score(GOLDEN, shifted, fixed=True)
     assert fixed.score == pytest.approx(official.score) and fixed.warnings == []
 
@@ -85,9 +85,9 @@ def test_tabs_lost_answers_and_other_questions():
     assert odd.score is None and "odd number" in odd.details["raises"]
     few = [row for row in rows if not row["question_id"].startswith("OCR")]
     assert any("9 of 10 tasks" in warning for warning in mme.score(GOLDEN, few).warnings)
-    with pytest.raises(DataError, match="1 of .* answers are to questions"):
+    with pytest.raises(DataError, match="1 of .* answers match no question"):
         mme.score(GOLDEN, [*rows, {**rows[0], "prompt": "Is it?"}])
-    with pytest.raises(DataError, match="have no prompt"):
+    with pytest.raises(DataError, match="has no prompt"):
         mme.score(GOLDEN, [{"question_id": "OCR/1.png", "text": "yes"}])
 
 
@@ -102,7 +102,7 @@ def test_reader_labels_and_two_spaces(tmp_path):
     path.write_text(path.read_text().replace("shown? Please", "shown?  Please"))
     assert mme.score(data, answers("clean")).score == mme.score(GOLDEN, answers("clean")).score
     path.write_text("Is it?\tMaybe\n")
-    with pytest.raises(DataError, match=r"0001.txt:1: no question, tab, Yes or No"):
+    with pytest.raises(DataError, match=r"0001.txt:1: expected a question, a tab, and Yes or No"):
         mme.score(data, answers("clean"))
     shutil.rmtree(data / RELEASE)
     assert "cannot be scored" in mme.check_truth(data, questions)[0]

@@ -1,4 +1,4 @@
-"""MM-Vet: the evaluator's numbers from stored grades, the submission, grading through an endpoint."""
+"""MM-Vet: the evaluator's scores from stored grades, the submission, grading through an endpoint."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from helpers.stub_judge import stub_judge
 from llava.eval import judge
 from llava.eval.benchmarks import DataError, get_benchmark
+from llava.eval.benchmarks.judging import Judge
 from llava.eval.benchmarks.mmvet import parse_grade
 from llava.eval.score import main as score_main
 
@@ -47,7 +48,7 @@ def test_golden_scores(runs, capsys):
 
 
 @pytest.mark.parametrize("name", ["llava_answers_toy.jsonl", "results_toy.json"])
-def test_grades_beside_the_answers_are_found_the_one_of_most_runs_first(name):
+def test_grades_next_to_the_answers_are_found_with_most_runs_first(name):
     score = mmvet.score(GOLDEN, mmvet.read_answers(GOLDEN / name))
     assert score.score == EXPECTED["5runs"]["capability"]["total"]
     assert score.details["grades"].endswith("5runs.json")
@@ -64,7 +65,7 @@ def test_ungraded_answers_have_no_score(data):
     assert score.score is None and "llava.eval.judge" in score.warnings[0]
 
 
-def test_grading_goes_on_where_it_stopped(data, capsys, monkeypatch):
+def test_grading_resumes(data, capsys, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     answers = data / "llava_answers_toy.jsonl"
     grades = data / "llava_answers_toy_some-judge-grade-2runs.json"
@@ -89,7 +90,7 @@ def test_grading_goes_on_where_it_stopped(data, capsys, monkeypatch):
             stub.url,
         ]
         assert judge.main(command) == 1
-        assert "refuses (400" in capsys.readouterr().err
+        assert "rejected (400" in capsys.readouterr().err
         kept = json.loads(grades.read_text())
         assert sum(len(entry["score"]) for entry in kept.values()) == 7  # of eight replies one was no grade
         partial = mmvet.score(data, mmvet.read_answers(answers))
@@ -116,9 +117,12 @@ def test_a_judge_without_numbers_gives_zero(data):
 
     temperatures: list[float] = []
     rows = mmvet.read_answers(data / "llava_answers_toy.jsonl")[:1]
-    assert list(mmvet.grade(data, rows, ask, data / "x_j-grade-1runs.json", prompt="P ")) == ["v1_0"]
+    output = data / "x_j-grade-1runs.json"
+    steps = list(mmvet.grade(data, rows, Judge("j", ask, "P "), output))
     assert temperatures == [0, 0.5, 1, 1.5, 2]
-    assert json.loads((data / "x_j-grade-1runs.json").read_text())["v1_0"]["score"] == [0.0]
+    assert {(step.answer, step.path) for step in steps} == {("v1_0", output)} and not output.exists()
+    entry = json.loads(steps[-1].content)["v1_0"]
+    assert entry["score"] == [0.0] and entry["model"] == ["m"] and entry["judge"] == "j"
 
 
 def test_grades_are_numbers_from_0_to_1():
@@ -126,14 +130,14 @@ def test_grades_are_numbers_from_0_to_1():
     assert {text: parse_grade(text) for text in table} == table
 
 
-def test_endpoint_waits_for_what_passes_and_not_for_what_does_not():
+def test_endpoint_retries_transient_errors_only():
     replies = iter([429, 503, "yes"])
     with stub_judge(lambda body: next(replies)) as stub:
         endpoint = judge.Endpoint(stub.url, "m", seconds=0.001)
         assert endpoint.ask([{"role": "user", "content": "?"}], None, None) == ("yes", "stub")
         assert len(stub.asked) == 3 and "temperature" not in stub.asked[0]
         assert "Authorization" not in stub.headers[0]
-    with pytest.raises(judge.EndpointError, match="does not answer"):
+    with pytest.raises(judge.EndpointError, match="no answer after 2 attempts"):
         judge.Endpoint(stub.url, "m", seconds=0.001, attempts=2).ask([], None, None)
 
 
@@ -141,5 +145,5 @@ def test_reader_and_other_answers(data):
     questions = list(mmvet.questions(data, []))
     assert questions[0].text == "What is y in the toy equation?" and mmvet.max_new_tokens == 1024
     assert questions[0].image == data / "images" / "v1_0.png" and mmvet.check_truth(data, questions) == []
-    with pytest.raises(DataError, match="1 of 1 answers are to questions"):
+    with pytest.raises(DataError, match="1 of 1 answers match no question"):
         mmvet.score(data, [{"question_id": 999, "text": "x"}])

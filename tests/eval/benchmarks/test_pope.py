@@ -1,4 +1,4 @@
-"""POPE: every golden case of the official scorer, its traps, and the reader's checks."""
+"""POPE: every golden case of the official scorer, its bugs, and the reader's checks."""
 
 from __future__ import annotations
 
@@ -76,31 +76,33 @@ def test_another_release_of_the_random_labels_is_named(tmp_path):
     assert any("2,910" in warning and warning.startswith("random") for warning in score.warnings)
 
 
-def test_a_part_of_the_questions_is_scored_by_id():
+def test_a_subset_of_the_questions_is_scored_by_id():
     part = answers("clean")[:42]  # adversarial only
     score = pope.score(GOLDEN, part, fixed=True)
     assert score.score == pytest.approx(100 * EXPECTED["clean"]["adversarial"]["f1"])
-    assert "random" not in score.details and any("popular: 42 of 42" in warning for warning in score.warnings)
+    assert "random" not in score.details and any(
+        "of 120 questions have no answer" in warning for warning in score.warnings
+    )
     assert pope.score_counts(pope.per_image_counts(GOLDEN, part).counts.sum(0)) == pytest.approx(score.score)
 
 
-def test_a_lost_answer_shifts_the_rest_and_warns():
+def test_a_missing_answer_shifts_the_others_and_warns():
     rows = answers("clean")
     score = pope.score(GOLDEN, rows[:5] + rows[6:])
     assert any("1 of 120 questions have no answer" in warning for warning in score.warnings)
     assert any(
-        warning.startswith("adversarial: 41 answers against 42 labels; 36 answers, from place 6 on")
+        warning.startswith("adversarial: 41 answers, 42 labels; 36 answers, from position 6 on")
         for warning in score.warnings
     )
 
 
 def test_answers_to_other_questions_are_an_error():
     rows = [{**row, "question_id": row["question_id"] + 500} for row in answers("clean")]
-    with pytest.raises(DataError, match="questions that .*llava_pope_test.jsonl does not have"):
+    with pytest.raises(DataError, match="120 of 120 answers match no question in .*llava_pope_test.jsonl"):
         pope.score(GOLDEN, rows)
 
 
-def test_tallies_give_the_score_again():
+def test_per_image_counts_reproduce_the_score():
     tallies = pope.per_image_counts(GOLDEN, answers("clean"))
     total = tallies.counts.sum(0)
     assert pope.score_counts(total) == pytest.approx(100 * EXPECTED["clean"]["mean_f1"])
@@ -118,14 +120,14 @@ def test_command_line_prints_one_json_document_last(capsys):
     assert "no such answer file" in capsys.readouterr().err
 
 
-def test_damaged_answers_are_refused_with_file_and_line(tmp_path):
+def test_malformed_answers_are_rejected_with_file_and_line(tmp_path):
     path = tmp_path / "answers.jsonl"
     path.write_text('{"question_id": 1, "text": "yes"}\n{"question_id": 2, "te\n')
     with pytest.raises(DataError, match=r"answers\.jsonl:2: not a JSON line"):
         read_answers(path)
 
 
-def test_reader_goes_on_after_malformed_lines(tmp_path):
+def test_reader_continues_after_malformed_lines(tmp_path):
     data = make_pope(tmp_path / "pope")
     path = data / "llava_pope_test.jsonl"
     lines = path.read_text().splitlines()
@@ -143,15 +145,17 @@ def test_reader_goes_on_after_malformed_lines(tmp_path):
     assert questions[2].line == 4
 
 
-def test_missing_files_say_what_to_put_where(tmp_path):
-    with pytest.raises(DataError, match="val2014.*put the COCO val2014 images there"):
-        list(pope.questions(GOLDEN, []))
+def test_errors_about_missing_files_name_content_and_source(tmp_path):
+    with pytest.raises(DataError, match="Put the images into .*val2014"):
+        pope.check(GOLDEN, list(pope.questions(GOLDEN, [])))
     data = make_pope(tmp_path / "pope")
     (data / "coco" / "coco_pope_popular.json").unlink()
-    with pytest.raises(DataError, match="coco_pope_popular.json: no such file; put POPE's labels"):
+    with pytest.raises(DataError, match="coco_pope_popular.json: not found. Add the labels from POPE"):
         pope.score(data, answers("clean"))
     (data / "llava_pope_test.jsonl").unlink()
-    with pytest.raises(DataError, match="llava_pope_test.jsonl: no such file; put LLaVA's question file"):
+    with pytest.raises(
+        DataError, match="llava_pope_test.jsonl: not found. Add the questions from eval.zip of LLaVA"
+    ):
         pope.questions(data, [])
     with pytest.raises(DataError, match="no such folder"):
         pope.locate(tmp_path / "nowhere")
@@ -166,9 +170,9 @@ def test_duplicates_and_missing_images_are_counted(tmp_path):
     gone = questions[0].image
     gone.unlink()
     warnings = check_questions("POPE", questions)
-    assert "1 questions occur more than once, e.g. question_id 1" in warnings[0]
+    assert "1 questions occur more than once (first: question_id 1)" in warnings[0]
     asking = sum(question.image == gone for question in questions)
-    assert f"1 of 4 images are missing, {asking} questions ask about them" in warnings[1]
+    assert f"1 of 4 images are missing; {asking} questions use them" in warnings[1]
     shutil.rmtree(data / "val2014")
     (data / "val2014").mkdir()
     with pytest.raises(DataError, match="Put the images into .*val2014"):
@@ -191,7 +195,7 @@ def test_official_rule_is_the_default_of_the_command_line(capsys):
     assert scores == [None, None, 0.0]
 
 
-def test_labels_of_another_release_are_told_before_asking(tmp_path):
+def test_labels_of_another_release_are_reported_before_inference(tmp_path):
     data = make_pope(tmp_path / "pope")
     questions = list(pope.questions(data, []))
     assert pope.check(data, questions) == []
@@ -199,7 +203,7 @@ def test_labels_of_another_release_are_told_before_asking(tmp_path):
     row = json.loads(path.read_text().splitlines()[0])
     path.write_text("".join(json.dumps({**row, "question_id": n}) + "\n" for n in range(5001, 8001)))
     warnings = pope.check(data, questions)
-    assert "questions have no label" in warnings[0] and "2,910" in warnings[1]
+    assert "questions have no ground truth in" in warnings[0] and "2,910" in warnings[1]
 
 
 def test_questions_without_image_are_counted(tmp_path):
@@ -209,10 +213,10 @@ def test_questions_without_image_are_counted(tmp_path):
     del rows[0]["image"], rows[1]["image"]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (warning,) = pope.check(data, list(pope.questions(data, [])))
-    assert f"2 of {len(rows)} questions name no image" in warning and "llava_pope_test.jsonl:1" in warning
+    assert f"2 of {len(rows)} questions have no image" in warning and "llava_pope_test.jsonl:1" in warning
 
 
 def test_registry():
     assert "pope" in list_benchmarks()
-    with pytest.raises(ValueError, match="unknown benchmark 'pop'; there are: .*pope"):
+    with pytest.raises(ValueError, match="unknown benchmark 'pop'; choose from .*pope"):
         get_benchmark("pop")

@@ -1,4 +1,4 @@
-"""ScienceQA: every golden case of LLaVA's scorer, letters it accepts, prompts, pictures left out."""
+"""ScienceQA: every golden case of LLaVA's scorer, letters it accepts, prompts, missing images."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_golden_scores(case, capsys):
     assert len(details["warnings"]) == {"missing": 2, "only": 1}.get(case.split("_")[-1], 0)
 
 
-def test_letters_that_count():
+def test_accepted_letters():
     table = {
         "A": "A",
         "E": "E",
@@ -84,18 +84,18 @@ def test_prompts_are_llavas(benchmark, count):
     assert benchmark.check_truth(GOLDEN, questions) == []
 
 
-def test_pictures_left_out_are_counted():
+def test_missing_answers_to_image_questions_are_counted():
     score = scienceqa.score(GOLDEN, answers("letters_missing"))
-    assert any("4 of 26 questions with a picture have no answer" in warning for warning in score.warnings)
+    assert any("4 of 26 questions with an image have no answer" in warning for warning in score.warnings)
     fixed = scienceqa.score(GOLDEN, answers("letters_missing"), fixed=True)
     assert fixed.score == score.score and fixed.details["accuracy"] > score.details["accuracy"]
-    bare = [{**row, "prompt": "no picture"} for row in answers("letters_full")]
+    bare = [{**row, "prompt": "no image"} for row in answers("letters_full")]
     assert scienceqa.score(GOLDEN, bare).score is None
-    with pytest.raises(DataError, match="54 of 54 answers are to questions"):
+    with pytest.raises(DataError, match="54 of 54 answers match no question"):
         scienceqa.score(GOLDEN, [{**row, "question_id": "x" + row["question_id"]} for row in bare])
 
 
-def test_damaged_entries_are_named(tmp_path):
+def test_malformed_entries_are_named(tmp_path):
     rows = [
         {"id": "1", "conversations": []},
         {"id": "2", "image": "2/image.png", "conversations": [{"from": "human", "value": "Which?"}]},
@@ -106,5 +106,5 @@ def test_damaged_entries_are_named(tmp_path):
     (question,) = scienceqa.questions(tmp_path, problems)
     assert question.question_id == "3" and [problem.line for problem in problems] == [1, 2]
     (tmp_path / "llava_test_CQM-I.json").write_text("{}")
-    with pytest.raises(DataError, match="holds a JSON dict, not a list"):
+    with pytest.raises(DataError, match="contains a JSON dict, expected a list"):
         scienceqa.questions(tmp_path, [])

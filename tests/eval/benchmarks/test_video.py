@@ -35,7 +35,7 @@ def test_golden_scores(folder, name, capsys):
     assert benchmark.score_counts(total) == pytest.approx(document["score"])
 
 
-def test_tally_of_odd_replies():
+def test_tally_of_invalid_replies():
     assert tally([{"pred": "yes, mostly", "score": 4.8}, {"pred": "Not sure", "score": "3"}]) == {
         "yes_count": 1,
         "no_count": 1,
@@ -60,25 +60,27 @@ def test_without_a_judge_there_are_only_offline_matches(data):
         {"question_id": "v_toyclip0_10_20_1", "text": "2"},
     ]
     score = msvd.score(data, rows)
-    assert score.score is None and "not the number that papers print" in score.warnings[-1]
+    assert score.score is None and "not comparable with papers" in score.warnings[-1]
     assert score.details["offline_exact_match"] == 50 and score.details["offline_normalised_match"] == 100
 
 
-def test_wrong_answers_beside_predictions_are_noticed(data):
+def test_wrong_answers_stored_with_predictions_are_reported(data):
     path = data / "merge.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[3]["answer"] = "something else"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     score = msvd.score(data, msvd.read_answers(path))
-    assert any("1 of 24 answers stand beside another correct answer" in warning for warning in score.warnings)
+    assert any(
+        "1 of 24 answers are stored with another correct answer" in warning for warning in score.warnings
+    )
     path.write_text('{"id": "x"}\n')
-    with pytest.raises(DataError, match="merge.jsonl:1: neither id and pred"):
+    with pytest.raises(DataError, match="merge.jsonl: answer 1 has neither id and pred"):
         msvd.read_answers(path)
-    with pytest.raises(DataError, match="1 of 1 answers are to questions"):
+    with pytest.raises(DataError, match="1 of 1 answers match no question"):
         msvd.score(data, [{"question_id": "v_other", "text": "x"}])
 
 
-def test_judging_goes_on_where_it_stopped(data, capsys):
+def test_judging_resumes(data, capsys):
     answers = data / "merge.jsonl"
 
     def reply(body):
@@ -96,7 +98,7 @@ def test_judging_goes_on_where_it_stopped(data, capsys):
             "--base-url",
             stub.url,
         ]
-        assert judge.main(command) == 1 and "refuses (401" in capsys.readouterr().err
+        assert judge.main(command) == 1 and "rejected (401" in capsys.readouterr().err
         assert len(list((data / "merge_judged").iterdir())) == 6  # the first could not be read, five times
         assert judge.main(command) == 0
         document = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -110,7 +112,13 @@ def test_judging_goes_on_where_it_stopped(data, capsys):
         )
     stored = json.loads((data / "merge_judged" / "v_toyclip0_10_20_0.json").read_text())
     assert stored[0] == {"pred": "yes", "score": 4}
-    assert stored[1] == {"q": "is the goat red?", "a": "no", "pred": "Yes, it is."}
+    assert stored[1] == {
+        "q": "is the goat red?",
+        "a": "no",
+        "pred": "Yes, it is.",
+        "judge": "gpt-3.5-turbo",
+        "prompt": "built-in",
+    }
     assert msvd.score(data, msvd.read_answers(data / "merge_judged")).score == 100
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from helpers.synthetic_pope import make_pope
 from llava.eval import run, sweep
-from llava.eval.benchmarks import get_benchmark
+from llava.eval.benchmarks import Answer, get_benchmark
 from llava.eval.jobs import execute
 from llava.eval.jobs.job import Task, read_task, resolve_job, resolve_pruner
-from llava.eval.store.answer_file import Answer, AnswerFile
+from llava.eval.store.answer_file import AnswerFile
 
 MODEL = Path(__file__).parents[2] / "data" / "model" / "ckpt_llava15s"
 FAST = ["--max-new-tokens", "3", "--batch-size", "8"]

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from llava.eval.benchmarks import Answer
 from llava.eval.benchmarks.base import Question
-from llava.eval.store.answer_file import Answer, AnswerFile, AnswerFileError
+from llava.eval.store.answer_file import AnswerFile, AnswerFileError
 from llava.eval.store.provenance import Configuration, fingerprint_checkpoint, fingerprint_questions
 
 CONFIGURATION = Configuration(

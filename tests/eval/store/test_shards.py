@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from llava.eval.benchmarks import Answer
 from llava.eval.benchmarks.base import DataIssue, Question
-from llava.eval.store.answer_file import Answer, AnswerFile, AnswerFileError
+from llava.eval.store.answer_file import AnswerFile, AnswerFileError
 from llava.eval.store.provenance import Configuration
 from llava.eval.store.shards import ShardReport, Shards
 

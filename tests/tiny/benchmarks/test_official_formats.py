@@ -103,7 +103,7 @@ def test_correct_answers_have_the_full_score(name):
     assert score.score == pytest.approx(FULL_SCORES[name])
     tallies = benchmark.per_image_counts(folder, rows)
     assert benchmark.score_counts(tallies.counts.sum(0)) == pytest.approx(FULL_SCORES[name])
-    expected = {"mme": "10 tasks", "scienceqa": "have no answer"}
+    expected = {"mme": "10 tasks", "scienceqa": "without an image have no answer"}
     assert all(name in expected and expected[name] in warning for warning in score.warnings)
 
 
