@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from llava.eval.benchmarks import Question, QuestionScore, get_benchmark
+from llava.eval.benchmarks import Benchmark, Question, QuestionScore, get_benchmark
 from llava.eval.metrics.scorecard import Scorecard
 from llava.eval.metrics.statistics import bootstrap_interval
 from llava.eval.tables.summary import (
