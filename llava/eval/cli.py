@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llava import paths
 from llava.argtypes import at_least, ratio
-from llava.eval.benchmarks import DataError, DataIssue
+from llava.eval.benchmarks import DataError, DataIssue, benchmark_name
 from llava.eval.jobs.execute import ModelError
 from llava.eval.jobs.job import Job, resolve_job
 from llava.eval.store.answer_file import AnswerFileError
@@ -33,6 +33,29 @@ def new_parser(command: str, description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         f"python -m llava.eval.{command}", description=description, formatter_class=form
     )
+
+
+def answer_parser(
+    command: str, description: str, benchmarks: Sequence[str], data: str = "", answers: str = ""
+) -> argparse.ArgumentParser:
+    """Return the parser of a command about answer files.
+
+    Args:
+        data, answers: What the help adds to the argument of that name, which is then optional.
+    """
+    parser = new_parser(command, description)
+    add = parser.add_argument
+    add(
+        "--benchmark", required=True, type=benchmark_name, choices=benchmarks, help="benchmark of the answers"
+    )
+    add("--answers", required=not answers, type=Path, help=f"answer file of the benchmark{answers}")
+    add("--data", required=not data, type=user_path, help=f"folder of the benchmark{data}")
+    return parser
+
+
+def user_path(text: str) -> Path:
+    """Return the path of an argument, with ~ expanded."""
+    return Path(text).expanduser()
 
 
 def guarded(main: Callable[..., int]) -> Callable[..., int]:

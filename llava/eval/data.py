@@ -19,36 +19,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks import (
-    Benchmark,
-    DataError,
-    DataIssue,
-    benchmark_name,
-    get_benchmark,
-    list_benchmarks,
-)
-from llava.eval.cli import guarded
-from llava.paths import BUNDLED_DATA
+from llava.eval import cli
+from llava.eval.benchmarks import Benchmark, DataError, DataIssue, get_benchmark, list_benchmarks
+from llava.eval.benchmarks import benchmark_name as name_of
+from llava.paths import BUNDLED_DATA, require_bundled
 
 USUAL = Path("playground", "data", "eval")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    raw, names = argparse.RawDescriptionHelpFormatter, ["all", *list_benchmarks()]
-    parser = argparse.ArgumentParser("python -m llava.eval.data", None, __doc__, formatter_class=raw)
+    names = ["all", *list_benchmarks()]
+    parser = cli.new_parser("data", __doc__)
     add = parser.add_argument
     add("command", choices=["check"])
-    add(
-        "benchmarks",
-        nargs="+",
-        type=benchmark_name,
-        choices=names,
-        metavar="NAME",
-        help=f"benchmarks: {', '.join(names)}",
-    )
+    described = f"benchmarks: {', '.join(names)}"
+    add("benchmarks", nargs="+", type=name_of, choices=names, metavar="NAME", help=described)
     add(
         "--data",
-        type=Path,
+        type=cli.user_path,
         help="folder of all benchmarks (default: DATA_DIR, playground/data/eval, the bundled one)",
     )
     return parser
@@ -56,19 +44,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check(benchmark: Benchmark, root: Path) -> dict[str, Any]:
     """Return status (absent, incomplete, complete), counts, missing files and warnings of a benchmark."""
+    folder = root / benchmark.folder
     try:
-        folder = benchmark.locate(root)
+        located = benchmark.locate(root)
+        folder = located if benchmark.owns(located) else folder  # it returns `root` if it finds nothing
     except DataError:
-        folder = root / benchmark.folder
-    if not benchmark.owns(folder):  # `locate` returns its argument if it finds nothing
-        folder = root / benchmark.folder
+        pass
     missing = [file for file in benchmark.files if file.find(folder) is None]
     report: dict[str, Any] = {
-        "status": "complete",
+        "status": "absent",
         "folder": str(folder),
-        "questions": None,
-        "release": None,
-        "images": None,
+        **dict.fromkeys(("questions", "release", "images")),
         "missing": [
             {"file": file.path, "what": file.what, "for": file.purpose, "from": file.source}
             for file in missing
@@ -76,7 +62,7 @@ def check(benchmark: Benchmark, root: Path) -> dict[str, Any]:
         "warnings": [],
     }
     if len(missing) == len(benchmark.files):
-        return {**report, "status": "absent"}
+        return report
     problems: list[DataIssue] = []
     try:
         questions = list(benchmark.questions(folder, problems))
@@ -88,8 +74,7 @@ def check(benchmark: Benchmark, root: Path) -> dict[str, Any]:
         report["warnings"].append(str(error))
     if problems:
         report["warnings"].append(f"{len(problems)} malformed lines (first: {problems[0]})")
-    if missing or report["warnings"]:
-        report["status"] = "incomplete"
+    report["status"] = "incomplete" if missing or report["warnings"] else "complete"
     report["pictures"] = report["images"]  # the name of earlier versions
     return report
 
@@ -98,25 +83,24 @@ def show(benchmark: Benchmark, report: dict[str, Any]) -> None:
     """Print a report."""
     line = f"{benchmark.name:<14} {report['status']:<11}"
     if report["questions"] is not None:
-        line += f" {report['questions']:,} questions about {report['images']:,} {benchmark.media}s"
-        line += f" ({report['release'] or 'not a full release: ' + _sizes(benchmark)})"
-    print(line if not report["missing"] else f"{line} {report['folder']}")
+        sizes = ", ".join(f"{name} has {size:,}" for size, name in benchmark.sizes.items())
+        release = report["release"] or f"not a full release: {sizes or 'size not known'}"
+        line += (
+            f" {report['questions']:,} questions about {report['images']:,} {benchmark.media}s ({release})"
+        )
+    print(line if not report["missing"] else f"{line} {report['folder']}", flush=True)
     for file in report["missing"]:
         wanted = {"ask": "", "score": ", for scoring", "submit": ", for submitting"}[file["for"]]
         print(f"    missing: {file['file']} ({file['what']}{wanted}); from {file['from']}")
     for warning in report["warnings"]:
-        print(f"    {warning}")
+        print(f"    {warning}", flush=True)
 
 
-def _sizes(benchmark: Benchmark) -> str:
-    return ", ".join(f"{name} has {size:,}" for size, name in benchmark.sizes.items()) or "size not known"
-
-
-@guarded
+@cli.guarded
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    usual = Path(os.environ["DATA_DIR"]) if os.environ.get("DATA_DIR") else USUAL
-    root = (args.data or (usual if usual.is_dir() else BUNDLED_DATA)).expanduser()
+    usual = Path(os.environ.get("DATA_DIR") or USUAL)
+    root = args.data or (usual if usual.is_dir() else require_bundled(BUNDLED_DATA, "--data (DATA_DIR)"))
     if not root.is_dir():
         raise DataError(f"{root}: no such folder. Set --data (DATA_DIR) to the folder of all benchmarks.")
     names = list_benchmarks() if "all" in args.benchmarks else list(dict.fromkeys(args.benchmarks))
@@ -126,7 +110,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         benchmark = get_benchmark(name)
         reports[name] = check(benchmark, root)
         show(benchmark, reports[name])
-        sys.stdout.flush()
     print(json.dumps({"data": str(root), "benchmarks": reports}))
     wanted = ("complete", "absent") if "all" in args.benchmarks else ("complete",)
     return 0 if all(report["status"] in wanted for report in reports.values()) else 1

@@ -29,18 +29,14 @@ from pathlib import Path
 from typing import Any
 
 from llava.argtypes import at_least
+from llava.eval import cli
 from llava.eval.benchmarks import DataError, get_benchmark
 from llava.eval.benchmarks.judging import Judge
-from llava.eval.cli import guarded
-from llava.eval.score import answer_parser, print_score
+from llava.eval.score import print_score
 from llava.eval.store.atomic import write_atomically
 
 JUDGED = ("mmvet", "tgif", "msvd", "msrvtt", "activitynet")
 _TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504}
-
-
-class EndpointError(DataError):
-    """The endpoint rejects a request, or does not answer."""
 
 
 @dataclass
@@ -52,48 +48,41 @@ class Endpoint:
     key: str | None = None
     attempts: int = 6
     seconds: float = 1.0
-    timeout: float = 120.0
 
     def ask(
         self, messages: list[dict[str, str]], temperature: float | None, max_tokens: int | None
     ) -> tuple[str, str]:
-        """Return (reply, model that replied). None keeps the endpoint's default. Raises EndpointError."""
-        body: dict[str, Any] = {"model": self.model, "messages": messages}
-        if temperature is not None:
-            body["temperature"] = temperature
-        if max_tokens is not None:
-            body["max_tokens"] = max_tokens
-        headers = {"Content-Type": "application/json"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
+        """Return (reply, model that replied). None keeps the endpoint's default. Raises DataError."""
+        body = {"model": self.model, "messages": messages}
+        options = {"temperature": temperature, "max_tokens": max_tokens}
+        body |= {name: value for name, value in options.items() if value is not None}
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        headers["Content-Type"] = "application/json"
         address = self.base_url.rstrip("/") + "/chat/completions"
         request = urllib.request.Request(address, json.dumps(body).encode(), headers)
         for attempt in range(self.attempts):
+            time.sleep(self.seconds * 2 ** (attempt - 1) if attempt else 0)
             try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                with urllib.request.urlopen(request, timeout=120) as response:
                     document = json.loads(response.read())
-                reply = document["choices"][0]["message"]["content"]
-                return reply or "", str(document.get("model", self.model))
+                return document["choices"][0]["message"]["content"] or "", document.get("model", self.model)
             except urllib.error.HTTPError as error:
                 reason = f"{error.code}: {error.read(500).decode(errors='replace')}"
                 if error.code not in _TRANSIENT:
-                    raise EndpointError(f"{address}: request rejected ({reason})") from error
+                    raise DataError(f"{address}: request rejected ({reason})") from error
             except (OSError, http.client.HTTPException) as error:
                 reason = str(error)
             except (ValueError, LookupError, TypeError) as error:
-                raise EndpointError(f"{address}: reply is not an OpenAI chat completion ({error})") from error
-            if attempt + 1 < self.attempts:
-                time.sleep(self.seconds * 2**attempt)
-        raise EndpointError(
+                raise DataError(f"{address}: reply is not an OpenAI chat completion ({error})") from error
+        raise DataError(
             f"{address}: no answer after {self.attempts} attempts ({reason}). Finished grades are kept; run "
             "the same command again to resume."
         )
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = answer_parser("judge", __doc__, JUDGED)
+    parser = cli.answer_parser("judge", __doc__, JUDGED)
     add = parser.add_argument
-    add("--data", required=True, type=Path, help="folder of the benchmark")
     add("--model", help="judge model (default: gpt-4-0613 for mmvet, else gpt-3.5-turbo)")
     add(
         "--base-url",
@@ -117,38 +106,40 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@guarded
+@cli.guarded
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     benchmark: Any = get_benchmark(args.benchmark)
-    data, answers = benchmark.locate(args.data.expanduser()), benchmark.read_ungraded(args.answers)
+    data, (answers, _) = benchmark.locate(args.data), benchmark.read_ungraded(args.answers)
     if any("text" not in row for row in answers):
         raise DataError(f"{args.answers}: contains grades without answers. Pass the answer file.")
     prompt = args.prompt.read_text(encoding="utf-8") if args.prompt else None
-    if prompt is not None:
-        benchmark.check_prompt(args.prompt, prompt)
-    model = args.model or benchmark.judge_model
-    endpoint = Endpoint(args.base_url, model, os.environ.get("OPENAI_API_KEY"))
-    judge = Judge(model, endpoint.ask, prompt)
-    output = args.output or benchmark.grades_path(args.answers, model, args.runs)
+    absent = [name for name in benchmark.placeholders if prompt is not None and name not in prompt]
+    if absent:
+        raise DataError(
+            f"{args.prompt}: missing placeholder {', '.join(absent)}. The judge would not see that part. Add "
+            "it to the instruction; other braces are sent unchanged."
+        )
+    model, asked = args.model or benchmark.judge_model, answers[: args.limit]
+    judge = Judge(model, Endpoint(args.base_url, model, os.environ.get("OPENAI_API_KEY")).ask, prompt)
+    name = benchmark.grades_name.format(answers=args.answers.stem, judge=judge.file_name(), runs=args.runs)
+    output = args.output or args.answers.with_name(name)
     adopt = args.output is not None  # naming existing grades of an unknown judge means to continue them
-    asked = answers[: args.limit]
     print(f"{benchmark.title}: {len(asked)} answers, judged by {model} at {args.base_url}", flush=True)
-    graded: set[str] = set()
-    for step in benchmark.grade(data, asked, judge, output, args.runs, adopt):
-        if step.content is not None:
-            step.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(step.path, step.content)
-        if step.answer not in graded and (len(graded) + 1) % 50 == 0:
-            print(f"{len(graded) + 1} of {len(asked)}", flush=True)
-        graded.add(step.answer)
-    missing = len({benchmark.key(row) for row in asked}) - len(graded)
+    steps = benchmark.grade(data, asked, judge, output, args.runs, adopt)
+    for number, (path, content) in enumerate(steps, 1):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+        if number % 50 == 0:
+            print(f"{number} new grades", flush=True)
+    rows = benchmark.with_grades(answers, output) if output.exists() else answers
+    missing = sum("grades" not in row for row in rows[: args.limit])
     if missing:
         print(f"{missing} answers have no readable reply; run the command again to retry", file=sys.stderr)
-    score = benchmark.score(data, benchmark.with_grades(answers, output) if graded else answers)
+    score = benchmark.score(data, rows)
     print_score(score)
-    judged_by = score.details.get("judge") or model
-    print(json.dumps({**score.document(), "judge": judged_by, "replies": str(output), "missing": missing}))
+    document = {**score.document(), "judge": score.details.get("judge") or model}
+    print(json.dumps({**document, "replies": str(output), "missing": missing}))
     return 1 if missing else 0
 
 

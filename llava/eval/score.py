@@ -13,34 +13,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from llava.eval.benchmarks import Score, benchmark_name, get_benchmark, list_benchmarks
-from llava.eval.cli import guarded
-
-
-def answer_parser(
-    command: str, description: str, benchmarks: Sequence[str], needs_answers: bool = True
-) -> argparse.ArgumentParser:
-    """Return a parser with the arguments that the commands about answer files share."""
-    parser = argparse.ArgumentParser(
-        f"python -m llava.eval.{command}",
-        None,
-        description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add(
-        "--benchmark", required=True, type=benchmark_name, choices=benchmarks, help="benchmark of the answers"
-    )
-    default = "" if needs_answers else " (default: found by the setting)"
-    add("--answers", required=needs_answers, type=Path, help=f"answer file of the benchmark{default}")
-    return parser
+from llava.eval import cli
+from llava.eval.benchmarks import Score, get_benchmark, list_benchmarks
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = answer_parser("score", __doc__, list_benchmarks())
-    parser.add_argument("--data", required=True, type=Path, help="folder of the benchmark")
+    parser = cli.answer_parser("score", __doc__, list_benchmarks())
     rule = parser.add_mutually_exclusive_group()
     rule.add_argument("--strict", dest="fixed", action="store_false", help="use the official rule (default)")
     rule.add_argument("--fixed", action="store_true", help="work around known bugs of the official rule")
@@ -54,19 +33,18 @@ def print_score(score: Score) -> None:
         if isinstance(value, dict):
             value = "  ".join(f"{key} {_short(part)}" for key, part in value.items())
         print(f"{name:<12} {_short(value)}")
-    for warning in score.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    cli.print_warnings(score.warnings)
 
 
 def _short(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
-@guarded
+@cli.guarded
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     benchmark = get_benchmark(args.benchmark)
-    data, answers = benchmark.locate(args.data.expanduser()), benchmark.read_answers(args.answers)
+    data, answers = benchmark.locate(args.data), benchmark.read_answers(args.answers)
     score = benchmark.score(data, answers, fixed=args.fixed)
     print_score(score)
     print(json.dumps(score.document()))

@@ -20,20 +20,18 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from llava.eval import cli
 from llava.eval.benchmarks import Benchmark, DataError, DataIssue, get_benchmark, list_benchmarks
 from llava.eval.benchmarks.base import Submission
-from llava.eval.benchmarks.files import read_jsonl
-from llava.eval.cli import guarded
-from llava.eval.score import answer_parser
+from llava.eval.benchmarks.files import Row, read_jsonl
 from llava.eval.store.atomic import write_atomically
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = answer_parser("submit", __doc__, list_benchmarks())
+    data = "; not needed with --questions, gqa and mmvet"
+    parser = cli.answer_parser("submit", __doc__, list_benchmarks(), data)
     add = parser.add_argument
-    add("--data", type=Path, help="folder of the benchmark; not needed with --questions, gqa and mmvet")
     add("--questions", type=Path, help="file that lists the questions to submit (default: the one in --data)")
     add(
         "--output",
@@ -52,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 def write(
     benchmark: Benchmark,
     data: Path | None,
-    rows: list[dict[str, Any]],
+    rows: list[Row],
     answers: Path,
     output: Path | None = None,
     questions: Path | None = None,
@@ -74,25 +72,22 @@ def write(
     return made, output
 
 
-@guarded
+@cli.guarded
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     benchmark = get_benchmark(args.benchmark)
-    data = benchmark.locate(args.data.expanduser()) if args.data else None
-    warnings: list[str] = []
+    problems: list[DataIssue] = []
     if args.skip_invalid and args.answers.is_file():
-        problems: list[DataIssue] = []
         answers = [row for _, row in read_jsonl(args.answers, problems, ("question_id", "text"))]
-        if problems:
-            warnings.append(f"{len(problems)} malformed lines are left out (first: {problems[0]})")
     else:
         answers = benchmark.read_answers(args.answers)
     if args.questions and not args.questions.is_file():
         raise DataError(f"{args.questions}: no such file")
+    data = benchmark.locate(args.data) if args.data else None
     made, output = write(benchmark, data, answers, args.answers, args.output, args.questions)
+    warnings = [f"{len(problems)} malformed lines are left out (first: {problems[0]})"] if problems else []
     warnings += made.warnings
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    cli.print_warnings(warnings)
     print(f"{made.rows} answers for {made.server}: {output}")
     document = {"benchmark": benchmark.name, "output": str(output), "rows": made.rows, "server": made.server}
     print(json.dumps({**document, "warnings": warnings}))

@@ -147,10 +147,10 @@ def test_command_reads_the_benchmark_from_the_scores_beside_the_answers(tmp_path
     folders = [str(tmp_path / name) for name in "ab"]
     assert main([*folders, "--data", str(POPE)]) == 1
     assert "no score.json beside them. Set --benchmark" in capsys.readouterr().err
-    (tmp_path / "b" / "score.json").write_text('{"benchmark": "pope"}')
+    (tmp_path / "b" / "score.json").write_text('{"benchmark": "pope", "score": 1}')
     assert main([*folders, "--data", str(POPE)]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["benchmark"] == "pope"
-    (tmp_path / "a" / "score.json").write_text('{"benchmark": "gqa"}')
+    (tmp_path / "a" / "score.json").write_text('{"benchmark": "gqa", "score": 1}')
     assert main([*folders, "--data", str(POPE)]) == 1
     assert "name gqa, pope" in capsys.readouterr().err
 

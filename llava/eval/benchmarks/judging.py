@@ -1,24 +1,25 @@
-"""What benchmarks graded by a language model share: the judge, and which judge gave the stored grades.
+"""What benchmarks graded by a language model share: the judge, stored grades, the grading loop.
 
 Every stored grade records the judge model and the instruction that produced it, because grades of two judges
-or two instructions are not comparable. A benchmark yields what to store; the command `llava.eval.judge`
-writes it.
+or two instructions are not comparable. Grades are stored as {answer: entry}, in one JSON file or in a folder
+with one <answer>.json per entry. A benchmark yields what to store; the command `llava.eval.judge` writes it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-from llava.eval.benchmarks.base import Benchmark
-from llava.eval.benchmarks.files import DataError, Row
+from llava.eval.benchmarks.base import Benchmark, Score
+from llava.eval.benchmarks.files import DataError, Row, read_json
 
 UNKNOWN = "unknown"
-Ask = Callable[[list[dict[str, str]], float | None, int | None], tuple[str, str]]
+TRIES = 5  # requests until a reply can be read
 
 
 @dataclass(frozen=True)
@@ -31,23 +32,17 @@ class Judge:
     """
 
     model: str
-    ask: Ask
+    ask: Callable[[list[dict[str, str]], float | None, int | None], tuple[str, str]]
     prompt: str | None = None
 
     def record(self) -> dict[str, str]:
         """Return what is stored with every grade."""
-        digest = (
-            hashlib.sha256(self.prompt.encode()).hexdigest()[:16] if self.prompt is not None else "built-in"
-        )
+        digest = "built-in" if self.prompt is None else hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
         return {"judge": self.model, "prompt": digest}
 
-
-class GradeStep(NamedTuple):
-    """One graded answer: write `content` to `path`, unless it is None (graded before)."""
-
-    answer: str
-    path: Path
-    content: str | None
+    def file_name(self) -> str:
+        """Return the model's name as part of a file name."""
+        return self.model.replace("/", "-").replace("_", "-")
 
 
 class JudgedBenchmark(Benchmark):
@@ -56,81 +51,127 @@ class JudgedBenchmark(Benchmark):
     Attributes:
         judge_model: Default judge.
         placeholders: Required in an instruction that replaces the benchmark's own.
+        grades_name: Default name of stored grades, beside the answers; a folder unless it ends in .json. Only
+            a file contains several runs of the judge.
+        scores_parts: True if there is a score before all answers are graded.
+        without_judge: What can be done without a judge, for the warning.
     """
 
     judge_model: str
     placeholders: tuple[str, ...] = ()
+    grades_name: str
+    scores_parts: bool = False
+    without_judge: str
 
     @abstractmethod
-    def grades_path(self, answers: Path, model: str, runs: int) -> Path:
-        """Return the default path of the grades of an answer file."""
+    def read_ungraded(self, path: Path) -> tuple[list[Row], list[Path]]:
+        """Return answers without grades, and the grades to use with them, if any, then other judges' grades."""
 
     @abstractmethod
-    def read_ungraded(self, path: Path) -> list[Row]:
-        """Return the answers of a file, without grades."""
+    def rate(self, truth: Mapping[Hashable, Row], graded: dict[Hashable, Row], score: Score) -> None:
+        """Set the value of `score`, and add to its details and warnings, by the official rule."""
 
     @abstractmethod
-    def stored_grades(self, path: Path) -> list[Path]:
-        """Return the grades to use with an answer file, if any, then those of other judges."""
+    def grades_of(self, entry: Any) -> Row:
+        """Return the "grades" of a stored entry, one per run, and their "judge"."""
+
+    @abstractmethod
+    def record_of(self, entry: Any, path: Path, judge: Judge) -> Row:
+        """Return the "judge" and "prompt" of a stored entry of `path`, to compare with those of `judge`."""
+
+    @abstractmethod
+    def ask(self, judge: Judge, truth: Row, row: Row, entry: Any | None) -> Any | None:
+        """Return `entry` with one more grade of the answer `row`, or None without a readable reply."""
+
+    def read_grades(self, path: Path) -> dict[str, Any]:
+        """Return the stored entries of a file or folder."""
+        if path.is_dir():
+            return {one.stem: read_json(one, list) for one in sorted(path.glob("*.json"))}
+        return read_json(path, dict)
 
     def read_answers(self, path: str | Path) -> list[Row]:
         """Return the answers of a file, with the grades stored in it or next to it."""
-        rows, stored = self.read_ungraded(Path(path)), self.stored_grades(Path(path))
-        if not stored:
-            return rows
+        rows, stored = self.read_ungraded(Path(path))
+        if not rows:
+            raise DataError(f"{path}: contains no answers")
         others = [one.name for one in stored[1:]]
-        return [{**row, "other_grades": others} for row in self.with_grades(rows, stored[0])]
+        graded = self.with_grades(rows, stored[0]) if stored else rows
+        return [{**row, "other_grades": others} for row in graded]
 
-    @abstractmethod
     def with_grades(self, rows: list[Row], path: Path) -> list[Row]:
         """Return the answers with the grades stored in `path`."""
+        stored = self.read_grades(path)
+        return [
+            {**row, **self.grades_of(stored[key]), "grades_file": path.name} if key in stored else row
+            for row, key in ((row, str(self.key(row))) for row in rows)
+        ]
 
-    @abstractmethod
     def grade(
-        self, data: Path, answers: list[Row], judge: Judge, output: Path, runs: int, adopt: bool
-    ) -> Iterator[GradeStep]:
+        self, data: Path, answers: list[Row], judge: Judge, output: Path, runs: int = 1, adopt: bool = False
+    ) -> Iterator[tuple[Path, str]]:
         """Grade the answers that `output` does not contain yet, `runs` times each.
 
         Args:
             adopt: Keep stored grades of unknown judges.
+        Yields:
+            A file and its new content, after every grade.
         Raises:
             DataError: `output` contains grades of another judge or instruction.
         """
-
-    def check_prompt(self, path: Path, prompt: str) -> None:
-        """Raise DataError if placeholders are missing in an instruction."""
-        missing = [name for name in self.placeholders if name not in prompt]
-        if missing:
-            raise DataError(
-                f"{path}: missing placeholder {', '.join(missing)}. The judge would not see that part. Add "
-                "it to the instruction; other braces are sent unchanged."
-            )
-
-    def check_judge(self, path: Path, records: Iterable[Row], judge: Judge, adopt: bool) -> None:
-        """Raise DataError unless `judge` gave all stored grades; `adopt` accepts unknown ones."""
-        mine = judge.record()
-        for record in records:
+        truth, rows = self.truth(data), self.join(data, answers).rows
+        stored = self.read_grades(output) if output.exists() else {}
+        mine, in_file = judge.record(), self.grades_name.endswith(".json")
+        for entry in stored.values():
+            record = self.record_of(entry, output, judge)
             given = record.get("judge", UNKNOWN)
             if {"judge": given, "prompt": record.get("prompt")} == mine or (given == UNKNOWN and adopt):
                 continue
-            other = " with another instruction" if given == mine["judge"] else f", not of {mine['judge']!r}"
-            hint = f", or --output {path} to add to these" if given == UNKNOWN else ""
+            other = " with another instruction" if given == judge.model else f", not of {judge.model!r}"
+            hint = f", or --output {output} to add to these" if given == UNKNOWN else ""
             raise DataError(
-                f"{path}: contains grades of judge {given!r}{other}. Grades of two judges or instructions "
+                f"{output}: contains grades of judge {given!r}{other}. Grades of two judges or instructions "
                 f"are not comparable. Pass --output with a new name{hint}."
             )
+        for key, row in rows.items():
+            name = str(key)
+            finished = len(self.grades_of(stored[name])["grades"]) if name in stored else 0
+            for _ in range(finished, runs if in_file else 1):
+                entry = self.ask(judge, truth[key], row, stored.get(name))
+                if entry is None:  # asked again by the next start
+                    break
+                stored[name] = entry
+                if in_file:
+                    yield output, json.dumps(stored, indent=1)
+                else:
+                    yield output / f"{name}.json", json.dumps(entry)
 
-    def judged_by(self, answers: list[Row]) -> tuple[str | None, list[str]]:
-        """Return the judge that gave the grades of these answers, and warnings if it is ambiguous."""
-        judges = sorted({row["judge"] for row in answers if row.get("judge")})
-        warnings = []
+    def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
+        rows, warnings, _ = self.join(data, answers)
+        graded = {key: row for key, row in rows.items() if row.get("grades")}
+        score = Score(self.name, None, {"answered": len(rows), "graded": len(graded)}, warnings)
+        if not graded:
+            warnings.append(
+                f"not graded yet: run python -m llava.eval.judge --benchmark {self.name} --data ... --answers "
+                f"...{self.without_judge}"
+            )
+            return score
+        used, judges = next(iter(graded.values())), sorted({row["judge"] for row in graded.values()} - {None})
+        score.details |= {"judge": ", ".join(judges) or None, "grades": used["grades_file"]}
         if len(judges) > 1:
             warnings.append(f"these grades are of several judges and not comparable: {', '.join(judges)}")
-        row = next((row for row in answers if row.get("other_grades") and row.get("grades_file")), None)
-        if row:
+        if used.get("other_grades"):
             warnings.append(
-                f"several grades of these answers are stored: {row['grades_file']} (judge "
-                f"{', '.join(judges) or UNKNOWN}) is used, not {', '.join(row['other_grades'])}. Pass the "
+                f"several grades of these answers are stored: {used['grades_file']} (judge "
+                f"{', '.join(judges) or UNKNOWN}) is used, not {', '.join(used['other_grades'])}. Pass the "
                 "one to use as --answers"
             )
-        return ", ".join(judges) or None, warnings
+        runs = {len(row["grades"]) for row in graded.values()}
+        unfinished = len(runs) > 1 or len(graded) < len(rows)
+        if unfinished:
+            warnings.append(
+                f"grading is not finished: {len(rows) - len(graded)} answers have no grade, the others "
+                f"{min(runs)} to {max(runs)}. Run the judge again to resume"
+            )
+        if self.scores_parts or fixed or not unfinished:
+            self.rate(self.truth(data), graded, score)
+        return score

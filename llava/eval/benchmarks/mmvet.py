@@ -12,22 +12,19 @@ repository.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from llava.eval.benchmarks.base import DataFile, Score, Submission, to_json
+from llava.eval.benchmarks.base import DataFile, Score, Submission, grouped, to_json
 from llava.eval.benchmarks.files import Row, read_answers, read_json
-from llava.eval.benchmarks.judging import UNKNOWN, GradeStep, Judge, JudgedBenchmark
+from llava.eval.benchmarks.judging import TRIES, UNKNOWN, Judge, JudgedBenchmark
 
 QUESTIONS, TRUTH = "llava-mm-vet.jsonl", "mm-vet.json"
 _GRADES = re.compile(r"^(?P<stem>.*)_(?P<judge>[^_]+)-grade-(?P<runs>\d+)runs?\.json$")
 _PAGE = "MM-Vet, mm-vet.zip (github.com/yuweihao/MM-Vet)"
-_TRIES = 5
 _AGAIN = "\nPredict the correctness of the answer (digit): "
 
 PROMPT = """\
@@ -76,6 +73,8 @@ class MMVet(JudgedBenchmark):
     )
     truth_files = (TRUTH,)
     judge_model = "gpt-4-0613"
+    grades_name = "{answers}_{judge}-grade-{runs}runs.json"
+    without_judge = ", or submit the file that python -m llava.eval.submit writes"
 
     @staticmethod
     def read_truth(path: Path) -> dict[str, Row]:
@@ -90,85 +89,25 @@ class MMVet(JudgedBenchmark):
     def credit(self, entry: Row, row: Row) -> float | None:
         return float(np.mean(row["grades"])) if row.get("grades") else None
 
-    def read_ungraded(self, path: Path) -> list[Row]:
-        """Return answers of LLaVA's jsonl or MM-Vet's results ({id: text}), or only the ids of grades."""
-        if path.suffix != ".json":
-            return read_answers(path)
-        document = read_json(path, dict)
-        if _are_grades(document):
-            return [{"id": key} for key in document]
-        return [
-            {"id": key, "question_id": key.removeprefix("v1_"), "text": str(text)}
-            for key, text in document.items()
-        ]
-
-    def stored_grades(self, path: Path) -> list[Path]:
-        """Return the grades with most runs, then those of other judges; or the path itself for grades."""
-        if path.suffix == ".json" and _are_grades(read_json(path, dict)):
-            return [path]
-        stems = {path.stem, path.stem.removeprefix("llava_answers_"), path.stem.removeprefix("results_")}
-        found = [
-            (int(match["runs"]), one.name, one)
-            for one in path.parent.glob("*.json")
-            if (match := _GRADES.match(one.name)) and match["stem"] in stems
-        ]
-        *others, used = [one for _, _, one in sorted(found)] or [None]
-        others = [one for one in others if _named_judge(one) != _named_judge(used)]
-        return [used, *others] if used else []
-
-    def with_grades(self, rows: list[Row], path: Path) -> list[Row]:
-        grades = read_json(path, dict)
-        return [
-            {
-                **row,
-                "grades": entry.get("score", []),
-                "grades_file": path.name,
-                "judge": entry.get("judge") or next(iter(entry.get("model", [])), None),
-            }
-            for row in rows
-            for entry in [grades.get(self.key(row), {})]
-        ]
-
-    def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
-        rows, warnings, _ = self.join(data, answers)
-        graded = {key: row["grades"] for key, row in rows.items() if row.get("grades")}
-        details: dict[str, Any] = {"answered": len(rows), "graded": len(graded)}
-        if not graded:
-            warnings.append(
-                "not graded yet: run python -m llava.eval.judge --benchmark mmvet --data ... --answers ..., "
-                "or submit the file that python -m llava.eval.submit writes"
-            )
-            return Score(self.name, None, details, warnings)
-        judge, notes = self.judged_by(list(rows.values()))
-        warnings += notes
-        runs = {len(grades) for grades in graded.values()}
-        if len(runs) > 1 or len(graded) < len(rows):
-            warnings.append(
-                f"grading is not finished: {len(rows) - len(graded)} answers have no grade, the others "
-                f"{min(runs)} to {max(runs)}. Run the judge again to resume"
-            )
-            if not fixed:
-                return Score(self.name, None, details, warnings)
-        table = [grades[: min(runs)] for grades in graded.values()]  # (answers, runs)
-        truth = self.truth(data)
-        needs = [truth[key]["capability"] for key in graded]
-        groups = ["_".join(sorted(one)) for one in needs]
-        per_run = _run_means(table)
-        details |= {
-            "total": round(float(np.mean(per_run)), 1),
+    def rate(self, truth: Mapping[Hashable, Row], graded: dict[Hashable, Row], score: Score) -> None:
+        runs = min(len(row["grades"]) for row in graded.values())
+        table = {key: row["grades"][:runs] for key, row in graded.items()}
+        needs = [(truth[key]["capability"], grades) for key, grades in table.items()]
+        groups = {
+            "capability": grouped((name, grades) for names, grades in needs for name in names),
+            "integration": grouped(("_".join(sorted(names)), grades) for names, grades in needs),
+        }
+        per_run = _run_means(list(table.values()))
+        score.score = round(float(np.mean(per_run)), 1)
+        score.details |= {
+            "total": score.score,
             "std": round(float(np.std(per_run)), 1),
             "runs": [round(one, 1) for one in per_run],
-            "capability": {
-                name: _total(table, [name in one for one in needs])
-                for name in dict.fromkeys(name for one in needs for name in one)
-            },
-            "integration": {
-                name: _total(table, [name == one for one in groups]) for name in dict.fromkeys(groups)
-            },
-            "judge": judge,
-            "grades": next(row["grades_file"] for row in rows.values() if row.get("grades")),
         }
-        return Score(self.name, details["total"], details, warnings)
+        for part, of_group in groups.items():
+            score.details[part] = {
+                name: round(float(np.mean(_run_means(grades))), 1) for name, grades in of_group.items()
+            }
 
     def submission(self, data: Path | None, answers: list[Row], questions: Path | None = None) -> Submission:
         """Return {"v1_<question_id>": text}, MM-Vet's result file."""
@@ -178,69 +117,51 @@ class MMVet(JudgedBenchmark):
 
     # -- judging ----------------------------------------------------------------------------------
 
-    def grades_path(self, answers: Path, model: str, runs: int) -> Path:
-        return answers.with_name(f"{answers.stem}_{_slug(model)}-grade-{runs}runs.json")
+    def read_ungraded(self, path: Path) -> tuple[list[Row], list[Path]]:
+        """Read LLaVA's jsonl, MM-Vet's results ({id: text}), or only ids from grades; most runs come first."""
+        if path.suffix != ".json":
+            rows = read_answers(path)
+        else:
+            document = read_json(path, dict)
+            if all(isinstance(value, dict) for value in document.values()):
+                return [{"id": key} for key in document], [path]
+            rows = [
+                {"id": key, "question_id": key.removeprefix("v1_"), "text": str(text)}
+                for key, text in document.items()
+            ]
+        stems = {path.stem, path.stem.removeprefix("llava_answers_"), path.stem.removeprefix("results_")}
+        matches = filter(None, (_GRADES.match(one.name) for one in path.parent.glob("*.json")))
+        found = sorted((int(one["runs"]), one[0], one["judge"]) for one in matches if one["stem"] in stems)
+        stored = found[-1:] + [one for one in found if one[2] != found[-1][2]]
+        return rows, [path.with_name(name) for _, name, _ in stored]
 
-    def grade(
-        self, data: Path, answers: list[Row], judge: Judge, output: Path, runs: int = 1, adopt: bool = False
-    ) -> Iterator[GradeStep]:
-        truth, rows = self.truth(data), self.join(data, answers).rows
-        grades = read_json(output, dict) if output.is_file() else {}
-        self.check_judge(output, (_record(entry, output, judge) for entry in grades.values()), judge, adopt)
-        for key, row in rows.items():
-            entry = grades.setdefault(key, {"model": [], "content": [], "score": []})
-            yield GradeStep(key, output, None)
-            while len(entry["score"]) < runs:
-                answer = truth[key]["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
-                cells = " | ".join([truth[key]["question"], answer, row["text"], ""])
-                reply, model, value = self._ask(judge, (judge.prompt or PROMPT) + cells)
-                for name, part in (("model", model), ("content", reply), ("score", value)):
-                    entry[name].append(part)
-                entry |= judge.record()
-                yield GradeStep(key, output, json.dumps(grades, indent=1))
+    def grades_of(self, entry: Row) -> Row:
+        judge = entry.get("judge") or next(iter(entry.get("model", [])), None)
+        return {"grades": entry.get("score", []), "judge": judge}
 
-    @staticmethod
-    def _ask(judge: Judge, question: str) -> tuple[str, str, float]:
-        """Return (reply, model, grade); retry with a higher temperature without a number, finally grade 0."""
-        reply = model = ""
-        for attempt in range(_TRIES):
-            text = question if attempt == 0 else question + _AGAIN
+    def record_of(self, entry: Row, path: Path, judge: Judge) -> Row:
+        """Return the record; without one, the judge in the file name, else the model that replied."""
+        if "judge" in entry:
+            return entry
+        named = _GRADES.match(path.name)
+        given = named["judge"] if named else next(iter(entry["model"]), UNKNOWN)
+        return {"judge": judge.model if given == judge.file_name() else given, "prompt": "built-in"}
+
+    def ask(self, judge: Judge, truth: Row, row: Row, entry: Row | None) -> Row:
+        """Retry with a higher temperature until the reply is a number; after the last try, grade 0."""
+        entry = entry or {"model": [], "content": [], "score": []}
+        answer = truth["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+        question = (judge.prompt or PROMPT) + " | ".join([truth["question"], answer, row["text"], ""])
+        for attempt in range(TRIES):
+            text = question + _AGAIN if attempt else question
             reply, model = judge.ask([{"role": "user", "content": text}], 0.5 * attempt, 3)
             value = parse_grade(reply)
             if value is not None:
-                return reply, model, value
-        return reply, model, 0.0
-
-
-def _are_grades(document: Row) -> bool:
-    return all(isinstance(value, dict) and "score" in value for value in document.values())
-
-
-def _slug(model: str) -> str:
-    return model.replace("/", "-").replace("_", "-")
-
-
-def _named_judge(path: Path) -> str | None:
-    match = _GRADES.match(path.name)
-    return match and match["judge"]
-
-
-def _record(entry: Row, path: Path, judge: Judge) -> dict[str, str]:
-    """Return the judge of stored grades; without a record, by file name, else the model that replied."""
-    if "judge" in entry:
-        return entry
-    if not entry["score"]:
-        return judge.record()
-    given = _named_judge(path) or next(iter(entry["model"]), UNKNOWN)
-    return {"judge": judge.model if _slug(judge.model) == _slug(given) else given, "prompt": "built-in"}
+                break
+        new = {"model": model, "content": reply, "score": value or 0.0}
+        return {**entry, **{name: [*entry[name], part] for name, part in new.items()}, **judge.record()}
 
 
 def _run_means(table: list[list[float]]) -> list[float]:
     """Return 100 x the mean grade of every run, summed in order as by MM-Vet: the last bit rounds x.x5."""
     return [100 * (sum(grades) / len(table)) for grades in zip(*table, strict=True)]
-
-
-def _total(table: list[list[float]], chosen: list[bool]) -> float:
-    """Return 100 x the mean grade of the chosen answers over all runs, 1 decimal."""
-    rows = [row for row, inside in zip(table, chosen, strict=True) if inside]
-    return round(float(np.mean(_run_means(rows))), 1)

@@ -15,24 +15,20 @@ FILE` replaces it. No model of this package takes videos yet.
 from __future__ import annotations
 
 import ast
-import json
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llava.eval.benchmarks.base import DataFile, Score, mean
 from llava.eval.benchmarks.files import DataError, DataIssue, Question, Row, read_json, read_rows
-from llava.eval.benchmarks.judging import UNKNOWN, GradeStep, Judge, JudgedBenchmark
+from llava.eval.benchmarks.judging import TRIES, UNKNOWN, Judge, JudgedBenchmark
 from llava.eval.benchmarks.normalize import vqa_official
 
-FRAMES = 8
 EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv")
 QUESTION_KEYS = ("video_name", "question_id", "question")
 REPLIES = "judge_replies.json"
-_TRIES = 5
 _PAGE = "Video-ChatGPT's zero-shot sets, as collected for Video-LLaVA's evaluation"
 
 SYSTEM = (
@@ -50,17 +46,6 @@ Predicted Answer: {prediction}
 Say yes or no, and give a score, an integer between 0 and 5 where 5 is the best match. Reply with a Python \
 dictionary string with the keys 'pred' ('yes' or 'no') and 'score' and with nothing else, for example \
 {'pred': 'yes', 'score': 4}."""
-
-
-def frame_indices(frames: int, count: int = FRAMES) -> list[int]:
-    """Return `count` frame indices spread evenly over a video, first and last included, truncated.
-
-    Raises:
-        ValueError: The video has no frames. Short videos repeat frames.
-    """
-    if frames < 1 or count < 1:
-        raise ValueError(f"{count} frames of a video of {frames}: both must be at least 1")
-    return [int(place) for place in np.linspace(0, frames - 1, count)]
 
 
 def tally(replies: list[Row]) -> Row:
@@ -91,17 +76,13 @@ def parse_reply(text: str) -> Row | None:
     return reply if isinstance(reply, dict) else None
 
 
-def fill(prompt: str, **values: str) -> str:
-    """Replace {question}, {answer} and {prediction}; other braces stay."""
-    return re.sub(r"\{(question|answer|prediction)\}", lambda match: values[match[1]], prompt)
-
-
 class VideoQA(JudgedBenchmark):
     """One of the sets; they differ only in names.
 
-    Attributes:
+    Args:
+        place: Folder of the set.
         videos: Folder of the videos.
-        prefix: Start of their file names.
+        prefix: Start of the file names of videos.
     """
 
     media = "video"
@@ -112,38 +93,35 @@ class VideoQA(JudgedBenchmark):
     markers = ("test_q.json",)
     judge_model = "gpt-3.5-turbo"
     placeholders = ("{question}", "{answer}", "{prediction}")
-    videos: str
-    prefix = ""
+    grades_name = "{answers}_judged"
+    scores_parts = True
+    without_judge = "; the offline matches are not comparable with papers"
 
-    def __init_subclass__(cls) -> None:
-        place = cls.folder
-        cls.folder, cls.other_folders = f"GPT_Zero_Shot_QA/{place}", (place, f"video/{place}")
-        cls.files = (
+    def __init__(self, name: str, title: str, place: str, videos: str, prefix: str = "") -> None:
+        self.name, self.title, self.videos, self.prefix = name, title, videos, prefix
+        self.folder, self.other_folders = f"GPT_Zero_Shot_QA/{place}", (place, f"video/{place}")
+        self.files = (
             DataFile("test_q_1k.json", "questions", _PAGE, also=("test_q.json",)),
             DataFile("test_a_1k.json", "answers", _PAGE, "score", ("test_a.json",)),
-            DataFile(cls.videos, "videos", f"{cls.title}'s own release"),
+            DataFile(videos, "videos", f"{title}'s own release"),
         )
 
     def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
         path = self.find(data, self.marker)
-        for index, row in enumerate(read_json(path, list, QUESTION_KEYS)):
+        for number, row in enumerate(read_json(path, list, QUESTION_KEYS), 1):
             stem = data / self.videos / f"{self.prefix}{row['video_name']}"
             paths = [Path(f"{stem}{extension}") for extension in EXTENSIONS]
             video = next((one for one in paths if one.is_file()), paths[0])
-            identity, text = row["question_id"], row["question"]
-            yield Question(index, identity, video, text, file=str(path), line=index + 1)
+            yield Question(
+                number - 1, row["question_id"], video, row["question"], file=str(path), line=number
+            )
 
     @staticmethod
     def read_truth(answers: Path, questions: Path) -> dict[Hashable, Row]:
         """Return {question_id: correct answer, question and video}."""
-        rows = [
-            *read_json(answers, list, ("question_id", "answer")),
-            *read_json(questions, list, QUESTION_KEYS),
-        ]
-        truth: dict[Hashable, dict[str, Any]] = {}
-        for row in rows:
-            truth.setdefault(row["question_id"], {}).update(row)
-        return {key: entry for key, entry in truth.items() if "answer" in entry}
+        asked = {row["question_id"]: row for row in read_json(questions, list, QUESTION_KEYS)}
+        rows = read_json(answers, list, ("question_id", "answer"))
+        return {row["question_id"]: {**row, **asked.get(row["question_id"], {})} for row in rows}
 
     def truth_paths(self, data: Path) -> list[Path]:
         """Return the answer file that belongs to the question file in use, and that one."""
@@ -155,144 +133,93 @@ class VideoQA(JudgedBenchmark):
 
     def credit(self, entry: Row, row: Row) -> float | None:
         """Return 1 for the judge's yes, 0 for its no; other replies are left out."""
-        return tally([row["reply"]])["accuracy"] if "reply" in row else None
+        return tally(row["grades"])["accuracy"] if "grades" in row else None
 
-    def read_ungraded(self, path: Path) -> list[Row]:
-        """Return merge.jsonl ({"id", "question", "answer", "pred"}), LLaVA's jsonl, or answers in replies."""
-        if path.is_dir() or path.suffix == ".json":
-            return [
-                {"question_id": key, "text": str(asked.get("pred", "")), "truth": asked.get("a")}
-                for key, (_, asked) in _read_replies(path).items()
-            ]
-        rows = []
-        for number, row in enumerate(read_rows(path, fix="Fix or delete such lines before scoring"), 1):
-            if "id" in row and "pred" in row:
-                row = {"question_id": row["id"], "text": row["pred"], "truth": row.get("answer")}
-            elif not {"question_id", "text"} <= row.keys():
-                raise DataError(
-                    f"{path}: answer {number} has neither id and pred nor question_id and text. Fix or "
-                    "delete such lines before scoring."
-                )
-            rows.append(row)
-        return rows
-
-    def stored_grades(self, path: Path) -> list[Path]:
-        if path.is_dir() or path.suffix == ".json":
-            return [path]
-        names = (f"{path.stem}_judged", f"{path.stem}_{REPLIES}", REPLIES)
-        return [path.with_name(name) for name in names if path.with_name(name).exists()]
-
-    def with_grades(self, rows: list[Row], path: Path) -> list[Row]:
-        replies, graded = _read_replies(path), []
-        for row in rows:
-            if row["question_id"] in replies:
-                reply, asked = replies[row["question_id"]]
-                judge = asked.get("judge", UNKNOWN)
-                row = {**row, "reply": reply, "judge": judge, "grades_file": path.name}
-            graded.append(row)
-        return graded
+    def rate(self, truth: Mapping[Hashable, Row], graded: dict[Hashable, Row], score: Score) -> None:
+        counts = tally([row["grades"][0] for row in graded.values()])
+        score.details |= counts
+        score.score = None if counts["accuracy"] is None else 100 * counts["accuracy"]
+        invalid = len(graded) - counts["yes_count"] - counts["no_count"]
+        if invalid:
+            score.warnings.append(
+                f"{invalid} replies are neither yes nor no, or have no integer score; the official tally "
+                "leaves them out of the accuracy"
+            )
 
     def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
-        truth = self.truth(data)
-        rows, warnings, _ = self.join(data, answers)
-        wrong = [
-            key
-            for key, row in rows.items()
-            if row.get("truth") is not None and row["truth"] != truth[key]["answer"]
-        ]
+        """Add what needs no judge: the offline matches, and answers stored with another ground truth."""
+        score = super().score(data, answers, fixed)
+        rows = self.join(data, answers).rows
+        right = {key: self.truth(data)[key]["answer"] for key in rows}
+        pairs = [(row["text"], str(right[key])) for key, row in rows.items()]
+        score.details |= {
+            "judged": score.details["graded"],
+            "offline_exact_match": 100 * mean(a.strip() == b.strip() for a, b in pairs),
+            "offline_normalised_match": 100 * mean(vqa_official(a) == vqa_official(b) for a, b in pairs),
+        }
+        wrong = [key for key, row in rows.items() if row.get("truth") not in (None, right[key])]
         if wrong:
-            warnings.append(
+            score.warnings.append(
                 f"{len(wrong)} of {len(rows)} answers are stored with another correct answer than the ground "
                 f"truth has (first: {wrong[0]}). Programs that split only the questions into chunks cause "
                 "this; the judge's replies to these answers are not valid"
             )
-        replies = [row["reply"] for row in rows.values() if "reply" in row]
-        pairs = [(row["text"], str(truth[key]["answer"])) for key, row in rows.items()]
-        details: dict[str, Any] = {
-            "answered": len(rows),
-            "judged": len(replies),
-            "offline_exact_match": 100 * mean(a.strip() == b.strip() for a, b in pairs),
-            "offline_normalised_match": 100 * mean(vqa_official(a) == vqa_official(b) for a, b in pairs),
-        }
-        if not replies:
-            warnings.append(
-                "not judged yet: run python -m llava.eval.judge; the offline matches are not comparable with "
-                "papers"
-            )
-            return Score(self.name, None, details, warnings)
-        details |= tally(replies)
-        details["judge"], notes = self.judged_by(list(rows.values()))
-        warnings += notes
-        if len(replies) < len(rows):
-            warnings.append(
-                f"{len(rows) - len(replies)} of {len(rows)} answers are not judged. Run the judge again to "
-                "resume"
-            )
-        invalid = len(replies) - details["yes_count"] - details["no_count"]
-        if invalid:
-            warnings.append(
-                f"{invalid} replies are neither yes nor no, or have no integer score; the official tally "
-                "leaves them out of the accuracy"
-            )
-        accuracy = details["accuracy"]
-        return Score(self.name, None if accuracy is None else 100 * accuracy, details, warnings)
+        return score
 
     # -- judging ----------------------------------------------------------------------------------
 
-    def grades_path(self, answers: Path, model: str, runs: int) -> Path:
-        return answers.with_name(f"{answers.stem}_judged")
-
-    def grade(
-        self, data: Path, answers: list[Row], judge: Judge, output: Path, runs: int = 1, adopt: bool = False
-    ) -> Iterator[GradeStep]:
-        """Yield <id>.json of every answer; one whose replies cannot be parsed is left for the next start."""
-        truth, rows = self.truth(data), self.join(data, answers).rows
-        stored = _read_replies(output) if output.is_dir() and any(output.glob("*.json")) else {}
-        self.check_judge(output, (asked for _, asked in stored.values()), judge, adopt)
-        for key, row in rows.items():
-            path, content = output / f"{key}.json", None
-            if str(key) not in stored:
-                asked = {"q": truth[key]["question"], "a": str(truth[key]["answer"]), "pred": row["text"]}
-                text = fill(
-                    judge.prompt or PROMPT, question=asked["q"], answer=asked["a"], prediction=asked["pred"]
+    def read_ungraded(self, path: Path) -> tuple[list[Row], list[Path]]:
+        """Read merge.jsonl ({"id", "question", "answer", "pred"}), LLaVA's jsonl, or answers in replies."""
+        if path.is_dir() or path.suffix == ".json":
+            stored = [(key, asked) for key, (_, asked) in self.read_grades(path).items()]
+            rows = [
+                {"question_id": k, "text": str(one.get("pred", "")), "truth": one.get("a")}
+                for k, one in stored
+            ]
+            return rows, [path]
+        fix = "Fix or delete such lines before scoring"
+        rows = read_rows(path, fix=fix)
+        for number, row in enumerate(rows):
+            if "id" in row and "pred" in row:
+                rows[number] = {"question_id": row["id"], "text": row["pred"], "truth": row.get("answer")}
+            elif not {"question_id", "text"} <= row.keys():
+                raise DataError(
+                    f"{path}: answer {number + 1} has neither id and pred nor question_id and text. {fix}."
                 )
-                messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
-                replies = (parse_reply(judge.ask(messages, None, None)[0]) for _ in range(_TRIES))
-                reply = next((one for one in replies if one is not None), None)
-                if reply is None:
-                    continue
-                content = json.dumps([reply, {**asked, **judge.record()}])
-            yield GradeStep(str(key), path, content)
+        names = (f"{path.stem}_judged", f"{path.stem}_{REPLIES}", REPLIES)
+        return rows, [path.with_name(name) for name in names if path.with_name(name).exists()]
+
+    def read_grades(self, path: Path) -> dict[str, Any]:
+        stored = super().read_grades(path)
+        for key, pair in stored.items():
+            if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], dict)):
+                raise DataError(
+                    f"{path}: entry {key!r} is not a judge reply: expected [{{'pred', 'score'}}, {{'q', 'a', "
+                    "'pred'}]"
+                )
+        return stored
+
+    def grades_of(self, entry: list[Row]) -> Row:
+        return {"grades": entry[:1], "judge": entry[1].get("judge", UNKNOWN)}
+
+    def record_of(self, entry: list[Row], path: Path, judge: Judge) -> Row:
+        return entry[1]
+
+    def ask(self, judge: Judge, truth: Row, row: Row, entry: list[Row] | None) -> list[Row] | None:
+        asked = {"q": truth["question"], "a": str(truth["answer"]), "pred": row["text"]}
+        values = dict(zip(self.placeholders, asked.values(), strict=True))
+        text = re.sub(
+            "|".join(map(re.escape, values)), lambda match: values[match[0]], judge.prompt or PROMPT
+        )
+        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
+        replies = (parse_reply(judge.ask(messages, None, None)[0]) for _ in range(TRIES))
+        reply = next((one for one in replies if one is not None), None)
+        return None if reply is None else [reply, {**asked, **judge.record()}]
 
 
-def _read_replies(path: Path) -> dict[str, tuple[Row, Row]]:
-    if path.is_dir():
-        document = {one.stem: read_json(one, list) for one in sorted(path.glob("*.json"))}
-    else:
-        document = read_json(path, dict)
-    for key, pair in document.items():
-        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], dict)):
-            raise DataError(
-                f"{path}: entry {key!r} is not a judge reply: expected [{{'pred', 'score'}}, {{'q', 'a', "
-                "'pred'}]"
-            )
-    if not document:
-        raise DataError(f"{path}: contains no judge replies")
-    return {key: (pair[0], pair[1]) for key, pair in document.items()}
-
-
-class TGIF(VideoQA):
-    name, title, folder, videos = "tgif", "TGIF-QA", "TGIF_Zero_Shot_QA", "mp4"
-
-
-class MSVD(VideoQA):
-    name, title, folder, videos = "msvd", "MSVD-QA", "MSVD_Zero_Shot_QA", "videos"
-
-
-class MSRVTT(VideoQA):
-    name, title, folder, videos = "msrvtt", "MSRVTT-QA", "MSRVTT_Zero_Shot_QA", "videos/all"
-
-
-class ActivityNet(VideoQA):
-    name, title, folder, videos = "activitynet", "ActivityNet-QA", "Activitynet_Zero_Shot_QA", "all_test"
-    prefix = "v_"
+TGIF = partial(VideoQA, "tgif", "TGIF-QA", "TGIF_Zero_Shot_QA", "mp4")
+MSVD = partial(VideoQA, "msvd", "MSVD-QA", "MSVD_Zero_Shot_QA", "videos")
+MSRVTT = partial(VideoQA, "msrvtt", "MSRVTT-QA", "MSRVTT_Zero_Shot_QA", "videos/all")
+ActivityNet = partial(
+    VideoQA, "activitynet", "ActivityNet-QA", "Activitynet_Zero_Shot_QA", "all_test", prefix="v_"
+)

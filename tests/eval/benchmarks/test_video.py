@@ -1,4 +1,4 @@
-"""Video sets: official tallies of stored replies, what is offline, judging through an endpoint, frames."""
+"""Video sets: official tallies of stored replies, what is offline, judging through an endpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from helpers.stub_judge import stub_judge
 from llava.eval import judge, run
 from llava.eval.benchmarks import DataError, get_benchmark
-from llava.eval.benchmarks.video import frame_indices, parse_reply, tally
+from llava.eval.benchmarks.video import parse_reply, tally
 from llava.eval.score import main as score_main
 
 GOLDEN = Path(__file__).parents[2] / "data" / "benchmarks" / "video"
@@ -125,13 +125,6 @@ def test_judging_resumes(data, capsys):
 def test_replies_are_dictionaries():
     assert parse_reply(" {'pred': 'no', 'score': 1}\n") == {"pred": "no", "score": 1}
     assert parse_reply("yes") is parse_reply("[1]") is parse_reply("{'pred': __import__('os')}") is None
-
-
-def test_frames_are_spread_from_first_to_last():
-    assert frame_indices(8) == list(range(8)) and frame_indices(100) == [0, 14, 28, 42, 56, 70, 84, 99]
-    assert frame_indices(3) == [0, 0, 0, 0, 1, 1, 1, 2] and frame_indices(1, 2) == [0, 0]
-    with pytest.raises(ValueError, match="both must be at least 1"):
-        frame_indices(0)
 
 
 def test_reader_finds_videos_by_their_extensions(data):
