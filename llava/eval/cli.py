@@ -58,6 +58,18 @@ def user_path(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def add_data_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data", type=Path, help="folder of the benchmark, or the one above it (default: the bundled data)"
+    )
+
+
+def add_bootstrap_argument(parser: argparse.ArgumentParser) -> None:
+    iterations = at_least(100)
+    note = "bootstrap iterations (default: 2000)"
+    parser.add_argument("--bootstrap-iters", "--resamples", type=iterations, default=2000, help=note)
+
+
 def guarded(main: Callable[..., int]) -> Callable[..., int]:
     """Turn errors that users can cause into one line and an exit code: 1 errors, 2 arguments, 130 stopped."""
 
@@ -85,9 +97,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what is evaluated: model, data, limit, answer length."""
     parser.add_argument("--model", help="checkpoint folder or Hugging Face name (default: the bundled model)")
     parser.add_argument("--model-base", help="base checkpoint of a LoRA or projector-only folder")
-    parser.add_argument(
-        "--data", type=Path, help="folder of the benchmark, or the one above it (default: the bundled data)"
-    )
+    add_data_argument(parser)
     parser.add_argument("--limit", type=at_least(1), metavar="N", help="evaluate only the first N questions")
     parser.add_argument(
         "--max-new-tokens", type=at_least(1), help="tokens per answer (default: the benchmark's)"

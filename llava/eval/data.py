@@ -19,9 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval import cli
-from llava.eval.benchmarks import Benchmark, DataError, DataIssue, get_benchmark, list_benchmarks
-from llava.eval.benchmarks import benchmark_name as name_of
+from llava.eval import benchmarks, cli
+from llava.eval.benchmarks import Benchmark, DataError, DataIssue, list_benchmarks
 from llava.paths import BUNDLED_DATA, require_bundled
 
 USUAL = Path("playground", "data", "eval")
@@ -32,24 +31,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.new_parser("data", __doc__)
     add = parser.add_argument
     add("command", choices=["check"])
-    described = f"benchmarks: {', '.join(names)}"
-    add("benchmarks", nargs="+", type=name_of, choices=names, metavar="NAME", help=described)
-    add(
-        "--data",
-        type=cli.user_path,
-        help="folder of all benchmarks (default: DATA_DIR, playground/data/eval, the bundled one)",
-    )
+    note = f"benchmarks: {', '.join(names)}"
+    add("benchmarks", nargs="+", type=benchmarks.benchmark_name, choices=names, metavar="NAME", help=note)
+    note = "folder of all benchmarks (default: DATA_DIR, playground/data/eval, the bundled one)"
+    add("--data", type=cli.user_path, help=note)
     return parser
 
 
 def check(benchmark: Benchmark, root: Path) -> dict[str, Any]:
     """Return status (absent, incomplete, complete), counts, missing files and warnings of a benchmark."""
-    folder = root / benchmark.folder
-    try:
-        located = benchmark.locate(root)
-        folder = located if benchmark.owns(located) else folder  # it returns `root` if it finds nothing
-    except DataError:
-        pass
+    folder = benchmark.locate(root)  # which is `root` if it finds nothing
+    folder = folder if benchmark.owns(folder) else root / benchmark.folder
     missing = [file for file in benchmark.files if file.find(folder) is None]
     report: dict[str, Any] = {
         "status": "absent",
@@ -107,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"data under {root}", flush=True)
     reports = {}
     for name in names:
-        benchmark = get_benchmark(name)
+        benchmark = benchmarks.get_benchmark(name)
         reports[name] = check(benchmark, root)
         show(benchmark, reports[name])
     print(json.dumps({"data": str(root), "benchmarks": reports}))

@@ -65,7 +65,8 @@ class Endpoint:
             try:
                 with urllib.request.urlopen(request, timeout=120) as response:
                     document = json.loads(response.read())
-                return document["choices"][0]["message"]["content"] or "", document.get("model", self.model)
+                reply = document["choices"][0]["message"]["content"]
+                return reply or "", str(document.get("model", self.model))
             except urllib.error.HTTPError as error:
                 reason = f"{error.code}: {error.read(500).decode(errors='replace')}"
                 if error.code not in _TRANSIENT:
@@ -84,24 +85,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.answer_parser("judge", __doc__, JUDGED)
     add = parser.add_argument
     add("--model", help="judge model (default: gpt-4-0613 for mmvet, else gpt-3.5-turbo)")
-    add(
-        "--base-url",
-        default=os.environ.get("OPENAI_BASE_URL", "https://api.openai.com/v1"),
-        help="endpoint (default: OPENAI_BASE_URL, else https://api.openai.com/v1)",
-    )
+    address = os.environ.get("OPENAI_BASE_URL", "https://api.openai.com/v1")
+    note = "endpoint (default: OPENAI_BASE_URL, else https://api.openai.com/v1)"
+    add("--base-url", default=address, help=note)
     add("--runs", type=at_least(1), default=1, help="grades per answer, mmvet only (default: 1)")
-    add(
-        "--prompt",
-        type=Path,
-        help="file with another instruction to the judge; for the video sets it contains {question}, "
-        "{answer} and {prediction}; other braces are sent unchanged (default: the built-in one)",
+    note = (
+        "file with another instruction to the judge; for the video sets it contains {question}, {answer} and "
+        "{prediction}; other braces are sent unchanged (default: the built-in one)"
     )
-    add(
-        "--output",
-        type=Path,
-        help="file (mmvet) or folder (video sets) of the grades; an existing one that does not record its "
-        "judge is continued (default: next to the answers)",
+    add("--prompt", type=Path, help=note)
+    note = (
+        "file (mmvet) or folder (video sets) of the grades; an existing one that does not record its judge "
+        "is continued (default: next to the answers)"
     )
+    add("--output", type=Path, help=note)
     add("--limit", type=at_least(1), help="grade only the first LIMIT answers (default: all)")
     return parser
 

@@ -33,17 +33,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.answer_parser("submit", __doc__, list_benchmarks(), data)
     add = parser.add_argument
     add("--questions", type=Path, help="file that lists the questions to submit (default: the one in --data)")
-    add(
-        "--output",
-        type=Path,
-        help="file to write, for mme a folder (default: ANSWERS_submission, next to the answers)",
-    )
-    add(
-        "--skip-invalid",
-        "--skip-damaged",
-        action="store_true",
-        help="leave out malformed answer lines instead of stopping (default: stop)",
-    )
+    note = "file to write, for mme a folder (default: ANSWERS_submission, next to the answers)"
+    add("--output", type=Path, help=note)
+    note = "leave out malformed answer lines instead of stopping (default: stop)"
+    add("--skip-invalid", "--skip-damaged", action="store_true", help=note)
     return parser
 
 
@@ -55,10 +48,8 @@ def write(
     output: Path | None = None,
     questions: Path | None = None,
 ) -> tuple[Submission, Path]:
-    """Write the input of the server to `output`, by default next to the file `answers`.
+    """Write the input of the server to `output`, by default next to `answers`; return it and its path.
 
-    Returns:
-        The submission and the path it was written to.
     Raises:
         DataError: There is no server, or answers or files are missing.
     """

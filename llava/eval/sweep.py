@@ -80,13 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fixed", action="store_true", help="work around known bugs of the official scoring rules"
     )
-    parser.add_argument(
-        "--bootstrap-iters",
-        "--resamples",
-        type=argtypes.at_least(100),
-        default=2000,
-        help="bootstrap iterations (default: 2000)",
-    )
+    cli.add_bootstrap_argument(parser)
     parser.add_argument(
         "--vision-cache",
         type=argtypes.at_least(0),

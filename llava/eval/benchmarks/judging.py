@@ -65,7 +65,7 @@ class JudgedBenchmark(Benchmark):
 
     @abstractmethod
     def read_ungraded(self, path: Path) -> tuple[list[Row], list[Path]]:
-        """Return answers without grades, and the grades to use with them, if any, then other judges' grades."""
+        """Return answers without grades, and their stored grades: those to use, then other judges'."""
 
     @abstractmethod
     def rate(self, truth: Mapping[Hashable, Row], graded: dict[Hashable, Row], score: Score) -> None:
@@ -120,11 +120,10 @@ class JudgedBenchmark(Benchmark):
         """
         truth, rows = self.truth(data), self.join(data, answers).rows
         stored = self.read_grades(output) if output.exists() else {}
-        mine, in_file = judge.record(), self.grades_name.endswith(".json")
-        for entry in stored.values():
-            record = self.record_of(entry, output, judge)
+        in_file = self.grades_name.endswith(".json")
+        for record in (self.record_of(entry, output, judge) for entry in stored.values()):
             given = record.get("judge", UNKNOWN)
-            if {"judge": given, "prompt": record.get("prompt")} == mine or (given == UNKNOWN and adopt):
+            if judge.record().items() <= record.items() or (given == UNKNOWN and adopt):
                 continue
             other = " with another instruction" if given == judge.model else f", not of {judge.model!r}"
             hint = f", or --output {output} to add to these" if given == UNKNOWN else ""
@@ -133,17 +132,14 @@ class JudgedBenchmark(Benchmark):
                 f"are not comparable. Pass --output with a new name{hint}."
             )
         for key, row in rows.items():
-            name = str(key)
-            finished = len(self.grades_of(stored[name])["grades"]) if name in stored else 0
-            for _ in range(finished, runs if in_file else 1):
-                entry = self.ask(judge, truth[key], row, stored.get(name))
+            entry = stored.get(str(key))
+            for _ in range(len(self.grades_of(entry)["grades"]) if entry else 0, runs if in_file else 1):
+                entry = self.ask(judge, truth[key], row, entry)
                 if entry is None:  # asked again by the next start
                     break
-                stored[name] = entry
-                if in_file:
-                    yield output, json.dumps(stored, indent=1)
-                else:
-                    yield output / f"{name}.json", json.dumps(entry)
+                stored[str(key)] = entry
+                path = output if in_file else output / f"{key}.json"
+                yield path, json.dumps(stored, indent=1) if in_file else json.dumps(entry)
 
     def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
         rows, warnings, _ = self.join(data, answers)
@@ -151,19 +147,19 @@ class JudgedBenchmark(Benchmark):
         score = Score(self.name, None, {"answered": len(rows), "graded": len(graded)}, warnings)
         if not graded:
             warnings.append(
-                f"not graded yet: run python -m llava.eval.judge --benchmark {self.name} --data ... --answers "
-                f"...{self.without_judge}"
+                f"not graded yet: run python -m llava.eval.judge --benchmark {self.name} --data ... "
+                f"--answers ...{self.without_judge}"
             )
             return score
-        used, judges = next(iter(graded.values())), sorted({row["judge"] for row in graded.values()} - {None})
-        score.details |= {"judge": ", ".join(judges) or None, "grades": used["grades_file"]}
+        used, judges = next(iter(graded.values())), {row["judge"] for row in graded.values()}
+        names = ", ".join(sorted(judges))
+        score.details |= {"judge": names, "grades": used["grades_file"]}
         if len(judges) > 1:
-            warnings.append(f"these grades are of several judges and not comparable: {', '.join(judges)}")
+            warnings.append(f"these grades are of several judges and not comparable: {names}")
         if used.get("other_grades"):
             warnings.append(
-                f"several grades of these answers are stored: {used['grades_file']} (judge "
-                f"{', '.join(judges) or UNKNOWN}) is used, not {', '.join(used['other_grades'])}. Pass the "
-                "one to use as --answers"
+                f"several grades of these answers are stored: {used['grades_file']} (judge {names}) is used, "
+                f"not {', '.join(used['other_grades'])}. Pass the one to use as --answers"
             )
         runs = {len(row["grades"]) for row in graded.values()}
         unfinished = len(runs) > 1 or len(graded) < len(rows)

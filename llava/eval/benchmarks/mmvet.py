@@ -1,13 +1,10 @@
 """MM-Vet: open questions that need several capabilities, graded from 0 to 1 by a language model.
 
 Score: 100 x the mean grade, averaged over the runs of the judge. Grades are stored in MM-Vet's own format,
-{id: {"model", "content", "score": [one per run]}}, to which we add "judge" and "prompt". Pass the file as the
-answers, or keep it next to them under MM-Vet's name, `<answers>_<judge>-grade-<N>runs.json`, which `python -m
-llava.eval.judge --benchmark mmvet` writes.
-
-The instruction to the judge keeps MM-Vet's layout (header, seven graded examples, one line to complete) in
-our own words. Scores comparable with published ones need `--prompt FILE` with the text in the benchmark's
-repository.
+{id: {"model", "content", "score": [one per run]}}, plus "judge" and "prompt". Pass the file as the answers,
+or keep it next to them under MM-Vet's name, `<answers>_<judge>-grade-<N>runs.json`. The instruction to the
+judge keeps MM-Vet's layout in our own words; scores comparable with published ones need the benchmark's text
+(`python -m llava.eval.judge --prompt FILE`).
 """
 
 from __future__ import annotations
@@ -118,10 +115,8 @@ class MMVet(JudgedBenchmark):
     # -- judging ----------------------------------------------------------------------------------
 
     def read_ungraded(self, path: Path) -> tuple[list[Row], list[Path]]:
-        """Read LLaVA's jsonl, MM-Vet's results ({id: text}), or only ids from grades; most runs come first."""
-        if path.suffix != ".json":
-            rows = read_answers(path)
-        else:
+        """Read LLaVA's jsonl, MM-Vet's results ({id: text}), or ids from grades; most runs come first."""
+        if path.suffix == ".json":
             document = read_json(path, dict)
             if all(isinstance(value, dict) for value in document.values()):
                 return [{"id": key} for key in document], [path]
@@ -129,6 +124,8 @@ class MMVet(JudgedBenchmark):
                 {"id": key, "question_id": key.removeprefix("v1_"), "text": str(text)}
                 for key, text in document.items()
             ]
+        else:
+            rows = read_answers(path)
         stems = {path.stem, path.stem.removeprefix("llava_answers_"), path.stem.removeprefix("results_")}
         matches = filter(None, (_GRADES.match(one.name) for one in path.parent.glob("*.json")))
         found = sorted((int(one["runs"]), one[0], one["judge"]) for one in matches if one["stem"] in stems)
@@ -136,8 +133,8 @@ class MMVet(JudgedBenchmark):
         return rows, [path.with_name(name) for _, name, _ in stored]
 
     def grades_of(self, entry: Row) -> Row:
-        judge = entry.get("judge") or next(iter(entry.get("model", [])), None)
-        return {"grades": entry.get("score", []), "judge": judge}
+        replied = next(iter(entry.get("model", [])), UNKNOWN)
+        return {"grades": entry.get("score", []), "judge": entry.get("judge", replied)}
 
     def record_of(self, entry: Row, path: Path, judge: Judge) -> Row:
         """Return the record; without one, the judge in the file name, else the model that replied."""

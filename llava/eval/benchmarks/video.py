@@ -1,15 +1,11 @@
 """Zero-shot video questions (TGIF-QA, MSVD-QA, MSRVTT-QA, ActivityNet-QA), judged by a language model.
 
 Score: the judge's accuracy, yes / (yes + no); `average_score` is from 0 to 5. Replies are stored in a file
-({id: [reply, {"q", "a", "pred"}]}) or a folder (<id>.json each), to which `python -m llava.eval.judge` adds
-"judge" and "prompt" in the second part; replies without them are of an unknown judge. Pass them as the
-answers, or keep them next to the answers as `<answers>_judged/`, `<answers>_judge_replies.json` or
-`judge_replies.json`.
-
-`offline_exact_match` and `offline_normalised_match` in the details need no judge: lower bounds, *not*
-comparable with papers. Official rules: scores are truncated to integers, a score that is not an integer's
-text counts 0, "maybe" is neither yes nor no. The instruction to the judge is in our own words; `--prompt
-FILE` replaces it. No model of this package takes videos yet.
+({id: [reply, {"q", "a", "pred"}]}) or a folder (<id>.json each), plus "judge" and "prompt" in the second part
+(else the judge is unknown). Pass them as the answers, or keep them next to the answers as `<answers>_judged`,
+`<answers>_judge_replies.json` or `judge_replies.json`. Official rules: scores are truncated to integers, a
+score that is not an integer's text counts 0, "maybe" is neither yes nor no. The offline matches in the
+details need no judge: lower bounds, *not* comparable with papers. No model of this package takes videos yet.
 """
 
 from __future__ import annotations
@@ -108,13 +104,12 @@ class VideoQA(JudgedBenchmark):
 
     def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
         path = self.find(data, self.marker)
-        for number, row in enumerate(read_json(path, list, QUESTION_KEYS), 1):
+        for place, row in enumerate(read_json(path, list, QUESTION_KEYS)):
             stem = data / self.videos / f"{self.prefix}{row['video_name']}"
             paths = [Path(f"{stem}{extension}") for extension in EXTENSIONS]
             video = next((one for one in paths if one.is_file()), paths[0])
-            yield Question(
-                number - 1, row["question_id"], video, row["question"], file=str(path), line=number
-            )
+            asked = (row["question_id"], video, row["question"])
+            yield Question(place, *asked, file=str(path), line=place + 1)
 
     @staticmethod
     def read_truth(answers: Path, questions: Path) -> dict[Hashable, Row]:
@@ -171,21 +166,19 @@ class VideoQA(JudgedBenchmark):
     def read_ungraded(self, path: Path) -> tuple[list[Row], list[Path]]:
         """Read merge.jsonl ({"id", "question", "answer", "pred"}), LLaVA's jsonl, or answers in replies."""
         if path.is_dir() or path.suffix == ".json":
-            stored = [(key, asked) for key, (_, asked) in self.read_grades(path).items()]
             rows = [
-                {"question_id": k, "text": str(one.get("pred", "")), "truth": one.get("a")}
-                for k, one in stored
+                {"question_id": key, "text": str(asked.get("pred", "")), "truth": asked.get("a")}
+                for key, (_, asked) in self.read_grades(path).items()
             ]
             return rows, [path]
         fix = "Fix or delete such lines before scoring"
         rows = read_rows(path, fix=fix)
-        for number, row in enumerate(rows):
-            if "id" in row and "pred" in row:
-                rows[number] = {"question_id": row["id"], "text": row["pred"], "truth": row.get("answer")}
+        for place, row in enumerate(rows):
+            if {"id", "pred"} <= row.keys():
+                rows[place] = {"question_id": row["id"], "text": row["pred"], "truth": row.get("answer")}
             elif not {"question_id", "text"} <= row.keys():
-                raise DataError(
-                    f"{path}: answer {number + 1} has neither id and pred nor question_id and text. {fix}."
-                )
+                what = "has neither id and pred nor question_id and text"
+                raise DataError(f"{path}: answer {place + 1} {what}. {fix}.")
         names = (f"{path.stem}_judged", f"{path.stem}_{REPLIES}", REPLIES)
         return rows, [path.with_name(name) for name in names if path.with_name(name).exists()]
 
@@ -193,10 +186,8 @@ class VideoQA(JudgedBenchmark):
         stored = super().read_grades(path)
         for key, pair in stored.items():
             if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], dict)):
-                raise DataError(
-                    f"{path}: entry {key!r} is not a judge reply: expected [{{'pred', 'score'}}, {{'q', 'a', "
-                    "'pred'}]"
-                )
+                form = "[{'pred', 'score'}, {'q', 'a', 'pred'}]"
+                raise DataError(f"{path}: entry {key!r} is not a judge reply: expected {form}")
         return stored
 
     def grades_of(self, entry: list[Row]) -> Row:
@@ -208,9 +199,8 @@ class VideoQA(JudgedBenchmark):
     def ask(self, judge: Judge, truth: Row, row: Row, entry: list[Row] | None) -> list[Row] | None:
         asked = {"q": truth["question"], "a": str(truth["answer"]), "pred": row["text"]}
         values = dict(zip(self.placeholders, asked.values(), strict=True))
-        text = re.sub(
-            "|".join(map(re.escape, values)), lambda match: values[match[0]], judge.prompt or PROMPT
-        )
+        names = "|".join(map(re.escape, values))
+        text = re.sub(names, lambda match: values[match[0]], judge.prompt or PROMPT)
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
         replies = (parse_reply(judge.ask(messages, None, None)[0]) for _ in range(TRIES))
         reply = next((one for one in replies if one is not None), None)
