@@ -3,13 +3,12 @@
     python -m llava.eval.compare A.jsonl B.jsonl --benchmark pope --data playground/data/eval/pope
     python -m llava.eval.compare outputs/pope/llava-tiny/vispruner-r0.5-64 outputs/pope/llava-tiny/random-64
 
-Without --benchmark, it is read from a score.json beside one of the files. Prints both scores, the difference
-with its 95% paired bootstrap interval over images, how many questions one file answers better than the other,
-and the exact two-sided test of those counts: McNemar's, or the sign test where question scores are graded
-(VQA accuracy). The test takes questions as independent. Questions of one image are not, so where the two
-disagree the interval is more careful. Among many comparisons some are significant by chance. Answers are
-joined by id (`--fixed` in the other commands). `--output FILE.csv` writes every question. The last line of
-standard output is one JSON document.
+Prints both scores, the difference with its 95% paired bootstrap interval over images, how many questions one
+file answers better than the other, and the exact two-sided test of those counts: McNemar's, or the sign test
+where question scores are graded (VQA accuracy). The test takes questions as independent. Questions of one
+image are not, so where the two disagree the interval is more careful. Among many comparisons some are
+significant by chance. Answers are joined by id (`--fixed` in the other commands). The last line of standard
+output is one JSON document.
 """
 
 from __future__ import annotations

@@ -3,14 +3,11 @@
     python -m llava.eval.judge --benchmark mmvet --data playground/data/eval/mm-vet --answers answers.jsonl \\
         --model gpt-4-0613 --base-url http://localhost:8000/v1
 
-For MM-Vet and the video sets. Each reply is written before the next question is sent, so rerunning the
-command resumes it and asks nothing twice. Results are stored next to the answers under the name that `python
--m llava.eval.score` looks for, together with the judge and the instruction. Grades of two judges or two
-instructions are not comparable: stored grades of another judge are refused, and need another --output.
-
-The key is read from OPENAI_API_KEY, the endpoint from OPENAI_BASE_URL; local servers need no key. One POST
-request with retries is all that is needed of the API, so it is sent with urllib instead of adding the
-`openai` package to the dependencies.
+For MM-Vet and the video sets. Each reply is stored, with the judge and the instruction, before the next
+question is sent, so rerunning the command resumes it. `python -m llava.eval.score` finds the grades next to
+the answers. Grades of two judges or two instructions are not comparable: stored grades of another judge are
+refused, and need another --output. The key is read from OPENAI_API_KEY; local servers need none. The only
+request is sent with urllib, because one POST with retries does not justify the `openai` package.
 """
 
 from __future__ import annotations

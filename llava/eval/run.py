@@ -194,9 +194,8 @@ def _finish(args: argparse.Namespace, task: Task, run: SettingRun) -> int:
     if args.submit and run.answers.is_file():  # before scoring: the server needs no score of ours
         extra["submission"] = None
         try:
-            made, path = submit.write(
-                task.benchmark, task.folder, task.benchmark.read_answers(run.answers), run.answers
-            )
+            made = task.benchmark.submission(task.folder, task.benchmark.read_answers(run.answers))
+            path = submit.write(task.benchmark, made, run.answers)
             extra["submission"] = str(path)
             print(f"{made.rows} answers for {made.server}: {path}")
             cli.print_warnings(made.warnings)

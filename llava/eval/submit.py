@@ -24,7 +24,7 @@ from pathlib import Path
 from llava.eval import cli
 from llava.eval.benchmarks import Benchmark, DataError, DataIssue, get_benchmark, list_benchmarks
 from llava.eval.benchmarks.base import Submission
-from llava.eval.benchmarks.files import Row, read_jsonl
+from llava.eval.benchmarks.files import read_jsonl
 from llava.eval.store.atomic import write_atomically
 
 
@@ -40,27 +40,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def write(
-    benchmark: Benchmark,
-    data: Path | None,
-    rows: list[Row],
-    answers: Path,
-    output: Path | None = None,
-    questions: Path | None = None,
-) -> tuple[Submission, Path]:
-    """Write the input of the server to `output`, by default next to `answers`; return it and its path.
-
-    Raises:
-        DataError: There is no server, or answers or files are missing.
-    """
-    made = benchmark.submission(data, rows, questions)
+def write(benchmark: Benchmark, made: Submission, answers: Path, output: Path | None = None) -> Path:
+    """Write the input of the server to `output`, by default next to the file `answers`; return the path."""
     several = len(made.files) > 1 or benchmark.name == "mme"
     suffix = "" if several else Path(next(iter(made.files), "")).suffix
     output = output or answers.with_name(f"{answers.stem}_submission{suffix}")
     (output if several else output.parent).mkdir(parents=True, exist_ok=True)
     for name, content in made.files.items():
         write_atomically(output / name if several else output, content)
-    return made, output
+    return output
 
 
 @cli.guarded
@@ -75,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.questions and not args.questions.is_file():
         raise DataError(f"{args.questions}: no such file")
     data = benchmark.locate(args.data) if args.data else None
-    made, output = write(benchmark, data, answers, args.answers, args.output, args.questions)
+    made = benchmark.submission(data, answers, args.questions)
+    output = write(benchmark, made, args.answers, args.output)
     warnings = [f"{len(problems)} malformed lines are left out (first: {problems[0]})"] if problems else []
     warnings += made.warnings
     cli.print_warnings(warnings)

@@ -24,16 +24,11 @@ TRIES = 5  # requests until a reply can be read
 
 @dataclass(frozen=True)
 class Judge:
-    """A judge model and its instruction.
-
-    Attributes:
-        ask: (messages, temperature, max_tokens) -> (reply, model that replied).
-        prompt: Replaces the benchmark's own instruction; None keeps it.
-    """
+    """A judge model and its instruction."""
 
     model: str
-    ask: Callable[[list[dict[str, str]], float | None, int | None], tuple[str, str]]
-    prompt: str | None = None
+    ask: Callable[..., tuple[str, str]]  # (messages, temperature, max_tokens) -> (reply, model that replied)
+    prompt: str | None = None  # replaces the benchmark's own instruction
 
     def record(self) -> dict[str, str]:
         """Return what is stored with every grade."""
@@ -46,22 +41,13 @@ class Judge:
 
 
 class JudgedBenchmark(Benchmark):
-    """A benchmark whose answers a language model grades.
+    """A benchmark whose answers a language model grades."""
 
-    Attributes:
-        judge_model: Default judge.
-        placeholders: Required in an instruction that replaces the benchmark's own.
-        grades_name: Default name of stored grades, beside the answers; a folder unless it ends in .json. Only
-            a file contains several runs of the judge.
-        scores_parts: True if there is a score before all answers are graded.
-        without_judge: What can be done without a judge, for the warning.
-    """
-
-    judge_model: str
-    placeholders: tuple[str, ...] = ()
-    grades_name: str
-    scores_parts: bool = False
-    without_judge: str
+    judge_model: str  # the default judge
+    placeholders: tuple[str, ...] = ()  # required in an instruction that replaces the benchmark's own
+    grades_name: str  # of stored grades: a .json file of several runs of the judge, or a folder of one run
+    scores_parts: bool = False  # there is a score before all answers are graded
+    without_judge: str  # end of the warning that there are no grades
 
     @abstractmethod
     def read_ungraded(self, path: Path) -> tuple[list[Row], list[Path]]:
@@ -109,12 +95,10 @@ class JudgedBenchmark(Benchmark):
     def grade(
         self, data: Path, answers: list[Row], judge: Judge, output: Path, runs: int = 1, adopt: bool = False
     ) -> Iterator[tuple[Path, str]]:
-        """Grade the answers that `output` does not contain yet, `runs` times each.
+        """Grade answers that `output` does not contain yet; yield (file, new content) after every grade.
 
         Args:
             adopt: Keep stored grades of unknown judges.
-        Yields:
-            A file and its new content, after every grade.
         Raises:
             DataError: `output` contains grades of another judge or instruction.
         """

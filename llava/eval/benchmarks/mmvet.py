@@ -88,13 +88,12 @@ class MMVet(JudgedBenchmark):
 
     def rate(self, truth: Mapping[Hashable, Row], graded: dict[Hashable, Row], score: Score) -> None:
         runs = min(len(row["grades"]) for row in graded.values())
-        table = {key: row["grades"][:runs] for key, row in graded.items()}
-        needs = [(truth[key]["capability"], grades) for key, grades in table.items()]
+        table = [(truth[key]["capability"], row["grades"][:runs]) for key, row in graded.items()]
         groups = {
-            "capability": grouped((name, grades) for names, grades in needs for name in names),
-            "integration": grouped(("_".join(sorted(names)), grades) for names, grades in needs),
+            "capability": grouped((name, grades) for names, grades in table for name in names),
+            "integration": grouped(("_".join(sorted(names)), grades) for names, grades in table),
         }
-        per_run = _run_means(list(table.values()))
+        per_run = _run_means([grades for _, grades in table])
         score.score = round(float(np.mean(per_run)), 1)
         score.details |= {
             "total": score.score,
@@ -111,8 +110,6 @@ class MMVet(JudgedBenchmark):
         document = {self.key(row): row["text"] for row in answers}
         files = {"mmvet_submission.json": to_json(document, indent=2)}
         return Submission(files, len(document), "MM-Vet's online evaluator (linked from its repository)")
-
-    # -- judging ----------------------------------------------------------------------------------
 
     def read_ungraded(self, path: Path) -> tuple[list[Row], list[Path]]:
         """Read LLaVA's jsonl, MM-Vet's results ({id: text}), or ids from grades; most runs come first."""

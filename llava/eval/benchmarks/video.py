@@ -73,13 +73,7 @@ def parse_reply(text: str) -> Row | None:
 
 
 class VideoQA(JudgedBenchmark):
-    """One of the sets; they differ only in names.
-
-    Args:
-        place: Folder of the set.
-        videos: Folder of the videos.
-        prefix: Start of the file names of videos.
-    """
+    """One of the sets; they differ in names: of the set, its folder, the videos' folder, and their prefix."""
 
     media = "video"
     metric = "accuracy"
@@ -93,9 +87,9 @@ class VideoQA(JudgedBenchmark):
     scores_parts = True
     without_judge = "; the offline matches are not comparable with papers"
 
-    def __init__(self, name: str, title: str, place: str, videos: str, prefix: str = "") -> None:
+    def __init__(self, name: str, title: str, folder: str, videos: str, prefix: str = "") -> None:
         self.name, self.title, self.videos, self.prefix = name, title, videos, prefix
-        self.folder, self.other_folders = f"GPT_Zero_Shot_QA/{place}", (place, f"video/{place}")
+        self.folder, self.other_folders = f"GPT_Zero_Shot_QA/{folder}", (folder, f"video/{folder}")
         self.files = (
             DataFile("test_q_1k.json", "questions", _PAGE, also=("test_q.json",)),
             DataFile("test_a_1k.json", "answers", _PAGE, "score", ("test_a.json",)),
@@ -148,7 +142,7 @@ class VideoQA(JudgedBenchmark):
         right = {key: self.truth(data)[key]["answer"] for key in rows}
         pairs = [(row["text"], str(right[key])) for key, row in rows.items()]
         score.details |= {
-            "judged": score.details["graded"],
+            "judged": score.details.pop("graded"),
             "offline_exact_match": 100 * mean(a.strip() == b.strip() for a, b in pairs),
             "offline_normalised_match": 100 * mean(vqa_official(a) == vqa_official(b) for a, b in pairs),
         }
@@ -160,8 +154,6 @@ class VideoQA(JudgedBenchmark):
                 "this; the judge's replies to these answers are not valid"
             )
         return score
-
-    # -- judging ----------------------------------------------------------------------------------
 
     def read_ungraded(self, path: Path) -> tuple[list[Row], list[Path]]:
         """Read merge.jsonl ({"id", "question", "answer", "pred"}), LLaVA's jsonl, or answers in replies."""

@@ -73,6 +73,9 @@ def test_wrong_answers_stored_with_predictions_are_reported(data):
     assert any(
         "1 of 24 answers are stored with another correct answer" in warning for warning in score.warnings
     )
+    path.write_text("")
+    with pytest.raises(DataError, match="merge.jsonl: contains no answers"):
+        msvd.read_answers(path)
     path.write_text('{"id": "x"}\n')
     with pytest.raises(DataError, match="merge.jsonl: answer 1 has neither id and pred"):
         msvd.read_answers(path)
