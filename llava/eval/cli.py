@@ -59,9 +59,8 @@ def user_path(text: str) -> Path:
 
 
 def add_data_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data", type=Path, help="folder of the benchmark, or the one above it (default: the bundled data)"
-    )
+    note = "folder of the benchmark, or the one above it (default: the bundled data)"
+    parser.add_argument("--data", type=user_path, help=note)
 
 
 def add_bootstrap_argument(parser: argparse.ArgumentParser) -> None:

@@ -50,11 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     files = [inside if (inside := path / "answers.jsonl").is_file() else path for path in (args.a, args.b)]
     benchmark = get_benchmark(args.benchmark or _benchmark_of(files))
-    if args.data is None:
-        data = paths.require_bundled(paths.BUNDLED_DATA, "--data (DATA_DIR)") / benchmark.folder
-        cli.announce_bundled(False, True)
-    else:
-        data = args.data.expanduser()
+    data = args.data or paths.require_bundled(paths.BUNDLED_DATA, "--data (DATA_DIR)") / benchmark.folder
+    cli.announce_bundled(False, args.data is None)
     answers = [benchmark.read_answers(path) for path in files]
     found = compare(benchmark, benchmark.locate(data), *answers, args.bootstrap_iters, args.seed)
     if other := other_prompts(*answers):
