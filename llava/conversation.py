@@ -16,7 +16,6 @@ from enum import Enum, auto
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from llava import system_prompts as texts
 from llava.constants import DEFAULT_IMAGE_TOKEN
 
 if TYPE_CHECKING:
@@ -225,6 +224,56 @@ def _text(content: Any) -> str | None:
     return content[0] if isinstance(content, tuple) else content
 
 
+# System prompts, word for word as the released models were trained with them.
+_HUMAN = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+_USER = _HUMAN.replace("human", "user")
+_MMTAG = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant is able to "
+    "understand the visual content that the user provides, and assist the user with a variety of tasks "
+    "using natural language.The visual content will be provided with the following format: <Image>visual "
+    "content</Image>."
+)
+_LLAMA_2 = (
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while "
+    "being safe.  Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, "
+    "or illegal content. Please ensure that your responses are socially unbiased and positive in nature.\n\n"
+    "If a question does not make any sense, or is not factually coherent, explain why instead of answering "
+    "something not correct. If you don't know the answer to a question, please don't share false "
+    "information."
+)
+_EXAMPLE_QUESTION = "What are the key differences between renewable and non-renewable energy sources?"
+_EXAMPLE_ANSWER = (
+    "Renewable energy sources are those that can be replenished naturally in a relatively short amount of "
+    "time, such as solar, wind, hydro, geothermal, and biomass. Non-renewable energy sources, on the other "
+    "hand, are finite and will eventually be depleted, such as coal, oil, and natural gas. Here are some "
+    "key differences between renewable and non-renewable energy sources:\n"
+    "1. Availability: Renewable energy sources are virtually inexhaustible, while non-renewable energy "
+    "sources are finite and will eventually run out.\n"
+    "2. Environmental impact: Renewable energy sources have a much lower environmental impact than "
+    "non-renewable sources, which can lead to air and water pollution, greenhouse gas emissions, and other "
+    "negative effects.\n"
+    "3. Cost: Renewable energy sources can be more expensive to initially set up, but they typically have "
+    "lower operational costs than non-renewable sources.\n"
+    "4. Reliability: Renewable energy sources are often more reliable and can be used in more remote "
+    "locations than non-renewable sources.\n"
+    "5. Flexibility: Renewable energy sources are often more flexible and can be adapted to different "
+    "situations and needs, while non-renewable sources are more rigid and inflexible.\n"
+    "6. Sustainability: Renewable energy sources are more sustainable over the long term, while "
+    "non-renewable sources are not, and their depletion can lead to economic and social instability.\n"
+)
+_LLAVA_LLAMA_2 = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that "
+    "the user provides, and assist the user with a variety of tasks using natural language."
+)
+_MPT = (
+    "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest "
+    "answers."
+)
+
+
 def _vicuna_v0(system: str, version: str = "Unknown", messages: Sequence = ()) -> Conversation:
     roles = ("Human", "Assistant")
     return Conversation(system, roles, messages, len(messages), SeparatorStyle.SINGLE, "###", version=version)
@@ -244,20 +293,20 @@ def _im_start(system: str, style: SeparatorStyle, version: str) -> Conversation:
     return Conversation(f"<|im_start|>system\n{system}", roles, (), 0, style, "<|im_end|>", version=version)
 
 
-_EXAMPLE = (("Human", texts.EXAMPLE_QUESTION), ("Assistant", texts.EXAMPLE_ANSWER))
+_EXAMPLE = (("Human", _EXAMPLE_QUESTION), ("Assistant", _EXAMPLE_ANSWER))
 
-conv_vicuna_v0 = _vicuna_v0(texts.HUMAN, messages=_EXAMPLE)
-conv_vicuna_v1 = _vicuna_v1(texts.USER)
-conv_llama_2 = _llama_2(texts.LLAMA_2)
+conv_vicuna_v0 = _vicuna_v0(_HUMAN, messages=_EXAMPLE)
+conv_vicuna_v1 = _vicuna_v1(_USER)
+conv_llama_2 = _llama_2(_LLAMA_2)
 conv_mistral_instruct = _llama_2("", sep="")
 conv_chatml_direct = _im_start("Answer the questions.", SeparatorStyle.MPT, "mpt")
 conv_llava_plain = Conversation("", ("", ""), (), 0, SeparatorStyle.PLAIN, "\n")
-conv_llava_v0 = _vicuna_v0(texts.HUMAN)
-conv_llava_v0_mmtag = _vicuna_v0(texts.MMTAG, "v0_mmtag")
-conv_llava_v1 = _vicuna_v1(texts.HUMAN)
-conv_llava_v1_mmtag = _vicuna_v1(texts.MMTAG, "v1_mmtag")
-conv_llava_llama_2 = _llama_2(texts.LLAVA_LLAMA_2)
-conv_mpt = _im_start(texts.MPT, SeparatorStyle.MPT, "mpt")
+conv_llava_v0 = _vicuna_v0(_HUMAN)
+conv_llava_v0_mmtag = _vicuna_v0(_MMTAG, "v0_mmtag")
+conv_llava_v1 = _vicuna_v1(_HUMAN)
+conv_llava_v1_mmtag = _vicuna_v1(_MMTAG, "v1_mmtag")
+conv_llava_llama_2 = _llama_2(_LLAVA_LLAMA_2)
+conv_mpt = _im_start(_MPT, SeparatorStyle.MPT, "mpt")
 conv_qwen = _im_start("You are a helpful assistant.", SeparatorStyle.CHATML, "qwen")
 
 default_conversation = conv_vicuna_v1
