@@ -23,14 +23,18 @@ start of the text. Prompts and `<image>` are handled in `llava.conversation` and
 from __future__ import annotations
 
 import json
+import warnings
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
 from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
+
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 
 _SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _START = "\uffff"  # marks the start of a text; Unicode reserves it for internal use
@@ -143,6 +147,29 @@ def load_tokenizer(
         f"{folder}: neither tokenizer.model nor tokenizer.json is there. Copy the checkpoint's tokenizer "
         "files into it."
     )
+
+
+def add_image_tokens(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
+    """Give the tokenizer the tokens that `mm_use_im_patch_token` and `mm_use_im_start_end` name.
+
+    A checkpoint trained with them has their embeddings already. If not, rows are added, each the mean of the
+    others, with a warning.
+    """
+    if getattr(model.config, "mm_use_im_patch_token", False):
+        tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
+    if getattr(model.config, "mm_use_im_start_end", False):
+        tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        warnings.warn(
+            f"the tokenizer has {len(tokenizer)} tokens, but the checkpoint has embeddings for {rows}: "
+            "untrained ones are added.",
+            stacklevel=3,
+        )
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with torch.no_grad():
+            for matrix in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
+                matrix[rows:] = matrix[:rows].mean(0, keepdim=True)
 
 
 def _from_sentencepiece(

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
+
+from llava.model.transformers_compat import DynamicLayer, init_cache_layer, is_growing_layer
 
 
 class RoomyLayer(DynamicLayer):
@@ -22,8 +23,7 @@ class RoomyLayer(DynamicLayer):
     def __init__(self, keys: Tensor, values: Tensor, start: int, end: int) -> None:
         """keys, values: buffers (B, H, >= end, d); the layer writes into them from `end` on."""
         super().__init__()
-        self.dtype, self.device = keys.dtype, keys.device
-        self.is_initialized = True
+        init_cache_layer(self, keys, values)
         self._keys, self._values, self._start = keys, values, start
         self.reach(end)
 
@@ -60,8 +60,8 @@ class RoomyLayer(DynamicLayer):
 
 
 def is_plain(cache: Any) -> bool:
-    """True if all layers keep everything: no sliding windows."""
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
+    """Return whether all layers keep everything: no sliding windows."""
+    return all(is_growing_layer(layer) for layer in cache.layers)
 
 
 def spread(cache: Any, index: Tensor, room: int, groups: Sequence[tuple[int, int, int]] = ()) -> list[Any]:
@@ -75,7 +75,7 @@ def spread(cache: Any, index: Tensor, room: int, groups: Sequence[tuple[int, int
     """
     layers: list[list[RoomyLayer]] = [[] for _ in groups]
     for number, layer in enumerate(cache.layers):
-        if type(layer) is not DynamicLayer:
+        if not is_growing_layer(layer):
             layer.batch_select_indices(index)
             continue
         length = layer.keys.shape[2]

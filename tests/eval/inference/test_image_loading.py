@@ -15,8 +15,8 @@ from helpers import deadly_reader
 from llava.eval.inference import image_loading as pictures
 from llava.eval.inference.image_loading import Prepare, read_ahead
 from llava.mm_utils import load_image, process_images
+from llava.model.checkpoint.tower import clip_processor
 from llava.model.image_processor import load_image_processor
-from llava.model.multimodal_encoder.builder import clip_processor
 
 CONFIG = {"image_aspect_ratio": "pad"}
 PROCESSOR = load_image_processor(clip_processor(56))
