@@ -1,12 +1,12 @@
-"""How a conversation becomes a prompt: LLaVA's eighteen templates.
+"""Turn a conversation into a prompt with one of LLaVA's eighteen templates.
 
     conv = conv_templates["vicuna_v1"].copy()
     conv.append_message(conv.roles[0], "<image>\\nWhat is this?")
     conv.append_message(conv.roles[1], None)
     prompt = conv.get_prompt()
 
-Not known here: ids (`llava.mm_utils.tokenizer_image_token`) and models. Templates are shared: copy before
-appending.
+Templates are shared: copy before appending. `llava.mm_utils.tokenizer_image_token` makes the ids of a prompt,
+`llava.model.checkpoint.config.conversation_for` chooses the template that a checkpoint was trained with.
 """
 
 import base64
@@ -39,7 +39,7 @@ class Conversation:
 
     A message is `[role, content]`; content is a text, None (the turn to be generated, always the last), or a
     tuple `(text, PIL image, mode)` with mode "Crop", "Resize", "Pad" or "Default" for the web page. The first
-    `offset` messages are examples that belong to the template.
+    `offset` messages are examples of the template.
     """
 
     system: str
@@ -53,7 +53,7 @@ class Conversation:
     skip_next: bool = False
 
     def get_prompt(self) -> str:
-        """The prompt as text.
+        """Return the prompt as text.
 
         Raises:
             ValueError: the messages do not fit the template; the message says which turn and why.
@@ -91,18 +91,18 @@ class Conversation:
             return self._llama_2(turns)
         if style is SeparatorStyle.PLAIN:
             return self._plain(turns)
-        raise ValueError(f"Unknown separator style {style!r}: use a member of SeparatorStyle.")
+        raise ValueError(f"sep_style: {style!r} is unknown. Use a member of SeparatorStyle.")
 
     def _llama_2(self, turns: list[tuple[str, str | None]]) -> str:
         prompt = ""
         for i, (role, text) in enumerate(turns):
             if role != self.roles[i % 2]:
                 raise ValueError(
-                    f"Turn {i + 1} is from {role!r}; this template takes {self.roles[0]!r} and "
-                    f"{self.roles[1]!r} in turn."
+                    f"Turn {i + 1} is from {role!r}, but this template alternates {self.roles[0]!r} and "
+                    f"{self.roles[1]!r}. Append messages in this order."
                 )
             if i == 0 and not text:
-                raise ValueError("This template cannot start without a first message.")
+                raise ValueError("Turn 1 is empty, but this template needs a first message. Append one.")
             if not text:
                 continue
             if i % 2:
@@ -120,15 +120,14 @@ class Conversation:
         for i, (_, text) in enumerate(turns):
             if text and ends[i % 2] is None:
                 raise ValueError(
-                    f"Turn {i + 1} of a plain template is an answer, and plain templates have no answers or "
-                    "second turns: they are for pretraining on captions. Use another template, such as "
-                    "vicuna_v1."
+                    f"Turn {i + 1} of a plain template is an answer. Plain templates are for pretraining on "
+                    "captions and have only one turn. Use another template, such as vicuna_v1."
                 )
             prompt += f"{text}{ends[i % 2]}" if text else ""
         return prompt
 
     def _with_image_first(self) -> list[Sequence[Any]]:
-        """The messages; when the first holds an image, with its `<image>` where the template wants it."""
+        """Return the messages, the first with `<image>` where the template expects it if it has an image."""
         messages = list(self.messages)
         if not messages or not isinstance(messages[0][1], tuple):
             return messages
@@ -136,15 +135,15 @@ class Conversation:
         question = content[0].replace(DEFAULT_IMAGE_TOKEN, "").strip()
         if "mmtag" not in self.version:
             return [(role, f"{DEFAULT_IMAGE_TOKEN}\n{question}"), *messages[1:]]
-        picture = [(self.roles[0], f"<Image>{DEFAULT_IMAGE_TOKEN}</Image>"), (self.roles[1], "Received.")]
-        return [*picture, (role, question), *messages[1:]]
+        image = [(self.roles[0], f"<Image>{DEFAULT_IMAGE_TOKEN}</Image>"), (self.roles[1], "Received.")]
+        return [*image, (role, question), *messages[1:]]
 
     def append_message(self, role: str, message: Any) -> None:
-        """Add a turn; `message=None` opens the turn that the model is to write."""
+        """Add a turn; `message=None` opens the turn that the model will generate."""
         self.messages.append([role, message])
 
     def _image_messages(self) -> list[tuple[int, tuple]]:
-        """(position after the offset, content) of the user's turns that hold an image."""
+        """Return (position after the offset, content) of the user's turns that have an image."""
         turns = enumerate(self.messages[self.offset :])
         return [(i, content) for i, (_, content) in turns if i % 2 == 0 and isinstance(content, tuple)]
 
@@ -157,7 +156,7 @@ class Conversation:
         max_len: int = 1344,
         min_len: int = 672,
     ) -> "Image.Image | str":
-        """Prepare an uploaded picture: pad or resize it, bound its sides, and encode it as base64 text.
+        """Pad or resize an uploaded image, limit its sides, and encode it as base64 text.
 
         Raises:
             ValueError: unknown `image_process_mode`.
@@ -171,7 +170,9 @@ class Conversation:
         elif image_process_mode == "Resize":
             image = image.resize((336, 336))
         elif image_process_mode not in ("Default", "Crop"):
-            raise ValueError(f"Unknown image mode {image_process_mode!r}: use Crop, Resize, Pad or Default.")
+            raise ValueError(
+                f"image_process_mode: {image_process_mode!r} is unknown. Use Crop, Resize, Pad or Default."
+            )
         if max(image.size) > max_len:
             short, long = min(image.size), max(image.size)
             shortest = min(max_len * short / long, min_len, short)
@@ -186,11 +187,11 @@ class Conversation:
         return base64.b64encode(buffer.getvalue()).decode()
 
     def get_images(self, return_pil: bool = False) -> list:
-        """The pictures of the conversation, as PIL images or base64 PNG text."""
+        """Return the images of the conversation, as PIL images or base64 PNG text."""
         return [self.process_image(image, mode, return_pil) for _, (_, image, mode) in self._image_messages()]
 
     def to_gradio_chatbot(self) -> list[list[str | None]]:
-        """Pairs [question, answer] for a chat page; pictures as inline HTML."""
+        """Return pairs [question, answer] for a chat page, with images as inline HTML."""
         pairs: list[list[str | None]] = []
         for i, (_, content) in enumerate(self.messages[self.offset :]):
             if i % 2:
@@ -205,11 +206,11 @@ class Conversation:
         return pairs
 
     def copy(self) -> "Conversation":
-        """An independent conversation; pictures are shared."""
+        """Return an independent conversation; images are shared."""
         return dataclasses.replace(self, messages=[list(message) for message in self.messages])
 
     def dict(self) -> dict[str, Any]:
-        """What a server sends and logs: JSON-able, pictures left out."""
+        """Return what a server sends and logs, as JSON without images."""
         return {
             "system": self.system,
             "roles": self.roles,

@@ -118,13 +118,13 @@ def test_mistakes(golden):
         g.model.generate(ids)
     with pytest.raises(ValueError, match=r"1 <image> tag\(s\), but 0 image"):
         g.model(input_ids=ids)
-    with pytest.raises(ValueError, match="image_sizes has 2 entries for 1"):
+    with pytest.raises(ValueError, match="image_sizes: 2 entries for 1"):
         g.model.encode_images(image, [(1, 2), (3, 4)])
-    with pytest.raises(ValueError, match="image_sizes is needed"):
+    with pytest.raises(ValueError, match="image_sizes: missing"):
         g.model.visual_tokens(g.model.encode_vision([torch.zeros(5, 3, 336, 336)])[0])
     with pytest.raises(ValueError, match="2 dimensions"):
         g.model.encode_images(torch.zeros(336, 336))
-    with pytest.raises(ValueError, match=r"images\[1\] is \(2,\)"):
+    with pytest.raises(ValueError, match=r"images\[1\]: expected .* got \(2,\)"):
         g.model.encode_images([image, torch.zeros(2)])
     with pytest.raises(ValueError, match="different crop sizes"):
         g.model.encode_images([image, torch.zeros(1, 3, 224, 224)])

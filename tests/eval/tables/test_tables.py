@@ -440,7 +440,7 @@ def test_command_makes_one_page_of_all(tmp_path, capsys, monkeypatch):
     "argv, says",
     [
         (["--table", "llava-13b"], "no such table"),
-        (["--ratio", "2"], "no ratio"),
+        (["--ratio", "2"], "expected a number from 0 to 1"),
         (["--table", "other-vlms", "--model", "qwen"], "qwen-vl-7b=NAME"),
         (["--table", "llava-1.5-7b", "--model", "qwen=x"], "llava-1.5-7b=NAME"),
         (["--table", "llava-1.5-7b", "--columns", "tgif"], "no column 'tgif'"),

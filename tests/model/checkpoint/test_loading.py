@@ -161,7 +161,7 @@ def test_folders_that_are_none(tmp_path):
         ({"mm_vision_tower": ...}, "no mm_vision_tower.*model_base"),
         ({"model_type": "llava_mpt"}, "'llava_mpt' is not supported"),
         ({"mm_hidden_size": 128}, "mm_hidden_size is 128.*hidden_size 64"),
-        ({"mm_projector_type": "resampler"}, "mm_projector_type='resampler' is unknown"),
+        ({"mm_projector_type": "resampler"}, "mm_projector_type: 'resampler' is unknown"),
         ({"mm_vision_select_layer": -9}, "mm_vision_select_layer: -9"),
         ({"mm_vision_select_feature": "cls_patch"}, "cls_patch"),
         ({"hidden_size": "wide"}, r"config\.json"),

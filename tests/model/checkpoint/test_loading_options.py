@@ -115,8 +115,8 @@ def test_arguments_are_checked_before_loading(tmp_path):
         ({"important_ratio": 1.5, "visual_token_num": 8}, ValueError, "important_ratio"),
         ({"method": "vispruna", "visual_token_num": 8}, ValueError, "did you mean 'vispruner'"),
         ({"anyres": "square"}, ValueError, "anyres.*paper, llava"),
-        ({"dtype": "int8"}, ValueError, "dtype='int8'"),
-        ({"tower_dtype": "single"}, ValueError, "tower_dtype='single'"),
+        ({"dtype": "int8"}, ValueError, "dtype: 'int8'"),
+        ({"tower_dtype": "single"}, ValueError, "tower_dtype: 'single'"),
         ({"visual_token_nums": 8}, TypeError, "'visual_token_nums'. The nearest.* visual_token_num"),
         ({"trust_remote_code": True}, ValueError, "trust_remote_code.*no remote code"),
     ):
