@@ -1,4 +1,4 @@
-"""Pictures of every kind, anyres grids, prompts with images, stopping."""
+"""Images of every kind, anyres grids, prompts with images, stopping."""
 
 import base64
 import io
@@ -33,7 +33,7 @@ def tokenizer():
 
 # --- loading -------------------------------------------------------------------------------------------
 def saved(tmp_path, image, format="PNG", **options):
-    file = tmp_path / f"picture.{format.lower()}"
+    file = tmp_path / f"image.{format.lower()}"
     image.save(file, format, **options)
     return file
 
@@ -106,7 +106,7 @@ def test_truncated_files(tmp_path, format):
         mm_utils.load_image(file)
 
 
-def test_files_that_are_no_picture(tmp_path, monkeypatch):
+def test_files_that_are_not_images(tmp_path, monkeypatch):
     for content in (b"", b"hello"):
         (tmp_path / "text.jpg").write_bytes(content)
         with pytest.raises(ValueError, match=r"text\.jpg: corrupt or not an image"):
@@ -119,7 +119,7 @@ def test_files_that_are_no_picture(tmp_path, monkeypatch):
         mm_utils.load_image("https://example.org/a.jpg")
     file = saved(tmp_path, Image.new("RGB", (50, 50)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match=r"picture\.png: too large to open"):
+    with pytest.raises(ValueError, match=r"image\.png: too large to open"):
         mm_utils.load_image(file)
 
 
@@ -205,14 +205,14 @@ def test_unusual_sizes(processor, size, aspect, protocol):
     crops = {"paper": (5,), "llava": (3,)}[protocol] if aspect == "anyres" else ()
     assert pixels.shape == (1, *crops, 3, 28, 28)
     assert torch.isfinite(pixels).all()
-    if aspect != "pad":  # somewhere the picture itself is seen
+    if aspect != "pad":  # part of the image is seen
         mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
         colour = (torch.tensor([200, 100, 50]) / 255 - mean) / std
         first = pixels[0, 0] if crops else pixels[0]
         torch.testing.assert_close(first[:, 14, 14], colour, atol=1e-5, rtol=0)
 
 
-def test_thin_pictures_show_their_middle(processor):
+def test_thin_images_show_their_middle(processor):
     """Beyond the largest aspect ratio the middle is cut out first, which must not move it."""
     stripes = np.zeros((4, 1200, 3), np.uint8)
     stripes[:, 600:] = 255

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers.golden_model import picture
+from helpers.golden_model import golden_image
 from llava.mm_utils import get_anyres_image_grid_shape
 from llava.model.anyres import NEWLINE, token_layout, unpadded_window
 
@@ -122,4 +122,4 @@ def test_preprocessing_follows_the_protocol(golden):
     paper = g.pixels(("square336",))
     assert llava[0].shape[0] == 3 and paper[0].shape[0] == 5
     with pytest.raises(ValueError, match="3 crops do not fit anyres protocol 'paper'"):
-        g.model.encode_images(llava, [picture("square336").size])
+        g.model.encode_images(llava, [golden_image("square336").size])

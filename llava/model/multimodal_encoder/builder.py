@@ -1,13 +1,10 @@
-"""From the name in `mm_vision_tower` to a tower: the right class, empty or with its own weights."""
+"""Build the vision tower of a checkpoint: the right class for its config.json, without weights yet."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
-from llava.model.checkpoint import CheckpointError
-from llava.model.checkpoint.tower import TowerSource, fill_tower, find_tower
+from llava.model.checkpoint.tower import TowerSource
 from llava.model.multimodal_encoder.base import VisionTower
 
 
@@ -37,36 +34,6 @@ def build_vision_tower(
         return _classes()[config.model_type].build(
             config, processor, select_layer, int(crop) if crop else None, attn_implementation
         )
-
-
-def load_vision_tower(
-    name: str | Path,
-    select_layer: int = -2,
-    attn_implementation: str = "sdpa",
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    checkpoint: Path | None = None,
-) -> VisionTower:
-    """Load a tower without a language model, for training, analysis and tests.
-
-    Raises:
-        FileNotFoundError, ValueError: as `find_tower` and `build_vision_tower`.
-        CheckpointError: weights are missing or unexpected; the message lists them.
-    """
-    from llava.model.checkpoint.read import Assigner, listing
-
-    source = find_tower(str(name), checkpoint)
-    tower = build_vision_tower(source, select_layer, attn_implementation=attn_implementation)
-    assigner = Assigner(tower.vision_tower, lambda _: (dtype, torch.device(device)))
-    fill_tower(tower, source, assigner.assign)
-    for problem, names in (("missing", assigner.missing()), ("unexpected", assigner.unexpected)):
-        if names:
-            raise CheckpointError(
-                f"{source.folder}: {len(names)} {problem} keys in the vision tower. Weights and config.json "
-                f"do not match; use one tower's files.\n{listing(names)}"
-            )
-    tower.restore_buffers()
-    return tower.eval()
 
 
 def _classes() -> dict[str, type]:

@@ -67,7 +67,7 @@ def test_tower_beside_inside_and_in_both(tmp_path, reference):
 
 
 def test_tower_inside_with_layers_cut(tmp_path, reference):
-    """Layers behind the select layer may be missing; others may not."""
+    """Layers after the select layer may be missing; others may not."""
     own = {f"model.vision_tower.vision_tower.{k}": v for k, v in weights(DATA / "ckpt_clip336p42").items()}
     short = {k: v for k, v in own.items() if "layers.3." not in k and "post_layernorm" not in k}
     assert torch.equal(logits(load(write(tmp_path / "a", state={**weights(SOURCE), **short}))), reference)
