@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 PREFIX = "VISPRUNER_"
@@ -71,15 +71,17 @@ VARIABLES = {
 }
 
 
-def check_environment(environment: Mapping[str, str] | None = None) -> None:
+def check_environment(overridden: Iterable[str] = (), environment: Mapping[str, str] | None = None) -> None:
     """Check the name and value of every VISPRUNER_* variable. An empty value counts as not set.
 
     Args:
+        overridden: variables whose value is not used, because an argument was given instead.
         environment: names and values (default: `os.environ`).
 
     Raises:
         ValueError: unknown name (the message gives the nearest known one) or invalid value.
     """
+    unused = set(overridden)
     for name, value in sorted((os.environ if environment is None else environment).items()):
         if not name.startswith(PREFIX):
             continue
@@ -89,7 +91,7 @@ def check_environment(environment: Mapping[str, str] | None = None) -> None:
                 f"{name}: unknown environment variable. Use {near}, or unset it; known are "
                 f"{', '.join(VARIABLES)}."
             )
-        if value and not VARIABLES[name].is_valid(value):
+        if value and name not in unused and not VARIABLES[name].is_valid(value):
             raise ValueError(
                 f"{name}: {value!r} is not valid for the {VARIABLES[name].meaning}. Set it to "
                 f"{VARIABLES[name].expected}, or unset it."

@@ -34,7 +34,7 @@ REPOSITORY = Path(__file__).parents[1]
     ],
 )
 def test_valid_values(name, value):
-    check_environment({name: value})
+    check_environment(environment={name: value})
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,19 @@ def test_valid_values(name, value):
 )
 def test_invalid_values_are_named_with_the_choices(name, value, expected):
     with pytest.raises(ValueError, match=rf"{name}: '{value}'.*{expected}"):
-        check_environment({name: value})
+        check_environment(environment={name: value})
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match="VISPRUNER_ROUND: unknown.*Use VISPRUNER_ROUNDS"):
-        check_environment({"VISPRUNER_ROUND": "triton"})
+        check_environment(environment={"VISPRUNER_ROUND": "triton"})
+
+
+def test_what_an_argument_overrides_may_be_invalid():
+    values = {"VISPRUNER_RATIO": "7", "VISPRUNER_TOKENS": "many"}
+    check_environment(values, environment=values)
+    with pytest.raises(ValueError, match="VISPRUNER_TOKENS: 'many'"):
+        check_environment(["VISPRUNER_RATIO"], environment=values)
 
 
 def test_loading_checks_the_environment(monkeypatch):

@@ -25,7 +25,7 @@ from llava.model.checkpoint.folder import CheckpointFolder
 from llava.model.checkpoint.placement import connect, main_device, place
 from llava.model.checkpoint.quantize import Quantizer
 from llava.model.multimodal_encoder.builder import build_vision_tower
-from llava.model.settings import choose_attention, choose_dtypes, resolve_pruning
+from llava.model.settings import ENVIRONMENT, choose_attention, choose_dtypes, resolve_pruning
 from llava.model.tokenizer import add_image_tokens, load_tokenizer
 from llava.model.transformers_compat import set_attention
 
@@ -87,7 +87,14 @@ def load_pretrained_model(
         ImportError: an optional package is missing.
         TypeError: unknown argument.
     """
-    check_environment()
+    given = {
+        "method": method,
+        "tokens": visual_token_num,
+        "ratio": important_ratio,
+        "anyres": anyres,
+        "tower_dtype": tower_dtype,
+    }
+    check_environment(ENVIRONMENT[name] for name, value in given.items() if value is not None)
     extra, hub = _check_kwargs(kwargs)
     attn_implementation = extra.get("attn_implementation", attn_implementation)
     dtype = extra.get("dtype", dtype) if dtype is None else dtype

@@ -132,5 +132,5 @@ def test_mistakes(golden):
         g.model.encode_images([image, torch.zeros(1, 3, 224, 224)])
     with pytest.raises(ValueError, match="images and visual are both given"):
         g.model.generate(ids[:1], images=image, visual=[torch.zeros(1, 64)])
-    with pytest.raises(ValueError, match="images need input_ids"):
+    with pytest.raises(ValueError, match="images: input_ids is missing"):
         g.model.generate(images=image)
