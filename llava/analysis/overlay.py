@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--output {output}: the name must end in .png or .jpg")
     from llava.mm_utils import get_model_name_from_path
     from llava.model.builder import load_pretrained_model
-    from llava.model.checkpoint.read import CheckpointError
+    from llava.model.checkpoint import CheckpointError
 
     path = str(args.model or BUNDLED_MODEL)
     try:

@@ -11,9 +11,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from llava import paths
 from llava.argtypes import at_least, ratio
+from llava.environment import check_environment
 from llava.eval.benchmarks import DataError, DataIssue
 from llava.eval.jobs.execute import ModelError
 from llava.eval.jobs.job import Job, resolve_job
@@ -25,6 +27,14 @@ _JOB_ARGUMENTS = (
     *("device", "dtype", "tower_dtype", "attn_implementation", "conv_mode", "batch_size", "model_base"),
     *("max_new_tokens", "temperature", "top_p", "num_beams", "seed", "num_workers"),
 )
+# environment variable -> options that replace it
+_REPLACES = {
+    "VISPRUNER_METHOD": ("method",),
+    "VISPRUNER_TOKENS": ("tokens", "visual_token_num"),
+    "VISPRUNER_RATIO": ("ratio", "important_ratio"),
+    "VISPRUNER_ANYRES": ("anyres",),
+    "VISPRUNER_TOWER_DTYPE": ("tower_dtype",),
+}
 
 
 def new_parser(command: str, description: str) -> argparse.ArgumentParser:
@@ -119,21 +129,26 @@ def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def job_of(args: argparse.Namespace, model: Path | str, anyres: str | None, local_rank: int | None) -> Job:
-    """Return the job of parsed arguments. Raises ValueError."""
+def job_of(
+    args: argparse.Namespace,
+    model: Path | str,
+    config: dict[str, Any],
+    anyres: str | None,
+    local_rank: int | None = None,
+) -> Job:
+    """Return the job of parsed arguments. Raises ValueError, also for invalid environment variables."""
+    replaced = [name for name, options in _REPLACES.items() if any(vars(args).get(one) for one in options)]
+    check_environment(replaced)
     given = {name: getattr(args, name) for name in _JOB_ARGUMENTS}
-    return resolve_job(
-        model, anyres=anyres, local_rank=local_rank, share_prefix=not args.no_share_prefix, **given
-    )
+    shared = not args.no_share_prefix
+    return resolve_job(model, config, anyres=anyres, local_rank=local_rank, share_prefix=shared, **given)
 
 
 def model_folder(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Path | str:
     """Return the checkpoint of --model, checked as far as possible without loading it."""
     if is_bundled(args.model):
-        folder = Path(args.model) if args.model else paths.BUNDLED_MODEL
-        if not (folder / "config.json").is_file():
-            raise DataError(f"{folder}: the bundled model is missing. Set --model (CKPT_DIR, CKPT)")
-        return folder
+        folder = Path(args.model).expanduser() if args.model else paths.BUNDLED_MODEL
+        return paths.require_bundled(folder / "config.json", "--model (CKPT_DIR, CKPT)").parent
     folder = Path(args.model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

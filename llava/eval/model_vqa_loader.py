@@ -21,6 +21,7 @@ from llava.eval.benchmarks.base import check_questions, read_questions
 from llava.eval.jobs.execute import Session
 from llava.eval.jobs.job import Task, resolve_pruner
 from llava.eval.store.answer_file import AnswerFile
+from llava.model.checkpoint.config import stored_config
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,10 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         cli.report_issues(issues)
     warnings = check_questions(args.question_file.name, questions)
     try:
+        config = stored_config(model, args.model_base)
         pruner, anyres = resolve_pruner(
-            model, args.method, args.visual_token_num, args.important_ratio, args.anyres, args.seed
+            config, args.method, args.visual_token_num, args.important_ratio, args.anyres, args.seed
         )
-        job = cli.job_of(args, model, anyres, None)
+        job = cli.job_of(args, model, config, anyres)
     except ValueError as error:
         parser.error(str(error))
     cli.print_warnings([*warnings, *job.warnings])

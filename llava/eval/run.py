@@ -33,6 +33,7 @@ from llava.eval.jobs.execute import Session, SettingRun
 from llava.eval.jobs.job import Task, read_task, resolve_pruner, setting_name
 from llava.eval.score import print_score
 from llava.eval.tables.table import number, text_table
+from llava.model.checkpoint.config import stored_config
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -100,8 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = cli.model_folder(args, parser)
     task = read_task(benchmark, args.data, args.limit)
     try:
-        pruner, anyres = resolve_pruner(model, args.method, args.tokens, args.ratio, args.anyres, args.seed)
-        job = cli.job_of(args, model, anyres, rank.local_rank if rank.size > 1 else None)
+        config = stored_config(model, args.model_base)
+        pruner, anyres = resolve_pruner(config, args.method, args.tokens, args.ratio, args.anyres, args.seed)
+        job = cli.job_of(args, model, config, anyres, rank.local_rank if rank.size > 1 else None)
     except ValueError as error:
         parser.error(str(error))
     if args.num_processes > 1 and ":" in job.device:

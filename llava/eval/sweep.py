@@ -39,6 +39,7 @@ from llava.eval.store.answer_file import AnswerFileError
 from llava.eval.store.atomic import write_atomically
 from llava.eval.tables.summary import ScoredBenchmark, ScoredSetting, build_summary
 from llava.eval.tables.table import number, text_table
+from llava.model.checkpoint.config import stored_config
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -153,7 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tasks = _read(args, benchmarks, failures)
     try:
         pruners = grid(args.methods, args.tokens, args.ratios, args.seed)
-        job = cli.job_of(args, model, common_anyres(model, args.anyres), None)
+        config = stored_config(model, args.model_base)
+        job = cli.job_of(args, model, config, common_anyres(config, args.anyres))
     except ValueError as error:
         parser.error(str(error))
     cli.print_warnings(job.warnings)

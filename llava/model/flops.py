@@ -1,15 +1,15 @@
-"""What a forward pass costs: multiply-accumulates (MACs) from shapes alone, no model needed.
+"""Cost of a forward pass: multiply-accumulates (MACs) from shapes alone, without a model.
 
-Convention: functions named `*_macs` count MACs of matrix products; 1 MAC = 2 FLOPs, and FLOPs are what the
-paper's efficiency table prints (papers that give 3.82 T for LLaVA-1.5-7B at 576 tokens count MACs, and visual
-tokens only). Attention is counted in full, without halving it for causality; norms, softmax, activations,
-rotary embeddings, the embedding table and the output head are left out. Vision tower, selection, projector
-and language model are kept apart; print them apart.
+Convention: functions named `*_macs` count MACs of matrix products. 1 MAC = 2 FLOPs, the unit of the paper's
+efficiency table (papers that give 3.82 T for LLaVA-1.5-7B at 576 tokens count MACs, and visual tokens only).
+Attention is counted in full, not halved for causality; norms, softmax, activations, rotary embeddings, the
+embedding table and the output head are not counted. Vision tower, selection, projector and language model are
+separate; report them separately.
 
     from llava.model.flops import LanguageShape, llm_prefill_macs
     2 * llm_prefill_macs(2880 + 80, LanguageShape(layers=32, width=4096, mlp=11008)) / 1e12     # 42.9 TFLOPs
 
-Does not know how long anything takes: prefill on a small GPU, or a short prompt, is not bound by FLOPs.
+Costs are not times: prefill on a small GPU, or of a short prompt, is not bound by FLOPs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LanguageShape:
 
     @classmethod
     def from_config(cls, config: object) -> LanguageShape:
-        """From a transformers config or its dict; a LLaVA config may hold it as `text_config`."""
+        """Read a transformers config or its dict, or the `text_config` in a LLaVA config."""
         config = _get(config, "text_config", default=None) or config
         width, heads = _get(config, "hidden_size"), _get(config, "num_attention_heads")
         kv_heads = _get(config, "num_key_value_heads", default=None) or heads
@@ -54,8 +54,7 @@ class VisionShape:
 
     @classmethod
     def from_config(cls, config: object) -> VisionShape:
-        """From a transformers CLIP or DINOv2 config or its dict, or from one that holds it as
-        `vision_config`."""
+        """Read a CLIP or DINOv2 config of transformers or its dict, or the `vision_config` in one."""
         config = _get(config, "vision_config", default=None) or config
         width, patch = _get(config, "hidden_size"), _get(config, "patch_size")
         gated = bool(_get(config, "use_swiglu_ffn", default=False))
@@ -69,32 +68,32 @@ class VisionShape:
 
 
 def llm_prefill_macs(tokens: int | Sequence[int], shape: LanguageShape) -> int:
-    """L (2 n d^2 + 2 n d d_kv + 2 n^2 d + 3 n d m): queries and output, keys and values, attention, MLP.
+    """Count L (2 n d^2 + 2 n d d_kv + 2 n^2 d + 3 n d m): queries, output; keys, values; attention; MLP.
 
     tokens: n, visual and text tokens together; or one n per layer, for methods that prune inside the decoder.
     """
     per_layer = [tokens] * shape.layers if isinstance(tokens, int) else list(tokens)
     if len(per_layer) != shape.layers:
-        raise ValueError(f"tokens per layer: {shape.layers} layers, got {len(per_layer)} numbers")
+        raise ValueError(f"tokens: {len(per_layer)} numbers for {shape.layers} layers. Pass one per layer.")
     d, m = shape.width, shape.mlp
     kv = d if shape.kv_width is None else shape.kv_width
     return sum(2 * n * d * d + 2 * n * d * kv + 2 * n * n * d + 3 * n * d * m for n in per_layer)
 
 
 def kv_cache_bytes(tokens: int | Sequence[int], shape: LanguageShape, bytes_per_element: int = 2) -> int:
-    """2 L n d_kv x bytes: keys and values of every layer. `tokens` as in `llm_prefill_macs`."""
+    """Compute 2 L n d_kv x bytes: keys and values of every layer. `tokens` as in `llm_prefill_macs`."""
     n = tokens * shape.layers if isinstance(tokens, int) else sum(tokens)
     return 2 * n * (shape.width if shape.kv_width is None else shape.kv_width) * bytes_per_element
 
 
 def vision_tower_macs(shape: VisionShape, select_layer: int = -2) -> int:
-    """One crop: patch embedding, then the layers up to the one whose output is hidden_states[select_layer].
+    """Count one crop: patch embedding, and the layers up to the one that makes hidden_states[select_layer].
 
-    hidden_states has layers + 1 entries, the first before any layer, so -2 leaves the last layer out.
+    hidden_states has layers + 1 entries, the first before any layer, so -2 omits the last layer.
     """
     n_layers = select_layer if select_layer >= 0 else shape.layers + 1 + select_layer
     if not 0 <= n_layers <= shape.layers:
-        raise ValueError(f"select_layer {select_layer} is outside a tower of {shape.layers} layers")
+        raise ValueError(f"select_layer: {select_layer} is outside a tower of {shape.layers} layers.")
     n, d = shape.patches + 1, shape.width
     mlp_matrices = 3 if shape.gated else 2
     layer = 4 * n * d * d + 2 * n * n * d + mlp_matrices * n * d * shape.mlp
@@ -102,17 +101,17 @@ def vision_tower_macs(shape: VisionShape, select_layer: int = -2) -> int:
 
 
 def cls_row_macs(shape: VisionShape) -> int:
-    """The [CLS] row beside fused attention: one query against all keys, all heads. One crop."""
+    """Count the [CLS] row next to fused attention for one crop: one query, all keys, all heads."""
     return (shape.patches + 1) * shape.width
 
 
 def selection_macs(
     patches: int, channels: int, tokens: int, important_ratio: float = 0.5, per_round: bool = False
 ) -> int:
-    """VisPruner's similarities for one crop of `patches` tokens, `tokens` of them kept.
+    """Count VisPruner's similarities for one crop of `patches` tokens, `tokens` of them kept.
 
-    As computed here, once: all pairs of the R residual tokens. per_round=True: as Algorithm 1 is written,
-    evens against odds anew in every round.
+    As computed here: all pairs of the R residual tokens, once. per_round=True: as in Algorithm 1, evens with
+    odds again in every round.
     """
     n_important = int(tokens * important_ratio)
     size, target = patches - n_important, tokens - n_important
@@ -128,12 +127,14 @@ def selection_macs(
 
 
 def projector_macs(tokens: int, vision_width: int, width: int, projector_type: str = "mlp2x_gelu") -> int:
-    """`tokens` visual tokens through "linear", "mlpNx_gelu" or "identity"."""
+    """Count `tokens` visual tokens through "linear", "mlpNx_gelu" or "identity"."""
     if projector_type == "identity":
         return 0
     match = re.fullmatch(r"mlp(\d+)x_gelu", projector_type)
     if projector_type != "linear" and not match:
-        raise ValueError(f"unknown projector type {projector_type!r}: linear, mlpNx_gelu or identity")
+        raise ValueError(
+            f"projector_type: {projector_type!r} is unknown. Choose linear, mlpNx_gelu or identity."
+        )
     depth = int(match.group(1)) if match else 1
     return tokens * (vision_width * width + (depth - 1) * width * width)
 
@@ -171,10 +172,13 @@ def pipeline_cost(
     select_layer: int = -2,
     bytes_per_element: int = 2,
 ) -> Cost:
-    """Cost of one image with `visual_tokens` entering the language model beside `text_tokens`.
+    """Compute the cost of one image with `visual_tokens` and `text_tokens` in the language model.
 
-    language, vision: shapes, or configs (objects or dicts) to read them from. tokens_per_crop: what VisPruner
-    keeps per crop; None means that nothing is selected (no pruning, or a method without similarities).
+    Args:
+        language, vision: shapes, or configs (objects or dicts) to read them from.
+        crops: passes of the vision tower.
+        tokens_per_crop: tokens that VisPruner keeps per crop; None if nothing is selected (no pruning, or a
+            method without similarities).
     """
     if not isinstance(language, LanguageShape):
         language = LanguageShape.from_config(language)
@@ -201,5 +205,5 @@ _REQUIRED = object()
 def _get(config: object, name: str, default: object = _REQUIRED):  # type: ignore[no-untyped-def]
     value = config.get(name, default) if isinstance(config, dict) else getattr(config, name, default)
     if value is _REQUIRED:
-        raise ValueError(f"{type(config).__name__} has no {name!r}, which the cost model needs")
+        raise ValueError(f"{type(config).__name__}: {name!r} is missing, but the cost model needs it.")
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers.golden_model import DATA, picture
+from helpers.golden_model import DATA, golden_image
 from llava.analysis.efficiency.plain import plain_answer, plain_select, plain_tokens, plain_tower
 from llava.eval.inference.decode import Decoding
 from llava.mm_utils import process_images
@@ -24,7 +24,7 @@ def loaded(request):
 @pytest.fixture
 def pixels(loaded):
     def made(name: str) -> torch.Tensor:
-        pixels = process_images([picture(name)], loaded[2], loaded[1].config)[0]
+        pixels = process_images([golden_image(name)], loaded[2], loaded[1].config)[0]
         return pixels if pixels.ndim == 4 else pixels[None]
 
     return made
@@ -41,7 +41,7 @@ def test_tower_gives_the_features_and_the_cls_row(loaded, pixels):
     model.set_pruner("vispruner", 8)
     for name in names()[:3]:
         features, attention = plain_tower(model, pixels(name))
-        (seen,) = model.encode_vision([pixels(name)], [picture(name).size])
+        (seen,) = model.encode_vision([pixels(name)], [golden_image(name).size])
         torch.testing.assert_close(features, seen.features, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(attention, seen.attention, rtol=1e-4, atol=1e-6)
     assert model.get_vision_tower().attn_implementation == "sdpa"  # as it was before
@@ -62,7 +62,7 @@ def test_tokens_are_the_models_in_their_order(loaded, pixels, tokens):
     try:
         pruner = model.set_pruner("none" if tokens is None else "vispruner", tokens, 0.5)
         for name in names()[:4]:
-            size = picture(name).size
+            size = golden_image(name).size
             expected = model.encode_images([pixels(name)], [size])[0]
             found = plain_tokens(model, pixels(name), pruner.tokens, 0.5, size)
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
@@ -73,13 +73,13 @@ def test_tokens_are_the_models_in_their_order(loaded, pixels, tokens):
 def test_an_answer_from_the_file(loaded, tmp_path):
     tokenizer, model, processor = loaded
     path = tmp_path / "picture.png"
-    picture(names()[0]).save(path)
+    golden_image(names()[0]).save(path)
     model.set_pruner("none")
-    pixels = process_images([picture(names()[0])], processor, model.config)[0]
+    pixels = process_images([golden_image(names()[0])], processor, model.config)[0]
     expected = model.generate(
         torch.tensor([PROMPT]),
         images=[pixels],
-        image_sizes=[picture(names()[0]).size],
+        image_sizes=[golden_image(names()[0]).size],
         max_new_tokens=5,
         do_sample=False,
     )[0].tolist()

@@ -193,5 +193,5 @@ def test_plain_selection_multiplies_what_is_said_of_it():
 def test_errors_say_what_is_missing():
     with pytest.raises(ValueError, match="num_hidden_layers"):
         LanguageShape.from_config({"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8})
-    with pytest.raises(ValueError, match="32 layers, got 2"):
+    with pytest.raises(ValueError, match="2 numbers for 32 layers"):
         flops.llm_prefill_macs([1, 2], VICUNA_7B)

@@ -114,8 +114,9 @@ def build_model(
 
     from llava.model.checkpoint.fill import fill_model
     from llava.model.checkpoint.placement import Placement
+    from llava.model.checkpoint.tower import TowerSource, clip_processor
     from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-    from llava.model.multimodal_encoder.builder import TowerSource, build_vision_tower, clip_processor
+    from llava.model.multimodal_encoder.builder import build_vision_tower
     from llava.model.settings import choose_attention, choose_dtypes
 
     shape = shape_named(shape) if isinstance(shape, str) else shape
@@ -170,11 +171,8 @@ def build_tower(
     import torch
 
     from llava.model.checkpoint.read import Assigner
-    from llava.model.multimodal_encoder.builder import (
-        TowerSource,
-        build_vision_tower,
-        clip_processor,
-    )
+    from llava.model.checkpoint.tower import TowerSource, clip_processor
+    from llava.model.multimodal_encoder.builder import build_vision_tower
 
     shape = shape_named(shape) if isinstance(shape, str) else shape
     source = TowerSource(shape.tower, None, clip_processor(shape.tower["image_size"]))
