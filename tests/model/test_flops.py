@@ -12,7 +12,7 @@ from llava.analysis.efficiency.shapes import build_model
 from llava.model import flops
 from llava.model.flops import LanguageShape, VisionShape
 from llava.pruning import get_pruner
-from llava.pruning.vispruner import DROP_PER_ROUND
+from llava.pruning.diversity import DROP_PER_ROUND
 
 VICUNA_7B = LanguageShape(layers=32, width=4096, mlp=11008)
 CLIP_L_336 = VisionShape(layers=24, width=1024, mlp=4096, patches=576, patch_size=14)

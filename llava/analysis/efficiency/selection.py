@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from llava.analysis.efficiency.plain import plain_select
     from llava.analysis.efficiency.timing import compare, machine, peak_bytes
     from llava.pruning import get_pruner
-    from llava.pruning.vispruner import rounds_run_on
+    from llava.pruning.diversity import rounds_backend
 
     generator = torch.Generator().manual_seed(args.seed)
     rows = []
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "heads": args.heads,
         "important_ratio": args.ratio,
         "dtypes": {"inputs": "float32", "ours": "float64", "plain": "float32"},
-        "rounds": rounds_run_on(args.device),
+        "rounds": rounds_backend(args.device),
         "rows": rows,
     }
     if args.vs:

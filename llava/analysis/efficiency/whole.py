@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from llava.analysis.efficiency import load
     from llava.analysis.efficiency.peak import bandwidth, matrix_rate
     from llava.analysis.efficiency.timing import machine
-    from llava.pruning.vispruner import rounds_run_on
+    from llava.pruning.diversity import rounds_backend
 
     model, processor = load.load(args)
     job = load.Load.prepare(model, processor, args)
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "kernels": {
             "language_model": model.config._attn_implementation,
             "tower": tower.attn_implementation,
-            "selection": rounds_run_on(args.device),
+            "selection": rounds_backend(args.device),
         },
         "batch_size": args.batch_size,
         "text_tokens": args.text_tokens,
