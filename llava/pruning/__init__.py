@@ -13,19 +13,19 @@ have another interface.
 import pkgutil
 from importlib import import_module
 
-from .base import Kept, Pruner, QuestionCue, attention_order
+from .base import Kept, Pruner, TextCue, attention_order
 from .registry import get_pruner, list_pruners, register_pruner
 
 for _module in pkgutil.iter_modules(__path__):
     if not _module.ispkg:
         import_module(f"{__name__}.{_module.name}")
 
-Asked = QuestionCue  # the former name
+Asked = TextCue  # the former name
 
 __all__ = [
     "Kept",
     "Pruner",
-    "QuestionCue",
+    "TextCue",
     "attention_order",
     "get_pruner",
     "list_pruners",

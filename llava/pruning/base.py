@@ -19,6 +19,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+CropIds = Sequence[str | int] | None
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -35,7 +37,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class QuestionCue:
+class TextCue:
     """The question about an image, for methods whose selection depends on it."""
 
     text: str  # the question in the benchmark's words, without the conversation around it
@@ -80,11 +82,7 @@ class Pruner:
 
     @torch.no_grad()
     def keep(
-        self,
-        features: Tensor,
-        attention: Tensor,
-        crop_ids: Sequence[str | int] | None = None,
-        question: QuestionCue | None = None,
+        self, features: Tensor, attention: Tensor, crop_ids: CropIds = None, question: TextCue | None = None
     ) -> Kept:
         """Select the tokens of every row; rows never influence each other.
 
@@ -101,7 +99,7 @@ class Pruner:
         if self.needs_question and question is None:
             raise ValueError(
                 f"question: {self.name!r} chooses by the question, got None. "
-                "Pass question=QuestionCue(text, embeds), or run it through llava.eval, which does."
+                "Pass question=TextCue(text, embeds), or run it through llava.eval, which does."
             )
         rows, n = features.shape[:2]
         budget = n if self.tokens is None else self.tokens
@@ -115,22 +113,13 @@ class Pruner:
         return kept
 
     def select(
-        self,
-        features: Tensor,
-        attention: Tensor,
-        crop_ids: Sequence[str | int] | None = None,
-        question: QuestionCue | None = None,
+        self, features: Tensor, attention: Tensor, crop_ids: CropIds = None, question: TextCue | None = None
     ) -> Tensor:
         """Return `keep(...).indices`: (B, min(T, N)) int64, ascending."""
         return self.keep(features, attention, crop_ids, question).indices
 
     def choose(
-        self,
-        features: Tensor,
-        attention: Tensor,
-        tokens: int,
-        crop_ids: Sequence[str | int] | None,
-        question: QuestionCue | None,
+        self, features: Tensor, attention: Tensor, tokens: int, crop_ids: CropIds, question: TextCue | None
     ) -> Kept:
         """Keep the min(tokens, N) patches of the greatest score per row; ties go to the lower patch index.
 
@@ -140,11 +129,7 @@ class Pruner:
         return Kept.from_selected(order[:, :tokens], tokens if self.scores_attention else 0)
 
     def score(
-        self,
-        features: Tensor,
-        attention: Tensor,
-        crop_ids: Sequence[str | int] | None,
-        question: QuestionCue | None,
+        self, features: Tensor, attention: Tensor, crop_ids: CropIds, question: TextCue | None
     ) -> Tensor:
         """Return a score per patch (B, N); the patches of the greatest scores are kept."""
         raise TypeError(f"{type(self).__name__} must define score or choose")
@@ -190,7 +175,7 @@ def _integer(name: str, value: object) -> int:
         raise ValueError(f"{name} must be an integer, got {value!r}") from None
 
 
-def _check(features: Tensor, attention: Tensor, crop_ids: Sequence[str | int] | None) -> None:
+def _check(features: Tensor, attention: Tensor, crop_ids: CropIds) -> None:
     for name, tensor, shape in (("features", features, "(B, N, C)"), ("attention", attention, "(B, H, N)")):
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")

@@ -25,14 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava.analysis.efficiency.options import (
-    add_budget,
-    add_dtypes,
-    add_dummy_model,
-    add_measuring,
-    check_device,
-    table,
-)
+from llava.analysis.efficiency import options
 from llava.argtypes import at_least
 from llava.paths import BUNDLED_DATA, BUNDLED_MODEL
 
@@ -44,10 +37,10 @@ CHECKPOINT_GOAL, DUMMY_MODEL_GOAL = 8.0, 10.0  # speedups
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_measuring(parser, repeats=3)
+    options.add_measuring(parser, repeats=3)
     group = parser.add_argument_group("engine")
     model = group.add_mutually_exclusive_group()
-    add_dummy_model(model)
+    options.add_dummy_model(model)
     model.add_argument(
         "--model", type=Path, default=BUNDLED_MODEL, help="checkpoint folder (default: the bundled model)"
     )
@@ -70,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="questions for the baseline (default: all, 24 for a dummy model; "
         "former name of the option: --plain-questions)",
     )
-    add_dtypes(group)
-    add_budget(group)
+    options.add_dtypes(group)
+    options.add_budget(group)
     group.add_argument(
         "--batch-size", type=at_least(1), default=64, help="questions per batch (default: %(default)s)"
     )
@@ -81,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    check_device(args)
+    options.check_device(args)
     if args.questions and not args.dummy_model:
         raise ValueError("--questions requires --dummy-model; for a checkpoint use --num-images")
     if args.num_images and args.dummy_model:
@@ -199,7 +192,7 @@ def render(document: dict[str, Any]) -> str:
     lines = [
         f"Engine: {document['model']} ({document['weights']} weights), {document['dtype']}, "
         f"{document['tokens']} tokens, on {document['machine']['name']}\n{document['protocol']}",
-        table(columns, list(document["questions_per_second"].items())),
+        options.table(columns, list(document["questions_per_second"].items())),
         f"engine: {1000 * document['vision_seconds_per_image']:.4g} ms of vision per image, "
         f"{1000 * document['other_seconds_per_question']:.4g} ms of everything else per question",
     ]

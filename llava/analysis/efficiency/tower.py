@@ -20,15 +20,7 @@ import argparse
 import time
 from typing import Any
 
-from llava.analysis.efficiency.options import (
-    DTYPES,
-    add_budget,
-    add_dummy_model,
-    add_measuring,
-    check_device,
-    numbers,
-    table,
-)
+from llava.analysis.efficiency import options
 from llava.argtypes import at_least
 
 VARIANTS = ("optimized", "one_pass", "bare", "baseline")
@@ -40,7 +32,7 @@ GOALS = (  # quotients of times that should not be exceeded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_measuring(parser, repeats=3, warmup=0)
+    options.add_measuring(parser, repeats=3, warmup=0)
     group = parser.add_argument_group("tower")
     group.add_argument(
         "--max-seconds",
@@ -50,21 +42,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds per batch size after which no new pass starts (default: %(default)g; "
         "former name of the option: --limit)",
     )
-    add_dummy_model(group, default="llava-1.5-7b")
+    options.add_dummy_model(group, default="llava-1.5-7b")
     group.add_argument(
         "--group", type=at_least(1), help="crops per optimized pass (default: the tower's own: 1, on CUDA 5)"
     )
     group.add_argument(
-        "--dtype", choices=DTYPES, help="dtype of the tower (default: float16 on CUDA, else float32)"
+        "--dtype", choices=options.DTYPES, help="dtype of the tower (default: float16 on CUDA, else float32)"
     )
     group.add_argument(
-        "--batch-sizes", type=numbers, help="crops per batch, comma-separated (default: 1; 1,5,32 on CUDA)"
+        "--batch-sizes",
+        type=options.numbers,
+        help="crops per batch, comma-separated (default: 1; 1,5,32 on CUDA)",
     )
-    add_budget(group)
+    options.add_budget(group)
 
 
 def check(args: argparse.Namespace) -> None:
-    check_device(args)
+    options.check_device(args)
     on_cpu = args.device == "cpu"
     args.dtype = args.dtype or ("float32" if on_cpu else "float16")
     args.batch_sizes = args.batch_sizes or ([1] if on_cpu else [1, 5, 32])
@@ -200,7 +194,7 @@ def render(document: dict[str, Any]) -> str:
     return (
         f"Tower of {document['dummy_model']}, {document['dtype']}, {document['kernels']}, on "
         f"{document['machine']['name']}; medians of {document['passes']} passes\n"
-        f"{table(columns, lines)}\n{'; '.join(goals)}"
+        f"{options.table(columns, lines)}\n{'; '.join(goals)}"
     )
 
 

@@ -21,15 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from llava import argtypes, paths
+from llava.analysis.efficiency import options
 from llava.analysis.efficiency.dummy_models import DUMMY_MODELS
-from llava.analysis.efficiency.options import (
-    add_dtypes,
-    add_dummy_model,
-    add_measuring,
-    add_ratio,
-    check_device,
-    table,
-)
 from llava.argtypes import at_least
 
 CONVENTION = (
@@ -42,9 +35,9 @@ STAGES = ("vision", "selection", "projector", "prefill", "decoded_token")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     model = group.add_mutually_exclusive_group()
-    add_dummy_model(model)
+    options.add_dummy_model(model)
     model.add_argument("--model", help="folder of a LLaVA checkpoint (default: the bundled model)")
-    add_dtypes(group)
+    options.add_dtypes(group)
     group.add_argument(
         "--attn-implementation",
         default="sdpa",
@@ -70,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="visual tokens T to keep per crop, comma-separated; none keeps all "
         "(default: none and the paper's budgets for the model)",
     )
-    add_ratio(group)
+    options.add_ratio(group)
     group.add_argument(
         "--batch-size",
         type=at_least(1),
@@ -92,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also measure the device's matrix rate and bandwidth, and print roofline bounds",
     )
-    add_measuring(parser, repeats=5)
+    options.add_measuring(parser, repeats=5)
 
 
 def _words(text: str) -> list[str]:
@@ -114,7 +107,7 @@ def check(args: argparse.Namespace) -> None:
         args.model = str(paths.BUNDLED_MODEL)
     if args.model is not None and not (Path(args.model) / "config.json").is_file():
         raise ValueError(f"--model {args.model}: not a checkpoint folder, there is no config.json")
-    check_device(args)
+    options.check_device(args)
     budgets = DUMMY_MODELS[args.dummy_model].budgets if args.dummy_model else (128, 64, 32)
     args.tokens = args.tokens or ["none", *budgets]
 
@@ -217,10 +210,10 @@ def render(document: dict[str, Any]) -> str:
         f"{document['model']} ({document['weights']} weights), {document['dtype']}, tower "
         f"{document['tower_dtype']}, on {document['machine']['name']}; batch {document['batch_size']}, "
         f"{document['crops']} crop(s), {document['text_tokens']} text tokens\n"
-        f"{document['flops_convention']}\n\n{table(cost, rows)}\n\n"
+        f"{document['flops_convention']}\n\n{options.table(cost, rows)}\n\n"
         "Milliseconds (medians); TTFT: time to first token, TPOT: time per output token; decoding and "
         f"resizing an image takes another {document['decode_image']['median_ms']:.4g} ms\n"
-        f"{table(spent, rows)}"
+        f"{options.table(spent, rows)}"
     )
     if "peak" in document:
         bounds = dict(name)
@@ -228,7 +221,7 @@ def render(document: dict[str, Any]) -> str:
             bounds[f"{title} ms"] = lambda row, s=stage: row["roofline"][s]["roofline_ms"]
             bounds[f"x {title}"] = lambda row, s=stage: row["roofline"][s]["times_roofline"]
         bounds["prefill of matrix rate"] = lambda row: row["roofline"]["prefill"]["share_of_matrix_rate"]
-        text += f"\n\nRoofline bounds, and measured time as a multiple of them\n{table(bounds, rows)}"
+        text += f"\n\nRoofline bounds, and measured time as a multiple of them\n{options.table(bounds, rows)}"
     return text
 
 

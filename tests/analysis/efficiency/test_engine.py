@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from helpers.efficiency import run
+from helpers.golden_model import DATA
 from llava.analysis.efficiency import engine
 from llava.analysis.efficiency.dummy_models import DUMMY_MODELS, DummyModel
 from llava.analysis.efficiency.workload import EngineWorkload, WordTokenizer
@@ -31,6 +32,17 @@ def test_a_workload_like_gqa_with_a_small_dummy_model(capsys, monkeypatch):
     assert document["extrapolated"]["seconds"] == pytest.approx(
         398 * document["vision_seconds_per_image"] + 12578 * document["other_seconds_per_question"], abs=0.1
     )
+
+
+def test_a_checkpoint_with_questions_of_pope(capsys):
+    _, document = run(
+        capsys,
+        f"engine --model {DATA / 'ckpt_llava15s'} --tokens 8 --device cpu --vs baseline --num-images 1 "
+        "--baseline-questions 2 --repeats 1 --warmup 0",
+    )
+    assert (document["questions"], document["images"]) == (18, 1)
+    assert document["answers_compared"] == 2 and "extrapolated" not in document
+    assert document["flips_against_one_at_a_time_with_equal_tokens"] == 0
 
 
 def test_flips_are_counted_where_answers_differ():

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from helpers.efficiency import run
+from helpers.golden_model import DATA
 from llava.analysis.efficiency.__main__ import build_parser
 from llava.analysis.efficiency.dummy_models import DUMMY_MODELS
 from llava.analysis.efficiency.stages import PipelineStages, load_model
@@ -27,3 +29,11 @@ def test_crops_and_frames_are_counted(name, full, budget, kept, monkeypatch):
     assert rows[1]["flops"]["vision_tower"] == rows[0]["flops"]["vision_tower"]
     assert rows[1]["flops"]["selection"] > 0 == rows[0]["flops"]["selection"]
     assert all(row["speedup"] > 0 for row in rows)
+
+
+def test_a_checkpoint_is_measured(capsys):
+    model = DATA / "ckpt_llava16s"
+    command = f"--model {model} --device cpu --tokens 8 --repeats 1 --warmup 0 --new-tokens 1 --anyres llava"
+    _, document = run(capsys, command)
+    assert (document["weights"], document["crops"], document["anyres"]) == ("loaded", 5, "llava")
+    assert document["rows"][0]["visual_tokens"] > 0 and "speedup" not in document

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from llava.analysis.efficiency.timing import Timing, compare, measure, peak_bytes, quotient
+from llava.analysis.efficiency.timing import Timing, compare, machine, measure, peak_bytes, quotient
 
 
 def test_variants_are_interleaved():
@@ -44,3 +44,12 @@ def test_peak_memory_counts_what_exists_at_a_time():
     assert peak_bytes(one_after_the_other) == pytest.approx(256 * kib, rel=0.01)
     both = peak_bytes(lambda: (torch.zeros(256 * kib, dtype=torch.uint8), torch.zeros(256 * kib)))
     assert both == pytest.approx(5 * 256 * kib, rel=0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_timing_and_memory_on_a_gpu():
+    spent = measure(lambda: torch.ones(1 << 24, device="cuda").sum(), "cuda")
+    assert 0 < spent.fastest <= spent.median and spent.processor is None
+    assert peak_bytes(lambda: torch.zeros(1 << 20, dtype=torch.uint8, device="cuda"), "cuda") == 1 << 20
+    assert machine("cuda")["name"] == torch.cuda.get_device_name()
