@@ -1,4 +1,4 @@
-"""The scripts of tables: which command they run; the embedded grid keeps apart what other models answered."""
+"""Scripts for tables: the commands they run, and separate folders for separate bundled models."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ def sandbox(tmp_path: Path) -> Sandbox:
     for folder in ("llava-tiny", "eval"):
         (made.repo / "playground" / "tiny" / folder).mkdir(parents=True)
     (made.bin / "cksum").symlink_to(shutil.which("cksum"))
-    embed(made, "weights", "sums")
+    bundle(made, "weights", "sums")
     return made
 
 
-def embed(sandbox: Sandbox, weights: str, sums: str) -> None:
+def bundle(sandbox: Sandbox, weights: str, sums: str) -> None:
+    """Put a bundled model and the checksums of its data into the sandbox."""
     tiny = sandbox.repo / "playground" / "tiny"
     (tiny / "llava-tiny" / "model.safetensors").write_text(weights)
     (tiny / "eval" / "SHA256SUMS").write_text(sums)
@@ -53,7 +54,13 @@ def test_the_papers_tables(script: str, table: str, sandbox: Sandbox) -> None:
     )
 
 
-def test_the_embedded_grid(sandbox: Sandbox) -> None:
+def test_the_extra_for_plots_is_installed(sandbox: Sandbox) -> None:
+    done = sandbox.run(script="tables/llava_1_5_7b.sh", **{**UNSET, "VISPRUNER_SYSTEM_PYTHON": ""})
+    assert done.returncode == 0, done.stderr
+    assert any("[plot]" in call for call in sandbox.calls("pip"))
+
+
+def test_the_bundled_sweep(sandbox: Sandbox) -> None:
     words = command(sandbox, "tiny", "--limit", "50").split()
     assert words.pop(0) == "llava.eval.sweep"
     args = build_parser().parse_args(words)
@@ -74,14 +81,14 @@ def test_the_embedded_grid(sandbox: Sandbox) -> None:
     assert args.output.parent == Path("outputs/tiny") and args.report == args.output / "tables"
 
 
-def test_another_embedded_model_or_set_has_another_folder(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_another_bundled_model_or_benchmark_has_another_folder(sandbox: Sandbox, tmp_path: Path) -> None:
     def folder(**variables: str) -> str:
         return command(sandbox, "tiny", **variables).split("--output ")[1].split()[0]
 
     first = folder()
     assert first == folder()
-    embed(sandbox, "retrained", "sums")
+    bundle(sandbox, "retrained", "sums")
     second = folder()
-    embed(sandbox, "retrained", "other pictures")
+    bundle(sandbox, "retrained", "other images")
     assert len({first, second, folder()}) == 3
     assert folder(OUT_DIR=f"{tmp_path}/out").startswith(f"{tmp_path}/out/tiny/")

@@ -1,20 +1,20 @@
-"""A whole grid in one pass over the pictures: methods x tokens x ratios, one table with intervals.
+"""Evaluate methods x tokens x ratios in one pass over the images, with confidence intervals.
 
     python -m llava.eval.sweep --benchmarks pope,gqa --methods none,random,fastervlm,vispruner \\
         --tokens 128,64,32 --ratios 0.5,0 --output outputs/sweep
 
-The model is loaded once, every picture is decoded and encoded once for all cells, and (as far as
---vision-cache goes) for all benchmarks that show it. `none` is one cell at full length; ratios multiply only
-methods that have one. Every cell has its own folder OUTPUT/BENCHMARK/CELL with answers.jsonl and score.json;
-finished cells are skipped on restart, interrupted ones go on. A cell or benchmark that fails stops no other;
-failures are listed at the end, and the exit code is then 1. Sets whose number comes from elsewhere keep their
-answers. Without --model or --data the embedded ones serve. The last line of standard output is one JSON
-document.
+The model is loaded once. Every image is loaded and encoded once for all settings and, within the limit of
+--vision-cache, for all benchmarks that show it. `none` is one setting at full length; ratios multiply only
+the methods that have one. Every setting has its own folder OUTPUT/BENCHMARK/SETTING with answers.jsonl and
+score.json; rerunning the command skips finished settings and resumes interrupted ones. A setting or benchmark
+that fails does not stop the others; failures are listed at the end, and the exit code is then 1. Benchmarks
+scored by a server or a judge keep their answers. Without --model or --data the bundled ones are used. The
+last line of standard output is one JSON document.
 
-Columns: score with its 95% bootstrap interval over pictures; visual tokens that really entered the language
-model (mean); GFLOPs of the language model's prefill per question (2 FLOPs per multiply-accumulate, visual
-and text tokens, nothing shared); questions/s of the cell as if it had run alone (its own pruning,
-projecting and answering, plus decoding and encoding its pictures), and without decoding and encoding.
+Columns: score with its 95% bootstrap interval over images; mean number of visual tokens fed to the language
+model; GFLOPs of its prefill per question (2 per multiply-accumulate, visual and text tokens, nothing shared);
+questions/s of the setting alone (pruning, projection and answers, plus loading and encoding its images), and
+without loading and encoding.
 """
 
 from __future__ import annotations
@@ -22,68 +22,84 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llava import argtypes
 from llava.eval import cli
-from llava.eval.benchmarks import (
-    Benchmark,
-    DataError,
-    Question,
-    benchmark_name,
-    get_benchmark,
-    list_benchmarks,
-)
-from llava.eval.jobs.cells import Cell, Session, fill, score
+from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark, list_benchmarks
+from llava.eval.cli import ModelError
+from llava.eval.jobs import execute
+from llava.eval.jobs.execute import ScoredRun, Session, SettingRun
+from llava.eval.jobs.job import Task, common_anyres, read_task, setting_name
 from llava.eval.metrics.statistics import paired_bootstrap
-from llava.eval.run import add_source_arguments, fixed_for_part, read_benchmark
-from llava.eval.tables.grid import Measured, build_grid
-
-_SHOWN = 50  # failures
+from llava.eval.store.answer_file import AnswerFileError
+from llava.eval.tables.summary import ScoredBenchmark, ScoredSetting, build_summary, write_summary
+from llava.eval.tables.table import number, text_table
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = cli.new_parser("sweep", __doc__)
+    parser.add_argument(
+        "--benchmarks",
+        type=lambda text: [benchmark_name(name) for name in _names(text)],
+        default=["pope"],
+        help=f"comma-separated (default: pope); choose from {', '.join(list_benchmarks())}",
     )
     parser.add_argument(
-        "--benchmarks", type=_benchmarks, default=["pope"], help=f"of {', '.join(list_benchmarks())}"
+        "--methods",
+        type=_names,
+        default=["none", "random", "fastervlm", "vispruner"],
+        help="comma-separated pruning methods (default: none,random,fastervlm,vispruner)",
     )
-    parser.add_argument("--methods", type=_names, default=["none", "random", "fastervlm", "vispruner"])
-    parser.add_argument("--tokens", type=_list(argtypes.tokens), default=[128, 64, 32])
-    parser.add_argument("--ratios", type=_list(argtypes.ratio), default=[0.5, 0.0])
-    add_source_arguments(parser)
-    parser.add_argument("--output", type=Path, default=Path("outputs", "sweep"))
+    parser.add_argument(
+        "--tokens",
+        type=_list(argtypes.tokens),
+        default=[128, 64, 32],
+        help="comma-separated budgets: visual tokens to keep per crop (default: 128,64,32)",
+    )
+    parser.add_argument(
+        "--ratios",
+        type=_list(argtypes.ratio),
+        default=[0.5, 0.0],
+        help="comma-separated shares selected by [CLS] attention (default: 0.5,0)",
+    )
+    cli.add_source_arguments(parser)
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs", "sweep"), help="(default: outputs/sweep)"
+    )
     parser.add_argument(
         "--report",
         type=Path,
         metavar="DIR",
-        help="write a page over all sets there: grid.html, .md, .csv and .tex",
+        help="write a summary over all benchmarks there: grid.html, .md, .csv and .tex",
     )
-    parser.add_argument("--fixed", action="store_true", help="mend plain bugs of the official scoring rules")
-    parser.add_argument("--resamples", type=argtypes.at_least(100), default=2000, help="of the bootstrap")
+    parser.add_argument(
+        "--fixed", action="store_true", help="work around known bugs of the official scoring rules"
+    )
+    parser.add_argument(
+        "--bootstrap-iters",
+        "--resamples",
+        type=argtypes.at_least(100),
+        default=2000,
+        help="bootstrap iterations (default: 2000)",
+    )
     parser.add_argument(
         "--vision-cache",
         type=argtypes.at_least(0),
         default=2048,
         metavar="MIB",
-        help="memory for pictures that several benchmarks show (default %(default)s)",
+        help="memory for encoded images that several benchmarks show (default: 2048)",
     )
     cli.add_model_arguments(parser)
-    cli.add_asking_arguments(parser)
+    cli.add_inference_arguments(parser)
     return parser
 
 
 def _names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _benchmarks(text: str) -> list[str]:
-    return [benchmark_name(name) for name in _names(text)]
 
 
 def _list(kind: Any) -> Any:
@@ -93,28 +109,32 @@ def _list(kind: Any) -> Any:
 def grid(
     methods: Sequence[str], budgets: Sequence[int | str], ratios: Sequence[float], seed: int
 ) -> list[Any]:
-    """Pruners of all cells, each once, in the order of the table. Raises ValueError."""
+    """Return the pruners of all settings, each once, in table order. Raises ValueError."""
     from llava.pruning import get_pruner
 
-    cells: dict[Any, None] = {}
+    pruners: dict[Any, None] = {}
     for budget in budgets:
         for method in methods:
-            for given in ratios or [0.5]:
+            uses_ratio = get_pruner(method, 1).uses_ratio  # refuses an unknown method for any budget
+            for ratio in ratios or [0.5]:
                 full = budget == "none" or method == "none"
-                get_pruner(method)  # complains about a wrong name even where the budget is none
-                share = _used(method, given)
-                pruner = get_pruner("none") if full else get_pruner(method, budget, share, seed)
-                cells[pruner] = None
-    if not cells:
-        raise ValueError("nothing to do: --methods and --tokens must name at least one each")
-    return list(cells)
+                # one constant for methods without a ratio, so that equal settings are one
+                used = ratio if uses_ratio else 0.5
+                pruners[get_pruner("none") if full else get_pruner(method, budget, used, seed)] = None
+    if not pruners:
+        raise ValueError("nothing to do: --methods and --tokens must each name at least one")
+    return list(pruners)
 
 
-def _used(method: str, share: float) -> float:
-    """The ratio where it matters; one constant elsewhere, so that equal cells are equal."""
-    from llava.pruning import get_pruner
+class Failures(list[str]):
+    """Failures so far, announced as they happen and listed at the end."""
 
-    return share if get_pruner(method, 1).uses_ratio else 0.5
+    def note(self, what: str, error: Exception) -> None:
+        """Record a failure; print the traceback of unexpected errors."""
+        if not isinstance(error, AnswerFileError | DataError | OSError):
+            traceback.print_exception(error, file=sys.stderr)
+        self.append(f"{what}: {error}" if str(error) else f"{what}: {type(error).__name__}")
+        print(f"failed: {self[-1]}; continuing", file=sys.stderr)
 
 
 @cli.guarded
@@ -125,236 +145,219 @@ def main(argv: Sequence[str] | None = None) -> int:
         benchmarks = [get_benchmark(name) for name in dict.fromkeys(args.benchmarks)]
     except ValueError as error:
         parser.error(str(error))
-    several = args.data is not None and len(benchmarks) > 1
-    if several and any(one.owns(args.data) for one in benchmarks):
+    if args.data is not None and len(benchmarks) > 1 and any(one.owns(args.data) for one in benchmarks):
         parser.error("--data is the folder of one benchmark; for several give the folder above")
-    cli.announce_embedded(args.model is None, args.data is None)
-    model = cli.model_folder(args, parser)
-    # pictures that several benchmarks show are encoded once; within one the engine sees to that
-    session = Session(args, model, args.vision_cache << 20 if len(benchmarks) > 1 else 0)
-    read = _read(session, benchmarks)
+    cli.announce_bundled(args.model is None, args.data is None)
+    model, failures = cli.model_folder(args, parser), Failures()
+    tasks = _read(args, benchmarks, failures)
     try:
         pruners = grid(args.methods, args.tokens, args.ratios, args.seed)
-        cli.resolve_device(args, model)
-        cli.check_conv_mode(args.conv_mode)
+        job = cli.job_of(args, model, common_anyres(model, args.anyres), None)
     except ValueError as error:
         parser.error(str(error))
-    args.anyres = args.anyres or _common_anyres(model)
-    args.fixed = fixed_for_part(args)
-    tables, unscored, measured = [], [], []
-    for benchmark, folder, questions in read:
+    cli.print_warnings(job.warnings)
+    # Images that several benchmarks show are encoded once; within one benchmark the engine sees to that.
+    session = Session(job, args.vision_cache << 20 if len(benchmarks) > 1 else 0)
+    tables: list[dict[str, Any]] = []
+    unscored, scored = [], []
+    for task in tasks:
         try:
-            cells, vision = fill(session, benchmark, questions, pruners)
-            scored = _scored(session, benchmark, folder, cells)
-            if scored is None:
-                unscored.append(benchmark)
-            else:
-                measured.append(Measured(benchmark, folder, questions, scored))
-                tables.append(_show(args, benchmark, questions, scored, vision))
-        except cli.ModelError:  # without a model no benchmark can be asked
+            runs, vision = _answer(args, session, task, pruners, failures)
+            found = _score(args, task, runs, failures)
+            if found is None:
+                unscored.append(task.benchmark)
+                continue
+            settings = [ScoredSetting(one.name, one.card, one.counts) for one in found]
+            scored.append(ScoredBenchmark(task.benchmark, task.folder, task.asked, settings))
+            tables.append(_show(args, task, found, vision))
+        except ModelError:  # without a model no benchmark can be evaluated
             raise
         except Exception as error:
-            session.fail(benchmark.title, error)
-    report = {}
-    if args.report is not None and any(one.cells for one in measured):
+            failures.note(task.title, error)
+    summary: dict[str, Any] = {}
+    if args.report is not None and any(one.settings for one in scored):
         titles = [benchmark.title for benchmark in unscored]
-        report = _report(args, cli.model_name(model), measured, titles)
-    if session.failures:
-        print(f"{len(session.failures)} failures:", file=sys.stderr)
-        for failure in session.failures[:_SHOWN]:
-            print(f"  {failure}", file=sys.stderr)
-        if len(session.failures) > _SHOWN:
-            print(f"  ... and {len(session.failures) - _SHOWN} more", file=sys.stderr)
-    print(
-        json.dumps(
-            {
-                "model": cli.model_name(model),
-                "tables": tables,
-                "output": str(args.output),
-                "unscored": [benchmark.name for benchmark in unscored],
-                **report,
-                "failures": session.failures,
-            }
-        )
-    )
-    return 1 if session.failures or any(not table["cells"] for table in tables) else 0
+        summary = _summarize(args, job.name, scored, titles)
+    cli.report_issues(failures, "failures")
+    document = {
+        "model": job.name,
+        "tables": tables,
+        "output": str(args.output),
+        "unscored": [benchmark.name for benchmark in unscored],
+        **summary,
+        "failures": failures,
+    }
+    print(json.dumps(document))
+    return 1 if failures or any(not table["cells"] for table in tables) else 0
 
 
-def _read(session: Session, benchmarks: Sequence[Benchmark]) -> list[tuple[Benchmark, Path, list[Question]]]:
-    """Folder and questions of every benchmark that can be read; one alone that cannot raises DataError."""
-    found = []
+def _read(args: argparse.Namespace, benchmarks: Sequence[Any], failures: Failures) -> list[Task]:
+    """Read every benchmark that can be read; a single one that cannot raises DataError."""
+    tasks = []
     for benchmark in benchmarks:
         try:
-            folder, questions, problems = read_benchmark(benchmark, session.args.data, session.args.limit)
+            task = read_task(benchmark, args.data, args.limit)
         except DataError as error:
             if len(benchmarks) == 1:
                 raise
-            session.fail(benchmark.title, error)
+            failures.note(benchmark.title, error)
             continue
-        session.failures += [str(problem) for problem in problems]
-        found.append((benchmark, folder, questions))
-    if not found:
-        raise DataError("none of the benchmarks can be asked")
-    return found
+        cli.print_warnings(task.warnings)
+        if task.partial and not args.fixed:
+            print(f"{task.title}: scored as with --fixed, as only {len(task.asked)} questions are evaluated")
+        failures += [str(issue) for issue in task.issues]
+        tasks.append(task)
+    if not tasks:
+        raise DataError("none of the benchmarks can be evaluated")
+    return tasks
 
 
-def _scored(session: Session, benchmark: Benchmark, folder: Path, cells: Sequence[Cell]) -> list[Cell] | None:
-    """The cells that have a score; None where the benchmark gives none here."""
-    warned: set[str] = set()
-    found = []
-    for cell in cells:
-        if not (cell.folder / "answers.jsonl").exists():
+def _answer(
+    args: argparse.Namespace, session: Session, task: Task, pruners: Sequence[Any], failures: Failures
+) -> tuple[list[SettingRun], dict[str, Any]]:
+    """Answer one benchmark with all settings; return those that have answers, and the cost of the pass."""
+    runs = []
+    for pruner in pruners:
+        name = setting_name(pruner)
+        try:
+            folder = args.output / task.benchmark.name / name
+            runs.append(SettingRun.open(session.job, task, pruner, folder))
+        except (AnswerFileError, OSError) as error:
+            failures.note(f"{task.title}, {name}", error)
+    finished = sum(not run.missing(task) for run in runs)
+    print(
+        f"{task.title}: {len(task.asked)} questions, {len(runs)} settings, {finished} already finished",
+        flush=True,
+    )
+    try:
+        vision = execute.answer(session, task, runs)
+    except ModelError:
+        raise
+    except Exception as error:  # of a single setting
+        if len(runs) > 1:
+            raise
+        failures.note(f"{task.title}, {runs[0].name}", error)
+        return [], {}
+    for run in runs:
+        if run.error is not None:
+            failures.note(f"{task.title}, {run.name}", run.error)
+    failures += dict.fromkeys(str(issue) for run in runs for issue in run.failures)
+    return [run for run in runs if run.error is None], vision
+
+
+def _score(
+    args: argparse.Namespace, task: Task, runs: Sequence[SettingRun], failures: Failures
+) -> list[ScoredRun] | None:
+    """Score all settings that have answers; return None if the benchmark has no score here."""
+    found, warnings = [], []
+    for run in runs:
+        if not run.answers.is_file():
             continue
         try:
-            found.append(score(session.args, cell, benchmark, folder, warned))
-        except DataError as error:  # test-dev sets and judged ones: the answers are there, the number is not
-            print(f"{benchmark.title}: no number here: {error}", flush=True)
+            one = execute.score(task, run, args.fixed or task.partial, args.bootstrap_iters, args.seed)
+        except DataError as error:  # no ground truth on this machine
+            print(f"{task.title}: no score here: {error}", flush=True)
             return None
         except Exception as error:
-            session.fail(f"{benchmark.title}, {cell.name}", error)
+            failures.note(f"{task.title}, {run.name}", error)
+            continue
+        if one.counts is None:  # test sets and judged ones: the answers exist, the score does not
+            reason = one.result.warnings[-1] if one.result.warnings else "it comes from a server or a judge"
+            print(f"{task.title}: no score here: {reason}", flush=True)
+            return None
+        new = [warning for warning in one.result.warnings if warning not in warnings]
+        warnings += new  # a problem of the data occurs in every setting
+        cli.print_warnings([f"{run.name}: {warning}" for warning in new])
+        found.append(one)
     return found
 
 
-def _report(
-    args: argparse.Namespace, model: str, measured: Sequence[Measured], unscored: Sequence[str]
+def _summarize(
+    args: argparse.Namespace, model: str, scored: Sequence[ScoredBenchmark], unscored: Sequence[str]
 ) -> dict[str, Any]:
-    """Write the page over all sets, print its table; what the JSON document says about it."""
-    from llava.eval.tables import grid_forms, grid_page
-
-    found = build_grid(model, measured, unscored, args.resamples, args.seed)
-    files = [str(path) for path in grid_page.write(found, args.report)]
-    print("\n" + grid_forms.as_text(found) + "\n\n" + "\n".join(grid_forms.notes(found)))
-    print(f"\nwritten: {', '.join(files)}")
-    return {
-        "files": files,
-        "counted": [column.benchmark.name for column in found.counted],
-        "majority": {column.benchmark.name: column.majority for column in found.columns},
-        "sums": [
-            {
-                "cell": row.name,
-                "acc": row.acc,
-                "acc_interval": row.acc_interval,
-                "rel": row.rel,
-                "rel_interval": row.rel_interval,
-            }
-            for row in found.rows
-        ],
-    }
-
-
-def _common_anyres(model: Path | str) -> str | None:
-    """One way to cut pictures for all cells of an anyres model, the published tables': one pass needs one."""
-    if isinstance(model, Path):
-        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-        if config.get("image_aspect_ratio") == "anyres" or "image_grid_pinpoints" in config:
-            return "paper"
-    return None
+    """Write the summary over all benchmarks, print its table; return its entries of the JSON document."""
+    summary = build_summary(model, scored, unscored, args.bootstrap_iters, args.seed)
+    files = [str(path) for path in write_summary(summary, args.report)]
+    print(f"\n{summary.text()}\n\nwritten: {', '.join(files)}")
+    return {"files": files, **summary.document()}
 
 
 def _show(
-    args: argparse.Namespace,
-    benchmark: Benchmark,
-    questions: Sequence[Question],
-    cells: Sequence[Cell],
-    vision: dict[str, Any],
+    args: argparse.Namespace, task: Task, scored: Sequence[ScoredRun], vision: dict[str, Any]
 ) -> dict[str, Any]:
-    """Print paired differences and the table; the table as a JSON value."""
-    paired = _paired(args, benchmark, cells)
+    """Print paired differences and the table of one benchmark; return them as a JSON value."""
+    benchmark = task.benchmark
+    paired = _paired(args, task, scored)
     if paired:
-        print(
-            "\n"
-            + cli.table(
-                ["paired difference", "tokens", benchmark.metric, "95% interval"],
-                [
-                    [
-                        f"{row['a']} - {row['b']}",
-                        str(row["tokens"]),
-                        f"{row['difference']:+.2f}",
-                        f"[{row['low']:+.2f}, {row['high']:+.2f}]",
-                    ]
-                    for row in paired
-                ],
-            )
-        )
-    images = len({question.image for question in questions})
-    shared = ""
-    if vision:
-        shared = f": {vision['seconds']:.0f} s for {vision['images']} pictures"
-        shared += f", {vision['reused']} were encoded before" if vision["reused"] else ""
+        rows = [
+            [
+                f"{row['a']} - {row['b']}",
+                str(row["tokens"]),
+                f"{row['difference']:+.2f}",
+                f"[{row['ci_low']:+.2f}, {row['ci_high']:+.2f}]",
+            ]
+            for row in paired
+        ]
+        print("\n" + text_table(["paired difference", "tokens", benchmark.metric, "95% CI"], rows))
+    images = len({question.image for question in task.asked})
+    shared = f": {vision['seconds']:.0f} s for {vision['images']} images" if vision else ""
+    shared += f", {vision['reused']} were encoded before" if vision.get("reused") else ""
     print(
-        f"\n{benchmark.title}: {len(questions)} questions about {images} pictures; intervals: 95% "
-        "bootstrap over pictures.\nLLM GFLOPs: prefill of one question, 2 per multiply-accumulate, visual "
-        "and text tokens.\nq/s: the cell alone, decoding and encoding of its pictures included; w/o "
-        f"vision: without those, which\nare shared in this pass{shared}.\n"
+        f"\n{benchmark.title}: {len(task.asked)} questions about {images} images. 95% CI: bootstrap over "
+        "images.\nPrefill GFLOPs: language model, one question, 2 per multiply-accumulate, visual and text "
+        "tokens.\nQuestions/s: each setting alone, loading and encoding of its images included; "
+        f"w/o vision:\nwithout these, which are shared in this pass{shared}.\n"
     )
     rows = []
-    for cell in cells:
-        found, speed = cell.document, cell.document["speed"] or {}
+    for card in (one.card for one in scored):
+        speed = card.speed or {}
         rows.append(
             [
-                found["method"],
-                cli.cell(found.get("important_ratio"), "g"),
-                "all" if found["tokens"] is None else str(found["tokens"]),
-                cli.cell(found["score"], ".2f"),
-                f"[{found['low']:.1f}, {found['high']:.1f}]",
-                f"{found['visual_tokens']:.1f}",
-                cli.cell(found["llm_gflops"], ".3g"),
-                cli.cell(speed.get("questions_per_second"), ".0f"),
-                cli.cell(speed.get("questions_per_second_without_vision"), ".0f"),
+                card.method,
+                number(card.important_ratio, "g"),
+                "all" if card.tokens is None else str(card.tokens),
+                number(card.score, ".2f"),
+                f"[{card.ci_low:.1f}, {card.ci_high:.1f}]",
+                f"{card.visual_tokens:.1f}",
+                number(card.llm_gflops, ".3g"),
+                number(speed.get("questions_per_second"), ".0f"),
+                number(speed.get("questions_per_second_without_vision"), ".0f"),
             ]
         )
-    print(
-        cli.table(
-            [
-                "method",
-                "r",
-                "tokens",
-                benchmark.metric,
-                "95% interval",
-                "real tokens",
-                "LLM GFLOPs",
-                "q/s",
-                "w/o vision",
-            ],
-            rows,
-        )
-    )
-    documents = [
-        {key: value for key, value in cell.document.items() if key not in ("details", "gflops")}
-        for cell in cells
-    ]
+    header = ["method", "ratio", "tokens", benchmark.metric, "95% CI", "visual tokens", "prefill GFLOPs"]
+    print(text_table([*header, "questions/s", "w/o vision"], rows))
     return {
         "benchmark": benchmark.name,
-        "questions": len(questions),
+        "questions": len(task.asked),
         "images": images,
         "vision": vision,
-        "cells": documents,
+        "cells": [_cell(one) for one in scored],
         "paired": paired,
     }
 
 
-def _paired(args: argparse.Namespace, benchmark: Benchmark, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """VisPruner at the first ratio against every other cell of its budget, and against none."""
+def _cell(scored: ScoredRun) -> dict[str, Any]:
+    """Return one setting's entry of the JSON document: its scorecard without what changes at every start."""
+    left_out = {"details", "prefill", "gflops", "generated", "asked", "seconds", "failures"}
+    document = {key: value for key, value in scored.card.document().items() if key not in left_out}
+    return {**document, "answers": scored.card.answered}  # its name in earlier versions
+
+
+def _paired(args: argparse.Namespace, task: Task, scored: Sequence[ScoredRun]) -> list[dict[str, Any]]:
+    """Compare VisPruner at the first ratio with every other setting of its budget, and with none."""
+    ours = [one for one in scored if one.card.method == "vispruner"]
+    ours = [one for one in ours if one.card.important_ratio == ours[0].card.important_ratio]
     found = []
-    ours = [cell for cell in cells if cell.pruner.name == "vispruner"]
-    ours = [cell for cell in ours if cell.pruner.important_ratio == ours[0].pruner.important_ratio]
     for a in ours:
-        for b in cells:
-            same_pictures = set(a.tallies.images) == set(b.tallies.images)
-            if b is a or b.pruner.tokens not in (None, a.pruner.tokens) or not same_pictures:
+        for b in scored:
+            if b is a or b.card.tokens not in (None, a.card.tokens):
                 continue
-            result = paired_bootstrap(a.tallies, b.tallies, benchmark.score_counts, args.resamples, args.seed)
-            found.append(
-                {
-                    "a": a.name,
-                    "b": b.name,
-                    "tokens": a.pruner.tokens,
-                    "difference": result.difference,
-                    "low": result.low,
-                    "high": result.high,
-                    "separates": result.separates,
-                }
+            if set(a.counts.images) != set(b.counts.images):
+                continue
+            difference = paired_bootstrap(
+                a.counts, b.counts, task.benchmark.score_counts, args.bootstrap_iters, args.seed
             )
+            found.append({"a": a.name, "b": b.name, "tokens": a.card.tokens, **difference.document()})
     return found
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from llava import argtypes
 from llava.eval import judge
 from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark
-from llava.eval.cli import guarded, model_name
-from llava.eval.run import setting_name
+from llava.eval.cli import guarded
+from llava.eval.jobs.job import model_name, setting_name
 from llava.eval.score import print_score
 from llava.eval.store.atomic import write_atomically
 

@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# The table of LLaVA-1.5-7B, what was measured beside it: bash scripts/tables/llava_1_5_7b.sh; see scripts/_tables.sh
+# Compare measured scores with the LLaVA-1.5-7B table: bash scripts/tables/llava_1_5_7b.sh; see scripts/_tables.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../_tables.sh"
 vispruner_table llava-1.5-7b "$@"

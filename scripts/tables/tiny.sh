@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Every embedded set x 576, 128, 64 and 32 tokens x every method, in one pass, and the page about it:
+# Evaluate the bundled model on every bundled benchmark at 576, 128, 64 and 32 tokens with every method, in one pass,
+# and write a page with tables and plots:
 #
 #   bash scripts/tables/tiny.sh [flags of python -m llava.eval.sweep, e.g. --limit 50]
 #
-# 576 tokens are all there are, so that row is one for all methods. Stopped, the same command goes on; finished,
-# it asks nothing and only adds up again. The last line of output is one JSON document.
+# 576 is the full number of tokens, so this row is the same for all methods. Rerunning the command resumes an
+# interrupted run; after a finished run it only computes the tables again. The last line of output is one JSON document.
 #
 # Environment variables:
-#   OUT_DIR   where answers and scores go, default outputs/ in the repository: its folder tiny/KEY, where KEY tells
-#             the embedded model and data; grid.html and its tables go to the folder tables/ in there
+#   OUT_DIR   folder for answers and scores (default: outputs/ in the repository). They are written to its folder
+#             tiny/KEY, where KEY identifies the bundled model and data; grid.html and its tables are in tiny/KEY/tables
 
 source "$(dirname "${BASH_SOURCE[0]}")/../_env.sh"
 vispruner_env tiny

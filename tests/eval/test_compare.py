@@ -13,7 +13,8 @@ import pytest
 
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.base import DataError
-from llava.eval.compare import compare, exact_test, main
+from llava.eval.compare import main
+from llava.eval.metrics.comparison import compare, exact_test
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "benchmarks"
 POPE, TEXTVQA = DATA / "pope", DATA / "textvqa"
@@ -58,7 +59,7 @@ def test_pope_against_a_plain_count():
     assert found.score_a == pytest.approx(pope.score(POPE, a, fixed=True).score)
     assert found.score_b == pytest.approx(pope.score(POPE, b, fixed=True).score)
     assert found.difference.difference == pytest.approx(found.score_a - found.score_b)
-    assert found.difference.low < found.difference.difference < found.difference.high
+    assert found.difference.ci_low < found.difference.difference < found.difference.ci_high
 
 
 def test_sides_are_symmetric_and_order_is_no_matter():
@@ -73,7 +74,10 @@ def test_sides_are_symmetric_and_order_is_no_matter():
 def test_equal_answers_do_not_differ():
     found = compare(get_benchmark("pope"), POPE, answers(POPE, "clean"), answers(POPE, "clean"))
     assert found.p_value == 1.0 and not found.better_a and not found.better_b
-    assert (found.difference.low, found.difference.high) == (0.0, 0.0) and not found.difference.separates
+    assert (found.difference.ci_low, found.difference.ci_high) == (
+        0.0,
+        0.0,
+    ) and not found.difference.significant
 
 
 def test_graded_marks_take_the_sign_test():
@@ -142,19 +146,19 @@ def test_command_reads_the_benchmark_from_the_scores_beside_the_answers(tmp_path
         shutil.copy(POPE / "llava_answers_clean.jsonl", tmp_path / name / "answers.jsonl")
     folders = [str(tmp_path / name) for name in "ab"]
     assert main([*folders, "--data", str(POPE)]) == 1
-    assert "no score.json beside them; give --benchmark" in capsys.readouterr().err
+    assert "no score.json beside them. Set --benchmark" in capsys.readouterr().err
     (tmp_path / "b" / "score.json").write_text('{"benchmark": "pope"}')
     assert main([*folders, "--data", str(POPE)]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["benchmark"] == "pope"
     (tmp_path / "a" / "score.json").write_text('{"benchmark": "gqa"}')
     assert main([*folders, "--data", str(POPE)]) == 1
-    assert "say gqa, pope" in capsys.readouterr().err
+    assert "name gqa, pope" in capsys.readouterr().err
 
 
 def test_command_warns_of_other_prompts(capsys):
     files = [TEXTVQA / "llava_answers_majority.jsonl", TEXTVQA / "llava_answers_noocr_prompt.jsonl"]
     assert main([*map(str, files), "--benchmark", "textvqa", "--data", str(TEXTVQA)]) == 0
-    assert "60 questions of A were put to B in other words" in capsys.readouterr().err
+    assert "60 questions of A have a different prompt in B" in capsys.readouterr().err
 
 
 def test_command_reports_errors_in_a_line(tmp_path, capsys):

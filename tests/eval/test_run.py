@@ -74,7 +74,7 @@ def test_answers_stand_in_question_order_and_are_scored(data, whole, capsys):
 
 def test_a_finished_run_is_only_scored_again(data, whole, capsys, monkeypatch):
     before = whole.stat().st_mtime_ns
-    monkeypatch.setattr("llava.eval.cli.load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("llava.eval.jobs.execute.load_model", lambda *_: pytest.fail("the model was loaded"))
     assert run.main(arguments(data, whole.parent)) == 0
     document = last(capsys)
     assert document["asked"] == 0 and document["answered"] == 60 and document["questions_per_second"] > 0
@@ -113,7 +113,7 @@ def test_killed_in_the_middle_and_started_again(tmp_path):
 def test_interrupted_by_hand(data, tmp_path, capsys, monkeypatch):
     from llava.eval.inference.engine import Engine
 
-    ask, calls = Engine._ask, []
+    ask, calls = Engine._answer, []
 
     def interrupted(self, *arguments):
         calls.append(1)
@@ -121,27 +121,27 @@ def test_interrupted_by_hand(data, tmp_path, capsys, monkeypatch):
             raise KeyboardInterrupt
         return ask(self, *arguments)
 
-    monkeypatch.setattr(Engine, "_ask", interrupted)
+    monkeypatch.setattr(Engine, "_answer", interrupted)
     assert run.main(arguments(data, tmp_path)) == 130
-    assert "stopped; run the same command to go on" in capsys.readouterr().err
+    assert "stopped; run the same command to resume" in capsys.readouterr().err
     assert 0 < len((tmp_path / "answers.jsonl").read_bytes().splitlines()) < 60
     monkeypatch.undo()
     assert run.main(arguments(data, tmp_path)) == 0
     captured = capsys.readouterr()
-    assert "going on:" in captured.out and json.loads(captured.out.splitlines()[-1])["asked"] < 60
+    assert "resuming:" in captured.out and json.loads(captured.out.splitlines()[-1])["asked"] < 60
 
 
 @pytest.mark.parametrize(
     "more, says",
     [
-        (["--tokens", "32"], "tokens is 16 there, 32 here"),
-        (["--method", "random"], "method is 'vispruner' there, 'random' here"),
-        (["--tokens", "none"], "method is 'vispruner' there, 'none' here"),
-        (["--conv-mode", "llava_v0"], "conv_mode is 'vicuna_v1' there, 'llava_v0' here"),
+        (["--tokens", "32"], "tokens is 16 in the file, 32 in this run"),
+        (["--method", "random"], "method is 'vispruner' in the file, 'random' in this run"),
+        (["--tokens", "none"], "method is 'vispruner' in the file, 'none' in this run"),
+        (["--conv-mode", "llava_v0"], "conv_mode is 'vicuna_v1' in the file, 'llava_v0' in this run"),
     ],
 )
 def test_another_configuration_is_refused_before_loading(data, whole, capsys, monkeypatch, more, says):
-    monkeypatch.setattr("llava.eval.cli.load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("llava.eval.jobs.execute.load_model", lambda *_: pytest.fail("the model was loaded"))
     assert run.main(arguments(data, whole.parent, *more)) == 1
     assert says in capsys.readouterr().err
 
@@ -214,7 +214,7 @@ def test_llavas_script_in_chunks_and_cat(data, whole, tmp_path):
 
 
 def test_wrong_arguments_are_told_before_anything_loads(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("llava.eval.cli.load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("llava.eval.jobs.execute.load_model", lambda *_: pytest.fail("the model was loaded"))
     for more, says in (
         (["--ratio", "1.5"], "from 0 to 1"),
         (["--tokens", "-3"], "no token budget"),
@@ -338,10 +338,10 @@ def test_sweep_fills_a_grid_in_one_pass_and_goes_on(data, whole, tmp_path, capsy
     texts = [row["text"] for row in without_ids(cell)]
     assert texts == [row["text"] for row in without_ids(whole)]
 
-    monkeypatch.setattr("llava.eval.cli.load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("llava.eval.jobs.execute.load_model", lambda *_: pytest.fail("the model was loaded"))
     assert sweep.main(command) == 0
     captured = capsys.readouterr()
-    assert "7 cells, 7 finished already" in captured.out
+    assert "7 settings, 7 already finished" in captured.out
     assert json.loads(captured.out.splitlines()[-1])["tables"][0]["cells"] == table["cells"]
     monkeypatch.undo()
 
@@ -352,16 +352,16 @@ def test_sweep_fills_a_grid_in_one_pass_and_goes_on(data, whole, tmp_path, capsy
     assert again[2]["speed"]["asked"] == 20 and again[1] == table["cells"][1]
 
 
-def test_embedded_ones_are_announced_first(tmp_path, capsys, monkeypatch, data):
+def test_bundled_ones_are_announced_first(tmp_path, capsys, monkeypatch, data):
     monkeypatch.setattr("llava.paths.BUNDLED_MODEL", MODEL)
     monkeypatch.setattr("llava.paths.BUNDLED_DATA", data.parent)
     short = ["--benchmark", "pope", "--tokens", "16", *FAST, "--output"]
     assert run.main([*short, str(tmp_path / "a")]) == 0
-    assert capsys.readouterr().out.splitlines()[0].startswith("Using the embedded model and data")
+    assert capsys.readouterr().out.splitlines()[0].startswith("Using the bundled model and data")
     assert run.main([*short, str(tmp_path / "b"), "--data", str(data)]) == 0
-    assert capsys.readouterr().out.splitlines()[0].startswith("Using the embedded model of")
+    assert capsys.readouterr().out.splitlines()[0].startswith("Using the bundled model of")
     assert run.main([*short, str(tmp_path / "b"), "--data", str(data), "--model", str(MODEL)]) == 0
-    assert capsys.readouterr().out.startswith("Using the embedded model of")  # however it is named
+    assert capsys.readouterr().out.startswith("Using the bundled model of")  # however it is named
     monkeypatch.setattr("llava.paths.BUNDLED_MODEL", tmp_path)
     assert run.main([*short, str(tmp_path / "b"), "--data", str(data), "--model", str(MODEL)]) == 0
     assert capsys.readouterr().out.startswith("POPE: 60 questions")
@@ -418,10 +418,10 @@ def test_the_folder_is_named_by_what_is_asked(data, tmp_path, capsys, given, fol
         (
             "mme",
             "{data}/..",
-            "holds neither llava_mme.jsonl nor a folder MME with it; python -m llava.eval.data "
-            "check mme says",
+            "contains neither llava_mme.jsonl nor a folder MME with it. Run python -m "
+            "llava.eval.data check mme to see",
         ),
-        ("gqa", None, "there is no embedded GQA ("),
+        ("gqa", None, "GQA: no bundled data ("),
         ("msvd", None, "no model here takes any"),
     ],
 )
@@ -443,16 +443,11 @@ def test_a_file_without_any_question_says_why(data, tmp_path, capsys):
 
 
 def test_the_base_of_a_partial_checkpoint_is_part_of_the_configuration():
-    from argparse import Namespace
+    from llava.eval.jobs.job import _weights
 
-    from llava.eval.cli import _weights
-
-    alone = _weights(Namespace(model_base=None), MODEL)
-    assert _weights(Namespace(), MODEL) == alone
-    here, other = (
-        _weights(Namespace(model_base=str(base)), MODEL) for base in (MODEL, MODEL.with_name("ckpt_llava16s"))
-    )
-    assert len({alone, here, other, _weights(Namespace(model_base="lmsys/vicuna-7b"), MODEL)}) == 4
+    alone = _weights(MODEL, None)
+    here, other = (_weights(MODEL, str(base)) for base in (MODEL, MODEL.with_name("ckpt_llava16s")))
+    assert len({alone, here, other, _weights(MODEL, "lmsys/vicuna-7b")}) == 4
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_one_clear_line(data, tmp_path, capsys):

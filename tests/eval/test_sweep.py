@@ -96,10 +96,10 @@ def test_benchmarks_share_the_model_and_the_pictures(data, tmp_path, capsys, mon
     for path in sorted((tmp_path / "out").rglob("answers.jsonl")):
         assert texts(path) == texts(tmp_path / "alone" / path.relative_to(tmp_path / "out"))
 
-    monkeypatch.setattr("llava.eval.cli.load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("llava.eval.jobs.execute.load_model", lambda *_: pytest.fail("the model was loaded"))
     assert sweep.main(command(data, tmp_path / "out")) == 0
     again, said = last(capsys)
-    assert said.count("3 cells, 3 finished already") == 5
+    assert said.count("3 settings, 3 already finished") == 5
     assert [table["cells"] for table in again["tables"]] == [table["cells"] for table in document["tables"]]
 
 
@@ -108,7 +108,7 @@ def test_a_report_over_all_sets(data, tmp_path, capsys):
     assert sweep.main(arguments) == 0
     document, said = last(capsys)
     files = [tmp_path / "page" / f"grid.{suffix}" for suffix in ("html", "md", "csv", "tex")]
-    assert document["files"] == [str(path) for path in files] and "Majority" in said
+    assert document["files"] == [str(path) for path in files] and "Constant answer" in said
     assert document["majority"].keys() == {"pope", "vizwiz"}
     assert set(document["counted"]) <= {"pope", "vizwiz"} and "MM-Vet" in files[1].read_text()
     assert [row["cell"] for row in document["sums"]] == ["none", "random-8", "vispruner-r0.5-8"]
@@ -138,7 +138,7 @@ def test_what_fails_stops_nothing_else(data, tmp_path, capsys):
     assert sweep.main(command(broken, out, sets="gqa,pope,vizwiz")) == 0
     document, said = last(capsys)
     assert all(len(table["cells"]) == 3 for table in document["tables"])
-    assert "POPE: 90 questions, 3 cells, 2 finished already" in said
+    assert "POPE: 90 questions, 3 settings, 2 already finished" in said
 
 
 def test_a_method_that_raises_costs_its_own_cells_only(data, tmp_path, capsys, monkeypatch, encoded):
@@ -157,12 +157,12 @@ def test_a_method_that_raises_costs_its_own_cells_only(data, tmp_path, capsys, m
         "POPE, random-8: this method has a bug",
         "VizWiz, random-8: this method has a bug",
     ]
-    assert "asking the cells one by one" in said and "in choose" in said and len(encoded) == 5
+    assert "answering the settings one by one" in said and "in choose" in said and len(encoded) == 5
     assert not (tmp_path / "pope" / "random-8" / "score.json").exists()
 
     monkeypatch.undo()
     assert sweep.main(command(data, tmp_path, sets="pope,vizwiz")) == 0
-    assert "POPE: 90 questions, 3 cells, 2 finished already" in last(capsys)[1]
+    assert "POPE: 90 questions, 3 settings, 2 already finished" in last(capsys)[1]
 
 
 def test_a_scorer_that_raises_costs_its_own_benchmark_only(data, tmp_path, capsys, monkeypatch):
@@ -210,4 +210,4 @@ def test_arguments(data, tmp_path, capsys):
     aliases = sweep.build_parser().parse_args(["--benchmarks", "SQA,mm-vet"])
     assert aliases.benchmarks == ["scienceqa", "mmvet"]
     assert sweep.main(command(tmp_path, tmp_path / "out", sets="gqa,vizwiz")) == 1
-    assert "none of the benchmarks can be asked" in capsys.readouterr().err
+    assert "none of the benchmarks can be evaluated" in capsys.readouterr().err

@@ -47,8 +47,9 @@ def test_answers_are_found_by_their_setting_and_the_tables_can_read_them(tmp_pat
     assert video.main([*there, *given]) == 0
     document = last(capsys)
     (result,), warnings = read_results([tmp_path])
-    assert not warnings and result.score == document["score"] and result.model == "Video-LLaVA-7B"
-    assert (result.method, result.budget) == (folder.split("-")[0], None if folder == "none" else 227)
+    card = result.card
+    assert not warnings and card.score == document["score"] and card.model == "Video-LLaVA-7B"
+    assert (card.method, card.tokens) == (folder.split("-")[0], None if folder == "none" else 227)
 
 
 def test_no_answers_are_told_in_one_line(tmp_path, capsys):

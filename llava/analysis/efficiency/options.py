@@ -8,7 +8,7 @@ from typing import Any
 
 from llava.analysis.efficiency.dummy_models import DUMMY_MODELS
 from llava.argtypes import at_least, ratio
-from llava.eval import cli
+from llava.eval.tables.table import text_table
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -114,7 +114,7 @@ def numbers(text: str) -> list[int]:
 def table(columns: Mapping[str, Callable[[Any], Any]], rows: Sequence[Any]) -> str:
     """Align a text table: a function per column title gives the value for a row; None leaves it empty."""
     values = [[_cell(value_of(row)) for value_of in columns.values()] for row in rows]
-    return "\n".join(line.rstrip() for line in cli.table(list(columns), values).split("\n"))
+    return text_table(list(columns), values)
 
 
 def _cell(value: Any) -> str:

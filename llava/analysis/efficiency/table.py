@@ -20,10 +20,10 @@ from typing import Any
 
 from llava.analysis.efficiency.dummy_models import DUMMY_MODELS
 from llava.analysis.efficiency.options import table
+from llava.eval.tables.published import TEXT_TOKENS, load_published
 from llava.model import flops
 
 MODEL = "llava-next-7b"
-TEXT_TOKENS = 80
 OTHER_FLOPS = 0.7e12  # of everything but the language model, as the published rows imply
 COMMAND = (
     "python -m llava.analysis.efficiency --dummy-model llava-next-7b --device cuda --dtype float16 "
@@ -94,8 +94,6 @@ def read_measured(place: Path) -> list[dict[str, Any]]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from llava.eval.tables.published import load_published
-
     published = load_published()["efficiency"]
     reports = read_measured(args.measured)
     rows = []

@@ -1,0 +1,1 @@
+"""Model inference over questions: engine, decoding, shared prefixes, image loading, vision cache."""

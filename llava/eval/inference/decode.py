@@ -1,10 +1,9 @@
-"""From prompts and visual tokens to new token ids: the model's own `generate`, or one prefix for many
-questions.
+"""Decoding: prompts and visual tokens in, new token ids out.
 
-`generate` serves everything (sampling, beams, text-only rows). `generate_shared` is greedy only: the prompt
-up to and including the image is prefilled once per image, its KV cache is copied to each of the image's
-questions, and only their short rest is computed. Its ids equal `generate`'s in float32. Knows no file and
-no benchmark.
+`generate` calls the model's own `generate` and handles everything (sampling, beams, text-only rows).
+`generate_shared` is greedy only: it prefills the prompt up to and including the image once per image, copies
+the KV cache to each of the image's questions, and computes only their short suffixes. Both give the same ids
+in float32. Independent of files and benchmarks.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _NEUTRAL = {
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are decoded; temperature 0 is greedy (or beam) search."""
+    """Decoding settings; temperature 0 is greedy (or beam) search."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -50,7 +49,7 @@ class Decoding:
         return self.temperature == 0 and self.num_beams == 1
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `generate`."""
+        """Return keyword arguments for `model.generate`."""
         sample = self.temperature > 0
         return {
             "do_sample": sample,
@@ -65,7 +64,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt: ids with IMAGE_TOKEN_INDEX where the image stands, and that image's visual tokens."""
+    """One prompt: ids with IMAGE_TOKEN_INDEX in place of the image, and that image's visual tokens."""
 
     ids: tuple[int, ...]
     visual: Tensor | None  # (K, D) projected tokens; None for a text-only prompt
@@ -73,7 +72,7 @@ class Row:
 
 
 def can_share(model: Any, rows: Sequence[Row], decoding: Decoding) -> bool:
-    """True if `generate_shared` may serve these rows, and has something to share."""
+    """Return True if `generate_shared` is exact for these rows and at least two share a prefix."""
     one_image = all(row.ids.count(IMAGE_TOKEN_INDEX) == 1 and row.visual is not None for row in rows)
     if not decoding.greedy or not one_image:
         return False
@@ -87,7 +86,7 @@ def can_share(model: Any, rows: Sequence[Row], decoding: Decoding) -> bool:
 
 
 def stop_ids(model: Any, tokenizer: Any) -> set[int]:
-    """Ids that end an answer: the checkpoint's generation settings', else the tokenizer's end of sequence."""
+    """Return the ids that end an answer, by the generation config, else the tokenizer."""
     found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if found is None:
         found = tokenizer.eos_token_id
@@ -96,7 +95,7 @@ def stop_ids(model: Any, tokenizer: Any) -> set[int]:
 
 @torch.inference_mode()
 def generate(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding) -> list[list[int]]:
-    """New ids of each row by one call of `model.generate`, left-padded."""
+    """Decode all rows by one call of `model.generate`, left-padded; return new ids per row."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     width = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), width), pad, dtype=torch.long)  # (B, L)
@@ -118,7 +117,7 @@ def generate(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding
 
 @torch.inference_mode()
 def generate_shared(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding) -> list[list[int]]:
-    """New ids of each row, greedily; rows of one image and equal text before it share its prefill.
+    """Decode all rows greedily, prefilling each shared prefix (text and image) once.
 
     Every row holds exactly one image (see `can_share`). Prefixes and rests are left-padded; positions count
     real tokens only, so padding changes nothing. Rests are computed in groups of similar length where that
@@ -202,12 +201,12 @@ def generate_shared(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: D
 
 
 def _cost_of_a_group(device: torch.device) -> int:
-    """Padded tokens that one more pass has to save: about what a device computes while it is launched."""
+    """Return the padded tokens that one more pass must save to pay for its kernel launches."""
     return 48 if device.type == "cpu" else 1024
 
 
 def cut_by_length(lengths: Sequence[int], cost: int) -> list[tuple[int, int]]:
-    """Ascending lengths -> slices (start, end) to be padded to their longest each, at the least expense.
+    """Cut ascending lengths into slices (start, end), each padded to its longest, at the least cost.
 
     The expense of a slice is its padded tokens plus `cost`, what one more pass costs in tokens.
     """
@@ -225,7 +224,7 @@ def cut_by_length(lengths: Sequence[int], cost: int) -> list[tuple[int, int]]:
 
 
 def _forward(decoder: Any, embeds: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
-    """Final hidden states (B, L, D) of the new tokens; the cache grows by L."""
+    """Return the final hidden states (B, L, D) of the new tokens; the cache grows by L."""
     return decoder(
         inputs_embeds=embeds,
         attention_mask=mask,
@@ -240,7 +239,7 @@ def _ids(ids: Sequence[int], device: torch.device) -> Tensor:
 
 
 def _left_pad(pieces: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """[(L_i, D)] -> (B, L, D) with zeros on the left, and its mask (B, L) of 0 and 1."""
+    """Pad [(L_i, D)] with zeros on the left to (B, L, D); return it with its mask (B, L) of 0 and 1."""
     width = max(len(piece) for piece in pieces)
     out = pieces[0].new_zeros(len(pieces), width, pieces[0].shape[-1])
     mask = torch.zeros(len(pieces), width, dtype=torch.long, device=out.device)
@@ -251,7 +250,7 @@ def _left_pad(pieces: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _until(ids: list[int], stops: set[int]) -> list[int]:
-    """Ids before the first one that ends an answer."""
+    """Return the ids before the first one that ends an answer."""
     for place, token in enumerate(ids):
         if token in stops:
             return ids[:place]

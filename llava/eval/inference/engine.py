@@ -1,14 +1,16 @@
-"""The engine: a model, questions and any number of settings in; answers out, to one sink per setting.
+"""The inference engine: a model, questions and pruning settings in; answers out, one writer per setting.
 
-Every distinct image is decoded and encoded once in a run, and pruned once per setting, however its
-questions are scattered in the file: questions are taken image by image, in waves of at most `batch_size`
-questions (or one image, if that has more). Memory therefore holds the pruned tokens of one wave, and the
-pictures of the next few images, never more. Waves and batches depend on the question list and the batch
-size alone, so that a run that goes on after an interruption asks in the same company and gets the same
-answers.
+    engine = Engine(model, tokenizer, image_processor, "vicuna_v1", Decoding(max_new_tokens=128))
+    stats = engine.run(questions, [PassSetting("vispruner-64", pruner, answer_file)])
 
-Knows no benchmark and no file format: questions come as `Question`, pictures through `load_image`, answers
-leave through `Sink.write`.
+Every distinct image is loaded and encoded once per run and pruned once per setting, wherever its questions
+are in the file. Questions are processed image by image, in groups of at most `batch_size` questions (or one
+image, if it has more). Memory therefore holds the pruned tokens of one group and the pixels of the next few
+images. Groups and batches depend only on the question list and the batch size, so a resumed run uses
+identical batches and gets identical answers.
+
+Independent of benchmarks and file formats: questions come as `Question`, images through `load_image`, answers
+leave through `AnswerWriter.write`.
 """
 
 from __future__ import annotations
@@ -31,17 +33,17 @@ from llava.constants import (
     IMAGE_TOKEN_INDEX,
 )
 from llava.conversation import conv_templates
-from llava.eval.benchmarks.base import DataIssue, Question
+from llava.eval.benchmarks import DataIssue, Question
 from llava.eval.inference.decode import Decoding, Row, can_share, generate, generate_shared
-from llava.eval.inference.image_loading import Picture, Prepare, read_ahead
-from llava.eval.inference.vision_cache import VisionCache, picture_key
+from llava.eval.inference.image_loading import ImageLoader, LoadedImage, read_ahead
+from llava.eval.inference.vision_cache import VisionCache, image_key
 from llava.eval.store.answer_file import Answer
 from llava.mm_utils import tokenizer_image_token
 from llava.pruning import Asked, Pruner
 
 
-class Sink(Protocol):
-    """Where the answers of one setting go; `answers.AnswerFile` is one."""
+class AnswerWriter(Protocol):
+    """Destination of one setting's answers; `store.answer_file.AnswerFile` is one."""
 
     def wants(self, index: int) -> bool: ...
 
@@ -49,8 +51,8 @@ class Sink(Protocol):
 
 
 @dataclass
-class Memory:
-    """A sink that keeps the texts: question index -> answer."""
+class CollectedAnswers:
+    """An answer writer in memory: question index -> text."""
 
     texts: dict[int, str] = field(default_factory=dict)
 
@@ -62,72 +64,80 @@ class Memory:
 
 
 @dataclass
-class Setting:
-    """One way of pruning, and where its answers go. The engine adds up what it cost."""
+class PassSetting:
+    """One pruning setting in a pass over the images, with its answer writer and its own cost."""
 
     name: str
     pruner: Pruner
-    sink: Sink
-    asked: int = 0
+    writer: AnswerWriter
+    generated: int = 0
     images: int = 0
-    seconds: float = 0.0  # prune, project, answer; not decoding and encoding, which all settings share
+    seconds: float = 0.0  # prune, project, answer; loading and encoding are shared by all settings
 
 
 @dataclass
-class Report:
-    """What a run did besides answering."""
+class InferenceStats:
+    """Cost and failures of one pass."""
 
-    asked: int = 0  # questions, summed over settings
-    images: int = 0  # pictures encoded
-    reused: int = 0  # pictures whose features were in the vision cache
-    vision_seconds: float = 0.0  # decode, preprocess, encode
+    generated: int = 0  # answers, summed over settings
+    images: int = 0  # images encoded
+    reused: int = 0  # images whose features were in the vision cache
+    vision_seconds: float = 0.0  # load, preprocess, encode
     seconds: float = 0.0
     failures: list[DataIssue] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Wave:
-    """Images that are in memory together, and the batches of question indices that ask about them."""
+class ImageGroup:
+    """Images held in memory together, and the batches of question positions that ask about them."""
 
     images: tuple[Any, ...]
     batches: tuple[tuple[int, ...], ...]
 
 
-def plan(questions: Sequence[Question], batch_size: int) -> list[Wave]:
-    """Waves over all questions: by image in order of first appearance, no image in two waves.
+def plan(questions: Sequence[Question], batch_size: int) -> list[ImageGroup]:
+    """Group questions by image, in order of first appearance; no image is in two groups.
 
-    Text-only questions form a group of their own. A wave holds as many whole images as fit `batch_size`
-    questions; an image with more has a wave for itself, in batches of even size.
+    Text-only questions form an image of their own. A group holds as many whole images as fit `batch_size`
+    questions; an image with more questions has a group for itself, in batches of even size.
     """
-    groups: dict[Any, list[int]] = {}
-    for place, question in enumerate(questions):
-        groups.setdefault(question.image, []).append(place)
-    waves: list[Wave] = []
+    by_image: dict[Any, list[int]] = {}
+    for position, question in enumerate(questions):
+        by_image.setdefault(question.image, []).append(position)
+    groups: list[ImageGroup] = []
     images: list[Any] = []
-    inside: list[int] = []
+    members: list[int] = []
 
     def close() -> None:
-        if inside:
-            count = -(-len(inside) // batch_size)
-            cuts = [len(inside) * number // count for number in range(count + 1)]
-            batches = tuple(tuple(inside[a:b]) for a, b in zip(cuts, cuts[1:], strict=False))
-            waves.append(Wave(tuple(images), batches))
+        if members:
+            count = -(-len(members) // batch_size)
+            cuts = [len(members) * number // count for number in range(count + 1)]
+            batches = tuple(tuple(members[a:b]) for a, b in zip(cuts, cuts[1:], strict=False))
+            groups.append(ImageGroup(tuple(images), batches))
             images.clear()
-            inside.clear()
+            members.clear()
 
-    for image, members in groups.items():
-        if len(inside) + len(members) > batch_size:
+    for image, positions in by_image.items():
+        if len(members) + len(positions) > batch_size:
             close()
         images.append(image)
-        inside.extend(members)
+        members.extend(positions)
     close()
-    return waves
+    return groups
 
 
 class Engine:
-    """Asks one model. `share_prefix` lets questions of one image share its prefill where that is exact;
-    a `vision_cache` lets runs (over several benchmarks, say) share the encoding of pictures; `workers`
-    processes read pictures (0: threads, None: whatever pays, see `pictures`)."""
+    """Runs one model over questions.
+
+    Args:
+        share_prefix: Prefill each image once for all its questions where that is exact.
+        load_image: Question.image -> PIL image; `mm_utils.load_image` by default.
+        vision_cache: Shares encoded images between runs, e.g. over several benchmarks.
+        num_workers: Processes that load images; 0 for threads, None for automatic (see `image_loading`).
+
+    Raises:
+        ValueError: Unknown conversation template, or a batch size below 1.
+    """
 
     def __init__(
         self,
@@ -142,10 +152,10 @@ class Engine:
         load_image: Callable[[Any], Any] | None = None,
         anyres: str | None = None,
         vision_cache: VisionCache | None = None,
-        workers: int | None = None,
+        num_workers: int | None = None,
     ) -> None:
         if conv_mode not in conv_templates:
-            raise ValueError(f"unknown conversation {conv_mode!r}; there are: {', '.join(conv_templates)}")
+            raise ValueError(f"conv_mode {conv_mode!r}: unknown; choose from {', '.join(conv_templates)}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.model, self.tokenizer, self.image_processor = model, tokenizer, image_processor
@@ -155,41 +165,41 @@ class Engine:
         if load_image is None:
             from llava.mm_utils import load_image
         self._load_image = load_image
-        self.vision_cache, self.workers = vision_cache, workers
+        self.vision_cache, self.num_workers = vision_cache, num_workers
         if vision_cache is not None:
             vision_cache.bind(model)
-        device = torch.device(model.device)
-        self._cuda = device.type == "cuda"
-        # whole passes of the tower; on a CPU one at a time is as fast, and saves memory
+        self._cuda = torch.device(model.device).type == "cuda"
+        # On a GPU, whole passes of the tower; on a CPU one image at a time is as fast and saves memory.
         self._encode_at_once = 2 * model.get_vision_tower().crops_per_pass if self._cuda else 1
 
     def run(
-        self, questions: Sequence[Question], settings: Sequence[Setting], progress: bool = True
-    ) -> Report:
-        """Ask every question that a setting's sink still wants; failures of single questions are reported.
+        self, questions: Sequence[Question], settings: Sequence[PassSetting], progress: bool = True
+    ) -> InferenceStats:
+        """Answer every question that a setting's writer wants; report failures of single questions.
 
-        Raises whatever a sink's `write` raises, and errors of the model; unreadable pictures do not raise.
+        Raises:
+            Whatever a writer's `write` raises, and errors of the model. Unreadable images do not raise.
         """
         self._adopt(settings)
-        report, start = Report(), time.monotonic()
-        waves = [
-            wave
-            for wave in plan(questions, self.batch_size)
+        stats, start = InferenceStats(), time.monotonic()
+        groups = [
+            group
+            for group in plan(questions, self.batch_size)
             if any(
-                setting.sink.wants(questions[place].index)
-                for batch in wave.batches
-                for place in batch
+                setting.writer.wants(questions[position].index)
+                for batch in group.batches
+                for position in batch
                 for setting in settings
             )
         ]
-        wanted = sum(setting.sink.wants(question.index) for question in questions for setting in settings)
-        images = [image for wave in waves for image in wave.images if image is not None]
+        wanted = sum(setting.writer.wants(question.index) for question in questions for setting in settings)
+        images = [image for group in groups for image in group.images if image is not None]
         with (
-            self._pictures(images) as pictures,
+            self._read_ahead(images) as loaded,
             tqdm(
                 total=wanted,
                 unit="q",
-                desc="asking",
+                desc="inference",
                 file=sys.stderr,
                 dynamic_ncols=True,
                 smoothing=0.1,
@@ -197,165 +207,147 @@ class Engine:
                 disable=not progress or not wanted,
             ) as bar,
         ):
-            for wave in waves:
-                self._wave(wave, questions, settings, pictures, report, bar)
-        report.seconds = time.monotonic() - start
-        return report
+            for group in groups:
+                self._run_group(group, questions, settings, loaded, stats, bar)
+        stats.seconds = time.monotonic() - start
+        return stats
 
-    # -- one wave ---------------------------------------------------------------------------------
+    # -- one group --------------------------------------------------------------------------------
 
-    def _wave(
+    def _run_group(
         self,
-        wave: Wave,
+        group: ImageGroup,
         questions: Sequence[Question],
-        settings: Sequence[Setting],
-        pictures: Iterator[Picture],
-        report: Report,
+        settings: Sequence[PassSetting],
+        loaded: Iterator[LoadedImage],
+        stats: InferenceStats,
         bar: Any,
     ) -> None:
-        asked_about = [questions[place] for batch in wave.batches for place in batch]
-        active = [
-            setting
-            for setting in settings
-            if any(setting.sink.wants(question.index) for question in asked_about)
-        ]
+        members = [questions[position] for batch in group.batches for position in batch]
+        active = [one for one in settings if any(one.writer.wants(question.index) for question in members)]
         shared = [setting for setting in active if not setting.pruner.needs_question]
         visual: dict[str, dict[Any, torch.Tensor]] = {setting.name: {} for setting in shared}
-        vision: dict[Any, Any] = {}  # only of a wave that has a setting which chooses by the question
+        features: dict[Any, Any] = {}  # kept only for settings that choose by the question
         broken: dict[Any, str] = {}
-        images = [image for image in wave.images if image is not None]
+        images = [image for image in group.images if image is not None]
         for begin in range(0, len(images), self._encode_at_once):
             began = time.monotonic()
-            seen = self._see(images[begin : begin + self._encode_at_once], pictures, broken, report)
-            report.vision_seconds += self._clock() - began
+            encoded = self._encode(images[begin : begin + self._encode_at_once], loaded, broken, stats)
+            stats.vision_seconds += self._clock() - began
             for setting in active:
-                setting.images += len(seen)
+                setting.images += len(encoded)
             if len(shared) < len(active):
-                vision |= seen
+                features |= encoded
             for setting in shared:
                 began = time.monotonic()
                 with torch.inference_mode():
-                    for image, one in seen.items():
+                    for image, one in encoded.items():
                         visual[setting.name][image] = self.model.visual_tokens(one, setting.pruner).embeds
                 setting.seconds += self._clock() - began
-        for question in asked_about:
-            wrong = broken.get(question.image) or _unaskable(question)
-            if wrong:
-                report.failures.append(DataIssue(question.file, question.line, wrong))
-        for batch in wave.batches:
-            members = [
-                questions[place]
-                for place in batch
-                if questions[place].image not in broken and not _unaskable(questions[place])
-            ]
+        wrong = {one.index: broken.get(one.image) or _unaskable(one) for one in members}
+        stats.failures += [
+            DataIssue(one.file, one.line, wrong[one.index]) for one in members if wrong[one.index]
+        ]
+        for batch in group.batches:
+            askable = [questions[position] for position in batch if not wrong[questions[position].index]]
             for setting in active:
-                fresh = [question for question in members if setting.sink.wants(question.index)]
-                if not fresh:
+                new = [question for question in askable if setting.writer.wants(question.index)]
+                if not new:
                     continue
                 began = time.monotonic()
-                # all members are asked again, not only those that lack an answer: in half precision an
-                # answer may depend on the batch it is computed in
+                # The whole batch is computed again, not only the missing answers: in half precision an answer
+                # may depend on the batch it is computed in.
                 if setting.pruner.needs_question:
-                    rows = [self._row_of_its_own(question, vision, setting.pruner) for question in members]
+                    rows = [self._row_by_question(one, features, setting.pruner) for one in askable]
                 else:
-                    rows = [
-                        Row(
-                            self.prompt_ids(question),
-                            visual[setting.name].get(question.image),
-                            question.image,
-                        )
-                        for question in members
-                    ]
-                answers = self._ask(members, rows)
+                    embeds = visual[setting.name]
+                    rows = [Row(self.prompt_ids(one), embeds.get(one.image), one.image) for one in askable]
+                answers = self._answer(askable, rows)
                 setting.seconds += time.monotonic() - began
-                setting.sink.write(answers)
-                setting.asked += len(fresh)
-                report.asked += len(fresh)
-                bar.update(len(fresh))
+                setting.writer.write(answers)
+                setting.generated += len(new)
+                stats.generated += len(new)
+                bar.update(len(new))
 
-    def _see(
+    def _encode(
         self,
         images: Sequence[Any],
-        pictures: Iterator[Picture],
+        loaded: Iterator[LoadedImage],
         broken: dict[Any, str],
-        report: Report,
+        stats: InferenceStats,
     ) -> dict[Any, Any]:
-        """Image -> VisionFeatures of the next pictures, from the cache or encoded now, broken ones apart."""
-        seen: dict[Any, Any] = {}
-        fresh, pixels, sizes = [], [], []
+        """Return image -> VisionFeatures of the next images, cached or encoded now; fill `broken`."""
+        found: dict[Any, Any] = {}
+        new, pixels, sizes = [], [], []
         for image in images:
-            picture, error = next(pictures)
+            content, error = next(loaded)
             if error is not None:
                 broken[image] = error
-            elif isinstance(picture, tuple):
-                fresh.append(image)
-                pixels.append(picture[0].to(self.model.device))
-                sizes.append(picture[1])
-                seen[image] = None  # keeps the order
+            elif isinstance(content, tuple):
+                new.append(image)
+                pixels.append(content[0].to(self.model.device))
+                sizes.append(content[1])
+                found[image] = None  # keeps the order
             else:
-                seen[image] = picture
-        report.images += len(fresh)
-        report.reused += len(seen) - len(fresh)
-        if fresh:
+                found[image] = content
+        stats.images += len(new)
+        stats.reused += len(found) - len(new)
+        if new:
             with torch.inference_mode():
-                found = self.model.encode_vision(pixels, sizes)
-            seen.update(zip(fresh, found, strict=True))
+                encoded = self.model.encode_vision(pixels, sizes)
+            found.update(zip(new, encoded, strict=True))
         if self.vision_cache is not None:
-            for image in fresh:
-                self.vision_cache.put(self._picture_key(image), seen[image])
-        return seen
-
-    def _picture_key(self, image: Any) -> Any:
-        anyres = getattr(self.model.config, "image_aspect_ratio", None) == "anyres"
-        protocol = getattr(self.model.config, "anyres_protocol", None) if anyres else None
-        return picture_key(image, self._load_image, protocol)
+            for image in new:
+                self.vision_cache.put(self._key(image), found[image])
+        return found
 
     @torch.inference_mode()
-    def _row_of_its_own(self, question: Question, vision: dict[Any, Any], pruner: Pruner) -> Row:
-        """A question whose visual tokens are chosen for it: shared with nobody who asks something else."""
+    def _row_by_question(self, question: Question, features: dict[Any, Any], pruner: Pruner) -> Row:
+        """Build the row of a question whose visual tokens are chosen for that question."""
         if question.image is None:
             return Row(self.prompt_ids(question), None)
         embedding = self.model.get_input_embeddings()
         ids = self.tokenizer(question.text, add_special_tokens=False).input_ids
         asked = Asked(question.text, embedding(torch.tensor(ids, dtype=torch.long, device=self.model.device)))
-        visual = self.model.visual_tokens(vision[question.image], pruner, asked).embeds
+        visual = self.model.visual_tokens(features[question.image], pruner, asked).embeds
         return Row(self.prompt_ids(question), visual, (question.image, question.text))
 
-    def _ask(self, questions: Sequence[Question], rows: Sequence[Row]) -> list[Answer]:
-        if not self.decoding.greedy:  # the same draws whether the run was interrupted or not
+    def _answer(self, questions: Sequence[Question], rows: Sequence[Row]) -> list[Answer]:
+        if not self.decoding.greedy:  # the same draws whether or not the run was interrupted
             torch.manual_seed(zlib.crc32(f"{self.seed}/{questions[0].index}".encode()))
-        new = self._generate(rows)
         return [
             Answer(
                 question.index,
                 self.tokenizer.decode(ids, skip_special_tokens=True).strip(),
                 0 if row.visual is None else len(row.visual),
             )
-            for question, row, ids in zip(questions, rows, new, strict=True)
+            for question, row, ids in zip(questions, rows, self._generate(rows), strict=True)
         ]
 
     def _generate(self, rows: Sequence[Row]) -> list[list[int]]:
-        """Ids of all rows; when the device runs out of memory, in halves, and in halves from then on."""
+        """Generate ids for all rows; halve the batch when the device runs out of memory."""
         found: list[list[int]] = []
         begin = 0
         while begin < len(rows):
             part = rows[begin : begin + self._rows_at_once]
             try:
                 share = self.share_prefix and can_share(self.model, part, self.decoding)
-                ask = generate_shared if share else generate
-                found += ask(self.model, self.tokenizer, part, self.decoding)
+                generated = (generate_shared if share else generate)(
+                    self.model, self.tokenizer, part, self.decoding
+                )
+                found += generated
                 begin += len(part)
             except torch.OutOfMemoryError:
                 if len(part) == 1:
                     raise
                 self._rows_at_once = len(part) // 2
-                tqdm.write(f"out of memory: going on with batches of {self._rows_at_once}", file=sys.stderr)
+                tqdm.write(f"out of memory: continuing with batches of {self._rows_at_once}", file=sys.stderr)
             if self._cuda and begin < len(rows):
                 torch.cuda.empty_cache()
         return found
 
     def prompt_ids(self, question: Question) -> tuple[int, ...]:
-        """Token ids of the whole conversation prompt, IMAGE_TOKEN_INDEX where the image stands."""
+        """Return the token ids of the whole prompt, with IMAGE_TOKEN_INDEX in place of the image."""
         text = question.text
         if question.image is not None:
             image = DEFAULT_IMAGE_TOKEN
@@ -367,35 +359,38 @@ class Engine:
         conversation.append_message(conversation.roles[1], None)
         return tuple(tokenizer_image_token(conversation.get_prompt(), self.tokenizer, IMAGE_TOKEN_INDEX))
 
-    # -- pictures ---------------------------------------------------------------------------------
+    # -- images -----------------------------------------------------------------------------------
 
-    def _pictures(self, images: Sequence[Any]) -> AbstractContextManager[Iterator[Picture]]:
-        """In order, made ahead: what `Prepare` makes of a picture, or its VisionFeatures if the cache holds
-        them."""
+    def _read_ahead(self, images: Sequence[Any]) -> AbstractContextManager[Iterator[LoadedImage]]:
+        """Load images ahead, in order; images in the vision cache come as their features."""
         cache, known = self.vision_cache, None
         if cache is not None:
 
             def known(image: Any) -> Any | None:
-                return cache.get(self._picture_key(image))
+                return cache.get(self._key(image))
 
         return read_ahead(
-            images, self._reader(), self.workers, known, lambda message: tqdm.write(message, file=sys.stderr)
+            images,
+            ImageLoader(self._load_image, self.image_processor, self.model.config),
+            self.num_workers,
+            known,
+            lambda message: tqdm.write(message, file=sys.stderr),
         )
 
-    def _reader(self) -> Prepare:
-        return Prepare(self._load_image, self.image_processor, self.model.config)
+    def _key(self, image: Any) -> Any:
+        anyres = getattr(self.model.config, "image_aspect_ratio", None) == "anyres"
+        protocol = getattr(self.model.config, "anyres_protocol", None) if anyres else None
+        return image_key(image, self._load_image, protocol)
 
-    # -- small things -----------------------------------------------------------------------------
-
-    def _adopt(self, settings: Sequence[Setting]) -> None:
-        """Set the model to these settings' anyres protocol; one for all, as it decides the crops."""
+    def _adopt(self, settings: Sequence[PassSetting]) -> None:
+        """Set the anyres protocol of the model; one for all settings, because it decides the crops."""
         protocols = {
             self.anyres or ("llava" if setting.pruner.tokens is None else "paper") for setting in settings
         }
         if len(protocols) > 1 and getattr(self.model.config, "image_aspect_ratio", None) == "anyres":
             raise ValueError(
-                "pruned and unpruned settings cut anyres pictures differently: give "
-                "anyres='paper' or 'llava' for all"
+                "anyres: pruned and unpruned settings cut images differently. Set anyres='paper' or "
+                "anyres='llava' for all of them"
             )
         if settings and hasattr(self.model, "set_pruner"):
             self.model.set_pruner(settings[0].pruner, anyres=self.anyres or "auto")
@@ -407,7 +402,7 @@ class Engine:
 
 
 def _unaskable(question: Question) -> str | None:
-    """What keeps a question from being put into a prompt; None for nearly all."""
+    """Return why a question cannot be put into a prompt; None for nearly all."""
     if DEFAULT_IMAGE_TOKEN in question.text:
-        return f"the text holds {DEFAULT_IMAGE_TOKEN}, which stands for a picture; the prompt adds it itself"
+        return f"the text contains {DEFAULT_IMAGE_TOKEN}, the placeholder that the prompt adds for the image"
     return None

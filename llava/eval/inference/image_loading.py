@@ -1,22 +1,28 @@
-"""Pictures decoded, resized and normalised ahead of the model, by threads or by processes, in order.
+"""Load, resize and normalize images ahead of the model, in order, by threads or by processes.
 
-    with read_ahead(images, Prepare(load_image, image_processor, model.config), workers=None) as pictures:
-        for picture, error in pictures: ...
+    loader = ImageLoader(load_image, image_processor, model.config)
+    with read_ahead(images, loader, num_workers=None) as loaded:
+        for content, error in loaded: ...
 
-Pixels are the same bits either way. Threads start at once, and Pillow lets go of the interpreter while it
-decodes and resizes; but normalising and the model's own Python share one interpreter with them. Processes
-share nothing, and each takes seconds to start, as it imports torch and transformers for the image processor.
-So by default processes serve only machines with more than four cores and runs with many pictures. Knows
-neither the model nor what pictures are for.
+Both ways give identical pixels. Threads start at once, and Pillow releases the interpreter lock while it
+decodes and resizes, but normalization and the model's own Python code share one interpreter. Processes share
+nothing, but each takes seconds to start, because it imports torch and transformers. By default processes are
+used only on machines with more than four cores and for many images.
+
+`torch.utils.data.DataLoader` was considered. It has no thread mode, passes tensors through shared memory
+(often 64 MB in containers), and ends the whole run when a worker dies; here the other images are loaded by
+threads instead. Independent of the model and of the task.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import pickle
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -29,15 +35,15 @@ import torch
 from llava.mm_utils import process_images
 
 _SETTINGS = ("image_aspect_ratio", "image_grid_pinpoints", "anyres_protocol")
-MANY_PICTURES, FEW_CORES = 1000, 4  # processes pay above both
-Picture = tuple[Any, str | None]  # (what was made of it, None) or (None, what is wrong with it)
+MANY_IMAGES, FEW_CORES = 1000, 4  # processes are faster above both
+LoadedImage = tuple[Any, str | None]  # (content, None) or (None, what is wrong with it)
 
 
-class Prepare:
+class ImageLoader:
     """image -> ((pixels (3, H, W) or (crops, 3, H, W) float32, (width, height)), None), or (None, error).
 
-    Whatever `load_image` raises is the picture's fault and comes back as text, so do OSError and ValueError
-    of the processor; other errors are ours and are raised. Can be sent to another process if its parts can.
+    Whatever `load_image` raises is a fault of the image and is returned as text, and so are OSError and
+    ValueError of the processor; other errors are raised. Can be sent to another process if its parts can.
     """
 
     def __init__(self, load_image: Callable[[Any], Any], image_processor: Any, config: Any) -> None:
@@ -45,45 +51,46 @@ class Prepare:
         self.load_image, self.image_processor = load_image, image_processor
         self.config = {name: get(name) for name in _SETTINGS}
 
-    def __call__(self, image: Any) -> Picture:
+    def __call__(self, image: Any) -> LoadedImage:
         try:
-            picture = self.load_image(image)
-        except Exception as error:  # whatever a decoder raises, it is this picture's fault
+            opened = self.load_image(image)
+        except Exception as error:  # decoders raise anything
             return None, str(error) or type(error).__name__
         try:
-            pixels = process_images([picture], self.image_processor, self.config)[0]
+            pixels = process_images([opened], self.image_processor, self.config)[0]
         except (OSError, ValueError) as error:  # decoded late, or of an impossible shape
             return None, f"{image}: {error}"
-        return (pixels, picture.size), None
+        return (pixels, opened.size), None
 
 
 @contextmanager
 def read_ahead(
     images: Sequence[Any],
-    prepare: Callable[[Any], Picture],
-    workers: int | None = None,
+    loader: Callable[[Any], LoadedImage],
+    num_workers: int | None = None,
     known: Callable[[Any], Any | None] | None = None,
     warn: Callable[[str], Any] | None = None,
-) -> Iterator[Iterator[Picture]]:
-    """An iterator over the pictures of `images` in order, a bounded number of them made ahead.
+) -> Iterator[Iterator[LoadedImage]]:
+    """Yield an iterator over the loaded `images` in order, with a bounded number loaded ahead.
 
-    workers: processes to use; 0 uses threads; None decides by cores and number of pictures. known: image ->
-    what to hand out in its place, or None; asked when the picture's turn to be made comes, and held from then
-    on. warn: told once if processes cannot be used or one dies; from then on threads do their work.
+    Args:
+        num_workers: Processes; 0 for threads, None to decide by cores and number of images.
+        known: image -> content to use without loading, or None; called when loading would start, and the
+            result is held from then on.
+        warn: Called once if processes cannot be used or one dies; threads then do their work.
     """
-    count = sensible_workers(len(images)) if workers is None else workers
-    source = _Source(prepare, count, warn or (lambda message: print(message, file=sys.stderr)))
+    count = sensible_workers(len(images)) if num_workers is None else num_workers
+    source = _Source(loader, count, warn or (lambda message: print(message, file=sys.stderr)))
     ahead = max(4, 2 * max(count, source.threads))
     waiting: deque[tuple[Any, Future]] = deque()
 
-    def stream() -> Iterator[Picture]:
-        for place in range(len(images) + ahead):
-            if place < len(images):
-                found = known(images[place]) if known is not None else None
-                waiting.append(
-                    (images[place], _done(found) if found is not None else source.submit(images[place]))
-                )
-            if place >= ahead and waiting:
+    def stream() -> Iterator[LoadedImage]:
+        for position in range(len(images) + ahead):
+            if position < len(images):
+                image = images[position]
+                found = known(image) if known is not None else None
+                waiting.append((image, source.submit(image) if found is None else _done(found)))
+            if position >= ahead and waiting:
                 yield source.result(*waiting.popleft())
 
     try:
@@ -92,47 +99,48 @@ def read_ahead(
         source.close()
 
 
-def sensible_workers(pictures: int) -> int:
-    """Processes that pay for so many pictures here; 0 means threads.
+def sensible_workers(images: int) -> int:
+    """Return the number of processes that pays for so many images; 0 means threads.
 
-    Never any in a program that is not one of ours: starting a process runs the main module again, and only
-    ours are known to bear it.
+    Always 0 in programs that are not ours: starting a process runs the main module again, and only ours are
+    known to tolerate that.
     """
     main = getattr(sys.modules.get("__main__"), "__spec__", None)
     if main is None or not main.name.startswith("llava."):
         return 0
     cores = usable_cores()
-    return 0 if cores <= FEW_CORES or pictures < MANY_PICTURES else min(8, cores - 2)
+    return 0 if cores <= FEW_CORES or images < MANY_IMAGES else min(8, cores - 2)
 
 
 def usable_cores() -> int:
-    """Cores this process may use; its share, where a launcher started several on this machine."""
+    """Return the cores for this process: a share, if a launcher started several processes on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    siblings = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    siblings = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or "1"
     return max(1, cores // max(1, int(siblings) if siblings.isdigit() else 1))
 
 
 class _Source:
-    """Hands images to processes while there are any, else to threads."""
+    """Loads images with processes while they live, else with threads."""
 
-    def __init__(self, prepare: Callable[[Any], Picture], workers: int, warn: Callable[[str], Any]) -> None:
-        self.prepare, self.warn = prepare, warn
+    def __init__(
+        self, loader: Callable[[Any], LoadedImage], workers: int, warn: Callable[[str], Any]
+    ) -> None:
+        self.loader, self.warn = loader, warn
         self.threads = max(1, min(4, usable_cores() - 1))
         self.pool: Executor | None = None
-        self.local = ThreadPoolExecutor(self.threads, thread_name_prefix="pictures")
+        self.local = ThreadPoolExecutor(self.threads, thread_name_prefix="images")
         if workers > 0:
             self._start(workers)
 
     def _start(self, workers: int) -> None:
         try:
-            packed = pickle.dumps(self.prepare)
+            packed = pickle.dumps(self.loader)
         except Exception as error:  # picklers raise anything
-            self.warn(f"pictures are read by threads, as their reader cannot be sent to a process ({error})")
+            self.warn(f"images are loaded by threads: the loader cannot be sent to a process ({error})")
             return
         # spawn: forking a process that has run torch's threads or CUDA may hang the child
-        self.pool = ProcessPoolExecutor(
-            workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(packed,)
-        )
+        context = multiprocessing.get_context("spawn")
+        self.pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(packed,))
 
     def submit(self, image: Hashable) -> Future:
         if self.pool is not None:
@@ -140,21 +148,21 @@ class _Source:
                 return self.pool.submit(_work, image)
             except BrokenProcessPool:
                 self._give_up()
-        return self.local.submit(self.prepare, image)
+        return self.local.submit(self.loader, image)
 
-    def result(self, image: Any, future: Future) -> Picture:
+    def result(self, image: Any, future: Future) -> LoadedImage:
         try:
             found = future.result()
-        except BrokenProcessPool:  # also those that another picture's process took with it
+        except BrokenProcessPool:  # also for images that another image's process took down
             self._give_up()
-            return self.local.submit(self.prepare, image).result()
+            return self.local.submit(self.loader, image).result()
         if found[1] is None and isinstance(found[0], _Packed):
             return found[0].unpack(), None
         return found
 
     def _give_up(self) -> None:
         if self.pool is not None:
-            self.warn("a process that reads pictures died (out of memory?); threads go on in its place")
+            self.warn("an image loading process died (out of memory?); threads continue")
             self.pool.shutdown(wait=False, cancel_futures=True)
             self.pool = None
 
@@ -165,8 +173,7 @@ class _Source:
 
 
 class _Packed:
-    """Pixels on their way between processes: bytes through a pipe, not shared memory, which containers and
-    clusters often allow little of."""
+    """Pixels sent between processes as bytes through a pipe; shared memory is scarce in containers."""
 
     def __init__(self, pixels: torch.Tensor, size: tuple[int, int]) -> None:
         self.array, self.size = pixels.numpy(), size
@@ -175,19 +182,28 @@ class _Packed:
         return torch.from_numpy(self.array), self.size
 
 
-_prepare: Callable[[Any], Picture] | None = None  # of a worker process
+_loader: Callable[[Any], LoadedImage] | None = None  # of a worker process
 
 
 def _begin(packed: bytes) -> None:
-    global _prepare
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; whoever asked decides
+    global _loader
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _prepare = pickle.loads(packed)
+    _loader = pickle.loads(packed)
 
 
-def _work(image: Any) -> Picture:
-    assert _prepare is not None
-    found, error = _prepare(image)
+def _end_with_parent() -> None:
+    """Exit when the parent process is gone, however it ended: a killed parent cannot shut down its pool."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _work(image: Any) -> LoadedImage:
+    assert _loader is not None
+    found, error = _loader(image)
     return (None, error) if error is not None else (_Packed(*found), None)
 
 

@@ -1,11 +1,11 @@
-"""Encoder outputs kept for later: benchmarks that share pictures encode each of them once.
+"""A bounded cache of encoder outputs, so that benchmarks that share images encode each of them once.
 
     cache = VisionCache(2 << 30)
     for benchmark in benchmarks:
         Engine(model, ..., vision_cache=cache).run(...)
 
-A bounded cache, the least recently used picture goes first. What comes out is what went in, bit for bit. One
-cache serves one model. Knows nothing of files: `picture_key` says by what a picture is known.
+The least recently used image is dropped first. Features are returned bit for bit as they were stored. One
+cache belongs to one model; `image_key` identifies an image.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class VisionCache:
     """Key -> `VisionFeatures`, at most `limit_bytes` of tensors. Safe to use from several threads.
 
     device: where features wait, "cpu" to spare an accelerator's memory; None (default) leaves them where they
-    were made. A picture larger than the whole limit is not kept. Raises ValueError for a negative limit.
+    were made. An image larger than the whole limit is not kept. Raises ValueError for a negative limit.
     """
 
     def __init__(self, limit_bytes: int, device: str | torch.device | None = None) -> None:
@@ -40,7 +40,7 @@ class VisionCache:
         self._model: weakref.ref[Any] | None = None
 
     def bind(self, model: Any) -> None:
-        """Say whose features these are; raises ValueError if they are another model's."""
+        """Bind the cache to a model. Raises ValueError if it contains features of another model."""
         with self._lock:
             known = self._model() if self._model is not None else None
             if known is not None and known is not model:
@@ -51,7 +51,7 @@ class VisionCache:
                 self._model = weakref.ref(model)
 
     def get(self, key: Hashable) -> Any | None:
-        """The features stored under `key`, on the device they came from; None if there are none."""
+        """Return the features stored under `key`, on the device they came from, or None."""
         with self._lock:
             item = self._items.get(key)
             if item is None:
@@ -63,7 +63,7 @@ class VisionCache:
         return features if self.device is None else _moved(features, device)
 
     def put(self, key: Hashable, features: Any) -> None:
-        """Keep `features` (a dataclass of tensors), dropping what was used longest ago until they fit."""
+        """Store `features` (a dataclass of tensors), dropping the least recently used ones to make room."""
         tensors = _tensors(features)
         size = sum(tensor.nbytes for tensor in tensors)
         if size > self.limit_bytes:
@@ -82,12 +82,13 @@ class VisionCache:
         return len(self._items)
 
 
-def picture_key(image: Any, load_image: Callable[[Any], Any], protocol: str | None) -> Hashable:
-    """By what a picture's features are known.
+def image_key(image: Any, load_image: Callable[[Any], Any], protocol: str | None) -> Hashable:
+    """Return the cache key of an image's features.
 
-    image: a question's `image`; a path stands for its file, resolved, as that file is now. load_image: how it
-    is read (a method counts as its class's function, so benchmarks that inherit one share it). protocol: how
-    it is cut into crops; None where there is one way only.
+    Args:
+        image: A question's `image`; a path is resolved and keyed by its file's time and size.
+        load_image: How it is loaded; benchmarks that inherit one loader share it.
+        protocol: How it is cut into crops; None if there is only one way.
     """
     reader = getattr(load_image, "__func__", load_image)
     if isinstance(image, str | os.PathLike):

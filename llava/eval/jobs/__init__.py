@@ -1,0 +1,1 @@
+"""Run a job: `job` is decided once, `execute` answers its tasks, `processes` shares them out."""

@@ -1,199 +1,450 @@
-"""Who asks which questions of a run, and how the answers become one file and one number.
+"""The driver: answers the tasks of a job, merges the answers, and scores them. A run is a sweep of one
+setting.
 
-A run is asked by this process alone, by processes that this one starts, or by this one among others that a
-launcher started. All go on from whatever answers lie in the folder. Decides nothing about an answer: `Run`
-is complete before it comes here.
+    session = Session(job)
+    runs = [SettingRun.open(job, task, pruner, folder) for pruner in pruners]
+    answer(session, task, runs)
+    scored = score(task, runs[0])      # and write score.json
+
+All settings of a task are answered in one pass over its images. With several processes (one setting only),
+each answers a share; the last one merges. Every start resumes from the answers in the folders.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llava.eval import cli
-from llava.eval.benchmarks import Benchmark, DataIssue, Question
-from llava.eval.jobs import processes as workers
-from llava.eval.jobs.outcome import finish
-from llava.eval.store.answer_file import AnswerFile
+from llava.eval.benchmarks import DataError, DataIssue, PerImageCounts, Question, Score
+from llava.eval.jobs import processes
+from llava.eval.jobs.job import Job, Task, setting_name
+from llava.eval.jobs.processes import ALONE, RankInfo
+from llava.eval.metrics.scorecard import Scorecard
+from llava.eval.metrics.statistics import bootstrap_interval
+from llava.eval.store.answer_file import AnswerFile, AnswerFileError
 from llava.eval.store.provenance import Configuration
-from llava.eval.store.shards import Found, Parts, Report
+from llava.eval.store.shards import FoundAnswers, ShardReport, Shards
+
+if TYPE_CHECKING:
+    from llava.eval.inference.engine import InferenceStats, PassSetting
+
+_PROMPTS = 256  # questions whose prompts are measured for the FLOPs
+
+
+class ModelError(RuntimeError):
+    """The checkpoint cannot be loaded as asked; the message says why and what to do."""
 
 
 @dataclass
-class Run:
-    """Everything that is known before a model is loaded."""
+class Session:
+    """The loaded model, and the encoded images that the tasks of a job share.
 
-    args: argparse.Namespace
-    argv: list[str]
-    place: workers.World
-    benchmark: Benchmark
-    folder: Path  # of the benchmark
-    model: Path | str
-    questions: list[Question]
-    problems: list[DataIssue]
-    pruner: Any
-    made_by: Configuration
-    parts: Parts
-    fixed: bool  # score by the mended rule
-
-    def say(self, text: str) -> None:
-        """For people; once, however many processes there are."""
-        if not self.args.part and self.place.rank == 0:
-            print(text, flush=True)
-
-
-def dispatch(run: Run) -> int:
-    """Ask what is not answered yet, merge, score; the exit code."""
-    run.parts.check_free(max(run.args.processes, run.place.size), run.args.processes > 1)
-    found = run.parts.scan()
-    run.parts.check(found)
-    if len(found.where) == len(run.questions):
-        run.say("every question is answered already")
-    elif found.where:
-        run.say(f"going on: {len(found.where)} of {len(run.questions)} questions are answered already")
-    if run.args.processes > 1:
-        return _with_others(run, found)
-    return _alone(run, found) if run.place.size == 1 else _among_others(run, found)
-
-
-def _alone(run: Run, found: Found) -> int:
-    report = _ask(run, found, {question.index for question in run.questions}, run.questions)
-    if found.elsewhere(run.parts.whole):
-        run.parts.merge(run.parts.scan())
-    return _finish(run, {0: report})
-
-
-def _with_others(run: Run, found: Found) -> int:
-    """Start the processes that ask, and make one whole of what they leave."""
-    size = run.args.processes
-    wrong: list[str] = []
-    if len(found.where) < len(run.questions):
-        for rank in range(size):
-            run.parts.clear_report(rank, size)
-        named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-        gpus = named or [str(number) for number in range(_gpus())]
-        wrong = workers.start(
-            [*run.argv, "--processes", "1", "--part"], size, gpus if run.args.device == "cuda" else []
-        )
-    reports, missing, merged = _merge(run, size)
-    if not merged:
-        why = "; ".join(wrong) or "nobody asked them"
-        print(
-            f"error: {missing} of {len(run.questions)} questions have no answer yet: {why}. Start the same "
-            "command again to go on",
-            file=sys.stderr,
-        )
-        return 1
-    return max(_finish(run, reports), int(bool(wrong)))
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def _among_others(run: Run, found: Found) -> int:
-    """Ask a share of the questions; merge and score if that was the last one."""
-    place, parts = run.place, run.parts
-    finished = len(found.where) == len(run.questions) and not found.elsewhere(parts.whole)
-    report = Report(run.made_by.hash())
-    if not finished:
-        parts.clear_report(place.rank, place.size)
-        shares, whole_batches = workers.deal(run.questions, run.args.batch_size, place.size)
-        mine = [one for one in run.questions if one.index in shares[place.rank]]
-        first = not any(shares[rank] - found.where.keys() for rank in place.neighbours)
-        report = _ask(run, found, shares[place.rank], run.questions if whole_batches else mine, first)
-        parts.write_report(place.rank, place.size, report)
-    if run.args.part:
-        print(
-            f"process {place.rank} of {place.size}: asked {report.asked} questions in {report.seconds:.0f} s",
-            flush=True,
-        )
-        return 0
-    if finished and place.rank == 0:
-        return _finish(run, {})
-    reports, missing, last = ({}, 0, False) if finished else _merge(run, place.size, place.rank)
-    if not last:
-        print(
-            json.dumps(
-                {
-                    "benchmark": run.benchmark.name,
-                    "score": None,
-                    "process": place.rank,
-                    "processes": place.size,
-                    "asked": report.asked,
-                    "seconds": report.seconds,
-                    "missing": missing,
-                    "answers": str(parts.path(place.rank, place.size)),
-                }
-            ),
-            flush=True,
-        )
-        return 0
-    return _finish(run, reports)
-
-
-def _merge(run: Run, size: int, rank: int | None = None) -> tuple[dict[int, Report], int, bool]:
-    """(reports of the processes, number of questions still open, whether the whole has been written now).
-
-    Merges if nothing is open: every question is answered once, or could not be. Among others (`rank`), only
-    the last one does, when all have left their reports; it takes these away.
+    Attributes:
+        cache_bytes: Limit of the vision cache; 0 disables it.
+        images, seconds: Images encoded in all passes, and the time for loading and encoding them.
     """
-    with run.parts.alone():
-        found, reports = run.parts.scan(), run.parts.reports(size)
-        run.parts.check(found)
-        given_up = {index for report in reports.values() for index in report.failed}
-        missing = len(run.questions) - len(found.where.keys() | given_up)
-        if missing or (rank is not None and len(reports) < size):
-            return reports, missing, False
-        run.parts.merge(found)
-        for one in reports:
-            run.parts.clear_report(one, size)
-    return reports, 0, True
+
+    job: Job
+    cache_bytes: int = 0
+    loaded: Any = None
+    cache: Any = None
+    images: int = 0
+    seconds: float = 0.0
+
+    def engine(self, task: Task) -> Any:
+        """Return an engine for one task; the first call loads the model. Raises ModelError."""
+        from llava.eval.inference.decode import Decoding
+        from llava.eval.inference.engine import Engine
+        from llava.eval.inference.vision_cache import VisionCache
+
+        if self.loaded is None:
+            self.loaded = load_model(self.job)
+            if self.cache_bytes:  # in main memory: an accelerator has better uses for its own
+                self.cache = VisionCache(self.cache_bytes, "cpu")
+        job, (tokenizer, model, image_processor) = self.job, self.loaded
+        decoding = Decoding(job.answer_length(task.benchmark), job.temperature, job.top_p, job.num_beams)
+        return Engine(
+            model,
+            tokenizer,
+            image_processor,
+            job.conv_mode,
+            decoding,
+            job.batch_size,
+            job.seed,
+            job.share_prefix,
+            task.benchmark.load_image if task.benchmark is not None else None,
+            job.anyres,
+            self.cache,
+            job.num_workers,
+        )
 
 
-def _ask(
-    run: Run, found: Found, share: set[int], questions: Sequence[Question], progress: bool = True
-) -> Report:
-    """Ask what of a share nobody has answered; `questions` is what the engine forms its batches of."""
-    path = run.parts.path(run.place.rank, run.place.size)
-    report = Report(run.made_by.hash())
-    only = share - found.elsewhere(path)
-    with AnswerFile(path, run.questions, run.made_by, run.made_by.model, only) as file:
-        if file.missing:
-            loaded = cli.load(run.args, run.model)
-            engine = cli.build_engine(run.args, loaded, run.args.max_new_tokens, run.benchmark.load_image)
-            from llava.eval.inference.engine import Setting
+def load_model(job: Job) -> tuple[Any, Any, Any]:
+    """Return (tokenizer, model, image_processor); the model is unpruned, the engine prunes.
 
-            done = engine.run(questions, [Setting("run", run.pruner, file)], progress)
-            report.asked, report.seconds = done.asked, done.seconds
-            report.failures, report.failed = done.failures, file.missing
-        file.finalise()
-    return report
+    Raises:
+        ModelError: The checkpoint cannot be loaded.
+    """
+    from llava.model.builder import load_pretrained_model
+
+    if job.device.startswith("cuda:"):  # our own kernels are launched on the current device
+        import torch
+
+        torch.cuda.set_device(job.device)
+    try:
+        tokenizer, model, image_processor, _ = load_pretrained_model(
+            str(job.model),
+            job.model_base,
+            job.name,
+            device=job.device,
+            dtype=job.dtype,
+            tower_dtype=job.tower_dtype,
+            attn_implementation=job.attn_implementation,
+            # Every pruning setting is given, so that environment and config.json are not asked again.
+            method="none",
+            visual_token_num=0,
+            important_ratio=0.5,
+            anyres=job.anyres,
+        )
+    except (ValueError, ImportError, OSError) as error:
+        raise ModelError(str(error)) from error
+    return tokenizer, model, image_processor
 
 
-def _finish(run: Run, reports: dict[int, Report]) -> int:
-    failures = [one for rank in sorted(reports) for one in reports[rank].failures]
-    problems = [*run.problems, *dict.fromkeys(failures)]
-    cli.report_problems(problems)
-    cost = {
-        "asked": sum(report.asked for report in reports.values()),
-        "seconds": max((report.seconds for report in reports.values()), default=0.0),
+@dataclass
+class SettingRun:
+    """One setting of one task: its folder, its answers so far, and the cost of this start.
+
+    Attributes:
+        card: The score.json that an earlier start with this configuration left.
+        generated: Answers of this start, by all processes.
+        seconds: Duration of this start, of the slowest process.
+        failures: Questions of this start that could not be answered.
+        error: Why this setting has no answers, if it failed as a whole.
+    """
+
+    name: str
+    pruner: Any
+    folder: Path
+    configuration: Configuration
+    shards: Shards
+    found: FoundAnswers
+    card: Scorecard | None = None
+    generated: int = 0
+    seconds: float = 0.0
+    failures: list[DataIssue] = field(default_factory=list)
+    failed: list[int] = field(default_factory=list)  # indices of questions that could not be answered
+    speed: dict[str, Any] | None = None
+    prefill: dict[str, Any] | None = None
+    error: Exception | None = None
+
+    @classmethod
+    def open(
+        cls, job: Job, task: Task, pruner: Any, folder: Path, size: int = 1, exclusive: bool = False
+    ) -> SettingRun:
+        """Find the answers that exist in `folder`.
+
+        Args:
+            size: Number of processes of this run.
+            exclusive: This process starts the others, so none may be active.
+
+        Raises:
+            AnswerFileError: They are of another configuration, inconsistent, or being written by another run.
+        """
+        configuration = job.configuration(task, pruner)
+        shards = Shards(folder, task.questions, configuration)
+        shards.check_free(size, exclusive)
+        found = shards.scan()
+        shards.check(found)
+        card = None
+        if (folder / "score.json").is_file():
+            try:
+                card = Scorecard.read(folder / "score.json")
+            except DataError:  # it will be written again
+                card = None
+        if card is not None and card.config != configuration.hash():
+            card = None
+        speed, prefill = (card.speed, card.prefill) if card is not None else (None, None)
+        return cls(
+            setting_name(pruner),
+            pruner,
+            folder,
+            configuration,
+            shards,
+            found,
+            card,
+            speed=speed,
+            prefill=prefill,
+        )
+
+    @property
+    def answers(self) -> Path:
+        return self.shards.merged
+
+    def missing(self, task: Task) -> set[int]:
+        """Return the indices of the asked questions without an answer when the run was opened."""
+        return {question.index for question in task.asked} - self.found.where.keys()
+
+    def add_cost(self, setting: PassSetting, passes: Sequence[InferenceStats], vision: float) -> None:
+        """Record what a pass cost this setting; `vision` is its part of loading and encoding, in seconds."""
+        alone = setting.seconds + vision
+        self.generated = setting.generated
+        self.seconds = passes[0].seconds if len(passes) == 1 else alone
+        self.failures = list(dict.fromkeys(issue for stats in passes for issue in stats.failures))
+
+        def rate(seconds: float) -> float | None:
+            return setting.generated / seconds if setting.generated else None
+
+        self.speed = {
+            "generated": setting.generated,
+            "asked": setting.generated,  # its name in earlier versions
+            "own_seconds": setting.seconds,
+            "vision_seconds": vision,
+            "questions_per_second": rate(alone),
+            "questions_per_second_without_vision": rate(setting.seconds),
+        }
+
+
+def answer(session: Session, task: Task, runs: Sequence[SettingRun]) -> dict[str, Any]:
+    """Answer what is missing in one pass over the images, and put all answer files in order.
+
+    A setting that fails keeps its error in `SettingRun.error` and does not stop the others: if a pass over
+    all settings raises, they are answered one by one. The error of a single setting is raised.
+
+    Returns:
+        Cost of the pass: images, reused, seconds, pass_seconds; empty if nothing was missing.
+
+    Raises:
+        ModelError: The model cannot be loaded.
+        AnswerFileError: The answer file of a single setting cannot be written.
+    """
+    share = {question.index for question in task.asked}
+    todo = [run for run in runs if run.missing(task)]
+    cost = _pass(session, task, todo, share, task.asked) if todo else {}
+    for run in runs:
+        if run.error is None and (run not in todo or run.found.elsewhere(run.answers)):
+            _order(run, task)
+    return cost
+
+
+def _order(run: SettingRun, task: Task) -> None:
+    """Put the answers in question order in one file; the last start may have been killed before it did."""
+    if run.found.elsewhere(run.answers):
+        run.shards.merge(run.shards.scan())
+    elif run.answers.is_file():
+        with AnswerFile(run.answers, task.questions, run.configuration, run.configuration.model) as file:
+            file.finalize()
+
+
+def _pass(
+    session: Session,
+    task: Task,
+    runs: Sequence[SettingRun],
+    share: set[int],
+    questions: Sequence[Question],
+    rank: RankInfo = ALONE,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Answer the questions of `share` in one pass; batches are formed of `questions`."""
+    from llava.eval.inference.engine import PassSetting
+
+    engine = session.engine(task)
+    passes: list[InferenceStats] = []
+    with ExitStack() as stack:
+        settings: dict[str, PassSetting] = {}
+        for run in runs:
+            path = run.shards.path(rank.rank, rank.size)
+            only = share - run.found.elsewhere(path)
+            try:
+                file = AnswerFile(path, task.questions, run.configuration, run.configuration.model, only)
+            except AnswerFileError as error:
+                if len(runs) == 1:
+                    raise
+                run.error = error
+                continue
+            settings[run.name] = PassSetting(run.name, run.pruner, stack.enter_context(file))
+        opened = [run for run in runs if run.name in settings]
+        try:
+            passes.append(engine.run(questions, list(settings.values()), progress))
+        except Exception as error:  # a pruner, the device, a full disk: one setting at a time shows which
+            if len(runs) == 1:
+                raise
+            reason = error or type(error).__name__
+            print(f"{task.title}: {reason}; answering the settings one by one", file=sys.stderr)
+            for run in opened:
+                try:
+                    passes.append(engine.run(questions, [settings[run.name]], progress))
+                except Exception as own:
+                    run.error = own
+        session.images += sum(stats.images for stats in passes)
+        session.seconds += sum(stats.vision_seconds for stats in passes)
+        per_image = session.seconds / session.images if session.images else 0.0
+        prefill = _prefill(engine, task)
+        for run in opened:
+            if run.error is None:
+                setting = settings[run.name]
+                setting.writer.finalize()
+                run.failed = setting.writer.missing
+                run.prefill = prefill
+                run.add_cost(setting, passes, per_image * setting.images)
+    return {
+        "images": sum(stats.images for stats in passes),
+        "reused": sum(stats.reused for stats in passes),
+        "seconds": sum(stats.vision_seconds for stats in passes),
+        "pass_seconds": sum(stats.seconds for stats in passes),
     }
-    return finish(
-        run.benchmark,
-        run.folder,
-        run.parts.whole,
-        len(run.questions),
-        problems,
-        cost,
-        run.fixed,
-        run.args.submit,
+
+
+# -- several processes ----------------------------------------------------------------------------
+
+
+def answer_share(session: Session, task: Task, run: SettingRun, rank: RankInfo) -> None:
+    """Answer this process's share of the questions into its shard file, and leave a report."""
+    run.shards.clear_report(rank.rank, rank.size)
+    shares, whole_batches = processes.shard(task.asked, session.job.batch_size, rank.size)
+    share = shares[rank.rank]
+    if share - run.found.where.keys():
+        own = [question for question in task.asked if question.index in share]
+        first = not any(shares[other] - run.found.where.keys() for other in rank.neighbors)
+        _pass(session, task, [run], share, task.asked if whole_batches else own, rank, first)
+    report = ShardReport(run.configuration.hash(), run.generated, run.seconds, run.failures, run.failed)
+    run.shards.write_report(rank.rank, rank.size, report)
+
+
+def start_processes(argv: Sequence[str], task: Task, run: SettingRun, size: int, device: str) -> list[str]:
+    """Start `size` processes that answer a share each, and wait; return one line per failed process."""
+    if not run.missing(task):
+        return []
+    for rank in range(size):
+        run.shards.clear_report(rank, size)
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    gpus: list[str] = []
+    if device == "cuda":
+        import torch
+
+        gpus = named or [str(number) for number in range(torch.cuda.device_count())]
+    return processes.start([*argv, "--num-processes", "1", "--part"], size, gpus)
+
+
+def merge(task: Task, run: SettingRun, size: int, rank: int | None = None) -> tuple[int, bool]:
+    """Merge the shards if no question is open.
+
+    Args:
+        rank: This process among others; then only the last one merges, when all have left their reports.
+
+    Returns:
+        Number of open questions, and whether the merged file has been written now.
+    """
+    with run.shards.locked():
+        # Reports first: a process writes its report after its last change to its shard, so the locations that
+        # the scan finds stay valid.
+        reports = run.shards.reports(size)
+        found = run.shards.scan()
+        run.shards.check(found)
+        given_up = {index for report in reports.values() for index in report.failed}
+        missing = len({question.index for question in task.asked} - found.where.keys() - given_up)
+        if missing or (rank is not None and len(reports) < size):
+            return missing, False
+        run.shards.merge(found)
+        for one in reports:
+            run.shards.clear_report(one, size)
+    run.failures = [failure for one in sorted(reports) for failure in reports[one].failures]
+    run.generated = sum(report.asked for report in reports.values())
+    run.seconds = max((report.seconds for report in reports.values()), default=0.0)
+    return 0, True
+
+
+# -- scores ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """The score of a setting; `counts` behind its interval, None without ground truth here."""
+
+    name: str
+    result: Score
+    card: Scorecard
+    counts: PerImageCounts | None
+
+
+def score(
+    task: Task,
+    run: SettingRun,
+    fixed: bool = False,
+    bootstrap_iters: int = 2000,
+    seed: int = 0,
+    extra: dict[str, Any] | None = None,
+) -> ScoredRun:
+    """Score the answers of a setting and write score.json beside them.
+
+    With --limit, only the answers to the first N questions count. A score.json of more answers is kept then.
+
+    Args:
+        fixed: Work around known bugs of the official rule.
+        extra: Further entries of score.json.
+
+    Raises:
+        DataError: No answers, or answers that do not match the ground truth.
+    """
+    benchmark, folder = task.benchmark, task.folder
+    if not run.answers.is_file():
+        raise DataError(f"{task.title}: no question could be answered")
+    rows = every = benchmark.read_answers(run.answers)
+    if task.partial:
+        asked = {question.index for question in task.asked}
+        rows = [row for row in every if row["metadata"]["index"] in asked]
+    result = benchmark.score(folder, rows, fixed=fixed)
+    counts = interval = None
+    try:
+        counts = benchmark.per_image_counts(folder, rows)
+        interval = bootstrap_interval(counts, benchmark.score_counts, bootstrap_iters, seed)
+    except DataError:
+        if result.score is not None:
+            raise
+    rate = run.generated / run.seconds if run.generated and run.seconds else None
+    if rate is None and run.card is not None:
+        rate = run.card.questions_per_second
+    card = Scorecard.of(
+        result,
+        rows,
+        setting=run.name,
+        ci_low=interval and interval[0],
+        ci_high=interval and interval[1],
+        questions=len(task.asked),
+        answers_file=str(run.answers),
+        generated=run.generated,
+        seconds=run.seconds,
+        questions_per_second=rate,
+        speed=run.speed,
+        prefill=run.prefill,
+        failures=[str(issue) for issue in dict.fromkeys([*task.issues, *run.failures])],
+        extra=extra or {},
     )
+    card = card.replace(llm_gflops=_gflops(run.prefill, card.visual_tokens))
+    if len(rows) == len(every) or not (run.folder / "score.json").is_file():
+        card.write(run.folder)
+    return ScoredRun(run.name, result, card, counts)
+
+
+def _prefill(engine: Any, task: Task) -> dict[str, Any]:
+    """Return what the FLOPs of the prefill follow from: shape and mean text tokens of a prompt."""
+    from llava.model.flops import LanguageShape
+
+    sample = task.asked[:: max(1, len(task.asked) // _PROMPTS)]
+    text = sum(sum(token >= 0 for token in engine.prompt_ids(question)) for question in sample) / len(sample)
+    shape = LanguageShape.from_config(engine.model.config)
+    return {"text_tokens": text, "shape": [shape.layers, shape.width, shape.mlp, shape.kv_width]}
+
+
+def _gflops(prefill: dict[str, Any] | None, visual_tokens: float | None) -> float | None:
+    if not prefill or visual_tokens is None:
+        return None
+    from llava.model.flops import LanguageShape, llm_prefill_macs
+
+    tokens = round(prefill["text_tokens"] + visual_tokens)
+    return 2 * llm_prefill_macs(tokens, LanguageShape(*prefill["shape"])) / 1e9

@@ -1,10 +1,9 @@
-"""Several processes for one run: which one am I, whose questions are mine, start the others and end them.
+"""Several processes for one run: rank of this process, shards of questions, starting and ending processes.
 
-`world` reads the place of this process from the environment that torchrun, accelerate launch, mpirun and
-srun set; nothing is initialised and no process talks to another. `deal` gives every process its questions:
-those of one picture stay together, and the pictures of one batch of a lone process as well, so that any
-number of processes asks in the same company and gets the same answers. `start` runs this program once per
-GPU and waits. Knows neither benchmarks nor answer files.
+`rank_info` reads the rank from the environment that torchrun, accelerate launch, mpirun and srun set; nothing
+is initialized and no process communicates with another. `shard` assigns questions to processes by image, and
+whole batches of a single process where there are enough, so that any number of processes uses identical
+batches and gets identical answers. `start` runs this program once per GPU and waits.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llava.eval.benchmarks.base import Question
+from llava.eval.benchmarks import Question
 from llava.paths import REPOSITORY
 
 # rank, size, rank on this machine; srun's size is the step's: in a batch script alone there is no step
@@ -30,21 +29,24 @@ _PATIENCE = 10.0  # seconds between asking a process to end and ending it
 
 
 @dataclass(frozen=True)
-class World:
-    """The place of this process among all that share a run."""
+class RankInfo:
+    """Rank of this process among all that share a run."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0  # among those on this machine
 
     @property
-    def neighbours(self) -> range:
-        """Ranks before this one on the same machine."""
+    def neighbors(self) -> range:
+        """Return the ranks before this one on the same machine."""
         return range(max(0, self.rank - self.local_rank), self.rank)
 
 
-def world(environment: Mapping[str, str]) -> World:
-    """The place that a launcher has given this process; alone without one. Raises ValueError."""
+ALONE = RankInfo()
+
+
+def rank_info(environment: Mapping[str, str]) -> RankInfo:
+    """Return the rank that a launcher gave this process. Raises ValueError for an impossible one."""
     for names in _LAUNCHERS:
         if not (environment.get(names[0]) and environment.get(names[1])):
             continue
@@ -55,46 +57,54 @@ def world(environment: Mapping[str, str]) -> World:
             rank, size, local = 0, 0, 0
         if not (0 <= rank < size and local >= 0):
             said = " ".join(f"{name}={environment.get(name, '')}" for name in names)
-            raise ValueError(f"{said} in the environment: no place among processes; unset them")
+            raise ValueError(f"{said} in the environment: not a valid rank. Unset these variables")
         if size > 1:
-            return World(rank, size, local)
-    return World()
+            return RankInfo(rank, size, local)
+    return ALONE
 
 
-def deal(questions: Sequence[Question], batch_size: int, size: int) -> tuple[list[set[int]], bool]:
-    """(question indices of every process, whether whole batches of a lone process were dealt out).
+def shard(questions: Sequence[Question], batch_size: int, size: int) -> tuple[list[set[int]], bool]:
+    """Assign questions to processes; depends on the arguments alone.
 
-    Depends on its arguments alone. The largest lot goes to the process with the least so far. Where there are
-    few batches, single pictures are dealt out instead: balance counts for more, and on a CPU in float32 the
-    company of a question does not change its answer.
+    The largest batch goes to the process with the fewest questions so far. If there are few batches, single
+    images are assigned instead: balance matters more then, and on a CPU in float32 the composition of a batch
+    does not change an answer.
+
+    Returns:
+        Question indices of every process, and whether whole batches of a single process were assigned.
     """
     from llava.eval.inference.engine import plan
 
-    lots: list[Sequence[int]] = []
-    for wave in plan(questions, batch_size):
-        # text alone shares no picture: batch by batch
-        lots += (
-            wave.batches if wave.images == (None,) else [[place for batch in wave.batches for place in batch]]
-        )
-    whole_batches = len(lots) >= 4 * size
+    units: list[Sequence[int]] = []
+    for group in plan(questions, batch_size):
+        if group.images == (None,):  # text-only questions share no image: batch by batch
+            units += group.batches
+        else:
+            units.append([position for batch in group.batches for position in batch])
+    whole_batches = len(units) >= 4 * size
     if not whole_batches:
-        by_image: dict[object, list[int]] = {}  # what has no picture, each for itself
-        for place, question in enumerate(questions):
-            key = ("alone", place) if question.image is None else question.image
-            by_image.setdefault(key, []).append(place)
-        lots = [*by_image.values()]
+        by_image: dict[object, list[int]] = {}
+        for position, question in enumerate(questions):
+            key = ("text", position) if question.image is None else question.image
+            by_image.setdefault(key, []).append(position)
+        units = [*by_image.values()]
     shares: list[set[int]] = [set() for _ in range(size)]
-    for lot in sorted(lots, key=len, reverse=True):
-        least = min(range(size), key=lambda rank: len(shares[rank]))
-        shares[least].update(questions[place].index for place in lot)
+    for unit in sorted(units, key=len, reverse=True):
+        smallest = min(range(size), key=lambda rank: len(shares[rank]))
+        shares[smallest].update(questions[position].index for position in unit)
     return shares, whole_batches
 
 
 def start(arguments: Sequence[str], count: int, gpus: Sequence[str]) -> list[str]:
-    """Run `python -m llava.eval.run ARGUMENTS` `count` times at once; what went wrong, a line per process.
+    """Run `python -m llava.eval.run ARGUMENTS` in `count` processes and wait for all of them.
 
-    gpus: names for CUDA_VISIBLE_DEVICES, dealt out in turn; none on a CPU, where the cores are shared out.
-    One that fails does not stop the others. Interrupted, or killed, this process takes all with it.
+    A process that fails does not stop the others. All of them end with this process, however it ends.
+
+    Args:
+        gpus: Names for CUDA_VISIBLE_DEVICES, assigned in turn; none on a CPU, where cores are divided.
+
+    Returns:
+        One line per failed process.
     """
     command = [sys.executable, "-m", "llava.eval.run", *arguments]
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
@@ -108,13 +118,14 @@ def start(arguments: Sequence[str], count: int, gpus: Sequence[str]) -> list[str
                 "RANK": str(rank),
                 "WORLD_SIZE": str(count),
                 "LOCAL_RANK": str(rank),
+                "LOCAL_WORLD_SIZE": str(count),  # divides the cores among image loading processes
             }
             if gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = gpus[rank % len(gpus)]
             else:
                 environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // count)))
-            # A session of its own, so that Ctrl-C reaches this process alone, which then ends the others; the
-            # pipe tells them when this one is no more, however it ended.
+            # A session of its own, so that Ctrl-C reaches only this process, which then ends the others. The
+            # pipe on stdin closes when this process is gone, however it ended.
             children.append(
                 subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
             )
@@ -129,7 +140,7 @@ def start(arguments: Sequence[str], count: int, gpus: Sequence[str]) -> list[str
                 if code:
                     how = f"was killed by signal {-code}" if code < 0 else f"failed (exit code {code})"
                     wrong[rank] = f"process {rank} of {count} {how}"
-                    others = "; the others go on" if running else ""
+                    others = "; the others continue" if running else ""
                     print(f"{wrong[rank]}{others}", file=sys.stderr, flush=True)
     finally:
         _end(children)
@@ -152,12 +163,12 @@ def _end(children: Sequence[subprocess.Popen]) -> None:
 
 
 def end_with_parent() -> None:
-    """In a process that `start` made: end when the one that started it is no more."""
+    """Make a process that `start` created exit when its parent is gone."""
 
     def watch() -> None:
         while os.read(0, 1024):
             pass
-        os._exit(143)  # as after SIGTERM: what was written stands, nothing else is to be put in order
+        os._exit(143)  # as after SIGTERM; written answers are kept
 
     threading.Thread(target=watch, daemon=True).start()
 

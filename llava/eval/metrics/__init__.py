@@ -1,0 +1,1 @@
+"""Scores: the scorecard (score.json), confidence intervals, paired comparison."""

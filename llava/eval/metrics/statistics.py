@@ -1,8 +1,8 @@
-"""How sure a score is: bootstrap over images, paired where two answer files saw the same questions.
+"""Confidence intervals: bootstrap over images, paired if two answer files are about the same questions.
 
-Images are resampled, not questions: the questions of one image share its pixels and its kept tokens, so they
-fail together. Scores that are no plain means (POPE's mean of F1) are computed anew from the resampled images'
-counts. Intervals cover the choice of pictures; they say nothing about other training seeds or prompts.
+Images are resampled, not questions: the questions of one image share its pixels and its kept tokens, so their
+errors are correlated. Scores that are not plain means (POPE's mean of F1) are computed from the resampled
+counts. Intervals cover the choice of images; they say nothing about other training seeds or prompts.
 """
 
 from __future__ import annotations
@@ -21,21 +21,33 @@ _BLOCK = 4_000_000  # weights held at once
 
 @dataclass(frozen=True)
 class Difference:
-    """Score of a minus score of b, with the interval of the paired bootstrap."""
+    """Score of a minus score of b, with the 95% interval of the paired bootstrap over images."""
 
     difference: float
-    low: float
-    high: float
+    ci_low: float
+    ci_high: float
     images: int
 
     @property
-    def separates(self) -> bool:
+    def significant(self) -> bool:
         """True if the interval excludes 0."""
-        return self.low > 0 or self.high < 0
+        return self.ci_low > 0 or self.ci_high < 0
+
+    def document(self) -> dict[str, float | bool]:
+        """Return the JSON entries, under new and earlier names."""
+        return {
+            "difference": self.difference,
+            "ci_low": self.ci_low,
+            "ci_high": self.ci_high,
+            "significant": self.significant,
+            "low": self.ci_low,
+            "high": self.ci_high,
+            "separates": self.significant,
+        }
 
 
 def resampled_sums(counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Sums of `counts` (I, ...) over I images drawn with replacement, `resamples` times: (R, ...) float64."""
+    """Sum `counts` (I, ...) over I images drawn with replacement, `resamples` times: (R, ...) float64."""
     images = len(counts)
     flat = counts.reshape(images, -1).astype(np.float64)
     if images * resamples <= _BLOCK:
@@ -47,12 +59,12 @@ def resampled_sums(counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _weights(images: int, resamples: int, seed: int) -> np.ndarray:
-    """(R, I) float64: how often each image is drawn. Kept, as every cell of a table asks for the same."""
+    """Return (R, I) float64, how often each image is drawn; cached, because all settings use the same."""
     return np.concatenate(list(_blocks(images, resamples, seed)))
 
 
 def _blocks(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Rows of `_weights`, at most _BLOCK entries at a time."""
+    """Yield rows of `_weights`, at most _BLOCK entries at a time."""
     rng, step = np.random.default_rng(seed), max(1, _BLOCK // images)
     for begin in range(0, resamples, step):
         size = min(step, resamples - begin)
@@ -62,7 +74,7 @@ def _blocks(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
 def bootstrap_interval(
     tallies: PerImageCounts, score_of: ScoreOf, resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile interval of the score (in the score's units) over resampled images."""
+    """Return the percentile interval of the score, in its unit, over resampled images."""
     return _percentiles(score_of(resampled_sums(tallies.counts, resamples, seed)), level)
 
 
@@ -74,9 +86,10 @@ def paired_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Difference:
-    """Difference of two scores over the same images, both resampled alike.
+    """Compare two scores over the same images, resampled together.
 
-    Raises ValueError if the images differ: then nothing is paired.
+    Raises:
+        ValueError: The images differ, so nothing is paired.
     """
     if set(a.images) != set(b.images):
         apart = sorted(set(a.images) ^ set(b.images))

@@ -1,0 +1,1 @@
+"""Answers on disk: answer files, shards of several processes, provenance, atomic writes."""

@@ -1,14 +1,14 @@
-"""The answer file: LLaVA's jsonl, appended as answers come, good to go on with after any interruption.
+"""The answer file: LLaVA's jsonl, appended after each batch, resumable after any interruption.
 
     with AnswerFile(path, questions, configuration, model_id) as file:
-        file.missing            # indices still to be asked
+        file.missing                     # indices of questions without answer
         file.write([Answer(...), ...])   # one write call per batch
-        file.finalise()         # question order, atomically
+        file.finalize()                  # question order, atomically
 
-While a run goes on, lines stand in the order in which they were answered; `finalise` rewrites the file in
-question order (temporary file, fsync, rename), so that at any instant there is one valid file under the
-name. A torn last line is cut off, an intact one without newline is completed. A second process is kept out
-by a POSIX lock; where there are none (Windows, some network folders) it is not noticed.
+During a run, lines are in the order in which they were answered; `finalize` rewrites the file in question
+order (temporary file, fsync, rename), so there is a valid file under the name at any time. An incomplete last
+line is discarded; a complete one without newline is completed. A POSIX lock keeps a second process out; where
+there are no locks (Windows, some network folders) a second process is not noticed.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import Question
-from llava.eval.store.answer_lines import Answer, AnswerFileError, Lines
+from llava.eval.benchmarks import Question
+from llava.eval.store.answer_lines import Answer, AnswerFileError, AnswerLines
 from llava.eval.store.provenance import Configuration
 
 __all__ = ["Answer", "AnswerFile", "AnswerFileError", "is_locked"]
@@ -36,7 +36,7 @@ _FSYNC_SECONDS = 5.0  # what a power cut may cost; a killed process loses nothin
 
 
 def is_locked(path: Path) -> bool:
-    """True if a process has this answer file open for going on."""
+    """Return True if a process has this answer file open."""
     if fcntl is None or not path.exists():
         return False
     with path.open("rb") as file:
@@ -50,13 +50,16 @@ def is_locked(path: Path) -> bool:
 
 
 class AnswerFile:
-    """One answer file of one configuration, open for going on. Use as a context manager.
+    """One answer file of one configuration, open for appending. Use as a context manager.
 
-    only: indices of the questions that are this file's to ask, all by default; answers to others of the
-    questions may stand in it (from a start that dealt them out otherwise) and are kept.
+    Args:
+        questions: All questions that may have an answer in this file.
+        only: Indices of the questions to answer; default: all. Answers to the others are kept.
 
-    Raises AnswerFileError if another process writes to it, if its answers are of another configuration, to
-    other questions or not made by this program, if a line in the middle is damaged, or on a full disk.
+    Raises:
+        AnswerFileError: Another process writes to the file; its answers are of another configuration, to
+            other
+            questions or not made by this program; a line in the middle is corrupt; or the disk is full.
     """
 
     def __init__(
@@ -68,14 +71,14 @@ class AnswerFile:
         only: Collection[int] | None = None,
     ) -> None:
         self.path = Path(path)
-        self._lines = Lines(questions, configuration, model_id)
+        self._lines = AnswerLines(questions, configuration, model_id)
         self._wanted = frozenset(self._lines.questions if only is None else only)
         self._where: dict[int, tuple[int, int]] = {}  # question index -> (offset, length) of its line
         self._size = 0
         self._synced = time.monotonic()
         self._file = self._open()
         try:
-            self._temporary.unlink(missing_ok=True)  # of a run killed while it finalised
+            self._temporary.unlink(missing_ok=True)  # of a run killed during finalize
             self._read()
         except BaseException:
             self.close()
@@ -93,20 +96,20 @@ class AnswerFile:
 
     @property
     def answered(self) -> int:
-        """Number of questions answered so far."""
+        """Return the number of answers in the file."""
         return len(self._where)
 
     @property
     def missing(self) -> list[int]:
-        """Indices of the questions that have no answer, ascending."""
+        """Return the indices of this file's questions without answer, ascending."""
         return sorted(index for index in self._wanted if index not in self._where)
 
     def wants(self, index: int) -> bool:
-        """True if the question of that index is one of this file's and has no answer yet."""
+        """Return True if the question is one of this file's and has no answer."""
         return index in self._wanted and index not in self._where
 
     def write(self, answers: Sequence[Answer]) -> None:
-        """Append answers, all of them or (full disk) none. Answers that are there already are left out."""
+        """Append answers that the file does not have; all of them or, on a full disk, none."""
         lines, places, offset = [], {}, self._size
         for answer in answers:
             if not self.wants(answer.index) or answer.index in places:
@@ -120,8 +123,8 @@ class AnswerFile:
         if time.monotonic() - self._synced > _FSYNC_SECONDS:
             self._sync(self._file)
 
-    def finalise(self) -> None:
-        """Put the lines in question order, atomically; nothing is rewritten if they are already."""
+    def finalize(self) -> None:
+        """Put the lines in question order, atomically; do nothing if they are."""
         self._sync(self._file)
         order = sorted(self._where)
         offset = 0
@@ -153,7 +156,7 @@ class AnswerFile:
         self._sync_folder()
 
     def close(self) -> None:
-        """Let the file go; one that holds nothing although something was to be asked is removed."""
+        """Close the file; remove it if it is empty although there were questions."""
         if self._file < 0:
             return
         if self._lines.questions and os.fstat(self._file).st_size == 0:
@@ -203,16 +206,16 @@ class AnswerFile:
                 if index is None:
                     if file.read(1):
                         raise AnswerFileError(
-                            f"{self.path}:{number}: a damaged line in the middle of the file; delete that "
+                            f"{self.path}:{number}: a corrupt line in the middle of the file. Delete that "
                             "line and run again"
                         )
-                    os.ftruncate(self._file, offset)  # torn while it was written: its question is asked again
+                    os.ftruncate(self._file, offset)  # incomplete: its question is answered again
                     break
                 if index in self._where:
                     identity = self._lines.questions[index].question_id
                     raise AnswerFileError(
-                        f"{self.path}:{number}: a second answer to question {identity!r}; "
-                        "delete one of the two lines"
+                        f"{self.path}:{number}: a second answer to question {identity!r}. "
+                        "Delete one of the two lines"
                     )
                 self._where[index] = (offset, len(raw))
                 offset += len(raw)
@@ -241,8 +244,8 @@ class AnswerFile:
         else:
             why = f"cannot write ({error.strerror})"
         return AnswerFileError(
-            f"{self.path}: {why}. The {self.answered} answers in it are safe; make room and run the same "
-            "command to go on"
+            f"{self.path}: {why}. The {self.answered} answers in it are safe. Free some space and run the "
+            "same command to resume"
         )
 
     def _sync(self, descriptor: int) -> None:

@@ -1,7 +1,7 @@
-"""One line of an answer file: how it is written, and whether a line that is there belongs to this run.
+"""One line of an answer file: how it is written, and whether an existing line belongs to this run.
 
-A line is known by `metadata.index`, the question's place in its file: question ids are not unique. Knows no
-file beyond its name in messages.
+A line is identified by `metadata.index`, the position of its question in the question file, because question
+ids are not unique.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 import shortuuid
 
-from llava.eval.benchmarks.base import Question
+from llava.eval.benchmarks import Question
 from llava.eval.store.provenance import Configuration, differences
 
-_HEAD = b'{"question_id"'  # every line begins so
+_HEAD = b'{"question_id"'  # every line begins with this
 
 
 class AnswerFileError(RuntimeError):
@@ -24,20 +24,20 @@ class AnswerFileError(RuntimeError):
 
 
 class ForeignAnswerError(AnswerFileError):
-    """A line of the right configuration that answers a question which is not among those to be asked."""
+    """A line of the right configuration that answers a question which is not asked."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said to one question, and how many visual tokens it had seen."""
+    """The model's answer to one question, and the number of visual tokens behind it."""
 
     index: int  # Question.index
     text: str
     visual_tokens: int
 
 
-class Lines:
-    """Writes and recognises the answer lines of one configuration to these questions."""
+class AnswerLines:
+    """Writes and recognizes the answer lines of one configuration to these questions."""
 
     def __init__(self, questions: Sequence[Question], configuration: Configuration, model_id: str) -> None:
         self.questions: Mapping[int, Question] = {question.index: question for question in questions}
@@ -46,7 +46,7 @@ class Lines:
         self._metadata = configuration.metadata()
 
     def write(self, answer: Answer) -> bytes:
-        """The line, with its newline."""
+        """Return the line of an answer, with its newline."""
         question = self.questions[answer.index]
         record = {
             "question_id": question.question_id,
@@ -59,17 +59,21 @@ class Lines:
         }
         return (json.dumps(record) + "\n").encode()
 
-    def read(self, raw: bytes, place: str) -> int | None:
-        """Index of the question that a line answers; None for a torn line of ours.
+    def read(self, raw: bytes, where: str) -> int | None:
+        """Return the index of the question that a line answers; None for an incomplete line.
 
-        place: "file:line" for messages. Raises AnswerFileError for what we cannot have written and for
-        another configuration, ForeignAnswerError for an answer to another question.
+        Args:
+            where: "file:line" for messages.
+
+        Raises:
+            AnswerFileError: The line is not ours, or of another configuration.
+            ForeignAnswerError: It answers another question.
         """
-        record = self._parse(raw, place)
-        return None if record is None else self._accept(record, place)
+        record = self._parse(raw, where)
+        return None if record is None else self._accept(record, where)
 
     @staticmethod
-    def _parse(raw: bytes, place: str) -> dict[str, Any] | None:
+    def _parse(raw: bytes, where: str) -> dict[str, Any] | None:
         try:
             record = json.loads(raw)
         except ValueError:
@@ -78,31 +82,30 @@ class Lines:
             record = None
         if isinstance(record, dict) and {"question_id", "prompt", "text"} <= record.keys():
             return record
-        raise AnswerFileError(f"{place}: not an answer of this program; give another output")
+        raise AnswerFileError(f"{where}: not an answer of this program. Use a new --output")
 
-    def _accept(self, record: dict[str, Any], place: str) -> int:
+    def _accept(self, record: dict[str, Any], where: str) -> int:
         metadata = record.get("metadata")
         if not isinstance(metadata, dict) or "config" not in metadata or "index" not in metadata:
             raise AnswerFileError(
-                f"{place}: an answer that was not made by this program; give another "
-                "output, or move the file away"
+                f"{where}: an answer that was not made by this program. Use a new --output, or move the file"
             )
         if metadata["config"] != self._metadata["config"]:
-            apart = "; ".join(differences(metadata, self._configuration)) or "an unknown field differs"
+            found = "; ".join(differences(metadata, self._configuration)) or "an unknown field differs"
             raise AnswerFileError(
-                f"{place}: answers of another configuration: {apart}. Give another output, "
-                "or the settings of that file, or move the file away"
+                f"{where}: cannot resume: {found}. Restore the options, or use a new "
+                "--output, or move the file"
             )
         question = self.questions.get(metadata["index"])
         if question is None:
             raise ForeignAnswerError(
-                f"{place}: answers question number {metadata['index']}, which is not "
-                "asked now (another --limit or chunk?); give another output"
+                f"{where}: answers question number {metadata['index']}, but {len(self.questions)} questions "
+                "are known (another question file or chunk?). Use a new --output"
             )
         if (record["question_id"], record["prompt"]) != (question.question_id, _prompt(question)):
             raise ForeignAnswerError(
-                f"{place}: the question of this answer is not the one that stands at "
-                "this place now: other questions; give another output"
+                f"{where}: the question of this answer is not question number {metadata['index']} of this "
+                "question file. Use a new --output"
             )
         return question.index
 

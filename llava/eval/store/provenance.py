@@ -1,7 +1,7 @@
-"""How answers were made: the configuration, its hash, and what goes into every answer line's metadata.
+"""Provenance of answers: the configuration, its hash, and the metadata of every answer line.
 
-Two runs whose `Configuration` is equal may write to one answer file; any other may not. What cannot change an
-answer's meaning (batch size, chunk, output folder) is no part of it; versions are recorded, not compared.
+Runs with equal `Configuration` may write to one answer file. What cannot change the meaning of an answer
+(batch size, chunk, --limit, output folder) is not part of it; versions are recorded, not compared.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import Question
+from llava.eval.benchmarks import Question
 
 _WEIGHTS = (".safetensors", ".bin")
 _SAMPLE, _SAMPLES = 4096, 32
@@ -42,28 +42,28 @@ class Configuration:
     anyres: str | None = None  # None: the default of the method
 
     def flat(self) -> dict[str, Any]:
-        """One level of keys, pruning settings among them, as stored in metadata."""
+        """Return one level of keys, pruning settings included, as stored in metadata."""
         fields = asdict(self)
         pruning = dict(fields.pop("pruning"))
         pruning.pop("seed", None)  # the same as `seed`
         return {"method": pruning.pop("method"), **pruning, **fields}
 
     def hash(self) -> str:
-        """16 hex digits; equal for equal configurations on every machine."""
+        """Return 16 hex digits, equal for equal configurations on every machine."""
         text = json.dumps(self.flat(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def metadata(self) -> dict[str, Any]:
-        """The part of an answer line's metadata that is the same for all lines of a run."""
+        """Return the metadata that all answer lines of a run share."""
         return {**self.flat(), "config": self.hash(), "versions": versions()}
 
 
 def differences(there: dict[str, Any], here: Configuration) -> list[str]:
-    """What sets the metadata of a stored answer apart from this configuration, one string per field."""
+    """Return one string per field in which stored metadata differs from this configuration."""
     mine = here.flat()
     keys = [*mine, *(key for key in ("tokens", "important_ratio") if key in there and key not in mine)]
     return [
-        f"{key} is {there.get(key)!r} there, {mine.get(key)!r} here"
+        f"{key} is {there.get(key)!r} in the file, {mine.get(key)!r} in this run"
         for key in keys
         if there.get(key) != mine.get(key)
     ]
@@ -71,7 +71,7 @@ def differences(there: dict[str, Any], here: Configuration) -> list[str]:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of what computes: this package, torch, transformers."""
+    """Return the versions of this package, torch and transformers."""
     found = {}
     for name in ("vispruner", "torch", "transformers"):
         try:
@@ -82,7 +82,7 @@ def versions() -> dict[str, str]:
 
 
 def fingerprint_questions(questions: Iterable[Question]) -> str:
-    """Hash of ids, texts and image names (not folders), in order."""
+    """Hash ids, texts and image names (not folders), in order."""
     digest = hashlib.sha256()
     for question in questions:
         image = getattr(question.image, "name", None)

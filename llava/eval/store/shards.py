@@ -1,10 +1,9 @@
-"""The answers of a run that several processes share: a file per process, one whole in the end.
+"""Shard files: the answers of a run that several processes share, merged into one file at the end.
 
-Process I of N appends to `N_I.jsonl` beside `answers.jsonl`, and leaves `N_I.report.json` when it is through.
-What counts as answered is in any of these files, whichever number of processes made them, so that a start
-with another number goes on as well. The merge wants every question exactly once; lines that are equal to
-the byte are one answer (a whole that was merged before, beside its parts). Several processes may find at
-the same time that all is there: a lock on the folder lets one of them merge.
+Process I of N appends to `N_I.jsonl` beside `answers.jsonl` and writes `N_I.report.json` when it has
+finished. A question counts as answered if any of these files has its answer, for any number of processes, so
+a restart with another number resumes as well. The merge requires every question exactly once; lines that are
+byte-identical are one answer (a merged file beside its shards). A lock on the folder lets one process merge.
 """
 
 from __future__ import annotations
@@ -12,23 +11,23 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from llava.eval.benchmarks.base import DataIssue, Question
+from llava.eval.benchmarks import DataIssue, Question
 from llava.eval.store.answer_file import fcntl, is_locked
-from llava.eval.store.answer_lines import AnswerFileError, ForeignAnswerError, Lines
+from llava.eval.store.answer_lines import AnswerFileError, AnswerLines, ForeignAnswerError
 from llava.eval.store.atomic import write_atomically
 from llava.eval.store.provenance import Configuration
 
-_PART = re.compile(r"^(\d+)_(\d+)\.jsonl$")
-WHOLE = "answers.jsonl"
+_SHARD = re.compile(r"^(\d+)_(\d+)\.jsonl$")
+ANSWERS = "answers.jsonl"
 
 
 @dataclass
-class Report:
+class ShardReport:
     """What one process did besides answering."""
 
     config: str
@@ -39,8 +38,8 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Place:
-    """One line of one file; `digest` is good for comparing within this process."""
+class LineLocation:
+    """One line of one file; `digest` is comparable within this process."""
 
     file: Path
     offset: int
@@ -49,78 +48,76 @@ class Place:
 
 
 @dataclass
-class Found:
-    """Where the answers lie, by question index, and which are there twice or foreign."""
+class FoundAnswers:
+    """Where the answers are, by question index, and what is duplicated or foreign."""
 
-    where: dict[int, Place] = field(default_factory=dict)
+    where: dict[int, LineLocation] = field(default_factory=dict)
     trouble: list[str] = field(default_factory=list)
 
     def elsewhere(self, path: Path) -> set[int]:
-        """Indices answered in other files than this one."""
-        return {index for index, place in self.where.items() if place.file != path}
+        """Return the indices answered in files other than `path`."""
+        return {index for index, location in self.where.items() if location.file != path}
 
 
-class Parts:
+class Shards:
     """The answer files of one run in a folder."""
 
-    def __init__(self, folder: Path, questions: Sequence[Question], made_by: Configuration) -> None:
-        self.folder, self.whole = folder, folder / WHOLE
-        self._lines = Lines(questions, made_by, made_by.model)
-        self._config = made_by.hash()
+    def __init__(self, folder: Path, questions: Sequence[Question], configuration: Configuration) -> None:
+        self.folder, self.merged = folder, folder / ANSWERS
+        self._lines = AnswerLines(questions, configuration, configuration.model)
+        self._config = configuration.hash()
 
     def path(self, rank: int, size: int) -> Path:
-        """The file that process `rank` of `size` appends to: the whole itself if it is alone."""
-        return self.whole if size == 1 else self.folder / f"{size}_{rank}.jsonl"
+        """Return the file that process `rank` of `size` appends to; a single process uses the merged file."""
+        return self.merged if size == 1 else self.folder / f"{size}_{rank}.jsonl"
 
     def files(self) -> list[Path]:
-        """The whole, if there, then part files, of any number of processes."""
+        """Return the merged file, if present, then the shard files of any number of processes."""
         if not self.folder.is_dir():
             return []
-        parts = [
+        shards = [
             (tuple(map(int, found.groups())), path)
             for path in self.folder.iterdir()
-            if (found := _PART.match(path.name))
+            if (found := _SHARD.match(path.name))
         ]
-        return [self.whole] * self.whole.is_file() + [path for _, path in sorted(parts)]
+        return [self.merged] * self.merged.is_file() + [path for _, path in sorted(shards)]
 
-    def check_free(self, size: int, alone: bool = False) -> None:
-        """Raise AnswerFileError if a run with another number of processes is at work here.
+    def check_free(self, size: int, exclusive: bool = False) -> None:
+        """Raise AnswerFileError if a run with another number of processes is active here.
 
-        alone: any run is, which a process that starts the others wants to know.
+        Args:
+            size: The number of processes of this run, whose own files may be locked.
+            exclusive: Refuse any active process, as one that starts the others must.
         """
-        mine = set() if alone or size == 1 else {self.path(rank, size) for rank in range(size)}
+        own = set() if exclusive or size == 1 else {self.path(rank, size) for rank in range(size)}
         for path in self.files():
-            if path not in mine and (path != self.whole or size > 1) and is_locked(path):
+            if path not in own and (path != self.merged or size > 1) and is_locked(path):
                 raise AnswerFileError(
-                    f"{path}: another process is writing to this file; wait for it, stop "
-                    "it, or give another output"
+                    f"{path}: another process is writing to this file. Wait for it, stop it, or use a new "
+                    "--output"
                 )
 
-    def scan(self) -> Found:
-        """All answers there are. Raises AnswerFileError for files of another configuration or origin."""
-        found, foreign, twice = Found(), [], []
+    def scan(self) -> FoundAnswers:
+        """Locate all answers. Raises AnswerFileError for files of another configuration or origin."""
+        found, foreign, twice = FoundAnswers(), [], []
         for path in self.files():
-            if (
-                path != self.whole
-                and len(found.where) == len(self._lines.questions)
-                and not found.elsewhere(self.whole)
-            ):
-                break  # finished, and merged
+            if path != self.merged and len(found.where) == len(self._lines.questions):
+                if not found.elsewhere(self.merged):
+                    break  # finished and merged
             for number, offset, raw in _stream(path):
-                place = f"{path}:{number}"
+                where = f"{path}:{number}"
                 try:
-                    index = self._lines.read(raw, place)
+                    index = self._lines.read(raw, where)
                 except ForeignAnswerError:
-                    foreign.append(place)
+                    foreign.append(where)
                     continue
                 if index is None:
-                    continue  # torn: the process was killed, or writes right now
-                here = Place(path, offset, len(raw), hash(raw.rstrip(b"\n")))
+                    continue  # incomplete: the process was killed, or is writing now
+                here = LineLocation(path, offset, len(raw), hash(raw.rstrip(b"\n")))
                 other = found.where.setdefault(index, here)
                 if other.digest != here.digest or (other is not here and other.file == path):
-                    twice.append(
-                        f"{self._lines.questions[index].question_id!r} in {place} and {other.file.name}"
-                    )
+                    identity = self._lines.questions[index].question_id
+                    twice.append(f"{identity!r} in {where} and {other.file.name}")
         if twice:
             found.trouble.append(f"{len(twice)} questions are answered twice (first: question {twice[0]})")
         if foreign:
@@ -129,43 +126,51 @@ class Parts:
             )
         return found
 
-    def check(self, found: Found) -> None:
-        """Raise AnswerFileError, with counts, where answers are doubled or foreign."""
+    def check(self, found: FoundAnswers) -> None:
+        """Raise AnswerFileError, with counts, if answers are duplicated or foreign."""
         if found.trouble:
             raise AnswerFileError(
-                f"{self.folder}: the files do not make one whole: "
-                f"{'; '.join(found.trouble)}. Delete those lines, or the folder's part "
-                "files, and run again"
+                f"{self.folder}: shard files cannot be merged: {'; '.join(found.trouble)}. Delete those "
+                "lines, or the shard files of the folder, and run again"
             )
 
-    def merge(self, found: Found) -> None:
-        """Write the whole in question order, at one instant; untouched if it is so already."""
+    def merge(self, found: FoundAnswers) -> None:
+        """Write the merged file in question order, atomically; leave it if it is already complete.
+
+        Raises:
+            AnswerFileError: Answers are duplicated or foreign, or a file changed since the scan.
+        """
         self.check(found)
-        files: dict[Path, bytes] = {}
-        content = []
-        for _, place in sorted(found.where.items()):
-            if place.file not in files:
-                files[place.file] = place.file.read_bytes()
-            line = files[place.file][place.offset : place.offset + place.length]
-            content.append(line.rstrip(b"\n") + b"\n")
-        joined = b"".join(content)
-        if joined and (not self.whole.is_file() or joined != self.whole.read_bytes()):
-            write_atomically(self.whole, joined)
+        contents: dict[Path, bytes] = {}
+        lines = []
+        for _, location in sorted(found.where.items()):
+            if location.file not in contents:
+                contents[location.file] = location.file.read_bytes()
+            raw = contents[location.file][location.offset : location.offset + location.length]
+            line = raw.rstrip(b"\n")
+            if hash(line) != location.digest:
+                raise AnswerFileError(
+                    f"{location.file}: the file changed while it was merged. Run the same command again"
+                )
+            lines.append(line + b"\n")
+        joined = b"".join(lines)
+        if joined and (not self.merged.is_file() or joined != self.merged.read_bytes()):
+            write_atomically(self.merged, joined)
 
     # -- reports ----------------------------------------------------------------------------------
 
-    def write_report(self, rank: int, size: int, report: Report) -> None:
+    def write_report(self, rank: int, size: int, report: ShardReport) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self._report(rank, size), json.dumps(asdict(report)))
 
-    def reports(self, size: int) -> dict[int, Report]:
-        """What the processes that are through have left, by rank."""
+    def reports(self, size: int) -> dict[int, ShardReport]:
+        """Return the reports of finished processes, by rank."""
         found = {}
         for rank in range(size):
             try:
                 document = json.loads(self._report(rank, size).read_bytes())
                 failures = [DataIssue(**one) for one in document.pop("failures")]
-                report = Report(**document, failures=failures)
+                report = ShardReport(**document, failures=failures)
             except (OSError, ValueError, KeyError, TypeError):
                 continue
             if report.config == self._config:
@@ -179,8 +184,8 @@ class Parts:
         return self.folder / f"{size}_{rank}.report.json"
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """One process at a time in here; where the file system has no locks, everybody."""
+    def locked(self) -> Iterator[None]:
+        """Hold the lock of the folder; without effect on file systems that have no locks."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(self.folder, os.O_RDONLY)
@@ -189,21 +194,15 @@ class Parts:
             return
         try:
             if fcntl is not None:
-                _quietly(lambda: fcntl.flock(descriptor, fcntl.LOCK_EX))
+                with suppress(OSError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             os.close(descriptor)
 
 
-def _quietly(lock: Callable[[], None]) -> None:
-    try:
-        lock()
-    except OSError:
-        pass
-
-
 def _stream(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """(line number, offset, line) of a file; nothing if it is gone by now."""
+    """Yield (line number, offset, line) of a file; nothing if it has been removed."""
     offset = 0
     try:
         with path.open("rb") as file:

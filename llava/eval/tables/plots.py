@@ -1,169 +1,180 @@
-"""Line charts as SVG text: points of several methods over a logarithmic axis. No drawing library needed.
+"""Line charts as SVG for the pages, drawn by matplotlib (extra `plot`), which is imported when it is used.
 
-Published points are rings on dashed lines, measured ones dots on solid lines; a method has one colour.
+Scores over a logarithmic axis of tokens or FLOPs. Published points are open rings on dashed lines, measured
+points are filled dots on solid lines with 95% intervals as whiskers. Every method has one color on all pages.
 """
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
+from xml.etree import ElementTree
 
-# Okabe and Ito's colours, which most colour-blind people tell apart, some more, and a grey for what is left
-_COLOURS = (
-    "#0072b2",
-    "#cc79a7",
-    "#009e73",
-    "#e69f00",
-    "#56b4e9",
-    "#8c6d1f",
-    "#d55e00",
-    "#4b3fa0",
-    "#b00020",
-    "#7f7f7f",
-)
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 34, 46
+# Names as papers write them. The colors are those of Okabe and Ito, which most color-blind people can tell
+# apart, and some darker ones.
+METHODS = {
+    "none": ("All tokens", "#222222"),
+    "vispruner": ("VisPruner", "#0072b2"),
+    "fastv": ("FastV", "#cc79a7"),
+    "tome": ("ToMe", "#009e73"),
+    "sparsevlm": ("SparseVLM", "#e69f00"),
+    "prumerge+": ("PruMerge+", "#56b4e9"),
+    "visionzip": ("VisionZip", "#8c6d1f"),
+    "fastervlm": ("FasterVLM", "#d55e00"),
+    "random": ("Random", "#4b3fa0"),
+    "prumerge": ("PruMerge", "#b00020"),
+}
+# of further methods and ratios, as far as they are free
+_SPARE = ("#56b4e9", "#8c6d1f", "#cc79a7", "#009e73", "#e69f00", "#882255", "#44aa99", "#999933")
+_GREY = "#7f7f7f"  # of what is left
+SMALL = (3.9, 2.7)  # size of charts of single benchmarks
+_SVG = "http://www.w3.org/2000/svg"
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points (x, y, low, high) of one method; x > 0; low and high are None where there is no interval."""
+    """Points (x, y, ci_low, ci_high) of one method; x > 0; None where there is no interval."""
 
     name: str
-    points: tuple[tuple[float, float, float | None, float | None], ...]
-    measured: bool
+    points: Sequence[tuple[float, float, float | None, float | None]]
+    measured: bool = True
 
 
-def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour per name, in order of first appearance; the last one serves all that are left."""
-    return {name: _COLOURS[min(place, len(_COLOURS) - 1)] for place, name in enumerate(dict.fromkeys(names))}
+@dataclass(frozen=True)
+class Chart:
+    """What a chart shows. `ticks` of the x axis default to round numbers; `level` is a dotted line."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    ticks: Sequence[float] | None = None
+    level: float | None = None
+    size: tuple[float, float] = (5.4, 3.5)  # inches of 96 pixels
 
 
-def line_chart(
-    title: str,
-    x_label: str,
-    y_label: str,
-    series: Sequence[Series],
-    colour: dict[str, str],
-    x_ticks: Sequence[float] | None = None,
-    level: float | None = None,
-    width: int = 480,
-    height: int = 320,
-) -> str:
-    """One chart. x_ticks: default round numbers; level: dotted line at this y. Raises ValueError if empty."""
-    points = [point for one in series for point in one.points]
-    if not points:
-        raise ValueError("a chart of no points")
-    ys = [value for point in points for value in point[1:] if value is not None]
-    ys += [] if level is None else [level]
-    ticks = _ticks(min(ys), max(ys))
-    low, high = min(ticks[0], min(ys)), max(ticks[-1], max(ys))
-    xs = [math.log(point[0]) for point in points]
-    left, right = min(xs), max(xs)
-    margin = 0.06 * (right - left) or 0.5
-    left, right = left - margin, right + margin
-
-    def x_of(value: float) -> float:
-        return _LEFT + (math.log(value) - left) / (right - left) * (width - _LEFT - _RIGHT)
-
-    def y_of(value: float) -> float:
-        return height - _BOTTOM - (value - low) / (high - low) * (height - _TOP - _BOTTOM)
-
-    out = [
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
-        f'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="11" fill="#222">',
-        f"<title>{escape(title)}</title>",
-        f'<text x="{_LEFT}" y="18" font-size="13" font-weight="bold">{escape(title)}</text>',
-    ]
-    for tick in ticks:
-        out += [
-            f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y_of(tick):.1f}" y2="{y_of(tick):.1f}" '
-            'stroke="#e4e4e4"/>',
-            f'<text x="{_LEFT - 6}" y="{y_of(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>',
-        ]
-    shown = -math.inf
-    for tick in sorted(x_ticks or _log_ticks(math.exp(left), math.exp(right))):
-        x = x_of(tick)
-        out.append(
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{height - _BOTTOM}" y2="{height - _BOTTOM + 4}" '
-            'stroke="#444"/>'
-        )
-        if x - shown >= 26:  # labels must not run into each other
-            out.append(f'<text x="{x:.1f}" y="{height - _BOTTOM + 17}" text-anchor="middle">{tick:g}</text>')
-            shown = x
-    out += [
-        f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{height - _BOTTOM}" y2="{height - _BOTTOM}" '
-        'stroke="#444"/>',
-        f'<text x="{(_LEFT + width - _RIGHT) / 2:.1f}" y="{height - 10}" text-anchor="middle">'
-        f"{escape(x_label)}</text>",
-        f'<text transform="translate(14 {(_TOP + height - _BOTTOM) / 2:.1f}) rotate(-90)" '
-        f'text-anchor="middle">{escape(y_label)}</text>',
-    ]
-    if level is not None:
-        out.append(
-            f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y_of(level):.1f}" y2="{y_of(level):.1f}" '
-            'stroke="#444" stroke-dasharray="1 3"/>'
-        )
-    for one in sorted(series, key=lambda one: one.measured):  # measured on top
-        out += _drawn(one, colour[one.name], x_of, y_of)
-    return "\n".join([*out, "</svg>"])
+def method_label(method: str, ratio: float | None) -> str:
+    """Return a method as papers write it, with the ratio if there is one to name."""
+    name = METHODS[method][0] if method in METHODS else method
+    return name if ratio is None else f"{name} (r = {ratio:g})"
 
 
-def _drawn(one: Series, colour: str, x_of, y_of) -> list[str]:  # type: ignore[no-untyped-def]
+def method_colors(settings: Iterable[tuple[str, float | None]]) -> dict[str, str]:
+    """Choose a color for every label of (method, ratio); a method's first ratio has the method's color."""
+    labels = {method_label(*setting): setting[0] for setting in settings}
+    own = {method: label for label, method in reversed(labels.items()) if method in METHODS}
+    found = {label: METHODS[method][1] for method, label in own.items()}
+    for label in labels:
+        if label not in found:
+            found[label] = next((color for color in _SPARE if color not in found.values()), _GREY)
+    return {label: found[label] for label in labels}
+
+
+def has_matplotlib() -> bool:
+    """True if plots can be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def charts_html(charts: Sequence[Chart], colors: Mapping[str, str], note: str) -> str:
+    """Draw charts under one legend and above a note; return "" without charts or without matplotlib."""
+    charts = [chart for chart in charts if chart.series]
+    if not charts or not has_matplotlib():
+        return ""
+    series = [one for chart in charts for one in chart.series]
+    shown = [name for name in colors if name in {one.name for one in series}]
+    legend = "\n".join(
+        f'<span><b style="color:{colors[name]}">&#9679;</b> {escape(name)}</span>' for name in shown
+    )
+    if not all(one.measured for one in series):
+        legend += "\n<span>&#9679; measured, solid</span> <span>&#9675; published, dashed</span>"
+    drawn = "\n".join(draw(chart, colors) for chart in charts)
+    return f'<p class="legend">{legend}</p>\n<div class="charts">{drawn}</div>\n<p class="notes">{note}</p>'
+
+
+def draw(chart: Chart, colors: Mapping[str, str]) -> str:
+    """Draw a chart as an SVG element; the same chart always gives the same text."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style = {"font.size": 9, "font.sans-serif": ["DejaVu Sans", "Arial"]}
+    style |= {"svg.fonttype": "none", "svg.hashsalt": chart.title}  # text stays text
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=chart.size, dpi=96, layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_title(chart.title, loc="left", fontweight="bold", fontsize=10)
+        axes.set(xlabel=chart.x_label, ylabel=chart.y_label, xscale="log")
+        axes.grid(axis="y", color="#e4e4e4")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        if chart.level is not None:
+            axes.axhline(chart.level, color="#444444", linestyle=":", linewidth=1)
+        series = sorted(chart.series, key=lambda one: one.measured)  # measured ones on top
+        for place, one in enumerate(series):
+            _draw_series(axes, one, colors[one.name], f"series-{place}", _spread(series, one))
+        _set_ticks(axes, chart.ticks)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    return _inline(out.getvalue(), chart.title, series)
+
+
+def _spread(series: Sequence[Series], one: Series) -> dict[float, float]:
+    """Return where to draw the x values of a series, so that whiskers at one x stand side by side."""
+    xs = [math.log(point[0]) for other in series for point in other.points]
+    step = 0.012 * (max(xs) - min(xs))
+    found = {}
+    for x, _, low, _ in one.points:
+        here = [other for other in series if any(p[0] == x and p[2] is not None for p in other.points)]
+        place = here.index(one) - (len(here) - 1) / 2 if low is not None else 0
+        found[x] = x * math.exp(step * place)
+    return found
+
+
+def _draw_series(axes: Any, one: Series, color: str, gid: str, x_of: Mapping[float, float]) -> None:
     points = sorted(one.points, key=lambda point: point[:2])
-    places = [(x_of(x), y_of(y)) for x, y, _, _ in points]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    style = 'stroke-width="2"' if one.measured else 'stroke-width="1.3" stroke-dasharray="5 4"'
-    out = [f'<polyline points="{path}" fill="none" stroke="{colour}" {style}/>'] if len(places) > 1 else []
-    for (x, y), (raw, value, low, high) in zip(places, points, strict=True):
+    for x, _, low, high in points:
         if low is not None and high is not None:
-            out.append(
-                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y_of(low):.1f}" y2="{y_of(high):.1f}" '
-                f'stroke="{colour}" stroke-width="1.5"/>'
-            )
-        label = f"{one.name}, {'measured' if one.measured else 'published'}: {raw:.4g}, {value:.2f}"
-        out.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{3 if one.measured else 4.8}" stroke="{colour}" '
-            f'fill="{colour if one.measured else "#fff"}" stroke-width="1.5">'
-            f"<title>{escape(label)}</title></circle>"
-        )
-    return out
+            axes.plot([x_of[x]] * 2, [low, high], color=color, linewidth=1.2)
+    line = {"linewidth": 1.8} if one.measured else {"linewidth": 1.2, "dashes": (4, 3)}
+    marker = {"markersize": 5} if one.measured else {"markersize": 7.5, "markerfacecolor": "white"}
+    xs, ys = [x_of[point[0]] for point in points], [point[1] for point in points]
+    axes.plot(xs, ys, color=color, marker="o", markeredgewidth=1.2, gid=gid, **line, **marker)
 
 
-def legend(names: Sequence[str], colour: dict[str, str], published: bool = True) -> str:
-    """Names and colours as HTML, for all charts of a page's section; `published`: of both kinds of points."""
+def _set_ticks(axes: Any, ticks: Sequence[float] | None) -> None:
+    from matplotlib.ticker import LogLocator
 
-    def mark(fill: str, ink: str, dashed: bool) -> str:
-        dash = ' stroke-dasharray="5 4"' if dashed else ""
-        return (
-            f'<svg width="30" height="12" aria-hidden="true"><line x1="1" x2="29" y1="6" y2="6" '
-            f'stroke="{ink}" stroke-width="2"{dash}/><circle cx="15" cy="6" r="3.5" stroke="{ink}" '
-            f'fill="{fill}" stroke-width="1.5"/></svg>'
-        )
-
-    items = [f"<span>{mark(colour[name], colour[name], False)} {escape(name)}</span>" for name in names]
-    if published:
-        items.append(f"<span>{mark('#444', '#444', False)} measured</span>")
-        items.append(f"<span>{mark('#fff', '#444', True)} published</span>")
-    return '<p class="legend">' + "\n".join(items) + "</p>"
+    low, high = axes.get_xlim()
+    kept: list[float] = []
+    for tick in sorted(ticks or LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)).tick_values(low, high)):
+        if low <= tick <= high and math.log(tick / (kept or [1e-9])[-1]) > 0.07 * math.log(high / low):
+            kept.append(tick)  # labels do not overlap
+    axes.set_xticks(kept, [f"{tick:g}" for tick in kept])
+    axes.minorticks_off()
 
 
-def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Round numbers from the last not above `low` to the first not below `high`."""
-    if low == high:
-        high = low + (abs(low) * 0.1 or 1.0)
-    span = high - low
-    step = 10 ** math.floor(math.log10(span / wanted))
-    step *= next(factor for factor in (1, 2, 5, 10) if span / (factor * step) <= wanted)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [round(number * step, 10) for number in range(first, max(last, first + 1) + 1)]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers of every power of ten between the ends, the fewer the more powers there are."""
-    span = math.log10(high / low)
-    factors = (1,) if span > 3 else (1, 2, 5) if span > 1.3 else (1, 1.5, 2, 3, 4, 5, 7)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found = [factor * 10.0**power for power in powers for factor in factors]
-    return [tick for tick in found if low <= tick <= high] or [low]
+def _inline(svg: str, title: str, series: Sequence[Series]) -> str:
+    """Turn matplotlib's file into an element for a page: without prolog and ids, with texts to point at."""
+    ElementTree.register_namespace("", _SVG)
+    ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+    root = ElementTree.fromstring(svg)
+    root.set("role", "img")
+    head = ElementTree.Element(f"{{{_SVG}}}title")
+    head.text = title
+    root.insert(0, head)
+    for place, one in enumerate(series):
+        group = root.find(f".//*[@id='series-{place}']")
+        marks = group.iter(f"{{{_SVG}}}use") if group is not None else ()
+        kind = "measured" if one.measured else "published"
+        for mark, (x, y, _, _) in zip(marks, sorted(one.points, key=lambda point: point[:2]), strict=False):
+            ElementTree.SubElement(mark, f"{{{_SVG}}}title").text = f"{one.name}, {kind}: {x:.4g}, {y:.2f}"
+    return re.sub(r' id="[\w.]+[-_]\d+"', "", ElementTree.tostring(root, encoding="unicode"))

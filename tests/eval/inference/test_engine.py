@@ -14,12 +14,12 @@ from helpers.synthetic_pope import make_pope
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.base import Question
 from llava.eval.inference.decode import Decoding
-from llava.eval.inference.engine import Engine, Setting, plan
+from llava.eval.inference.engine import Engine, PassSetting, plan
 from llava.pruning import get_pruner
 
 
 class Memory:
-    """A sink that remembers; `known` are answered before."""
+    """A writer that remembers; `known` are answered before."""
 
     def __init__(self, known: set[int] = frozenset()) -> None:
         self.texts: dict[int, str] = {}
@@ -43,18 +43,20 @@ def questions(tmp_path) -> list[Question]:
     return list(get_benchmark("pope").questions(data, []))
 
 
-def ask(questions, pruners, batch_size=8, model=None, sinks=None, **options):
+def ask(questions, pruners, batch_size=8, model=None, writers=None, **options):
     model = model or FakeLlava()
     engine = Engine(
         model, FakeTokenizer(), FakeProcessor(), batch_size=batch_size, share_prefix=False, **options
     )
-    sinks = sinks or [Memory() for _ in pruners]
-    settings = [Setting(f"{number}", *pair) for number, pair in enumerate(zip(pruners, sinks, strict=True))]
+    writers = writers or [Memory() for _ in pruners]
+    settings = [
+        PassSetting(f"{number}", *pair) for number, pair in enumerate(zip(pruners, writers, strict=True))
+    ]
     return engine.run(questions, settings, progress=False), settings, model
 
 
-def texts(setting: Setting) -> list[str]:
-    return [setting.sink.texts[index] for index in sorted(setting.sink.texts)]
+def texts(setting: PassSetting) -> list[str]:
+    return [setting.writer.texts[index] for index in sorted(setting.writer.texts)]
 
 
 GRID = [get_pruner("none"), get_pruner("vispruner", 8), get_pruner("vispruner", 4, 0.0)]
@@ -73,8 +75,8 @@ def test_each_picture_is_decoded_encoded_and_pruned_once(questions):
     assert len(decoded) == len(model.encoded) == report.images == 5
     assert set(decoded.values()) == set(model.encoded.values()) == set(model.pruned.values()) == {1}
     assert len(model.pruned) == 15
-    assert report.asked == 180 and [setting.asked for setting in settings] == [60] * 3
-    assert [set(setting.sink.visual.values()) for setting in settings] == [{16}, {8}, {4}]
+    assert report.generated == 180 and [setting.generated for setting in settings] == [60] * 3
+    assert [set(setting.writer.visual.values()) for setting in settings] == [{16}, {8}, {4}]
 
 
 def test_answers_do_not_depend_on_batches_order_or_company(questions):
@@ -90,8 +92,8 @@ def test_text_only_questions_go_beside_the_others(questions):
     mixed = list(questions)
     mixed[3:5] = [dataclasses.replace(question, image=None) for question in mixed[3:5]]
     report, (setting,), _ = ask(mixed, GRID[1:2])
-    assert not report.failures and setting.asked == 60
-    assert [setting.sink.visual[index] for index in range(6)] == [8, 8, 8, 0, 0, 8]
+    assert not report.failures and setting.generated == 60
+    assert [setting.writer.visual[index] for index in range(6)] == [8, 8, 8, 0, 0, 8]
 
 
 def test_plan_covers_every_question_once_and_keeps_images_together():
@@ -112,21 +114,21 @@ def test_going_on_asks_only_what_is_missing_in_the_same_company(questions):
     complete = ask(questions, GRID[:1])[1][0]
     known = set(range(0, 60, 3)) | {q.index for q in questions if q.image == questions[0].image}
     model = FakeLlava()
-    report, (setting,), _ = ask(questions, GRID[:1], sinks=[Memory(known)], model=model)
-    assert report.asked == setting.asked == 60 - len(known)
-    rest = {index: text for index, text in complete.sink.texts.items() if index not in known}
-    assert setting.sink.texts == rest
+    report, (setting,), _ = ask(questions, GRID[:1], writers=[Memory(known)], model=model)
+    assert report.generated == setting.generated == 60 - len(known)
+    rest = {index: text for index, text in complete.writer.texts.items() if index not in known}
+    assert setting.writer.texts == rest
     full = FakeLlava()
     ask(questions, GRID[:1], model=full)
     assert not Counter(model.batches) - Counter(full.batches)
     nothing = FakeLlava()
-    ask(questions, GRID[:1], sinks=[Memory(set(range(60)))], model=nothing)
+    ask(questions, GRID[:1], writers=[Memory(set(range(60)))], model=nothing)
     assert not nothing.encoded and not nothing.batches
 
 
 def test_an_unreadable_picture_stops_only_its_questions(questions):
     broken, gone = questions[0].image, questions[1].image
-    broken.write_bytes(b"this is no picture")
+    broken.write_bytes(b"not an image")
     gone.unlink()
     report, settings, _ = ask(questions, GRID)
     lost = [question for question in questions if question.image in (broken, gone)]
@@ -136,7 +138,7 @@ def test_an_unreadable_picture_stops_only_its_questions(questions):
     assert {problem.file for problem in report.failures} == {questions[0].file}
     assert all(str(broken) in str(problem) or str(gone) in str(problem) for problem in report.failures)
     for setting in settings:
-        assert len(setting.sink.texts) == 60 - len(lost)
+        assert len(setting.writer.texts) == 60 - len(lost)
 
 
 def test_a_text_with_an_image_tag_stops_only_itself(questions):
@@ -144,7 +146,7 @@ def test_a_text_with_an_image_tag_stops_only_itself(questions):
     report, (setting,), _ = ask([*questions[:3], strange, *questions[4:]], GRID[:1])
     assert [(problem.file, problem.line) for problem in report.failures] == [(strange.file, strange.line)]
     assert "<image>" in report.failures[0].message
-    assert sorted(setting.sink.texts) == [index for index in range(60) if index != strange.index]
+    assert sorted(setting.writer.texts) == [index for index in range(60) if index != strange.index]
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(questions, capsys):
@@ -153,14 +155,14 @@ def test_out_of_memory_halves_the_batch_and_goes_on(questions, capsys):
     _, (setting,), _ = ask(questions, GRID[:1], batch_size=30, model=model)
     assert texts(setting) == expected
     assert max(model.batches) > 4 and all(size <= 4 for size in model.batches[4:])
-    assert "out of memory: going on with batches of" in capsys.readouterr().err
+    assert "out of memory: continuing with batches of" in capsys.readouterr().err
     with pytest.raises(torch.OutOfMemoryError):
         ask(questions, GRID[:1], model=FakeLlava(out_of_memory_above=0))
 
 
 def test_one_write_per_batch(questions):
     _, (setting,), _ = ask(questions, GRID[:1], batch_size=16)
-    assert sum(setting.sink.writes) == 60 and len(setting.sink.writes) == 5
+    assert sum(setting.writer.writes) == 60 and len(setting.writer.writes) == 5
 
 
 def test_our_own_errors_are_not_blamed_on_pictures(questions):
@@ -170,32 +172,32 @@ def test_our_own_errors_are_not_blamed_on_pictures(questions):
 
     engine = Engine(FakeLlava(), FakeTokenizer(), Broken(), share_prefix=False)
     with pytest.raises(TypeError, match="a bug"):
-        engine.run(questions, [Setting("one", GRID[0], Memory())], progress=False)
+        engine.run(questions, [PassSetting("one", GRID[0], Memory())], progress=False)
 
 
-def test_a_failing_sink_ends_the_run(questions):
+def test_a_failing_writer_ends_the_run(questions):
     class Full(Memory):
         def write(self, answers):
             raise OSError("full")
 
     with pytest.raises(OSError, match="full"):
-        ask(questions, GRID[:1], sinks=[Full()])
+        ask(questions, GRID[:1], writers=[Full()])
 
 
 def test_wrong_settings_are_refused(questions):
-    with pytest.raises(ValueError, match="unknown conversation"):
+    with pytest.raises(ValueError, match="conv_mode .v9.: unknown"):
         ask(questions, GRID, conv_mode="v9")
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         ask(questions, GRID, batch_size=0)
     model = FakeLlava()
     model.config.image_aspect_ratio = "anyres"
-    with pytest.raises(ValueError, match="anyres='paper' or 'llava'"):
+    with pytest.raises(ValueError, match="anyres='paper' or anyres='llava'"):
         ask(questions, GRID, model=model)
 
 
 def test_progress_is_on_standard_error_with_a_rate(questions, capsys):
     engine = Engine(FakeLlava(), FakeTokenizer(), FakeProcessor(), batch_size=8, share_prefix=False)
-    engine.run(questions, [Setting("one", GRID[0], Memory())])
+    engine.run(questions, [PassSetting("one", GRID[0], Memory())])
     captured = capsys.readouterr()
     assert captured.out == "" and "60/60" in captured.err and "q/s" in captured.err
 
@@ -213,7 +215,7 @@ def test_sampling_is_seeded_by_batch(questions):
     ask(questions, GRID[:1], model=Sampling(), decoding=decoding)
     first, seen = seen, []
     known = {question.index for question in questions if question.image == questions[0].image}
-    ask(questions, GRID[:1], model=Sampling(), sinks=[Memory(known)], decoding=decoding)
+    ask(questions, GRID[:1], model=Sampling(), writers=[Memory(known)], decoding=decoding)
     assert 0 < len(seen) < len(first) and seen == first[-len(seen) :]
     seen = []
     ask(questions, GRID[:1], model=Sampling(), decoding=decoding, seed=1)

@@ -8,7 +8,7 @@ import pytest
 
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.inference.decode import Decoding
-from llava.eval.inference.engine import Engine, Memory, Setting
+from llava.eval.inference.engine import CollectedAnswers, Engine, PassSetting
 from llava.eval.inference.vision_cache import VisionCache
 from llava.paths import BUNDLED_DATA, BUNDLED_MODEL
 from llava.pruning import get_pruner
@@ -33,10 +33,12 @@ def test_sharing_and_batching_change_no_answer(loaded):
 
     def ask(**options):
         engine = Engine(model, tokenizer, processor, decoding=Decoding(16), vision_cache=cache, **options)
-        settings = [Setting(str(number), pruner, Memory()) for number, pruner in enumerate(pruners)]
+        settings = [
+            PassSetting(str(number), pruner, CollectedAnswers()) for number, pruner in enumerate(pruners)
+        ]
         report = engine.run(questions, settings, progress=False)
         assert not report.failures
-        return [setting.sink.texts for setting in settings], report
+        return [setting.writer.texts for setting in settings], report
 
     singles, first = ask(batch_size=1, share_prefix=False)
     assert (first.images, first.reused) == (3, 0)

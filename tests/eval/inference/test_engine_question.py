@@ -10,7 +10,9 @@ import torch
 
 from llava.eval.benchmarks.base import Question
 from llava.eval.inference.decode import Decoding
-from llava.eval.inference.engine import Engine, Memory, Setting
+from llava.eval.inference.engine import CollectedAnswers, Engine, PassSetting
+from llava.eval.inference.image_loading import ImageLoader
+from llava.mm_utils import load_image
 from llava.pruning import Asked, Kept, Pruner, get_pruner
 
 MODEL = Path(__file__).parents[2] / "data" / "model" / "ckpt_llava15s"
@@ -55,9 +57,9 @@ def questions(tmp_path_factory):
 def run(loaded, questions, pruners, **options):
     tokenizer, model, processor = loaded
     engine = Engine(model, tokenizer, processor, decoding=Decoding(6), **options)
-    settings = [Setting(str(number), pruner, Memory()) for number, pruner in enumerate(pruners)]
+    settings = [PassSetting(str(number), pruner, CollectedAnswers()) for number, pruner in enumerate(pruners)]
     report = engine.run(questions, settings, progress=False)
-    return report, [setting.sink.texts for setting in settings]
+    return report, [setting.writer.texts for setting in settings]
 
 
 def test_tokens_and_answers_are_each_questions_own(loaded, questions):
@@ -69,7 +71,9 @@ def test_tokens_and_answers_are_each_questions_own(loaded, questions):
     assert len({tuple(kept) for kept in chosen.values()}) == 3
     engine = Engine(model, tokenizer, processor, decoding=Decoding(6))
     for question in questions[:6]:  # what the model says when it is shown exactly these tokens
-        (pixels, size), _ = engine._reader()(question.image)
+        (pixels, size), _ = ImageLoader(load_image, engine.image_processor, engine.model.config)(
+            question.image
+        )
         (seen,) = model.encode_vision([pixels], [size])
         visual = model.get_model().mm_projector(seen.features[0, chosen[question.text]])
         new = model.generate(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,12 +15,13 @@ import torch
 from PIL import Image
 
 from helpers import deadly_reader
-from llava.eval.inference import image_loading as pictures
-from llava.eval.inference.image_loading import Prepare, read_ahead
+from llava.eval.inference import image_loading
+from llava.eval.inference.image_loading import ImageLoader, read_ahead
 from llava.mm_utils import load_image, process_images
 from llava.model.image_processor import load_image_processor
 from llava.model.multimodal_encoder.builder import clip_processor
 
+ROOT = Path(__file__).parents[3]
 CONFIG = {"image_aspect_ratio": "pad"}
 PROCESSOR = load_image_processor(clip_processor(56))
 
@@ -28,7 +32,7 @@ def folder(tmp_path_factory):
     for number in range(12):
         Image.effect_noise((30 + 7 * number, 64), 80).convert("RGB").save(folder / f"{number}.png")
     Image.new("RGB", (20, 30), (9, 8, 7)).save(folder / "deadly.png")
-    (folder / "3.png").write_bytes(b"no picture")
+    (folder / "3.png").write_bytes(b"not an image")
     return folder
 
 
@@ -39,16 +43,16 @@ def same(found, expected) -> bool:
 
 
 def test_the_same_bits_in_order_even_if_a_process_dies(folder):
-    prepare = Prepare(deadly_reader.load, PROCESSOR, CONFIG)
+    loader = ImageLoader(deadly_reader.load, PROCESSOR, CONFIG)
     images = [folder / f"{name}.png" for name in (*range(12), "gone", "deadly", 0, 1)]
-    expected = [prepare(image) for image in images]
+    expected = [loader(image) for image in images]
     assert [pair[1] is None for pair in expected] == [number not in (3, 12) for number in range(16)]
     assert str(images[3]) in expected[3][1] and str(images[12]) in expected[12][1]
     pixels = process_images([load_image(images[5])], PROCESSOR, SimpleNamespace(**CONFIG))[0]
     assert torch.equal(expected[5][0][0], pixels)
     for workers in (0, 1):
         told: list[str] = []
-        with read_ahead(images, prepare, workers, warn=told.append) as found:
+        with read_ahead(images, loader, workers, warn=told.append) as found:
             got = list(found)
         assert len(got) == 16 and all(map(same, got, expected))
         assert len(told) == workers and all("died" in message for message in told)
@@ -56,21 +60,21 @@ def test_the_same_bits_in_order_even_if_a_process_dies(folder):
 
 def test_what_cannot_be_sent_to_a_process_is_read_by_threads(folder):
     told: list[str] = []
-    prepare = Prepare(lambda path: load_image(path), PROCESSOR, CONFIG)
-    with read_ahead([folder / "0.png"], prepare, 2, warn=told.append) as found:
-        assert same(next(found), prepare(folder / "0.png"))
+    loader = ImageLoader(lambda path: load_image(path), PROCESSOR, CONFIG)
+    with read_ahead([folder / "0.png"], loader, 2, warn=told.append) as found:
+        assert same(next(found), loader(folder / "0.png"))
     assert len(told) == 1 and "cannot be sent" in told[0]
 
 
 def test_few_are_made_ahead():
     made, lock = [], threading.Lock()
 
-    def prepare(image):
+    def loader(image):
         with lock:
             made.append(image)
         return image, None
 
-    with read_ahead(range(100), prepare, 0) as found:
+    with read_ahead(range(100), loader, 0) as found:
         for number in range(50):
             assert next(found) == (number, None)
             with lock:
@@ -99,29 +103,69 @@ def test_our_own_errors_are_raised(folder):
         def preprocess(self, *_, **__):
             raise TypeError("a bug")
 
-    with read_ahead([folder / "0.png"], Prepare(load_image, Broken(), CONFIG), 0) as found:
+    with read_ahead([folder / "0.png"], ImageLoader(load_image, Broken(), CONFIG), 0) as found:
         with pytest.raises(TypeError, match="a bug"):
             next(found)
 
 
 def test_processes_only_where_they_pay(monkeypatch):
-    monkeypatch.setattr(pictures, "usable_cores", lambda: 16)
+    monkeypatch.setattr(image_loading, "usable_cores", lambda: 16)
     ours = SimpleNamespace(__spec__=SimpleNamespace(name="llava.eval.run"))
     monkeypatch.setitem(sys.modules, "__main__", ours)
-    assert pictures.sensible_workers(5000) == 8
-    assert pictures.sensible_workers(100) == 0
-    monkeypatch.setattr(pictures, "usable_cores", lambda: 4)
-    assert pictures.sensible_workers(5000) == 0
-    monkeypatch.setattr(pictures, "usable_cores", lambda: 16)
+    assert image_loading.sensible_workers(5000) == 8
+    assert image_loading.sensible_workers(100) == 0
+    monkeypatch.setattr(image_loading, "usable_cores", lambda: 4)
+    assert image_loading.sensible_workers(5000) == 0
+    monkeypatch.setattr(image_loading, "usable_cores", lambda: 16)
     ours.__spec__ = None  # somebody's script: starting a process would run it again
-    assert pictures.sensible_workers(5000) == 0
+    assert image_loading.sensible_workers(5000) == 0
 
 
 def test_ranks_on_one_machine_share_its_cores(monkeypatch):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    alone = pictures.usable_cores()
+    alone = image_loading.usable_cores()
     assert 1 <= alone <= os.cpu_count()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
-    assert pictures.usable_cores() == 1
+    assert image_loading.usable_cores() == 1
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "many")
-    assert pictures.usable_cores() == alone
+    assert image_loading.usable_cores() == alone
+
+
+def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
+    """A killed process cannot shut its workers down: they must notice by themselves."""
+    code = (
+        "import time\n"
+        "from llava.eval.inference import image_loading\n"
+        "if __name__ == '__main__':\n"
+        "    from helpers import deadly_reader\n"
+        "    source = image_loading._Source(deadly_reader.blank, 2, print)\n"
+        "    futures = [source.submit(number) for number in range(8)]\n"
+        "    [future.result() for future in futures]\n"
+        "    print(*source.pool._processes, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    script = tmp_path / "program.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    parent = subprocess.Popen(
+        [sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        workers = [int(word) for word in parent.stdout.readline().split()]
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+    assert len(workers) == 2
+    patience = time.monotonic() + 60
+    while any(alive(pid) for pid in workers) and time.monotonic() < patience:
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in workers)
+
+
+def alive(pid: int) -> bool:
+    """True if the process runs; a zombie that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

@@ -12,8 +12,8 @@ import torch
 from helpers.fake_llava import FakeLlava, FakeProcessor, FakeTokenizer
 from helpers.synthetic_pope import make_pope
 from llava.eval.benchmarks import get_benchmark
-from llava.eval.inference.engine import Engine, Memory, Setting
-from llava.eval.inference.vision_cache import VisionCache, picture_key
+from llava.eval.inference.engine import CollectedAnswers, Engine, PassSetting
+from llava.eval.inference.vision_cache import VisionCache, image_key
 from llava.model.features import VisionFeatures
 from llava.pruning import get_pruner
 
@@ -100,14 +100,14 @@ def test_a_path_stands_for_its_file(tmp_path):
     (tmp_path / "a.png").write_bytes(b"1")
     os.symlink(tmp_path / "a.png", tmp_path / "b.png")
     pope, vqa = get_benchmark("pope"), get_benchmark("vqav2")
-    one = picture_key(tmp_path / "a.png", pope.load_image, None)
-    assert picture_key(str(tmp_path / "b.png"), vqa.load_image, None) == one
-    assert picture_key(tmp_path / "a.png", pope.load_image, "paper") != one
-    assert picture_key(tmp_path / "a.png", get_benchmark("mmbench").load_image, None) != one
+    one = image_key(tmp_path / "a.png", pope.load_image, None)
+    assert image_key(str(tmp_path / "b.png"), vqa.load_image, None) == one
+    assert image_key(tmp_path / "a.png", pope.load_image, "paper") != one
+    assert image_key(tmp_path / "a.png", get_benchmark("mmbench").load_image, None) != one
     (tmp_path / "a.png").write_bytes(b"12")
-    assert picture_key(tmp_path / "a.png", pope.load_image, None) != one
+    assert image_key(tmp_path / "a.png", pope.load_image, None) != one
     gone = tmp_path / "gone.png"
-    assert picture_key(gone, pope.load_image, None) == picture_key(gone, pope.load_image, None)
+    assert image_key(gone, pope.load_image, None) == image_key(gone, pope.load_image, None)
 
 
 @pytest.mark.parametrize("fits", [5, 2])
@@ -135,9 +135,9 @@ def test_a_second_run_encodes_only_what_is_not_kept(tmp_path, fits):
             vision_cache=cache,
             load_image=get_benchmark("pope").load_image,
         )
-        setting = Setting("one", get_pruner("vispruner", 8), Memory())
+        setting = PassSetting("one", get_pruner("vispruner", 8), CollectedAnswers())
         reports.append(engine.run(order, [setting], progress=False))
-        found.append(setting.sink.texts)
+        found.append(setting.writer.texts)
     assert found[0] == found[1]
     assert (reports[0].images, reports[0].reused) == (5, 0)
     assert reports[1].images + reports[1].reused == 5 and reports[1].reused >= fits

@@ -19,7 +19,8 @@ from helpers.synthetic_pope import make_pope
 from llava.eval import run
 from llava.eval.benchmarks.base import Question
 from llava.eval.jobs import processes as workers
-from llava.eval.jobs.processes import World
+from llava.eval.jobs.job import resolve_job
+from llava.eval.jobs.processes import RankInfo
 
 ROOT = Path(__file__).parents[3]
 MODEL = ROOT / "tests" / "data" / "model" / "ckpt_llava15s"
@@ -69,18 +70,21 @@ def without_ids(path: Path) -> list[dict]:
 @pytest.mark.parametrize(
     ("environment", "place"),
     [
-        ({}, World()),
-        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, World(3, 4, 1)),
-        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, World()),
-        ({"WORLD_SIZE": "4"}, World()),  # some clusters set it everywhere
-        ({"RANK": "1", "WORLD_SIZE": "2"}, World(1, 2, 1)),
-        ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}, World(5, 8, 1)),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, World()),  # a batch script, not one of its steps
-        ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "9"}, World(1, 2, 1)),
+        ({}, RankInfo()),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, RankInfo(3, 4, 1)),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, RankInfo()),
+        ({"WORLD_SIZE": "4"}, RankInfo()),  # some clusters set it everywhere
+        ({"RANK": "1", "WORLD_SIZE": "2"}, RankInfo(1, 2, 1)),
+        ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}, RankInfo(5, 8, 1)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, RankInfo()),  # a batch script, not one of its steps
+        (
+            {"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "9"},
+            RankInfo(1, 2, 1),
+        ),
     ],
 )
 def test_the_place_is_what_the_launcher_says(environment, place):
-    assert workers.world(environment) == place
+    assert workers.rank_info(environment) == place
 
 
 @pytest.mark.parametrize(
@@ -88,8 +92,8 @@ def test_the_place_is_what_the_launcher_says(environment, place):
     [{"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "one", "WORLD_SIZE": "2"}, {"RANK": "-1", "WORLD_SIZE": "2"}],
 )
 def test_a_place_that_cannot_be_is_an_error(environment):
-    with pytest.raises(ValueError, match="RANK=.* WORLD_SIZE=2 .*no place among processes"):
-        workers.world(environment)
+    with pytest.raises(ValueError, match="RANK=.* WORLD_SIZE=2 .*not a valid rank"):
+        workers.rank_info(environment)
 
 
 def scattered(images: int, questions: int) -> list[Question]:
@@ -102,7 +106,7 @@ def scattered(images: int, questions: int) -> list[Question]:
 )
 def test_every_question_is_dealt_once_and_pictures_stay_together(images, count, size, batch):
     questions = scattered(images, count)
-    shares, whole_batches = workers.deal(questions, batch, size)
+    shares, whole_batches = workers.shard(questions, batch, size)
     assert sorted(index for share in shares for index in share) == list(range(count))
     holders = {}
     for rank, share in enumerate(shares):
@@ -112,14 +116,14 @@ def test_every_question_is_dealt_once_and_pictures_stay_together(images, count, 
     if whole_batches:
         largest = max(largest, batch)
     assert max(map(len, shares)) - min(map(len, shares)) <= largest
-    assert workers.deal(list(questions), batch, size) == (shares, whole_batches)
+    assert workers.shard(list(questions), batch, size) == (shares, whole_batches)
 
 
 def test_batches_of_a_lone_process_stay_together():
     from llava.eval.inference.engine import plan
 
     questions = scattered(100, 300)
-    shares, whole_batches = workers.deal(questions, 16, 4)
+    shares, whole_batches = workers.shard(questions, 16, 4)
     assert whole_batches
     for wave in plan(questions, 16):
         asked = {place for batch in wave.batches for place in batch}
@@ -131,7 +135,7 @@ def test_questions_without_picture_are_shared_out():
         Question(index, index, None if index % 2 else Path(f"{index}.png"), "?") for index in range(80)
     ]
     for batch in (4, 64):
-        shares, _ = workers.deal(questions, batch, 2)
+        shares, _ = workers.shard(questions, batch, 2)
         assert [len(share) for share in shares] == [40, 40]
 
 
@@ -147,15 +151,9 @@ def test_questions_without_picture_are_shared_out():
     ],
 )
 def test_every_process_takes_a_gpu_of_its_own(monkeypatch, given, local_rank, visible, device):
-    from argparse import Namespace
-
-    from llava.eval import cli
-
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: visible)
-    args = Namespace(device=given, dtype="float32", tower_dtype="float32", batch_size=4)
-    cli.resolve_device(args, MODEL, local_rank)
-    assert args.device == device
+    assert resolve_job(MODEL, given, "float32", "float32", local_rank=local_rank).device == device
 
 
 # ---- processes ------------------------------------------------------------------------------------
@@ -238,7 +236,7 @@ def test_killed_worker_and_the_same_again(data, whole, tmp_path, capsys):
             break
     tmp_path = folder
     assert code == 1, err
-    assert "process 1 of 2 was killed by signal 9" in err and "of 180 questions have no answer yet" in err
+    assert "process 1 of 2 was killed by signal 9" in err and "of 180 questions have no answer" in err
     assert "process 0 of 2: asked 90 questions" in out and '"score"' not in out
     assert not (tmp_path / "answers.jsonl").exists()
     left = lines(tmp_path)
@@ -274,7 +272,7 @@ def test_interrupted_by_hand_takes_all_along(data, tmp_path):
         _, err = process.communicate(timeout=300)
     finally:
         end(process)
-    assert process.returncode == 130 and "stopped; run the same command to go on" in err
+    assert process.returncode == 130 and "stopped; run the same command to resume" in err
     patience = time.monotonic() + 120  # one that was only just started sees that its parent is gone
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < patience:
         time.sleep(0.01)
@@ -332,11 +330,13 @@ def test_a_finished_run_starts_nobody(data, whole, tmp_path, capsys, monkeypatch
     monkeypatch.setattr("llava.eval.jobs.processes.start", lambda *_: pytest.fail("a process was started"))
     assert run.main(arguments(data, tmp_path, "--processes", "2")) == 0
     captured = capsys.readouterr().out
-    assert "every question is answered already" in captured and '"answered": 180' in captured
+    assert "all questions are already answered" in captured and '"answered": 180' in captured
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", "2")
-        monkeypatch.setattr("llava.eval.cli.load", lambda *_: pytest.fail("the model was loaded"))
+        monkeypatch.setattr(
+            "llava.eval.jobs.execute.load_model", lambda *_: pytest.fail("the model was loaded")
+        )
         assert run.main(arguments(data, tmp_path)) == 0
         document = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert (document["score"] is None) == (rank == "1")
@@ -346,7 +346,8 @@ def test_gpus_are_dealt_out_in_turn(monkeypatch, tmp_path):
     seen = tmp_path / "seen"
     code = (
         "import os, sys\nopen(sys.argv[1], 'a').write(' '.join([os.environ['RANK'], "
-        "os.environ['WORLD_SIZE'], os.environ['CUDA_VISIBLE_DEVICES']]) + chr(10))\n"
+        "os.environ['WORLD_SIZE'], os.environ['LOCAL_WORLD_SIZE'], os.environ['CUDA_VISIBLE_DEVICES']]) "
+        "+ chr(10))\n"
         "sys.exit(3 if os.environ['RANK'] == '1' else 0)"
     )
     popen = subprocess.Popen
@@ -356,4 +357,4 @@ def test_gpus_are_dealt_out_in_turn(monkeypatch, tmp_path):
 
     monkeypatch.setattr(workers.subprocess, "Popen", instead)
     assert workers.start([], 3, ["0", "GPU-4f"]) == ["process 1 of 3 failed (exit code 3)"]
-    assert sorted(seen.read_text().splitlines()) == ["0 3 0", "1 3 GPU-4f", "2 3 0"]
+    assert sorted(seen.read_text().splitlines()) == ["0 3 3 0", "1 3 3 GPU-4f", "2 3 3 0"]

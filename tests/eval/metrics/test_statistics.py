@@ -48,7 +48,7 @@ def test_pairing_sees_what_single_intervals_hide():
     hard = rng.binomial(10, rng.uniform(0.1, 0.9, 300))
     a, b = tallies(np.minimum(hard + rng.binomial(1, 0.3, 300), 10)), tallies(hard)
     result = paired_bootstrap(a, b, mean)
-    assert result.separates and result.low > 0 and result.images == 300
+    assert result.significant and result.ci_low > 0 and result.images == 300
     assert result.difference == pytest.approx(10 * (a.counts[:, 0] - b.counts[:, 0]).mean())
     (_, high_b), (low_a, _) = bootstrap_interval(b, mean), bootstrap_interval(a, mean)
     assert low_a < high_b  # the two intervals overlap
@@ -59,6 +59,6 @@ def test_pairing_is_by_image_name():
     a = tallies(right)
     b = PerImageCounts(a.images[::-1], a.counts[::-1])
     result = paired_bootstrap(a, b, mean)
-    assert (result.difference, result.low, result.high) == (0, 0, 0) and not result.separates
+    assert (result.difference, result.ci_low, result.ci_high) == (0, 0, 0) and not result.significant
     with pytest.raises(ValueError, match="different images: 20 occur in only one"):
         paired_bootstrap(a, tallies(right, "other"), mean)

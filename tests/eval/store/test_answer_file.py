@@ -50,7 +50,7 @@ def finish(path: Path) -> None:
     with opened(path) as file:
         for index in file.missing:
             file.write([said(index)])
-        file.finalise()
+        file.finalize()
 
 
 @pytest.fixture
@@ -73,15 +73,15 @@ def test_a_line_is_llavas_and_says_how_it_was_made(whole):
     assert whole.read_bytes().isascii()
 
 
-def test_finalise_restores_question_order(tmp_path, whole):
+def test_finalize_restores_question_order(tmp_path, whole):
     path = tmp_path / "answers.jsonl"
     with opened(path) as file:
         file.write([said(5), said(1), said(6)])
         assert file.missing == [0, 2, 3, 4, 7] and not file.wants(5) and file.wants(0)
         file.write([said(7), said(0), said(4), said(5)])  # 5 is not written twice
         file.write([said(3), said(2)])
-        file.finalise()
-        file.finalise()
+        file.finalize()
+        file.finalize()
         assert file.missing == []
     assert without_ids(path) == without_ids(whole)
     assert sorted(os.listdir(tmp_path)) == ["answers.jsonl", "whole.jsonl"]
@@ -124,25 +124,30 @@ def test_a_finished_file_is_not_touched(whole):
     [
         (
             {"pruning": (("method", "vispruner"), ("tokens", 32), ("important_ratio", 0.5))},
-            "tokens is 64 there, 32 here",
+            "tokens is 64 in the file, 32 in this run",
         ),
-        ({"pruning": (("method", "none"), ("tokens", None))}, "method is 'vispruner' there, 'none' here"),
-        ({"dtype": "float16"}, "dtype is 'float32' there, 'float16' here"),
-        ({"weights": "retrained"}, "weights is 'w' there, 'retrained' here"),
+        (
+            {"pruning": (("method", "none"), ("tokens", None))},
+            "method is 'vispruner' in the file, 'none' in this run",
+        ),
+        ({"dtype": "float16"}, "dtype is 'float32' in the file, 'float16' in this run"),
+        ({"weights": "retrained"}, "weights is 'w' in the file, 'retrained' in this run"),
     ],
 )
 def test_another_configuration_is_refused_with_the_difference(whole, change, says):
     before = whole.read_bytes()
     with pytest.raises(AnswerFileError, match=says) as caught:
         opened(whole, dataclasses.replace(CONFIGURATION, **change))
-    assert "another output" in str(caught.value) and whole.read_bytes() == before
+    assert "new --output" in str(caught.value) and whole.read_bytes() == before
 
 
 def test_other_questions_are_refused(whole):
     others = [dataclasses.replace(question, text="other?") for question in QUESTIONS]
-    with pytest.raises(AnswerFileError, match="whole.jsonl:1: .*other questions"):
+    with pytest.raises(AnswerFileError, match="whole.jsonl:1: .*not question number 0"):
         opened(whole, questions=others)
-    with pytest.raises(AnswerFileError, match="whole.jsonl:5: .*number 4, which is not asked now"):
+    with pytest.raises(
+        AnswerFileError, match="whole.jsonl:5: .*question number 4, but 4 questions are known"
+    ):
         opened(whole, questions=QUESTIONS[:4])
 
 
@@ -158,7 +163,7 @@ def test_other_questions_are_refused(whole):
 def test_a_file_that_is_not_ours_is_left_alone(tmp_path, content):
     path = tmp_path / "questions.jsonl"
     path.write_bytes(content)
-    with pytest.raises(AnswerFileError, match=r"questions\.jsonl:1: .*[gG]ive another output"):
+    with pytest.raises(AnswerFileError, match=r"questions\.jsonl:1: .*Use a new --output"):
         opened(path)
     assert path.read_bytes() == content
 
@@ -166,7 +171,7 @@ def test_a_file_that_is_not_ours_is_left_alone(tmp_path, content):
 def test_damage_in_the_middle_is_named(whole):
     lines = whole.read_bytes().splitlines(keepends=True)
     whole.write_bytes(b"".join([*lines[:2], lines[2][:30] + b"\n", *lines[3:]]))
-    with pytest.raises(AnswerFileError, match="whole.jsonl:3: a damaged line in the middle"):
+    with pytest.raises(AnswerFileError, match="whole.jsonl:3: a corrupt line in the middle"):
         opened(whole)
 
 
@@ -182,7 +187,7 @@ def test_one_writer_at_a_time(tmp_path):
         file.write([said(1), said(0)])
         with pytest.raises(AnswerFileError, match="another process is writing"):
             opened(path)
-        file.finalise()  # the new file is locked as well
+        file.finalize()  # the new file is locked as well
         with pytest.raises(AnswerFileError, match="another process is writing"):
             opened(path)
     with opened(path) as file:
@@ -194,7 +199,7 @@ def test_nothing_written_leaves_no_file(tmp_path):
         pass
     assert os.listdir(tmp_path / "new") == []
     with opened(tmp_path / "empty.jsonl", questions=[]) as file:
-        file.finalise()
+        file.finalize()
     assert (tmp_path / "empty.jsonl").read_bytes() == b""  # an empty chunk is a file that can be concatenated
 
 
@@ -230,7 +235,7 @@ def test_a_file_size_limit_while_finalising(tmp_path, whole):
 
     code = (
         f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]\nfrom test_answer_file import *\n"
-        f"with opened(Path({str(path)!r})) as file:\n    file.finalise()"
+        f"with opened(Path({str(path)!r})) as file:\n    file.finalize()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, preexec_fn=limit)
     assert done.returncode != 0 and "the disk is full" in done.stderr and "8 answers" in done.stderr
@@ -250,7 +255,7 @@ def test_killed_while_finalising(tmp_path, whole, monkeypatch, call):
         "file = opened(Path({path!r}))\ncount = [0]\nreal = os.{call}\n"
         "def die(*arguments):\n    count[0] += 1\n"
         "    if count[0] == {times}: os.kill(os.getpid(), signal.SIGKILL)\n    return real(*arguments)\n"
-        "os.{call} = die\nfile.finalise()"
+        "os.{call} = die\nfile.finalize()"
     ).format(here=str(Path(__file__).parent), path=str(path), call=call, times=1 if call == "replace" else 2)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == -9, done.stderr

@@ -1,0 +1,282 @@
+"""The job: everything that is decided before a model is loaded, made once and never changed.
+
+    pruner, anyres = resolve_pruner(model, "vispruner", 64, 0.5)
+    job = resolve_job(model, device="cuda", anyres=anyres)
+    task = read_task(get_benchmark("pope"), folder)
+    configuration = job.configuration(task, pruner)
+
+A job names the model and how it answers; a task is one benchmark with its questions; a pruner is one setting.
+Arguments win over the environment, the environment over the checkpoint's config.json. Loads no weights, so a
+finished run is recognized without a model.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava import paths
+from llava.eval.benchmarks import Benchmark, DataError, DataIssue, Question
+from llava.eval.store.provenance import Configuration, fingerprint_checkpoint, fingerprint_questions
+
+if TYPE_CHECKING:
+    from llava.pruning import Pruner
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model and how it answers; see `resolve_job`."""
+
+    model: Path | str
+    name: str  # LLaVA's name of the checkpoint
+    device: str
+    dtype: str
+    tower_dtype: str
+    conv_mode: str
+    batch_size: int
+    model_base: str | None = None
+    attn_implementation: str = "sdpa"
+    anyres: str | None = None  # None: the default of the method
+    max_new_tokens: int | None = None  # None: the benchmark's
+    temperature: float = 0.0
+    top_p: float | None = None
+    num_beams: int = 1
+    seed: int = 0
+    share_prefix: bool = True
+    num_workers: int | None = None  # processes that load images; None: automatic
+    warnings: tuple[str, ...] = ()
+
+    def answer_length(self, benchmark: Benchmark | None) -> int:
+        """Return the number of new tokens per answer."""
+        return self.max_new_tokens or (benchmark.max_new_tokens if benchmark is not None else 128)
+
+    def configuration(self, task: Task, pruner: Pruner) -> Configuration:
+        """Return everything that decides the answers of one setting to one task."""
+        same = (
+            "conv_mode",
+            "dtype",
+            "tower_dtype",
+            "attn_implementation",
+            "temperature",
+            "top_p",
+            "num_beams",
+        )
+        return Configuration(
+            model=self.name,
+            weights=_weights(self.model, self.model_base),
+            questions=task.fingerprint,
+            pruning=tuple(pruner.config().items()),
+            device=self.device.split(":")[0],
+            max_new_tokens=self.answer_length(task.benchmark),
+            **{name: getattr(self, name) for name in (*same, "seed", "anyres")},
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """The questions of one benchmark, or (without one) of a question file."""
+
+    questions: Sequence[Question]
+    issues: Sequence[DataIssue] = ()  # lines that cannot be used
+    benchmark: Benchmark | None = None
+    folder: Path | None = None  # of the benchmark
+    limit: int | None = None  # answer the first N questions
+    warnings: Sequence[str] = field(default=())
+
+    @property
+    def title(self) -> str:
+        return self.benchmark.title if self.benchmark is not None else "questions"
+
+    @functools.cached_property
+    def asked(self) -> Sequence[Question]:
+        """The questions to answer now; answers to the others may exist already."""
+        return self.questions[: self.limit]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of all questions, so that a run with --limit can be continued without it."""
+        return fingerprint_questions(self.questions)
+
+    @property
+    def partial(self) -> bool:
+        """True if only a part of the questions is asked; official rules are about whole sets."""
+        return len(self.asked) < len(self.questions)
+
+
+def read_task(benchmark: Benchmark, data: Path | None, limit: int | None = None) -> Task:
+    """Read the questions of a benchmark.
+
+    Args:
+        data: The benchmark's own folder or the one above; None: the bundled data.
+
+    Raises:
+        DataError: No such data, or no readable question.
+    """
+    if benchmark.media != "image":
+        raise DataError(
+            f"{benchmark.title}: asks about videos, and no model here takes any. Score answers made "
+            "elsewhere with python -m llava.eval.score"
+        )
+    given = paths.BUNDLED_DATA / benchmark.folder if data is None else data.expanduser()
+    if data is None and not benchmark.owns(given):
+        raise DataError(
+            f"{benchmark.title}: no bundled data ({given} has no {benchmark.marker}). Set --data (DATA_DIR)"
+        )
+    folder = benchmark.locate(given)
+    names = (benchmark.folder, *benchmark.other_folders)
+    if not benchmark.owns(folder) and not (folder / benchmark.folder).is_dir() and folder.name not in names:
+        raise DataError(
+            f"{folder}: contains neither {benchmark.marker} nor a folder {benchmark.folder} with it. Run "
+            f"python -m llava.eval.data check {benchmark.name} to see what is needed"
+        )
+    issues: list[DataIssue] = []
+    questions = list(benchmark.questions(folder, issues))
+    if not questions and issues:
+        more = f" (and {len(issues) - 1} more lines)" if len(issues) > 1 else ""
+        raise DataError(f"{issues[0]}{more}: no readable question")
+    asked = questions[:limit]
+    lines = {question.line for question in asked}
+    if limit is not None:  # what lies beyond the limit concerns nobody
+        issues = [issue for issue in issues if not lines or issue.line <= max(lines)]
+    return Task(questions, issues, benchmark, folder, limit, benchmark.check(folder, asked))
+
+
+def resolve_job(
+    model: Path | str,
+    device: str | None = None,
+    dtype: str | None = None,
+    tower_dtype: str | None = None,
+    conv_mode: str | None = None,
+    batch_size: int | None = None,
+    local_rank: int | None = None,
+    **given: Any,
+) -> Job:
+    """Decide device, dtypes, batch size and conversation template where they are not given.
+
+    Args:
+        local_rank: Rank of this process on its machine, if there are several; each takes its own GPU.
+        given: Further fields of `Job`.
+
+    Raises:
+        ValueError: Unknown device or conversation template, or config.json cannot be read.
+    """
+    import torch
+
+    from llava.conversation import conv_templates
+    from llava.model.settings import choose_dtypes
+
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        kind = torch.device(place).type
+    except RuntimeError as error:
+        raise ValueError(f"--device {place}: no such device ({str(error).splitlines()[0]})") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {place}: torch finds no CUDA device. Use --device cpu")
+    if place == "cuda" and local_rank is not None and torch.cuda.device_count() > 1:
+        place = f"cuda:{local_rank % torch.cuda.device_count()}"
+    config, name = config_of(model), model_name(model)
+    saved_in = config.get("torch_dtype") or config.get("dtype")
+    dtypes = choose_dtypes(dtype, tower_dtype, saved_in, torch.device(place))
+    usual, warnings = conversation_for(config, name), []
+    if conv_mode is not None and conv_mode not in conv_templates:
+        raise ValueError(
+            f"--conv-mode {conv_mode}: no such template. Choose from {', '.join(conv_templates)}"
+        )
+    if conv_mode not in (None, usual):
+        warnings.append(f"--conv-mode {conv_mode}: {name} calls for {usual}. Omit the option to use {usual}")
+    return Job(
+        model,
+        name,
+        place,
+        *(str(one).removeprefix("torch.") for one in dtypes),
+        conv_mode or usual,
+        batch_size or (16 if kind == "cuda" else 64),
+        warnings=tuple(warnings),
+        **given,
+    )
+
+
+def resolve_pruner(
+    model: Path | str,
+    method: str | None,
+    budget: int | str | None,
+    important_ratio: float | None,
+    anyres: str | None = None,
+    seed: int = 0,
+) -> tuple[Pruner, str | None]:
+    """Return the pruner of a run, and the anyres protocol if one was chosen.
+
+    No budget in arguments, environment and config.json means no pruning.
+
+    Raises:
+        ValueError: An unknown method, or a method without a budget.
+    """
+    from llava.model.settings import resolve_pruning
+    from llava.pruning import get_pruner
+
+    number = budget if isinstance(budget, int) else None
+    found = resolve_pruning(config_of(model), method, number, important_ratio, anyres)
+    if budget == "none":
+        return get_pruner("none"), found.anyres
+    name, tokens = found.pruner.name, found.pruner.tokens
+    if name != "none" and tokens is None:
+        raise ValueError(f"method {name}: no budget. Set --tokens to a number or to none")
+    if name == "none" and number is not None and method != "none":
+        raise ValueError(f"--tokens {number}: the method set elsewhere is none. Set --method")
+    return get_pruner(name, tokens, found.pruner.important_ratio, seed), found.anyres
+
+
+def common_anyres(model: Path | str, anyres: str | None) -> str | None:
+    """Return the anyres protocol of a pass with several settings, which needs one way to cut images."""
+    from llava.model.settings import resolve_pruning
+
+    config = config_of(model)
+    is_anyres = config.get("image_aspect_ratio") == "anyres" or "image_grid_pinpoints" in config
+    chosen = resolve_pruning(config, "none", None, None, anyres).anyres
+    return chosen or ("paper" if is_anyres else None)
+
+
+def setting_name(pruner: Any) -> str:
+    """Return a pruner's settings as a folder name and row label: none, random-64, vispruner-r0.5-64."""
+    settings = pruner.config()
+    settings.pop("seed", None)
+    method, budget = settings.pop("method"), settings.pop("tokens")
+    ratio = settings.pop("important_ratio", None)
+    parts = [
+        method,
+        f"r{ratio:g}" if ratio is not None else None,
+        *(f"{key}={value}" for key, value in settings.items()),
+        str(budget) if budget is not None else None,
+    ]
+    return "-".join(part for part in parts if part)
+
+
+def model_name(model: Path | str) -> str:
+    """Return LLaVA's name of a checkpoint: its folder's, with the parent's before a `checkpoint-N`."""
+    parts = [part for part in Path(model).parts if part not in ("/", ".")]
+    return "_".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
+
+
+def config_of(model: Path | str) -> dict[str, Any]:
+    """Return config.json of a checkpoint folder, or of a name on the Hugging Face hub."""
+    from llava.model.checkpoint.config import read_config
+
+    return read_config(model) if isinstance(model, Path) else {}
+
+
+def conversation_for(config: dict[str, Any], name: str) -> str:
+    """Return the conversation template that a checkpoint was trained with."""
+    return "vicuna_v1"
+
+
+@functools.cache
+def _weights(model: Path | str, base: str | None) -> str:
+    """Fingerprint the checkpoint, and the base of a LoRA or projector-only folder."""
+    found = fingerprint_checkpoint(model) if isinstance(model, Path) else "hub"
+    if not base:
+        return found
+    folder = Path(base).expanduser()
+    return f"{found}+{fingerprint_checkpoint(folder) if folder.is_dir() else base}"

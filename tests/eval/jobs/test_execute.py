@@ -1,0 +1,137 @@
+"""The driver on a golden checkpoint: merging, resuming, ordering, limits, conversation templates."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from helpers.synthetic_pope import make_pope
+from llava.eval import run, sweep
+from llava.eval.benchmarks import get_benchmark
+from llava.eval.jobs import execute
+from llava.eval.jobs.job import Task, read_task, resolve_job, resolve_pruner
+from llava.eval.store.answer_file import Answer, AnswerFile
+
+MODEL = Path(__file__).parents[2] / "data" / "model" / "ckpt_llava15s"
+FAST = ["--max-new-tokens", "3", "--batch-size", "8"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return make_pope(tmp_path_factory.mktemp("data") / "pope", pictures=6, per_category=20)
+
+
+def command(data: Path, output: Path, *more: str) -> list[str]:
+    given = ["--benchmark", "pope", "--model", str(MODEL), "--data", str(data), "--output", str(output)]
+    return [*given, "--tokens", "16", *FAST, *more]
+
+
+def rows(path: Path) -> list[dict]:
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "answer_id"} for row in found]
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("whole")
+    assert run.main(command(data, output)) == 0
+    return output / "answers.jsonl"
+
+
+def opened(data: Path, folder: Path) -> tuple[Task, execute.SettingRun]:
+    pruner, anyres = resolve_pruner(MODEL, "vispruner", 16, 0.5)
+    job = resolve_job(MODEL, "cpu", batch_size=8, anyres=anyres, max_new_tokens=3)
+    task = read_task(get_benchmark("pope"), data)
+    return task, execute.SettingRun.open(job, task, pruner, folder, 2)
+
+
+def test_a_process_that_finishes_during_the_merge_does_no_harm(data, tmp_path, monkeypatch):
+    """Its shard is rewritten in question order: locations found before that are worthless."""
+    task, setting = opened(data, tmp_path)
+    shards, questions = setting.shards, task.questions
+    answers = [Answer(question.index, f"text {question.index}", 16) for question in questions]
+    files = [
+        AnswerFile(shards.path(rank, 2), questions, setting.configuration, "m", range(rank, 60, 2))
+        for rank in range(2)
+    ]
+    for rank in range(2):
+        files[rank].write([one for one in reversed(answers) if one.index % 2 == rank])
+    files[0].finalize()
+    shards.write_report(0, 2, execute.ShardReport(setting.configuration.hash()))
+    scan = type(shards).scan
+
+    def scan_and_let_the_other_finish(self):
+        found = scan(self)
+        if files[1] is not None:
+            files[1].finalize()
+            shards.write_report(1, 2, execute.ShardReport(setting.configuration.hash()))
+            files[1] = None
+        return found
+
+    monkeypatch.setattr(type(shards), "scan", scan_and_let_the_other_finish)
+    missing, merged = execute.merge(task, setting, 2, rank=0)
+    if not merged:  # the other process has reported by now: it merges
+        missing, merged = execute.merge(task, setting, 2, rank=1)
+    assert (missing, merged) == (0, True)
+    assert [row["text"] for row in rows(setting.answers)] == [one.text for one in answers]
+
+
+def test_a_sweep_killed_before_the_reordering_is_ordered_by_the_next_start(data, whole, tmp_path, capsys):
+    folder = tmp_path / "pope" / "vispruner-r0.5-16"
+    folder.mkdir(parents=True)
+    lines = whole.read_text().splitlines()
+    (folder / "answers.jsonl").write_text("\n".join(reversed(lines)) + "\n")
+    given = ["--benchmarks", "pope", "--model", str(MODEL), "--data", str(data), "--output", str(tmp_path)]
+    assert sweep.main([*given, "--methods", "vispruner", "--tokens", "16", "--ratios", "0.5", *FAST]) == 0
+    assert (folder / "answers.jsonl").read_text().splitlines() == lines
+    score = json.loads((folder / "score.json").read_text())["score"]
+    assert score == json.loads(whole.with_name("score.json").read_text())["score"]
+
+
+def test_a_limited_run_is_continued_without_the_limit(data, whole, tmp_path, capsys):
+    assert run.main(command(data, tmp_path, "--limit", "20")) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["answered"] == 20
+    assert run.main(command(data, tmp_path)) == 0
+    said = capsys.readouterr().out
+    document = json.loads(said.splitlines()[-1])
+    assert "resuming: 20 of 60" in said
+    assert (document["answered"], document["generated"]) == (60, 40)
+    assert rows(tmp_path / "answers.jsonl") == rows(whole)
+
+
+def test_a_limit_on_a_finished_run_scores_a_part_and_keeps_the_rest(data, whole, tmp_path, capsys):
+    shutil.copytree(whole.parent, tmp_path / "run")
+    before = (tmp_path / "run" / "score.json").read_bytes()
+    assert run.main(command(data, tmp_path / "run", "--limit", "20")) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (document["answered"], document["generated"], document["questions"]) == (20, 0, 20)
+    assert len(rows(tmp_path / "run" / "answers.jsonl")) == 60
+    assert (tmp_path / "run" / "score.json").read_bytes() == before
+
+
+def test_score_files_of_run_and_sweep_have_one_schema(data, whole, tmp_path):
+    given = ["--benchmarks", "pope", "--model", str(MODEL), "--data", str(data), "--output", str(tmp_path)]
+    assert sweep.main([*given, "--methods", "vispruner", "--tokens", "16", "--ratios", "0.5", *FAST]) == 0
+    of_run = json.loads(whole.with_name("score.json").read_text())
+    of_sweep = json.loads((tmp_path / "pope" / "vispruner-r0.5-16" / "score.json").read_text())
+    assert set(of_run) == set(of_sweep)
+    for key in ("score", "ci_low", "ci_high", "llm_gflops", "answered", "questions", "setting", "config"):
+        assert of_run[key] == of_sweep[key], key
+    assert "answers" not in of_run and of_run["answers_file"] == str(whole)
+
+
+def test_the_conversation_is_the_checkpoints(tmp_path, capsys):
+    config = json.loads((MODEL / "config.json").read_text())
+    folder = tmp_path / "llava-v1.6-mistral-7b"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "llava_mistral"}))
+    job = resolve_job(folder, "cpu")
+    assert (job.conv_mode, job.warnings) == ("mistral_instruct", ())
+    other = resolve_job(folder, "cpu", conv_mode="vicuna_v1")
+    assert other.conv_mode == "vicuna_v1" and "calls for mistral_instruct" in other.warnings[0]
+    assert resolve_job(MODEL, "cpu").conv_mode == "vicuna_v1"
+    with pytest.raises(ValueError, match="--conv-mode v9: no such template. Choose from"):
+        resolve_job(MODEL, "cpu", conv_mode="v9")

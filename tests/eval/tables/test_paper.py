@@ -1,0 +1,167 @@
+"""Measured next to published numbers: which result belongs in which line, and the forms of the table."""
+
+from __future__ import annotations
+
+import csv
+import re
+
+import pytest
+
+from helpers.score_files import write_score
+from llava.eval.tables.collect import read_results
+from llava.eval.tables.page import html_page
+from llava.eval.tables.paper import build_paper_table, flops_of
+from llava.eval.tables.published import COLUMNS, PublishedModel, load_published, prefill_flops
+
+TABLES = load_published()
+MAIN = TABLES["llava-1.5-7b"]
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """Every benchmark of LLaVA-1.5's table with all tokens and at 64, but only POPE at 32."""
+    full = next(row for row in MAIN.rows if row.method == "none").values
+    for name in MAIN.scored:
+        benchmark = COLUMNS[name].benchmark
+        write_score(tmp_path / "none" / name, benchmark, full[name], "none", None, None)
+        write_score(tmp_path / "64" / name, benchmark, 50.0, low=49.0, high=51.0, visual_tokens=64.0)
+    write_score(tmp_path / "32", "pope", 70.7, tokens=32)
+    return tmp_path
+
+
+def build(folder, table=MAIN, **options):
+    return build_paper_table(table, read_results([folder])[0], **options)
+
+
+def lines_of(paper):
+    return {(line.method, line.tokens, line.ratio): line for line in paper.lines}
+
+
+def test_measured_next_to_published(measured):
+    results, warnings = read_results([measured])
+    assert warnings == [] and len(results) == 21
+    lines = lines_of(build_paper_table(MAIN, results))
+    ours = lines["vispruner", 64, None]
+    assert ours.published["pope"] == 80.4 and ours.measured["pope"] == 50.0
+    assert ours.difference["pope"] == pytest.approx(-30.4)
+    assert ours.measured["acc"] == pytest.approx((9 * 50 + 2.5) / 10)  # MME of 50 points is 2.5 %
+    full = lines["none", 576, None].measured
+    expected = sum(50 / full[name] for name in MAIN.scored) * 10
+    assert ours.measured["rel"] == pytest.approx(expected) and full["rel"] == pytest.approx(100)
+
+
+def test_what_was_not_measured_is_empty(measured):
+    paper = build(measured)
+    lines = lines_of(paper)
+    assert lines["vispruner", 32, None].measured == {"pope": 70.7}  # no Acc., no Rel.
+    assert lines["fastv", 64, None].measured == {}
+    rows = [
+        row
+        for row in csv.DictReader(paper.csv().splitlines())
+        if (row["method"], row["tokens"]) == ("vispruner", "32")
+    ]
+    assert len(rows) == 12 and all(row["published"] for row in rows)
+    assert [row["column"] for row in rows if row["measured"] or row["difference"]] == ["pope"]
+    assert "measured" not in {row.kind for row in build_paper_table(MAIN, []).table().rows}
+
+
+def test_rel_needs_all_tokens_measured(tmp_path):
+    table = TABLES["llava-next-7b"]
+    for name in table.scored:
+        write_score(tmp_path / name, name, 50.0, model="llava-v1.6-vicuna-7b", tokens=32)
+    ours = lines_of(build(tmp_path, table))["vispruner", 160, None]  # a budget of 32 per crop
+    assert ours.measured["acc"] == pytest.approx((4 * 50 + 2.5) / 5) and "rel" not in ours.measured
+
+
+def test_other_methods_and_ratios_have_lines_of_their_own(measured):
+    write_score(measured / "r0", "pope", 60.0, ratio=0.0)
+    write_score(measured / "random", "pope", 40.0, "random", ratio=None)
+    paper = build(measured)
+    lines = lines_of(paper)
+    assert lines["vispruner", 64, 0.0].measured == {"pope": 60.0}
+    assert lines["vispruner", 64, 0.0].published == {} == lines["random", 64, None].published
+    assert lines["vispruner", 64, None].measured["pope"] == 50.0
+    order = [(line.method, line.tokens) for line in paper.lines]
+    assert order.index(("vispruner", 64)) < order.index(("random", 64)) < order.index(("tome", 32))
+    other = lines_of(build(measured, ratio=0.0))
+    assert other["vispruner", 64, None].measured == {"pope": 60.0}
+
+
+def test_other_checkpoints_are_shown_only_by_name(tmp_path):
+    write_score(tmp_path, "pope", 99.0, model="llava-tiny")
+    paper = build(tmp_path)
+    assert not any(line.measured for line in paper.lines)
+    assert any("llava-tiny (1)" in note for note in paper.notes)
+    named = build(tmp_path, names={"llava-1.5-7b": {"llava-tiny"}})
+    assert lines_of(named)["vispruner", 64, None].measured == {"pope": 99.0}
+    assert "Measured: llava-tiny." in named.notes
+
+
+@pytest.mark.parametrize("name", ["vizwiz_val", "vizwiz"])
+def test_validation_scores_are_not_compared_with_test_scores(name, tmp_path):
+    write_score(tmp_path, name, 54.0, details={"split": "validation"})
+    assert not any(line.measured for line in build(tmp_path).lines)
+    write_score(tmp_path / "pope", "pope", 80.0)
+    assert any(f"Validation scores ({name})" in note for note in build(tmp_path).notes)
+    (tmp_path / "server.json").write_text('{"benchmark": "vizwiz", "score": 52.0}')
+    found = lines_of(build(tmp_path))["vispruner", 64, None].measured.get("vizwiz")
+    assert found == (52.0 if name == "vizwiz" else None)
+
+
+def test_parts_of_a_set_and_fixed_scores_are_marked(tmp_path):
+    write_score(tmp_path / "part", "pope", 90.0, answers=120)
+    write_score(tmp_path / "fixed", "gqa", 60.0, details={"rule": "fixed: joined by id"})
+    paper = build(tmp_path)
+    line = lines_of(paper)["vispruner", 64, None]
+    assert (line.marks("pope"), line.marks("gqa")) == ("*", "+")
+    text = paper.table().text()
+    assert "90.0*" in text and "\n* not the full set" in text
+    assert "60.0+" in text and "\n+ scored with --fixed" in text
+
+
+def test_video_scores_come_from_the_details(tmp_path):
+    details = {"average_score": 3.9}
+    write_score(tmp_path, "msvd", 69.0, tokens=227, model="Video-LLaVA-7B", details=details)
+    line = lines_of(build(tmp_path, TABLES["video-llava-7b"]))["vispruner", 227, None]
+    assert line.measured == {"msvd_acc": 69.0, "msvd_score": 3.9}
+
+
+def test_efficiency_is_what_runs_record(tmp_path):
+    known = {"tokens": 32, "visual_tokens": 160.0}
+    write_score(tmp_path, "pope", 80.0, model="llava-v1.6-vicuna-7b", llm_gflops=3000.0, **known)
+    line = lines_of(build(tmp_path, TABLES["efficiency"]))["vispruner", 160, None]
+    assert line.measured == {"flops_T": 3.0, "kv_cache_MB": 80.0}  # runs do not record memory and time
+    shape = {"gflops": {"shape": [2, 64, 99, 32], "text_tokens": 9}}
+    for more, expected in (({}, None), (shape, 160 / 4096)):
+        write_score(tmp_path, "pope", 80.0, model="other", **known, **more)
+        paper = build(tmp_path, TABLES["efficiency"], names={"llava-next-7b": {"other"}})
+        assert lines_of(paper)["vispruner", 160, None].measured.get("kv_cache_MB") == expected
+
+
+def test_forms_of_the_table(measured):
+    table = build(measured).table()
+    markdown, latex = table.markdown(), table.latex()
+    assert {line.count("|") for line in markdown.splitlines() if line.startswith("|")} == {16}
+    assert "**50.0**" in markdown and re.search(r"\| +-30\.4 \|", markdown)
+    body = [line for line in latex.splitlines() if line.endswith(r"\\")]
+    assert {line.count("&") for line in body} == {14}
+    assert r"\textbf{50.0}" in latex and "$-30.4$" in latex and latex.count(r"\midrule") == 4
+
+
+def test_page_has_charts_of_means_and_of_measured_benchmarks(measured):
+    pytest.importorskip("matplotlib")
+    page = html_page("Title", [build(measured).html()])
+    drawn = re.findall(r'role="img">\s*<title>LLaVA-1.5-7B: (.*?)</title>', page)
+    assert drawn[:2] == ["Acc. against tokens", "Acc. against FLOPs"] and len(drawn) == 2 + len(MAIN.scored)
+    assert "VisPruner, measured: 64, 50.00" in page and "VisPruner, published: 64, 80.40" in page
+
+
+def test_flops_of_other_models_are_unknown(tmp_path):
+    write_score(tmp_path / "a", "pope", 80.0, model="llava-tiny")
+    write_score(tmp_path / "b", "gqa", 80.0, model="llava-tiny", llm_gflops=5.0, tokens=32)
+    lines = lines_of(build(tmp_path, names={"llava-1.5-7b": {"llava-tiny"}}))
+    assert flops_of(MAIN, lines["vispruner", 64, None], True) is None
+    assert flops_of(MAIN, lines["vispruner", 32, None], True) == pytest.approx(0.005)
+    seven = PublishedModel("m", "M", 576, (), (32, 4096, 11008))
+    expected = prefill_flops("vispruner", 64, seven) / 1e12
+    assert flops_of(MAIN, lines["vispruner", 64, None], False) == pytest.approx(expected)
