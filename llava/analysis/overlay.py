@@ -195,7 +195,15 @@ def main(argv: list[str] | None = None) -> int:
     missing = [str(file) for file in args.image if not file.is_file()]
     if missing:
         parser.error(f"--image: no such file: {', '.join(missing)}")
-    single = len(args.image) * len(args.tokens) * len(args.method) == 1
+    try:
+        pruners = [
+            get_pruner(method, tokens, args.ratio, args.seed)
+            for method in args.method
+            for tokens in args.tokens
+        ]
+    except ValueError as error:
+        parser.error(str(error))
+    single = len(args.image) * len(pruners) == 1
     output = args.output or Path(
         f"{args.image[0].stem}_{'_'.join(args.method)}_{'_'.join(map(str, args.tokens))}.png"
     )
@@ -206,9 +214,6 @@ def main(argv: list[str] | None = None) -> int:
     from llava.model.checkpoint.read import CheckpointError
 
     path = str(args.model or BUNDLED_MODEL)
-    pruners = [
-        get_pruner(method, tokens, args.ratio, args.seed) for method in args.method for tokens in args.tokens
-    ]
     try:
         _, model, processor, _ = load_pretrained_model(
             path, None, get_model_name_from_path(path), device=args.device

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .base import Kept, Pruner, attention_order
-from .diversity import most_diverse
+from .diversity import most_diverse, rounds_backend
 from .registry import register_pruner
 
 
@@ -18,6 +18,10 @@ class VisPruner(Pruner):
     """
 
     uses_ratio = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rounds_backend("cpu")  # refuses an invalid VISPRUNER_ROUNDS here, before a model is loaded
 
     def choose(self, features, attention, tokens, crop_ids, question):
         order = attention_order(attention)  # (B, N)

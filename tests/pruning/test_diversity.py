@@ -69,9 +69,12 @@ def test_backend_is_triton_on_cuda_where_it_is_installed_and_has_not_failed(monk
 
 @pytest.mark.parametrize("value", ["tritn", "Torch", "graph"])
 def test_unknown_values_of_the_environment_variable_are_refused(value, monkeypatch):
+    pruner = get_pruner("vispruner", 4)
     monkeypatch.setenv("VISPRUNER_ROUNDS", value)
     with pytest.raises(ValueError, match=f"VISPRUNER_ROUNDS: .*'{value}' .choose from triton, torch"):
-        get_pruner("vispruner", 4).select(torch.randn(1, 20, 3), torch.rand(1, 2, 20))
+        pruner.select(torch.randn(1, 20, 3), torch.rand(1, 2, 20))
+    with pytest.raises(ValueError, match="VISPRUNER_ROUNDS"):  # so commands refuse it before loading a model
+        get_pruner("vispruner", 4)
 
 
 @pytest.mark.gpu

@@ -87,9 +87,11 @@ def check_device(args: argparse.Namespace) -> None:
     """Fill in `args.device`.
 
     Raises:
-        ValueError: for a device that does not exist.
+        ValueError: for a device that does not exist, and for an invalid VISPRUNER_ROUNDS.
     """
     import torch
+
+    from llava.pruning.diversity import rounds_backend
 
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -98,6 +100,7 @@ def check_device(args: argparse.Namespace) -> None:
         raise ValueError(f"--device {args.device}: no such device ({str(error).splitlines()[0]})") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {args.device}: torch sees {torch.cuda.device_count()} CUDA devices here")
+    rounds_backend(device)
 
 
 def numbers(text: str) -> list[int]:
