@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     )
     from llava.pruning import get_pruner
 
-__version__ = "0.1.0"  # as in pyproject.toml
+__version__ = "0.2.0"  # as in pyproject.toml
 
 __all__ = [
     "LlavaConfig",

@@ -1,10 +1,35 @@
-"""Locations of the repository, the bundled model and the bundled data."""
+"""Locations of the repository, the bundled model and data, and the cache."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+# The folder that contains the package: the root of a clone, or site-packages, which has no bundled files.
 REPOSITORY = Path(__file__).resolve().parents[1]
 BUNDLED_MODEL = REPOSITORY / "playground" / "tiny" / "llava-tiny"
 BUNDLED_ANYRES_MODEL = BUNDLED_MODEL.with_name("llava-tiny-anyres")  # the same weights, LLaVA-NeXT's crops
 BUNDLED_DATA = REPOSITORY / "playground" / "tiny" / "eval"
+
+
+def cache_folder() -> Path:
+    """Return the folder for converted towers and derived data: $VISPRUNER_CACHE, else ~/.cache/vispruner."""
+    return Path(os.environ.get("VISPRUNER_CACHE") or Path.home() / ".cache" / "vispruner").expanduser()
+
+
+def require_bundled(path: Path, option: str) -> Path:
+    """Return the location of a bundled file or folder of the repository.
+
+    Args:
+        path: One of the locations above, or a path below it.
+        option: What to give instead, for the message.
+
+    Raises:
+        FileNotFoundError: `path` does not exist, as in an installed wheel.
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no such file or folder. The bundled model and data come with a repository clone, "
+            f"not with the installed package. Give {option}, or run from a clone."
+        )
+    return path

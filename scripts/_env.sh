@@ -1,24 +1,23 @@
 #!/usr/bin/env bash
-# The set-up that every script shares: finds a Python, makes a virtual environment once, fetches the embedded tower.
+# Set-up shared by all scripts: find a Python, create a virtual environment, download the bundled vision tower.
 #
-#   source scripts/_env.sh          # from a script; also sets -euo pipefail and ROOT (the repository)
-#   vispruner_env dev tiny          # environment with these extras of pyproject.toml; sets and exports PY
-#   vispruner_tower                 # the embedded vision tower, fetched and converted once
-#   vispruner_step "what comes"     # a heading with the elapsed time, on stderr
+#   source scripts/_env.sh          # in a script; also sets -euo pipefail and ROOT (the repository)
+#   vispruner_env dev tiny          # environment with these extras of pyproject.toml; exports PY
+#   vispruner_tower                 # download and convert the bundled vision tower, once
+#   vispruner_step "what follows"   # a heading with the elapsed time, on stderr
 #   "$PY" -m llava.eval.run ...
 #
-#   bash scripts/_env.sh dev tiny   # only sets up
+#   bash scripts/_env.sh dev tiny   # set up only; prints the path of Python
 #
 # Environment variables:
-#   PYTHON=python3.12           what a new environment is made with (otherwise python3, python3.12, .11, .10, .13)
-#   VENV=folder                 where the environment lies (otherwise .venv in the repository); reused when present
-#   VISPRUNER_SYSTEM_PYTHON=1   make no environment and install nothing: use PYTHON (or python3) as it is, which
-#                               must hold the core dependencies already (a GPU machine without a package registry)
-# Registries and proxies are pip's own business: PIP_INDEX_URL, PIP_FIND_LINKS, HTTPS_PROXY ... are honoured.
+#   PYTHON=python3.12           Python for a new environment (default: python3, python3.12, .11, .10 or .13)
+#   VENV=folder                 the environment (default: .venv in the repository); reused if it exists
+#   VISPRUNER_SYSTEM_PYTHON=1   create no environment and install nothing: use PYTHON (or python3), which must
+#                               have the core dependencies (for a GPU machine without a package registry)
+# pip reads its usual variables for registries and proxies: PIP_INDEX_URL, PIP_FIND_LINKS, HTTPS_PROXY.
 #
-# What is installed is recorded in a stamp file inside the environment, written last: an installation that was
-# interrupted has no stamp and is completed by the next call; with a matching stamp nothing is asked of pip.
-# Needs bash 3.2 or newer.
+# A stamp file in the environment records what is installed. It is written last: without it, the next call
+# completes the installation; with a matching stamp, pip is skipped. Requires bash 3.2 or newer.
 
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -36,12 +35,12 @@ _vp_die() {
 
 # ---- Python -------------------------------------------------------------------------------------------------
 
-# A command found on PATH may still be a stub that does not run (pyenv's shims), so each candidate is run.
+# A command on PATH may be a stub that does not run (a pyenv shim), so each candidate is executed.
 _vp_version() { "$1" -c 'import sys; print("%d.%d.%d" % tuple(sys.version_info[:3]))' 2>/dev/null; }
 
 _vp_recent() { "$1" -c 'import sys; sys.exit(tuple(sys.version_info[:2]) < (3, 10))' >/dev/null 2>&1; }
 
-# Sets PY to a Python >= 3.10. python3 comes first: it is what an activated conda or pyenv means.
+# Sets PY to a Python >= 3.10. python3 comes first, because conda and pyenv activate that name.
 _vp_find_python() {
     local candidate version seen=""
     for candidate in ${PYTHON:+"$PYTHON"} python3 python3.12 python3.11 python3.10 python3.13; do
@@ -54,37 +53,37 @@ _vp_find_python() {
             seen="$seen $candidate is $version;"
         fi
         if [ -n "${PYTHON:-}" ]; then
-            [ -n "$version" ] || _vp_die "PYTHON=$PYTHON does not run." "Set PYTHON to a Python 3.10 or newer."
-            _vp_die "Python 3.10 or newer is needed; PYTHON=$PYTHON is $version."
+            [ -n "$version" ] || _vp_die "PYTHON=$PYTHON: cannot be executed." "Set PYTHON to a Python 3.10 or newer."
+            _vp_die "PYTHON=$PYTHON: expected Python 3.10 or newer, got $version." "Set PYTHON to a newer one."
         fi
     done
-    [ -n "$seen" ] || _vp_die "no Python found on PATH; Python 3.10 or newer is needed." \
-        "Install one, or name it: PYTHON=python3.12 bash scripts/..."
-    _vp_die "Python 3.10 or newer is needed; found:${seen%;}." \
-        "Install a newer one, or name it: PYTHON=python3.12 bash scripts/..."
+    [ -n "$seen" ] || _vp_die "no Python found on PATH." \
+        "Install Python 3.10 or newer, or set its path: PYTHON=python3.12 bash scripts/..."
+    _vp_die "expected Python 3.10 or newer, found:${seen%;}." \
+        "Install a newer one, or set its path: PYTHON=python3.12 bash scripts/..."
 }
 
-# ---- stamp: does the environment hold what pyproject.toml and constraints.txt ask for? ----------------------
+# ---- stamp: does the environment match pyproject.toml and constraints.txt? ----------------------------------
 
 _VP_STAMP_CODE='
 import hashlib, importlib.util, pathlib, sys
 
 action, root, wanted = sys.argv[1], pathlib.Path(sys.argv[2]), set(sys.argv[3:])
 stamp = pathlib.Path(sys.prefix, ".vispruner-stamp")
-# Settings of tools come after the first [tool. table and change nothing that is installed.
+# Tool settings start at the first [tool. table and do not affect what is installed.
 project = (root / "pyproject.toml").read_text(encoding="utf-8").split("\n[tool.")[0]
 pins = (root / "constraints.txt").read_text(encoding="utf-8")
 key = hashlib.sha256("\0".join([project, pins, str(root), sys.version]).encode()).hexdigest()
 lines = stamp.read_text(encoding="utf-8").splitlines() if stamp.is_file() else []
 installed = set(lines[1].split()) if len(lines) == 2 and lines[0] == key else None
-lost = [name for name in ("torch", "transformers", "llava") if importlib.util.find_spec(name) is None]
+missing = [name for name in ("torch", "transformers", "llava") if importlib.util.find_spec(name) is None]
 if action == "check":
-    sys.exit(0 if installed is not None and wanted <= installed and not lost else 3)
-if action == "extras":  # what a new installation must hold: never fewer extras than an earlier script asked for
+    sys.exit(0 if installed is not None and wanted <= installed and not missing else 3)
+if action == "extras":  # extras to install: those of earlier scripts are kept
     print(" ".join(sorted(wanted | set(lines[1].split() if len(lines) == 2 else []))))
 if action == "write":
-    if lost:
-        sys.exit("not importable after the installation: " + ", ".join(lost))
+    if missing:
+        sys.exit("not importable after the installation: " + ", ".join(missing))
     stamp.write_text(key + "\n" + " ".join(sorted(wanted)) + "\n", encoding="utf-8")
 '
 _vp_stamp() { "$VENV/bin/python" -I -c "$_VP_STAMP_CODE" "$1" "$ROOT" "${@:2}"; }
@@ -93,13 +92,13 @@ _vp_ready() { [ -x "$VENV/bin/python" ] && _vp_stamp check "$@" 2>/dev/null; }
 
 # ---- disk ---------------------------------------------------------------------------------------------------
 
-_vp_need_space() { # folder, megabytes, what for
+_vp_need_space() { # folder, megabytes, purpose
     local folder=$1 free
     while [ ! -d "$folder" ]; do folder=$(dirname "$folder"); done
     free=$(df -Pk "$folder" 2>/dev/null | awk 'NR == 2 {print int($4 / 1024)}') || free=""
     case $free in "" | *[!0-9]*) return 0 ;; esac
-    [ "$free" -ge "$2" ] || _vp_die "not enough disk space for $3: $folder has $free MB free, about $2 MB are needed." \
-        "Free some space, or put the environment elsewhere: VENV=/other/disk/venv (and TMPDIR for pip's temporary files)."
+    [ "$free" -ge "$2" ] || _vp_die "$folder: not enough disk space for $3: about $2 MB needed, $free MB free." \
+        "Free some space, or use another disk: VENV=/other/disk/venv (and TMPDIR for the temporary files of pip)."
 }
 
 # ---- virtual environment ------------------------------------------------------------------------------------
@@ -109,13 +108,13 @@ _vp_make_venv() {
     if [ -x "$VENV/bin/python" ] && _vp_recent "$VENV/bin/python" && "$VENV/bin/python" -I -m pip --version >/dev/null 2>&1; then
         return 0
     fi
-    # Only a folder that is a virtual environment, or our own .venv, may be cleared.
+    # Clear only a virtual environment or the .venv of the repository.
     if [ "$VENV" != "$ROOT/.venv" ] && [ -e "$VENV" ] && [ ! -f "$VENV/pyvenv.cfg" ] && [ -n "$(ls -A "$VENV")" ]; then
-        _vp_die "VENV=$VENV exists and is not a virtual environment." "Name another folder, or move that one away."
+        _vp_die "VENV=$VENV: not a virtual environment." "Set VENV to another folder, or move that folder away."
     fi
     _vp_find_python
     base=$PY
-    vispruner_step "Python $(_vp_version "$base") ($base): making the environment $VENV"
+    vispruner_step "Python $(_vp_version "$base") ($base): creating the environment $VENV"
     if "$base" -c 'import venv, ensurepip' 2>/dev/null; then
         "$base" -m venv --clear "$VENV" >&2 || _vp_die "'$base -m venv' failed in $VENV (see above)." \
             "If the disk is full, free some space or set VENV to a folder elsewhere."
@@ -127,28 +126,28 @@ _vp_make_venv() {
     fi
 }
 
-# Tells what pip's output means; pip itself only says which of its requests came last.
+# Explains the output of pip, which names only its last request.
 _vp_explain() {
     case $1 in
         *"No space left on device"* | *"Errno 28"* | *"Disk quota exceeded"*)
-            _vp_die "the disk is full: pip could not write $VENV." \
-                "Free about 3 GB, or put the environment elsewhere: VENV=/other/disk/venv (TMPDIR for temporary files)." \
+            _vp_die "$VENV: the disk is full." \
+                "Free about 3 GB, or use another disk: VENV=/other/disk/venv (TMPDIR for temporary files)." \
                 "The next call completes this installation." ;;
         *"Temporary failure in name resolution"* | *"Name or service not known"* | *"Failed to establish a new connection"* | \
         *"Max retries exceeded"* | *"Network is unreachable"* | *"Connection refused"* | *"timed out"* | *"ProxyError"* | \
         *"CERTIFICATE_VERIFY_FAILED"* | *"SSLError"* | *"ConnectionResetError"* | *"(from versions: none)"*)
-            _vp_die "the package registry cannot be reached (pip's words above)." \
-                "Check the network and the proxy (HTTPS_PROXY), or name a mirror: PIP_INDEX_URL=https://... or PIP_FIND_LINKS=folder." \
-                "If this Python already holds torch and transformers, use it as it is: VISPRUNER_SYSTEM_PYTHON=1." ;;
+            _vp_die "the package registry cannot be reached (see the output of pip above)." \
+                "Check the network and the proxy (HTTPS_PROXY), or set a mirror: PIP_INDEX_URL=https://... or PIP_FIND_LINKS=folder." \
+                "If your Python already has torch and transformers, use it directly: VISPRUNER_SYSTEM_PYTHON=1." ;;
         *"No matching distribution found"* | *"requires a different Python"*)
-            _vp_die "a package has no version for Python $(_vp_version "$VENV/bin/python") on this machine (pip's words above)." \
+            _vp_die "a package has no version for Python $(_vp_version "$VENV/bin/python") on this machine (see the output of pip above)." \
                 "Try another Python: rm -r '$VENV', then PYTHON=python3.12 bash scripts/..." ;;
-        *) _vp_die "pip failed (its words above; all of them in $VENV/install.log)." ;;
+        *) _vp_die "pip failed (see above; the full output is in $VENV/install.log)." ;;
     esac
 }
 
-# The first import writes the bytecode, also where PYTHONDONTWRITEBYTECODE would make every later one slow, and shows
-# that what was installed runs on this machine.
+# The first import writes the bytecode, even under PYTHONDONTWRITEBYTECODE, which would slow down every later
+# import, and checks that the installed packages run on this machine.
 _VP_FIRST_IMPORT='
 import torch
 from transformers import (CLIPImageProcessorPil, CLIPVisionModel, Dinov2Model, DynamicCache, LlamaForCausalLM,
@@ -164,13 +163,13 @@ _vp_install() {
     PY=$VENV/bin/python
     extras=$(_vp_stamp extras "$@")
     rm -f "$VENV/.vispruner-stamp"
-    # A package whose unpacking was cut short has no RECORD; pip would take it for installed.
+    # A package that was unpacked only partly has no RECORD, but pip would treat it as installed.
     local info
     for info in "$VENV"/lib/python*/site-packages/*.dist-info; do
         if [ -d "$info" ] && [ ! -f "$info/RECORD" ]; then rm -rf "$info"; fi
     done
-    vispruner_step "installing vispruner${extras:+[${extras// /,}]} and what it needs (a minute or two; once)"
-    # --no-compile: of some 13,000 files a small part is ever imported; _VP_FIRST_IMPORT compiles that part.
+    vispruner_step "installing vispruner${extras:+[${extras// /,}]} and its dependencies (once; one to two minutes)"
+    # --no-compile: few of some 13,000 files are ever imported; _VP_FIRST_IMPORT compiles those.
     output=$(PIP_USER=0 "$PY" -m pip install --no-input --no-compile --disable-pip-version-check --progress-bar off \
         -e "$ROOT${extras:+[${extras// /,}]}" -c "$ROOT/constraints.txt" </dev/null 2>&1 | while IFS= read -r line; do
             printf '%s\n' "$line"
@@ -184,14 +183,14 @@ _vp_install() {
         _vp_explain "$output"
     fi
     PYTHONDONTWRITEBYTECODE="" "$PY" -c "$_VP_FIRST_IMPORT" >&2 || _vp_die \
-        "torch and transformers are installed in $VENV but do not import (Python's words above)." \
-        "A torchvision that does not match torch is a usual cause: '$PY' -m pip uninstall torchvision"
-    # shellcheck disable=SC2086  # a list of extras: split at spaces
-    _vp_stamp write $extras || _vp_die "the environment $VENV is incomplete; remove it and call again: rm -r '$VENV'"
+        "$VENV: torch and transformers are installed but cannot be imported (see above)." \
+        "A torchvision that does not match torch is a common cause. Try: '$PY' -m pip uninstall torchvision"
+    # shellcheck disable=SC2086  # a list of extras, split at spaces
+    _vp_stamp write $extras || _vp_die "$VENV: the environment is incomplete (see above)." "Remove it and retry: rm -r '$VENV'"
     vispruner_step "environment ready: $VENV"
 }
 
-# ---- the current Python as it is ----------------------------------------------------------------------------
+# ---- a Python outside any environment of ours ---------------------------------------------------------------
 
 _VP_SYSTEM_CODE='
 import importlib.metadata as metadata, pathlib, re, sys
@@ -215,18 +214,22 @@ sys.exit("; ".join(bad) or 0)
 '
 
 _vp_system() {
-    local lacking
+    local missing
     _vp_find_python
-    lacking=$("$PY" -c "$_VP_SYSTEM_CODE" "$ROOT" 2>&1) || _vp_die \
-        "VISPRUNER_SYSTEM_PYTHON=1, but $PY lacks: $lacking" "Install these there, or unset VISPRUNER_SYSTEM_PYTHON."
+    missing=$("$PY" -c "$_VP_SYSTEM_CODE" "$ROOT" 2>&1) || _vp_die \
+        "VISPRUNER_SYSTEM_PYTHON=1: $PY does not have: $missing" "Install these, or unset VISPRUNER_SYSTEM_PYTHON."
 }
 
-# ---- what scripts call --------------------------------------------------------------------------------------
+# ---- functions for scripts ----------------------------------------------------------------------------------
 
 vispruner_env() { # [extra ...]
     unset PYTHONHOME
-    # First on the path: another project's `llava` on the caller's PYTHONPATH must not win.
+    # First on the path, so that it precedes the `llava` of another project on the caller's PYTHONPATH.
     export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+    case ${VISPRUNER_SYSTEM_PYTHON:-0} in
+        0 | 1) ;;
+        *) _vp_die "VISPRUNER_SYSTEM_PYTHON=$VISPRUNER_SYSTEM_PYTHON: expected 0 or 1." "Set it to 1, or unset it." ;;
+    esac
     if [ "${VISPRUNER_SYSTEM_PYTHON:-0}" = 1 ]; then
         _vp_system
     else
@@ -235,8 +238,8 @@ vispruner_env() { # [extra ...]
         if ! _vp_ready "$@"; then
             mkdir -p "$(dirname "$VENV")"
             if command -v flock >/dev/null 2>&1; then
-                exec 9>"$VENV.lock" || _vp_die "cannot write $VENV.lock" "Set VENV to a folder that can be written."
-                flock -n 9 || { vispruner_step "another set-up is at work in $VENV: waiting" && flock 9; }
+                exec 9>"$VENV.lock" || _vp_die "$VENV.lock: cannot be written." "Set VENV to a writable folder."
+                flock -n 9 || { vispruner_step "waiting for another set-up of $VENV" && flock 9; }
             fi
             _vp_ready "$@" || _vp_install "$@"
             exec 9>&-
@@ -246,7 +249,7 @@ vispruner_env() { # [extra ...]
     export PY
 }
 
-vispruner_tower() { "$PY" -m llava.tiny.tower >&2; }
+vispruner_tower() { "$PY" -m llava.tiny.tower >/dev/null; }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
     vispruner_env "$@"

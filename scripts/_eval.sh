@@ -1,35 +1,35 @@
 #!/usr/bin/env bash
-# What every evaluation script shares: arguments its users know, settings from the environment, one call.
+# Shared by all evaluation scripts: positional arguments, settings from the environment, one Python command.
 #
 #   source scripts/_eval.sh; vispruner_eval v1_5 pope "$@"
-#   "$@": [TOKENS [RATIO]] [flags of python -m llava.eval.run, which win]; without TOKENS nothing is pruned. Under
-#   v1_6 TOKENS is per crop: 32 means 160.
+#   "$@": [TOKENS [RATIO]] [options of python -m llava.eval.run, which take precedence]; without TOKENS, no
+#   pruning. In v1_6, TOKENS is per crop: 32 means 160.
 #   source scripts/_eval.sh; vispruner_video msvd "$@"
-#   "$@": [ANSWERS] [TOKENS [RATIO]] [flags of python -m llava.eval.video]
+#   "$@": [ANSWERS] [TOKENS [RATIO]] [options of python -m llava.eval.video]
 #
 # Environment variables:
-#   CKPT_DIR, CKPT   folder of checkpoints and the name of one in it (CKPT alone: a path; default llava-v1.5-7b,
-#                    under v1_6 llava-v1.6-vicuna-7b)
+#   CKPT_DIR, CKPT   folder of checkpoints and the name of one of them (default: llava-v1.5-7b, in v1_6
+#                    llava-v1.6-vicuna-7b); CKPT without CKPT_DIR is a path
 #   DATA_DIR         folder of the benchmarks, LLaVA's playground/data/eval
-#   SPLIT=val        VQAv2 and VizWiz: the validation set, scored here, and not the test set for the server
-#   METHOD           pruning method, default vispruner
-#   OUT_DIR          where answers and scores go, default outputs/ in the repository
-#   CUDA_VISIBLE_DEVICES=0,1,2,3   one process per GPU; VISPRUNER_PROCESSES=N another number
-#   JUDGE            video sets: model that judges the answers, at OPENAI_BASE_URL
-# With neither checkpoint nor data named, the embedded ones serve, and the first line of output says so.
+#   SPLIT=val        VQAv2 and VizWiz: the validation set, scored locally (default: the test set, for the server)
+#   METHOD           pruning method (default: vispruner)
+#   OUT_DIR          folder for answers and scores (default: outputs/ in the repository)
+#   CUDA_VISIBLE_DEVICES=0,1,2,3   one process per GPU; VISPRUNER_PROCESSES=N sets another number
+#   JUDGE            video benchmarks: model that judges the answers, at OPENAI_BASE_URL
+# Without checkpoint and data, the bundled ones are used, and the first line of output says so.
 
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 
-# Sets TOKENS_ and RATIO_ from the first arguments, and REST_ to what follows them.
+# Sets TOKENS_ and RATIO_ from the first arguments, and EXTRA_ARGS_ to the remaining ones.
 _vp_budget() {
-    TOKENS_="" RATIO_="" REST_=()
+    TOKENS_="" RATIO_="" EXTRA_ARGS_=()
     if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then TOKENS_=$1; shift; fi
     if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then RATIO_=$1; shift; fi
-    REST_=(${1+"$@"})
+    EXTRA_ARGS_=(${1+"$@"})
 }
 
-# Sets MODEL_ to the checkpoint that the environment names, empty for none.
-_vp_checkpoint() { # name in CKPT_DIR by default
+# Sets MODEL_ to the checkpoint of the environment, or to nothing.
+_vp_checkpoint() { # default name in CKPT_DIR
     MODEL_=""
     if [ -n "${CKPT_DIR:-}" ]; then
         MODEL_=${CKPT_DIR%/}/${CKPT:-$1}
@@ -39,7 +39,7 @@ _vp_checkpoint() { # name in CKPT_DIR by default
     fi
 }
 
-# How many processes to start: none beside this one where a launcher has started several already.
+# Number of processes to start: one if a launcher has already started several.
 _vp_processes() {
     local gpus=() count
     case "${WORLD_SIZE:-1} ${OMPI_COMM_WORLD_SIZE:-1} ${SLURM_STEP_NUM_TASKS:-1} $* " in
@@ -53,10 +53,10 @@ _vp_processes() {
 }
 
 vispruner_eval() { # v1_5 or v1_6, benchmark, arguments
-    local version=$1 benchmark=$2 default=llava-v1.5-7b embedded=""
+    local version=$1 benchmark=$2 default=llava-v1.5-7b bundled=""
     shift 2
     if [ "$version" = v1_6 ]; then
-        default=llava-v1.6-vicuna-7b embedded=$ROOT/playground/tiny/llava-tiny-anyres
+        default=llava-v1.6-vicuna-7b bundled=$ROOT/playground/tiny/llava-tiny-anyres
     fi
     _vp_budget ${1+"$@"}
     _vp_checkpoint "$default"
@@ -65,27 +65,27 @@ vispruner_eval() { # v1_5 or v1_6, benchmark, arguments
         vqav2 | vizwiz)
             case ${SPLIT:-${DATA_DIR:+test}} in
                 "" | val)
-                    [ -n "${DATA_DIR:-}" ] || echo "$benchmark: the embedded set is a validation set, scored here" >&2
+                    [ -n "${DATA_DIR:-}" ] || echo "$benchmark: the bundled benchmark is a validation set, which is scored locally" >&2
                     benchmark=${benchmark}_val ;;
                 test*) flags+=(--submit) ;;
-                *) _vp_wrong "SPLIT=$SPLIT: val or test" ;;
+                *) _vp_wrong "SPLIT=$SPLIT: unknown split. Choose from val, test." ;;
             esac ;;
         mmbench | mmbench_cn | mmvet) flags+=(--submit) ;;
     esac
     if [ -n "$RATIO_" ]; then flags+=(--ratio "$RATIO_"); fi
     if [ -n "${METHOD:-}" ]; then flags+=(--method "$METHOD"); fi
     if [ -n "${DATA_DIR:-}" ]; then flags+=(--data "$DATA_DIR"); fi
-    processes=$(_vp_processes ${REST_[@]+"${REST_[@]}"})
+    processes=$(_vp_processes ${EXTRA_ARGS_[@]+"${EXTRA_ARGS_[@]}"})
     if [ "$processes" != 1 ]; then flags+=(--processes "$processes"); fi
     if [ -n "$MODEL_" ]; then
         vispruner_env
     else
         vispruner_env tiny
         vispruner_tower
-        MODEL_=$embedded
+        MODEL_=$bundled
     fi
     exec "$PY" -m llava.eval.run --benchmark "$benchmark" ${MODEL_:+--model "$MODEL_"} "${flags[@]}" \
-        --output-dir "${OUT_DIR:-$ROOT/outputs}" ${REST_[@]+"${REST_[@]}"}
+        --output-dir "${OUT_DIR:-$ROOT/outputs}" ${EXTRA_ARGS_[@]+"${EXTRA_ARGS_[@]}"}
 }
 
 vispruner_video() { # benchmark, arguments
@@ -101,7 +101,7 @@ vispruner_video() { # benchmark, arguments
     if [ -n "${DATA_DIR:-}" ]; then flags+=(--data "$DATA_DIR"); fi
     vispruner_env
     exec "$PY" -m llava.eval.video --benchmark "$benchmark" ${MODEL_:+--model "$MODEL_"} \
-        --output-dir "${OUT_DIR:-$ROOT/outputs}" ${flags[@]+"${flags[@]}"} ${REST_[@]+"${REST_[@]}"}
+        --output-dir "${OUT_DIR:-$ROOT/outputs}" ${flags[@]+"${flags[@]}"} ${EXTRA_ARGS_[@]+"${EXTRA_ARGS_[@]}"}
 }
 
 _vp_wrong() {

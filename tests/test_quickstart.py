@@ -1,4 +1,4 @@
-"""scripts/quickstart.sh and .ci/run: what they call, and how they end."""
+"""scripts/quickstart.sh and .ci/run: output, exit codes, and the image that is drawn."""
 
 from __future__ import annotations
 
@@ -20,40 +20,36 @@ def sandbox(tmp_path: Path) -> Sandbox:
 # ---- quickstart.sh ----------------------------------------------------------------------------------
 
 
-def test_quickstart_ends_in_json(sandbox: Sandbox, tmp_path: Path) -> None:
-    picture = tmp_path / "my cat.jpg"
-    picture.write_bytes(b"")
+def test_quickstart_ends_with_json(sandbox: Sandbox, tmp_path: Path) -> None:
+    image = tmp_path / "my cat.jpg"
+    image.write_bytes(b"")
     result = sandbox.run(
         "--limit", "30", script="quickstart.sh", cwd=tmp_path, IMAGE="my cat.jpg", OUTPUT="out"
     )
     assert result.returncode == 0, result.stderr
-    # Everything but the table goes to stderr, so that the last line of stdout is the document.
+    # Everything but the table goes to stderr, so that the last line of stdout is the JSON document.
     assert result.stdout == "words of llava.eval.sweep\n" + '{"cells": []}\n'
-    tower, overlay, sweep = sandbox.calls("module")
-    assert tower == "module -m llava.tiny.tower"
-    assert f"--image {picture} --tokens 64 --output {tmp_path}/out/overlay.png" in overlay
-    assert "--methods none,random,fastervlm,vispruner --tokens 128,64,32 --ratios 0.5,0" in sweep
+    _, overlay, sweep = sandbox.calls("module")
+    assert f"--image {image} " in overlay and f"{tmp_path}/out/overlay.png" in overlay
     assert sweep.endswith(f"--output {tmp_path}/out --limit 30")
-    assert (tmp_path / "out").is_dir()
 
 
-def test_quickstart_takes_an_embedded_picture(sandbox: Sandbox) -> None:
-    picture = sandbox.repo / "playground/tiny/eval/pope/val2014/COCO_val2014_000000000001.jpg"
-    picture.parent.mkdir(parents=True)
-    picture.write_bytes(b"")
+def test_quickstart_draws_a_bundled_image_by_default(sandbox: Sandbox) -> None:
+    image = sandbox.repo / "playground/tiny/eval/pope/val2014/COCO_val2014_000000000001.jpg"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"")
     assert sandbox.run(script="quickstart.sh").returncode == 0
-    assert f"--image {picture.relative_to(sandbox.repo)} " in sandbox.calls("module")[1]
+    assert f"--image {image.relative_to(sandbox.repo)} " in sandbox.calls("module")[1]
 
 
 @pytest.mark.parametrize("module", ["llava.tiny.tower", "llava.analysis.overlay", "llava.eval.sweep"])
-def test_quickstart_fails_with_its_steps(sandbox: Sandbox, module: str) -> None:
+def test_quickstart_fails_if_a_step_fails(sandbox: Sandbox, module: str) -> None:
     assert sandbox.run(script="quickstart.sh", FAKE_FAILS=module).returncode == 4
 
 
-def test_quickstart_checks_the_picture_first(sandbox: Sandbox) -> None:
-    assert (
-        failure(sandbox.run(script="quickstart.sh", IMAGE="nowhere.jpg")) == "IMAGE=nowhere.jpg is no file.\n"
-    )
+def test_quickstart_checks_the_image_before_set_up(sandbox: Sandbox) -> None:
+    message = failure(sandbox.run(script="quickstart.sh", IMAGE="nowhere.jpg"))
+    assert message.startswith("IMAGE=nowhere.jpg: no such file.")
     assert sandbox.calls("") == []
 
 
@@ -61,7 +57,7 @@ def test_quickstart_checks_the_picture_first(sandbox: Sandbox) -> None:
 
 
 def ci(tmp_path: Path, script: str) -> subprocess.CompletedProcess[str]:
-    """.ci/run with a stand-in for scripts/test.sh."""
+    """Run .ci/run with a stand-in for scripts/test.sh."""
     (tmp_path / ".ci").mkdir()
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
@@ -70,28 +66,28 @@ def ci(tmp_path: Path, script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
 
-def test_ci_ends_in_the_closing_line(tmp_path: Path) -> None:
-    closing = "12 passed, 2 warnings in 61.20s (0:01:01)"
-    result = ci(tmp_path, f"echo '3 passed in 0.10s'\necho '{closing}'\necho later\n")
+def test_ci_ends_with_the_summary_line_of_pytest(tmp_path: Path) -> None:
+    summary = "12 passed, 2 warnings in 61.20s (0:01:01)"
+    result = ci(tmp_path, f"echo '3 passed in 0.10s'\necho '{summary}'\necho later\n")
     assert result.returncode == 0
-    assert result.stdout.splitlines()[-1] == closing
+    assert result.stdout.splitlines()[-1] == summary
 
 
-def test_ci_fails_with_the_tests(tmp_path: Path) -> None:
+def test_ci_fails_if_a_test_fails(tmp_path: Path) -> None:
     result = ci(tmp_path, "echo '1 failed, 3 passed in 0.10s'\nexit 1\n")
     assert result.returncode == 1
     assert result.stdout.splitlines()[-1] == "1 failed, 3 passed in 0.10s"
 
 
-def test_ci_fails_with_the_lint_when_tests_pass(tmp_path: Path) -> None:
+def test_ci_fails_if_the_lint_fails(tmp_path: Path) -> None:
     assert ci(tmp_path, "echo '3 passed in 0.10s'\nexit 2\n").returncode == 2
 
 
 NOTHING_RAN = ["no tests ran in 0.01s", "3 skipped in 0.01s", "5 deselected in 0.02s", "nothing"]
 
 
-@pytest.mark.parametrize("closing", NOTHING_RAN)
-def test_ci_fails_when_no_test_was_executed(tmp_path: Path, closing: str) -> None:
-    result = ci(tmp_path, f"echo '{closing}'\n")
+@pytest.mark.parametrize("summary", NOTHING_RAN)
+def test_ci_fails_if_no_test_ran(tmp_path: Path, summary: str) -> None:
+    result = ci(tmp_path, f"echo '{summary}'\n")
     assert result.returncode == 1
     assert "no test was executed" in result.stderr

@@ -1,4 +1,4 @@
-"""The repository as a whole: metadata, sizes, paths, scripts, command lines. Knows no module's behaviour."""
+"""The repository as a whole: metadata, file sizes, paths, scripts and command lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import llava
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-# Beside version control's list, for a copy that was unpacked without it.
+# Not part of the repository; needed for a copy without version control.
 NOT_OURS = re.compile(
     r"(^|/)(\.git|\.venv[^/]*|__pycache__|\.[a-z]+_cache|\.hypothesis|[^/]*\.egg-info|build|results)(/|$)"
 )
@@ -24,7 +24,7 @@ MAX_BYTES = 12 * 1000 * 1000
 
 
 def tracked_files() -> list[Path]:
-    """Files under version control; without git, all files but environments, caches and results."""
+    """Return the files under version control; without git, all but environments, caches and results."""
     names: list[str] = []
     if (ROOT / ".git").exists() and shutil.which("git"):
         git = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True)
@@ -48,7 +48,7 @@ COMMANDS = sorted(
 
 
 def texts() -> dict[str, str]:
-    """Tracked text files by relative name; binary ones are left out."""
+    """Return the tracked text files by relative name, without binary files."""
     found = {}
     for path in FILES:
         data = path.read_bytes()
@@ -61,33 +61,39 @@ def texts() -> dict[str, str]:
     return found
 
 
-def extras() -> set[str]:
+def extras() -> dict[str, list[str]]:
+    """Return the packages of every extra."""
     section = PYPROJECT.split("[project.optional-dependencies]\n")[1].split("\n[")[0]
-    return set(re.findall(r"^(\w+) = \[", section, re.M))
+    found = re.findall(r"^(\w+) = \[(.*?)\]", section, re.M | re.S)
+    return {name: re.findall(r'"([\w-]+)', packages) for name, packages in found}
 
 
-def test_version_is_one() -> None:
+def test_the_version_is_the_same_everywhere() -> None:
     declared = re.search(r'^version = "([^"]+)"', PYPROJECT, re.M)
     assert declared is not None
     assert llava.__version__ == declared.group(1)
+    assert f"\nversion: {llava.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## [{llava.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_installed_version_is_this_one() -> None:
-    """Where the package is installed (and not only on the path), its metadata is not an older checkout's."""
+def test_the_installed_version_is_this_one() -> None:
+    """An environment with metadata of an older checkout needs `bash scripts/_env.sh dev tiny`."""
     installed = [d for d in importlib.metadata.distributions() if d.metadata["Name"] == "vispruner"]
     assert all(d.version == llava.__version__ for d in installed)
 
 
-def test_extras_are_complete() -> None:
-    assert {"train", "eval", "flash", "serve", "dev", "tiny", "plot"} <= extras()
+def test_every_extra_is_used_by_the_package() -> None:
+    code = "\n".join(text for name, text in texts().items() if re.fullmatch(r"llava/.*\.py", name))
+    packages = [package for name, names in extras().items() if name != "dev" for package in names]
+    assert [name for name in packages if not re.search(rf"\b{name.replace('-', '_')}\b", code)] == []
 
 
-def test_core_stays_free_of_torchvision() -> None:
+def test_torchvision_is_not_a_core_dependency() -> None:
     core = PYPROJECT.split("\ndependencies = [\n")[1].split("\n]")[0]
     assert "torchvision" not in re.findall(r'"([\w-]+)', core)
 
 
-def test_constraints_pin_the_core_inside_its_ranges() -> None:
+def test_constraints_pin_the_core_and_the_linter_inside_their_ranges() -> None:
     requirements = pytest.importorskip("packaging.requirements")
     core = PYPROJECT.split("\ndependencies = [\n")[1].split("\n]")[0]
     pins = {}
@@ -98,6 +104,7 @@ def test_constraints_pin_the_core_inside_its_ranges() -> None:
     for text in re.findall(r'"([^"]+)"', core):
         wanted = requirements.Requirement(text)
         assert wanted.specifier.contains(pins[wanted.name.lower()]), text
+    assert f"rev: v{pins['ruff']} " in (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
 
 
 def test_named_extras_exist() -> None:
@@ -119,7 +126,7 @@ def test_no_large_file() -> None:
 
 
 def test_no_machine_path() -> None:
-    # Written in pieces, so that this file does not find itself.
+    # Assembled from pieces, so that this file does not match.
     machine = re.compile(r"(?<![\w.~>-])/(?:" + "|".join(["home", "root", "Users", "work"]) + r")/\w")
     hits = [
         f"{name}:{number}: {line.strip()[:100]}"
@@ -147,7 +154,7 @@ def test_scripts_are_found() -> None:
 
 @pytest.mark.parametrize("module", COMMANDS)
 def test_help_is_light(module: str) -> None:
-    """`python -m module --help` answers without loading transformers, whose import alone takes seconds."""
+    """`python -m module --help` does not load transformers, whose import takes seconds."""
     code = (
         "import runpy, sys\n"
         "sys.argv = ['command', '--help']\n"

@@ -1,6 +1,11 @@
-"""The embedded world: a small LLaVA that really sees, and benchmarks it can be asked.
+"""The bundled model, a small trained LLaVA, and the synthetic dataset and benchmarks that it is evaluated on.
 
-`tower` fetches the vision tower, `world` draws pictures, `questions` asks about them, `build` writes the
-benchmarks in their official layouts, `train` trains projector and language model. Nothing outside this
-package and ``playground/tiny`` knows that the embedded model is special.
+    python -m llava.tiny.tower       # download and convert the vision tower (needed once)
+    python -m llava.tiny.build       # write the benchmarks, or --check the bundled ones
+    python -m llava.tiny.features    # encode the training images
+    python -m llava.tiny.train       # train projector and language model
+    python -m llava.tiny.world       # draw a contact sheet of the dataset
+
+`world` draws images and asks questions, `benchmarks` writes them in official formats, `training` trains the
+model. The rest of the package treats the bundled model like any other checkpoint.
 """

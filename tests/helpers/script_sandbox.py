@@ -1,8 +1,8 @@
-"""A copy of the scripts in a folder with spaces in its name, and a PATH of stand-ins.
+"""A copy of the scripts in a folder with a space in its name, and a PATH of stand-ins.
 
-PATH holds the shell tools that the scripts need and stand-ins for Python, pip and df, which fail in the ways
-that strangers' machines fail. The stand-in Python hands everything but `-m venv`, `-m pip`, the import probes
-and our own modules over to the real one.
+PATH contains the shell tools that the scripts need and stand-ins for Python, pip and df, which can be told to
+fail in common ways. The stand-in Python handles `-m venv`, `-m pip`, the import probes and modules of this
+package, and passes everything else to the real one.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ case "$*" in
         echo "Successfully installed vispruner"
         exit 0 ;;
 esac
-# The stamp's code asks where its environment lies and what can be imported: answer for the stand-in's folder.
+# The stamp code looks up the environment folder and importable packages: answer for the stand-in's folder.
 if [ "$1" = -I ] && [ "$2" = -c ]; then
     prefix=$(cd "$(dirname "$0")/.." && pwd)
     code="import sys, importlib.util; sys.prefix = '$prefix'
@@ -79,11 +79,12 @@ class Sandbox:
             shutil.copy(ROOT / name, self.repo / name)
         for tool in TOOLS:
             path = shutil.which(tool)
-            if path is not None:  # flock is not everywhere; _env.sh goes without
+            if path is not None:  # flock is optional
                 (self.bin / tool).symlink_to(path)
         self.command("python3", FAKE_PYTHON.replace("@REAL@", sys.executable))
 
     def command(self, name: str, text: str) -> None:
+        """Put an executable script on PATH."""
         path = self.bin / name
         path.unlink(missing_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -116,11 +117,13 @@ class Sandbox:
         )
 
     def calls(self, start: str) -> list[str]:
+        """Return the logged calls that start with a word: venv, pip or module."""
         lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
         return [line for line in lines if line.startswith(start)]
 
 
 def failure(result: subprocess.CompletedProcess[str]) -> str:
+    """Return the error message of a failed script."""
     assert result.returncode != 0, result.stderr
     assert result.stdout == ""
     assert "error: " in result.stderr

@@ -1,4 +1,4 @@
-"""The embedded POPE: official layout, true labels, held-out pictures, checksums of what ships."""
+"""Writing and checking the bundled benchmarks: POPE's layout and labels, checksums."""
 
 import json
 import shutil
@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 from PIL import Image
 
+from llava.paths import BUNDLED_DATA
 from llava.tiny import build, world
-
-SHIPPED = build.SHIPPED
+from llava.tiny.benchmarks.common import held_out_images
 
 
 def lines(path):
@@ -43,34 +43,34 @@ def test_layout_and_ids(small):
 
 
 def test_labels_are_true(small):
-    scenes = {build.image_name(k): scene for k, (_, scene) in enumerate(build.scenes(4), 1)}
+    scenes = {image.file: image.scene for image in held_out_images(4)}
     for path in (small / "pope" / "coco").glob("*.json"):
         for row in lines(path):
             name = row["text"].removeprefix("Is there a").removeprefix("n").split(" in the image")[0].strip()
             assert (row["label"] == "yes") == bool(scenes[row["image"]].count(name)), row
 
 
-def test_pictures_are_held_out():
-    assert all(scene.seed >= world.HELD_OUT for _, scene in build.scenes(3))
+def test_images_are_held_out():
+    assert all(image.scene.seed >= world.HELD_OUT for image in held_out_images(3))
 
 
 def test_check_finds_changes(small, tmp_path, capsys):
     root = tmp_path / "copy"
     shutil.copytree(small, root)
     assert build.main(["--check", "--output", str(root)]) == 0
-    picture = next((root / "pope" / "val2014").iterdir())
-    picture.write_bytes(picture.read_bytes() + b"x")
+    image = next((root / "pope" / "val2014").iterdir())
+    image.write_bytes(image.read_bytes() + b"x")
     (root / "pope" / "llava_pope_test.jsonl").unlink()
     assert build.main(["--check", "--output", str(root)]) == 1
     said = capsys.readouterr().out
-    assert "llava_pope_test.jsonl: missing" in said and f"{picture.name}: changed" in said
+    assert "llava_pope_test.jsonl: missing" in said and f"{image.name}: changed" in said
     (root / build.CHECKSUMS).write_text("nonsense\n")
     assert "SHA256SUMS:1" in build.check(root)[0]
 
 
-def test_what_ships_is_complete():
-    assert build.check(SHIPPED) == []
-    asked = lines(SHIPPED / "pope" / "llava_pope_test.jsonl")
-    pictures = {row["image"] for row in asked}
-    assert len(asked) >= 2000 and len(pictures) == 200
-    assert sum(path.stat().st_size for path in (SHIPPED / "pope").rglob("*") if path.is_file()) < 5e6
+def test_the_bundled_files_are_complete():
+    assert build.check(BUNDLED_DATA) == []
+    asked = lines(BUNDLED_DATA / "pope" / "llava_pope_test.jsonl")
+    images = {row["image"] for row in asked}
+    assert len(asked) >= 2000 and len(images) == 200
+    assert sum(path.stat().st_size for path in (BUNDLED_DATA / "pope").rglob("*") if path.is_file()) < 5e6

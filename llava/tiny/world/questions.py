@@ -1,8 +1,7 @@
-"""Questions about scenes of the embedded world, worded as the benchmarks word them, with their answers.
+"""Questions about scenes in the wording of the official benchmarks, with their answers.
 
-`ask(scene, rs)` draws a training mixture; the single functions serve the benchmark builders. Answers are what
-a LLaVA-1.5 answers in that format: one word, a number, a letter. This module knows scenes, not pictures or
-models.
+Every `Maker` samples one question about a scene, or returns None if the scene allows none. Answers have the
+form that LLaVA-1.5 gives in that format: one word, a number, a letter. Independent of images and models.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .world import COLORS, SHAPES, SPRITES, THEMES, WORDS, Scene
+from .scenes import Scene
+from .vocabulary import COLORS, SHAPES, SPRITES, THEMES, WORDS
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -31,16 +31,17 @@ CHINESE = dict(
     )
 )
 
-Pair = tuple[str, str]
+Pair = tuple[str, str]  # question with its instruction, answer
+Maker = Callable[[Scene, np.random.RandomState], Pair | None]
 
 
 def article(name: str) -> str:
-    """ "a dog", "an apple"."""
+    """Return the name with its indefinite article: a dog, an apple."""
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def plural(name: str) -> str:
-    """Plural of a thing's name."""
+    """Return the plural of an object name."""
     irregular = {"sheep": "sheep", "bus": "buses", "cross": "crosses"}
     return irregular.get(name, f"{name}s")
 
@@ -54,12 +55,12 @@ def _pick(rs: np.random.RandomState, items):
 
 
 def existence(name: str) -> str:
-    """POPE's question."""
+    """Word the question of POPE."""
     return f"Is there {article(name)} in the image?"
 
 
 def absent_like(scene: Scene, rs: np.random.RandomState) -> str:
-    """A sprite that is not there: half the time of a theme that is, as the adversarial negatives are."""
+    """Sample a sprite that is absent, half the time of the theme of a present one (adversarial)."""
     present = scene.names()
     if present and rs.rand() < 0.5:
         seen = _pick(rs, present)
@@ -78,29 +79,29 @@ def exist(scene: Scene, rs: np.random.RandomState) -> Pair | None:
 
 
 def _shapes(scene: Scene) -> list:
-    return [thing for thing in scene.things if thing.kind == "shape"]
+    return [item for item in scene.objects if item.kind == "shape"]
 
 
 def color(scene: Scene, rs: np.random.RandomState) -> Pair | None:
     shapes = _shapes(scene)
     if not shapes:
         return None
-    thing = _pick(rs, shapes)
-    return f"What color is the {thing.name}?" + SHORT, thing.color
+    item = _pick(rs, shapes)
+    return f"What color is the {item.name}?" + SHORT, item.color
 
 
 def color_check(scene: Scene, rs: np.random.RandomState) -> Pair | None:
     shapes = _shapes(scene)
     if not shapes:
         return None
-    thing = _pick(rs, shapes)
-    asked = thing.color if rs.rand() < 0.5 else _pick(rs, [c for c in COLORS if c != thing.color])
+    item = _pick(rs, shapes)
+    asked = item.color if rs.rand() < 0.5 else _pick(rs, [c for c in COLORS if c != item.color])
     form = (
-        f"Is the {thing.name} {asked}?"
+        f"Is the {item.name} {asked}?"
         if rs.rand() < 0.5
-        else f"Is there {article(asked)} {thing.name} in the image?"
+        else f"Is there {article(asked)} {item.name} in the image?"
     )
-    return form + SHORT, _yes(asked == thing.color)
+    return form + SHORT, _yes(asked == item.color)
 
 
 def count(scene: Scene, rs: np.random.RandomState) -> Pair | None:
@@ -127,8 +128,8 @@ def count_check(scene: Scene, rs: np.random.RandomState) -> Pair | None:
 
 
 def related(scene: Scene, rs: np.random.RandomState, gap: float = 30.0):
-    """(first, relation, opposite, second): two things that occur once, and a relation that clearly holds."""
-    single = [t for t in scene.things if t.kind != "word" and scene.count(t.name) == 1]
+    """Return (first, relation, opposite, second) for two objects `gap` or more pixels apart, or None."""
+    single = [t for t in scene.objects if t.kind != "word" and scene.count(t.name) == 1]
     if len(single) < 2:
         return None
     for _ in range(6):
@@ -157,7 +158,7 @@ def position(scene: Scene, rs: np.random.RandomState) -> Pair | None:
 
 
 def options(scene: Scene, rs: np.random.RandomState, number: int = 4) -> tuple[list[str], int] | None:
-    """Names of which exactly one is in the picture, and the index of that one."""
+    """Return names of which exactly one is in the image, and the index of that name."""
     present = scene.names()
     if not present:
         return None
@@ -167,7 +168,7 @@ def options(scene: Scene, rs: np.random.RandomState, number: int = 4) -> tuple[l
 
 
 def lettered(question: str, names: list[str]) -> str:
-    """Question and options in MMBench's form, one option a line."""
+    """Format question and options like MMBench, one option per line."""
     return question + "".join(f"\n{'ABCDE'[k]}. {name}" for k, name in enumerate(names))
 
 
@@ -193,8 +194,8 @@ def read(scene: Scene, rs: np.random.RandomState) -> Pair | None:
 
 
 def unanswerable(scene: Scene, rs: np.random.RandomState) -> Pair | None:
-    """VizWiz's form: the colour of a shape that may not be there."""
-    there = {thing.name: thing.color for thing in _shapes(scene)}
+    """Ask in the form of VizWiz for the color of a shape that may be absent."""
+    there = {item.name: item.color for item in _shapes(scene)}
     name = (
         _pick(rs, list(there))
         if there and rs.rand() < 0.5
@@ -204,111 +205,45 @@ def unanswerable(scene: Scene, rs: np.random.RandomState) -> Pair | None:
 
 
 def inventory(scene: Scene, rs: np.random.RandomState) -> Pair | None:
-    """A free-form answer: everything there, in the order of the alphabet."""
+    """Ask for a free-form answer: all objects in alphabetical order."""
     names = sorted(scene.names("sprite") + scene.names("shape"))
     return ("What things are in the image?", ", ".join(names)) if names else None
 
 
 def polite(makers: tuple, scene: Scene, rs: np.random.RandomState) -> Pair | None:
-    """A yes/no question with MME's tail."""
+    """Sample a yes/no question with the instruction of MME."""
     pair = _pick(rs, makers)(scene, rs)
     return pair and (pair[0].removesuffix(SHORT) + MME_TAIL + SHORT, pair[1])
 
 
 def mme(scene: Scene, rs: np.random.RandomState) -> Pair | None:
-    """MME's form of a yes/no question."""
+    """Sample a yes/no question in the form of MME."""
     return polite((exist, color_check, count_check, position), scene, rs)
 
 
 def choice_color(scene: Scene, rs: np.random.RandomState) -> Pair | None:
-    """Multiple choice between colours."""
+    """Sample a multiple-choice question about a color."""
     shapes = _shapes(scene)
     if not shapes:
         return None
-    thing = _pick(rs, shapes)
-    wrong = [str(c) for c in rs.permutation([c for c in COLORS if c != thing.color])[: rs.randint(1, 4)]]
+    item = _pick(rs, shapes)
+    wrong = [str(c) for c in rs.permutation([c for c in COLORS if c != item.color])[: rs.randint(1, 4)]]
     right = rs.randint(len(wrong) + 1)
-    names = wrong[:right] + [thing.color] + wrong[right:]
-    return lettered(f"What color is the {thing.name}?", names) + LETTER, "ABCD"[right]
+    names = wrong[:right] + [item.color] + wrong[right:]
+    return lettered(f"What color is the {item.name}?", names) + LETTER, "ABCD"[right]
 
 
 def context(scene: Scene) -> str:
-    """ScienceQA's hint line: which collection most of the sprites come from."""
+    """Word the hint of ScienceQA, which names the theme of most sprites."""
     names = scene.names()
     theme = max(THEMES, key=lambda theme: sum(name in THEMES[theme] for name in names))
     return f"Context: The picture shows things from the {theme} collection.\n"
 
 
 def science(scene: Scene, rs: np.random.RandomState) -> Pair | None:
-    """ScienceQA's form: a hint, a question, options."""
+    """Sample a question in the form of ScienceQA: hint, question, options."""
     drawn = options(scene, rs, rs.randint(2, 5))
     if drawn is None:
         return None
     names, right = drawn
     return context(scene) + lettered("Which of these is in the image?", names) + LETTER, "ABCD"[right]
-
-
-# Draws per question type. Few types learn several times faster: with "wide" from the start, yes/no questions
-# were at 62% of validation after 800 steps. So a run starts with "pope" and goes on with "suite", which has
-# the types of all embedded benchmarks, and with "late", the same types with more of those that were still at
-# chance then; "wide" is what the tokenizer is trained on.
-Maker = Callable[[Scene, np.random.RandomState], Pair | None]
-MIXTURES: dict[str, dict[Maker, float]] = {
-    "pope": {exist: 0.80, color: 0.12, color_check: 0.08},
-    "suite": {
-        exist: 0.30,
-        color: 0.08,
-        color_check: 0.08,
-        count: 0.09,
-        count_check: 0.05,
-        position: 0.09,
-        mme: 0.08,
-        choice: 0.08,
-        choice_color: 0.03,
-        science: 0.03,
-        read: 0.04,
-        unanswerable: 0.03,
-        inventory: 0.02,
-    },
-    "late": {
-        position: 0.24,
-        exist: 0.16,
-        choice: 0.14,
-        count: 0.10,
-        read: 0.08,
-        mme: 0.06,
-        color: 0.05,
-        color_check: 0.04,
-        choice_color: 0.04,
-        count_check: 0.03,
-        unanswerable: 0.03,
-        science: 0.02,
-        inventory: 0.01,
-    },
-    "wide": {
-        exist: 0.50,
-        color: 0.07,
-        color_check: 0.06,
-        count: 0.09,
-        count_check: 0.03,
-        position: 0.05,
-        choice: 0.09,
-        read: 0.04,
-        unanswerable: 0.04,
-        inventory: 0.03,
-    },
-}
-
-
-def ask(
-    scene: Scene, rs: np.random.RandomState, number: int, mixture: str = "wide"
-) -> list[tuple[str, str, str]]:
-    """`number` training questions about a scene: (type, question, answer)."""
-    makers, weights = zip(*MIXTURES[mixture].items(), strict=True)
-    out: list[tuple[str, str, str]] = []
-    while len(out) < number:
-        maker = makers[rs.choice(len(makers), p=weights)]
-        pair = maker(scene, rs)
-        if pair is not None:
-            out.append((maker.__name__, *pair))
-    return out

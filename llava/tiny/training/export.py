@@ -1,8 +1,8 @@
-"""Write the trained embedded model as an original LLaVA-1.5 checkpoint, and the curves of its training.
+"""Export the trained model as an original LLaVA-1.5 checkpoint, and plot its training curves.
 
-The folder holds what `liuhaotian/llava-v1.5-7b` holds: config.json, generation_config.json, the weights under
-the same names, the sentencepiece tokenizer; and `recipe.json`, the settings of the run. The tower is named,
-not inside.
+The folder contains the files of `liuhaotian/llava-v1.5-7b` (config.json, generation_config.json, weights with
+the same names, sentencepiece tokenizer) and `recipe.json`, the settings of the run. The config names the
+vision tower; its weights are not included.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def export(student, work: Path, output: Path, recipe: dict, tower: str) -> None:
         if "rotary" not in name
     }
     save_file(state, output / "model.safetensors", metadata={"format": "pt"})
-    (output / "model.safetensors").chmod(0o644)  # safetensors writes files for their owner alone
+    (output / "model.safetensors").chmod(0o644)  # safetensors creates files that only their owner can read
     described = {
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava",
@@ -70,14 +70,14 @@ def export(student, work: Path, output: Path, recipe: dict, tower: str) -> None:
         shutil.copyfile(work / name, output / name)
 
 
-# LLaVA-NeXT's grids for a tower of 336 pixels
+# grids of LLaVA-NeXT for a tower of 336 pixels
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
 
 def export_anyres(base: Path, output: Path) -> None:
-    """Write LLaVA-NeXT's variant of an exported checkpoint: the same weights (a link), pictures cut in crops.
+    """Write the LLaVA-NeXT variant of an exported checkpoint: the same weights (a link), images cut in crops.
 
-    `image_newline` is the embedding of the newline character; nothing was trained on crops.
+    `image_newline` is the embedding of the newline character; the model was not trained on crops.
     """
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -87,7 +87,7 @@ def export_anyres(base: Path, output: Path) -> None:
     with safe_open(base / "model.safetensors", "pt") as weights:
         names = list(weights.keys())
         embeddings = weights.get_tensor("model.embed_tokens.weight")
-    newline = embeddings[3 + ord("\n")].clone()  # the byte pieces follow <unk>, <s>, </s>
+    newline = embeddings[3 + ord("\n")].clone()  # byte pieces follow <unk>, <s>, </s>
     save_file({"model.image_newline": newline}, output / second, metadata={"format": "pt"})
     (output / second).chmod(0o644)
     link = output / first
@@ -126,7 +126,7 @@ def curves(log: list[dict], recipe: dict, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "training_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
-    trained = [entry for entry in log if "loss" in entry]  # the last entry may be of averaged weights
+    trained = [entry for entry in log if "loss" in entry]  # the last entry may describe averaged weights
     steps = [entry["step"] for entry in trained]
     left.plot(steps, [entry["loss"] for entry in trained], label="answers")
     left.plot(steps, [entry["align"] for entry in trained], label="patch names (auxiliary)")
@@ -146,7 +146,7 @@ def curves(log: list[dict], recipe: dict, folder: Path) -> None:
         xlabel="step",
         ylabel="exact match (%)",
         ylim=(0, 101),
-        title=f"Validation, {last - first} held-out pictures, 576 tokens",
+        title=f"Validation, {last - first} held-out images, 576 tokens",
     )
     for axis in (left, right):
         for boundary in np.cumsum([phase["steps"] for phase in recipe["phases"]])[:-1]:

@@ -1,0 +1,1 @@
+"""Training of the bundled model: features, tokenizer, student, trainer and export."""
