@@ -18,8 +18,8 @@ from llava.analysis.efficiency.dummy_models import build_model, dummy_image
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.base import Question
 from llava.eval.inference.decode import Decoding
-from llava.eval.inference.engine import Engine, Memory, Setting
-from llava.eval.inference.image_loading import Prepare
+from llava.eval.inference.engine import CollectedAnswers, Engine, PassSetting
+from llava.eval.inference.image_loading import ImageLoader
 from llava.eval.inference.vision_cache import VisionCache
 from llava.mm_utils import load_image
 from llava.model import load_pretrained_model
@@ -104,12 +104,12 @@ class EngineWorkload:
         """Answer questions with the engine.
 
         Returns:
-            Answers by question index, and the engine's report.
+            Answers by question index, and the engine's statistics.
         Raises:
             ValueError: if a question was not answered.
         """
-        answers = Memory()
-        settings = [Setting("it", self.pruner, answers)]
+        answers = CollectedAnswers()
+        settings = [PassSetting("it", self.pruner, answers)]
         report = self.engine(**options).run(questions or self.questions, settings, progress=False)
         if report.failures:
             raise ValueError(f"not answered: {report.failures[0]}")
@@ -149,7 +149,7 @@ class EngineWorkload:
     @torch.inference_mode()
     def _equal_tokens(self, image: Any) -> bool:
         """Check whether the model and the baseline keep the same tokens of an image file."""
-        (pixels, size), _ = Prepare(load_image, self.processor, self.model.config)(image)
+        (pixels, size), _ = ImageLoader(load_image, self.processor, self.model.config)(image)
         crops = (pixels[None] if pixels.ndim == 3 else pixels).to(self.model.device)
         kept = self.model.visual_tokens(self.model.encode_vision([crops], [size])[0], self.pruner).kept
         encoded = baseline_tower(self.model.get_vision_tower(), crops)
