@@ -249,7 +249,7 @@ def test_peaks_are_measured(capsys):
         (["--device", "abacus"], "no such device"),
         (["selection", "--tokens", "900"], "nothing to choose"),
         (["selection", "--batch-sizes", "0"], "numbers from 1"),
-        (["tower", "--repeats", "0"], "from 1 on"),
+        (["tower", "--repeats", "0"], "expected a number >= 1"),
         (["peak", "--dtypes", "int8"], "no such dtype"),
         (["--image", "/no.jpg"], "no such file"),
         (["table", "--output", "/no/where.json"], "there is no folder"),
