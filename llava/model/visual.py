@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llava.model.anyres import NEWLINE, PROTOCOLS, token_layout
 from llava.model.features import VisionFeatures, VisualTokens, as_image_list, as_size_list, crop_key
-from llava.pruning import TextCue, Pruner, get_pruner
+from llava.pruning import Pruner, TextCue, get_pruner
 
 USE_CURRENT = "use current"  # default of visual_tokens(pruner=): the model's own pruner
 
@@ -115,7 +115,10 @@ class VisualTokenMixin:
         return weight.device, weight.dtype
 
     def visual_tokens(
-        self, vision: VisionFeatures, pruner: Pruner | str | None = USE_CURRENT, question: TextCue | None = None
+        self,
+        vision: VisionFeatures,
+        pruner: Pruner | str | None = USE_CURRENT,
+        question: TextCue | None = None,
     ) -> VisualTokens:
         """Prune one image's tokens, project the kept ones and put them in order for the language model.
 

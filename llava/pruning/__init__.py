@@ -20,7 +20,6 @@ for _module in pkgutil.iter_modules(__path__):
     if not _module.ispkg:
         import_module(f"{__name__}.{_module.name}")
 
-Asked = TextCue  # the former name
 
 __all__ = [
     "Kept",

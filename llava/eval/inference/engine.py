@@ -38,7 +38,7 @@ from llava.eval.inference.decode import Decoding, Row, can_share, generate, gene
 from llava.eval.inference.image_loading import ImageLoader, LoadedImage, read_ahead
 from llava.eval.inference.vision_cache import VisionCache, image_key
 from llava.mm_utils import tokenizer_image_token
-from llava.pruning import TextCue, Pruner
+from llava.pruning import Pruner, TextCue
 
 
 class AnswerWriter(Protocol):
@@ -307,7 +307,9 @@ class Engine:
             return Row(self.prompt_ids(question), None)
         embedding = self.model.get_input_embeddings()
         ids = self.tokenizer(question.text, add_special_tokens=False).input_ids
-        asked = TextCue(question.text, embedding(torch.tensor(ids, dtype=torch.long, device=self.model.device)))
+        asked = TextCue(
+            question.text, embedding(torch.tensor(ids, dtype=torch.long, device=self.model.device))
+        )
         visual = self.model.visual_tokens(features[question.image], pruner, asked).embeds
         return Row(self.prompt_ids(question), visual, (question.image, question.text))
 
