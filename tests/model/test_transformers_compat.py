@@ -20,8 +20,8 @@ from transformers import (
 )
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
-from llava.eval.inference.prefix_cache import RoomyLayer
 from llava.model import transformers_compat as compat
+from llava.model.prefix_cache import RoomyLayer
 from llava.model.tokenizer import SentencePieceTokenizer
 
 SMALL = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)

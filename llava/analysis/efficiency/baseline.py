@@ -63,14 +63,16 @@ def _eager(tower: Any) -> Iterator[list[Tensor]]:
     def remember(_module: Any, _inputs: Any, output: Any) -> None:
         attentions.append(output[1])
 
+    from llava.model.transformers_compat import attention_of, set_attention
+
     config = tower.vision_tower.config
-    before = config._attn_implementation
+    before = attention_of(config)
     hooks = [_attention_module(tower, layer).register_forward_hook(remember) for layer in tower.layers()]
-    config._attn_implementation = "eager"
+    set_attention(config, "eager")
     try:
         yield attentions
     finally:
-        config._attn_implementation = before
+        set_attention(config, before)
         for hook in hooks:
             hook.remove()
 
@@ -164,14 +166,14 @@ def baseline_answer(
 
     Args:
         prompt_ids: The whole prompt, with IMAGE_TOKEN_INDEX exactly once.
-        decoding: A `llava.eval.inference.decode.Decoding`.
+        decoding: A `llava.model.decode.Decoding`.
     Returns:
         New token ids, without the end of sequence.
     Raises:
         ValueError: for other methods than vispruner and none.
     """
-    from llava.eval.inference.decode import stop_ids
     from llava.mm_utils import load_image, process_images
+    from llava.model.decode import stop_ids
 
     image = load_image(image_path)
     pixels = process_images([image], processor, model.config)[0]

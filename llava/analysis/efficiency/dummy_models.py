@@ -121,6 +121,7 @@ def build_model(
     from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
     from llava.model.multimodal_encoder.builder import build_vision_tower
     from llava.model.settings import choose_attention, choose_dtypes
+    from llava.model.transformers_compat import set_attention
 
     sizes = sizes if isinstance(sizes, DummyModel) else DUMMY_MODELS[sizes]
     device = torch.device(device)
@@ -144,7 +145,7 @@ def build_model(
         },
     )
     config.dtype = language_dtype
-    config._attn_implementation = kernels
+    set_attention(config, kernels)
     source = TowerSource(sizes.tower, None, clip_processor(sizes.tower["image_size"]))
     with torch.device("meta"):
         model = LlavaLlamaForCausalLM(config)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava.analysis.efficiency import options
 from llava.argtypes import at_least
+from llava.model.transformers_compat import attention_of
 from llava.paths import BUNDLED_DATA, BUNDLED_MODEL
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "weights": "random" if args.dummy_model else "of the checkpoint",
             "dtype": str(load.model.dtype).removeprefix("torch."),
             "tower_dtype": str(load.model.get_vision_tower().dtype).removeprefix("torch."),
-            "kernels": load.model.config._attn_implementation,
+            "kernels": attention_of(load.model.config),
             "tokens": args.tokens,
             "important_ratio": args.ratio,
             "questions": len(load.questions),

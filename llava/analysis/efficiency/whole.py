@@ -24,6 +24,7 @@ from llava import argtypes, paths
 from llava.analysis.efficiency import options
 from llava.analysis.efficiency.dummy_models import DUMMY_MODELS
 from llava.argtypes import at_least
+from llava.model.transformers_compat import attention_of
 
 CONVENTION = (
     "FLOPs: 2 per multiply-accumulate of matrix products, attention in full; without norms, "
@@ -129,7 +130,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "tower_dtype": str(tower.dtype).removeprefix("torch."),
         "kernels": {
-            "language_model": model.config._attn_implementation,
+            "language_model": attention_of(model.config),
             "tower": tower.attn_implementation,
             "selection": rounds_backend(args.device),
         },

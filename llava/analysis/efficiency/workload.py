@@ -17,12 +17,12 @@ from llava.analysis.efficiency.baseline import baseline_answer, baseline_select,
 from llava.analysis.efficiency.dummy_models import build_model, dummy_image
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.base import Question
-from llava.eval.inference.decode import Decoding
 from llava.eval.inference.engine import CollectedAnswers, Engine, PassSetting
 from llava.eval.inference.image_loading import ImageLoader
 from llava.eval.inference.vision_cache import VisionCache
 from llava.mm_utils import load_image
 from llava.model import load_pretrained_model
+from llava.model.decode import Decoding
 from llava.pruning import Pruner, get_pruner
 
 GQA_PER_IMAGE, GQA_NEW_TOKENS = 31, 4

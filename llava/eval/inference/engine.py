@@ -34,10 +34,10 @@ from llava.constants import (
 )
 from llava.conversation import conv_templates
 from llava.eval.benchmarks import Answer, DataIssue, Question
-from llava.eval.inference.decode import Decoding, Row, can_share, generate, generate_shared
 from llava.eval.inference.image_loading import ImageLoader, LoadedImage, read_ahead
 from llava.eval.inference.vision_cache import VisionCache, image_key
 from llava.mm_utils import tokenizer_image_token
+from llava.model.decode import Decoding, Row, can_share, generate, generate_shared
 from llava.pruning import Pruner, TextCue
 
 

@@ -58,9 +58,9 @@ class Session:
 
     def engine(self, task: Task) -> Any:
         """Return an engine for one task; the first call loads the model. Raises ModelError."""
-        from llava.eval.inference.decode import Decoding
         from llava.eval.inference.engine import Engine
         from llava.eval.inference.vision_cache import VisionCache
+        from llava.model.decode import Decoding
 
         if self.loaded is None:
             self.loaded = load_model(self.job)

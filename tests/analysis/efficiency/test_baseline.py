@@ -12,8 +12,8 @@ from llava.analysis.efficiency.baseline import (
     baseline_tokens,
     baseline_tower,
 )
-from llava.eval.inference.decode import Decoding
 from llava.mm_utils import process_images
+from llava.model.decode import Decoding
 from llava.pruning import get_pruner
 
 PROMPT = [1, 20, 30, -200, 40, 50, 60]

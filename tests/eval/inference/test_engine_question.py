@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from llava.eval.benchmarks.base import Question
-from llava.eval.inference.decode import Decoding
 from llava.eval.inference.engine import CollectedAnswers, Engine, PassSetting
 from llava.eval.inference.image_loading import ImageLoader
 from llava.mm_utils import load_image
+from llava.model.decode import Decoding
 from llava.pruning import Kept, Pruner, TextCue, get_pruner
 
 MODEL = Path(__file__).parents[2] / "data" / "model" / "ckpt_llava15s"
