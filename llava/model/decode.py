@@ -119,9 +119,15 @@ def generate(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding
 def generate_shared(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding) -> list[list[int]]:
     """Decode all rows greedily, prefilling each shared prefix (text and image) once.
 
-    Every row holds exactly one image (see `can_share`). Prefixes and suffixes are left-padded; positions count
-    real tokens only, so padding changes nothing. Rests are computed in groups of similar length where that
-    saves more than it costs, and rows whose answer has ended leave the batch.
+    Prefixes and suffixes are left-padded; positions count real tokens only, so padding changes nothing.
+    Suffixes are computed in groups of similar length where that saves more than it costs, and finished
+    sequences leave the batch.
+
+    Args:
+        rows: Prompts with exactly one image each (see `can_share`).
+
+    Returns:
+        New token ids per row, without the stop token.
     """
     from transformers import DynamicCache
 

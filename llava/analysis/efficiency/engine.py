@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Any
 
 from llava.analysis.efficiency import options
 from llava.argtypes import at_least
-from llava.model.transformers_compat import attention_of
 from llava.paths import BUNDLED_DATA, BUNDLED_MODEL
 
 if TYPE_CHECKING:
     from llava.analysis.efficiency.workload import EngineWorkload
+    from llava.model.transformers_compat import attention_of
 
 GQA_QUESTIONS, GQA_IMAGES = 12578, 398
 CHECKPOINT_GOAL, DUMMY_MODEL_GOAL = 8.0, 10.0  # speedups

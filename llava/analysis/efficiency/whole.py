@@ -24,7 +24,6 @@ from llava import argtypes, paths
 from llava.analysis.efficiency import options
 from llava.analysis.efficiency.dummy_models import DUMMY_MODELS
 from llava.argtypes import at_least
-from llava.model.transformers_compat import attention_of
 
 CONVENTION = (
     "FLOPs: 2 per multiply-accumulate of matrix products, attention in full; without norms, "
@@ -117,6 +116,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from llava.analysis.efficiency.peak import bandwidth, matrix_rate
     from llava.analysis.efficiency.stages import PipelineStages, load_model, weights_bytes
     from llava.analysis.efficiency.timing import machine
+    from llava.model.transformers_compat import attention_of
     from llava.pruning.diversity import rounds_backend
 
     model = load_model(args)

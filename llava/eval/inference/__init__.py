@@ -1,1 +1,1 @@
-"""Model inference over questions: engine, image loading, vision cache. Decoding itself is in `llava.model`."""
+"""Model inference over questions: engine, image loading, vision cache. Decoding is in `llava.model`."""
