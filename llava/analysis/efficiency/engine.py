@@ -31,7 +31,6 @@ from llava.paths import BUNDLED_DATA, BUNDLED_MODEL
 
 if TYPE_CHECKING:
     from llava.analysis.efficiency.workload import EngineWorkload
-    from llava.model.transformers_compat import attention_of
 
 GQA_QUESTIONS, GQA_IMAGES = 12578, 398
 CHECKPOINT_GOAL, DUMMY_MODEL_GOAL = 8.0, 10.0  # speedups
@@ -91,6 +90,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from llava.analysis.efficiency.timing import machine
     from llava.analysis.efficiency.workload import EngineWorkload
+    from llava.model.transformers_compat import attention_of
 
     with tempfile.TemporaryDirectory() as folder:
         if args.dummy_model:
