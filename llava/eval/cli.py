@@ -70,63 +70,41 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what is evaluated: model, data, limit, answer length."""
-    parser.add_argument("--model", help="checkpoint folder or Hugging Face name (default: the bundled model)")
-    parser.add_argument("--model-base", help="base checkpoint of a LoRA or projector-only folder")
-    parser.add_argument(
-        "--data", type=Path, help="folder of the benchmark, or the one above it (default: the bundled data)"
-    )
-    parser.add_argument("--limit", type=at_least(1), metavar="N", help="evaluate only the first N questions")
-    parser.add_argument(
-        "--max-new-tokens", type=at_least(1), help="tokens per answer (default: the benchmark's)"
-    )
+    add = parser.add_argument
+    add("--model", help="checkpoint folder or Hugging Face name (default: the bundled model)")
+    add("--model-base", help="base checkpoint of a LoRA or projector-only folder")
+    add("--data", type=Path, help="folder of the benchmark, or the one above (default: the bundled data)")
+    add("--limit", type=at_least(1), metavar="N", help="evaluate only the first N questions")
+    add("--max-new-tokens", type=at_least(1), help="tokens per answer (default: the benchmark's)")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--dtype", choices=DTYPES, help="language model (default: float32 on a CPU, else the checkpoint's)"
-    )
-    group.add_argument("--tower-dtype", choices=DTYPES, help="vision tower (default: as --dtype)")
-    group.add_argument(
-        "--attn-implementation",
-        default="sdpa",
-        choices=("eager", "sdpa", "flash_attention_2"),
-        help="attention kernel (default: sdpa)",
-    )
-    group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if available)")
-    group.add_argument(
-        "--anyres",
-        choices=("paper", "llava"),
-        help="how LLaVA-NeXT images are cut (default: paper when pruning, else llava)",
-    )
+    add = parser.add_argument_group("model").add_argument
+    kernels = ("eager", "sdpa", "flash_attention_2")
+    add("--dtype", choices=DTYPES, help="language model (default: float32 on a CPU, else the checkpoint's)")
+    add("--tower-dtype", choices=DTYPES, help="vision tower (default: as --dtype)")
+    add("--attn-implementation", default="sdpa", choices=kernels, help="attention kernel (default: sdpa)")
+    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda if available)")
+    cut = "how LLaVA-NeXT images are cut (default: paper when pruning, else llava)"
+    add("--anyres", choices=("paper", "llava"), help=cut)
 
 
 def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("inference")
-    group.add_argument("--conv-mode", help="conversation template (default: the checkpoint's)")
-    group.add_argument("--batch-size", type=at_least(1), help="questions per batch (default: 64, 16 on CUDA)")
-    group.add_argument(
-        "--temperature",
-        type=at_least(0, float),
-        default=0.0,
-        help="sampling temperature (default: 0, greedy)",
-    )
-    group.add_argument("--top_p", "--top-p", type=ratio, help="nucleus sampling mass (default: off)")
-    group.add_argument(
-        "--num_beams", "--num-beams", type=at_least(1), default=1, help="beams of beam search (default: 1)"
-    )
-    group.add_argument(
-        "--seed", type=int, default=0, help="seed for random pruning and sampling (default: 0)"
-    )
-    group.add_argument(
-        "--no-share-prefix", action="store_true", help="prefill every question instead of once per image"
-    )
-    group.add_argument(
-        "--num-workers",
-        "--workers",
-        type=at_least(0),
-        help="image loading processes; 0 uses threads (default: auto)",
-    )
+    add, count = parser.add_argument_group("inference").add_argument, at_least(1)
+    add("--conv-mode", help="conversation template (default: the checkpoint's)")
+    add("--batch-size", type=count, help="questions per batch (default: 64, 16 on CUDA)")
+    add("--temperature", type=at_least(0, float), default=0.0, help="of sampling (default: 0, greedy)")
+    add("--top_p", "--top-p", type=ratio, help="nucleus sampling mass (default: off)")
+    add("--num_beams", "--num-beams", type=count, default=1, help="beams of beam search (default: 1)")
+    add("--seed", type=int, default=0, help="seed for random pruning and sampling (default: 0)")
+    add("--no-share-prefix", action="store_true", help="prefill every question instead of once per image")
+    workers = "image loading processes; 0 uses threads (default: auto)"
+    add("--num-workers", "--workers", type=at_least(0), help=workers)
+
+
+def add_bootstrap_argument(parser: argparse.ArgumentParser) -> None:
+    text = "bootstrap iterations (default: 2000)"
+    parser.add_argument("--bootstrap-iters", "--resamples", type=at_least(100), default=2000, help=text)
 
 
 def job_of(
