@@ -12,7 +12,7 @@ from helpers.synthetic_pope import make_pope
 from llava.eval import run, sweep
 from llava.eval.benchmarks import Answer, get_benchmark
 from llava.eval.jobs import execute
-from llava.eval.jobs.job import Task, read_task, resolve_job, resolve_pruner
+from llava.eval.jobs.job import Task, common_anyres, read_task, resolve_job, resolve_pruner
 from llava.eval.store.answer_file import AnswerFile
 from llava.model.checkpoint.config import stored_config
 
@@ -136,3 +136,13 @@ def test_the_conversation_is_the_checkpoints(tmp_path, capsys):
     assert resolve_job(MODEL, stored_config(MODEL), "cpu").conv_mode == "vicuna_v1"
     with pytest.raises(ValueError, match="--conv-mode v9: no such template. Choose from"):
         resolve_job(MODEL, stored_config(MODEL), "cpu", conv_mode="v9")
+
+
+def test_a_checkpoint_on_the_hub_decides_dtype_and_crops(tmp_path, monkeypatch):
+    """Its config.json is read before the defaults are chosen."""
+    (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16", "image_aspect_ratio": "anyres"}')
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(tmp_path / "config.json"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = stored_config("owner/llava-next")
+    assert resolve_job("owner/llava-next", config, "cuda").dtype == "bfloat16"
+    assert common_anyres(config, None) == "paper" and common_anyres(config, "llava") == "llava"
