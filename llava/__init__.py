@@ -1,6 +1,6 @@
 """VisPruner for LLaVA: training-free pruning of visual tokens, and the LLaVA it runs in.
 
-`import llava` is free of cost: torch and transformers are imported when a name is first used.
+`import llava` is fast: torch and transformers are imported when a name is first used.
 """
 
 from __future__ import annotations

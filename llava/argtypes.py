@@ -1,6 +1,6 @@
 """Argument types shared by all command lines: token budgets, ratios, bounded numbers.
 
-Imports nothing heavy, so that `--help` and invalid arguments are answered at once.
+Imports nothing heavy, so that `--help` and invalid arguments are answered immediately.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def tokens(text: str) -> int | str:
-    """A token budget: a number (0 keeps no visual token at all), or none/full/all for an unpruned run."""
+    """Parse a token budget: an integer (0 keeps no visual token), or none/full/all for an unpruned run."""
     if text.lower() in ("none", "full", "all"):
         return "none"
     try:
@@ -19,23 +19,23 @@ def tokens(text: str) -> int | str:
     except ValueError:
         number = -1
     if number < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no token budget: a number from 0 on, or none")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected an integer >= 0 or 'none'")
     return number
 
 
 def ratio(text: str) -> float:
-    """A share in [0, 1]."""
+    """Parse a ratio in [0, 1]."""
     try:
         number = float(text)
     except ValueError:
         number = -1.0
     if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no ratio: a number from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to 1")
     return number
 
 
 def at_least(low: float, kind: type = int) -> Callable[[str], Any]:
-    """An argparse type: a number not below `low`."""
+    """Make an argparse type for numbers >= `low`."""
 
     def parse(text: str) -> Any:
         try:
@@ -43,7 +43,7 @@ def at_least(low: float, kind: type = int) -> Callable[[str], Any]:
         except ValueError:
             number = None
         if number is None or not number >= low:
-            raise argparse.ArgumentTypeError(f"{text!r}: a number from {low} on is wanted")
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a number >= {low}")
         return number
 
     return parse

@@ -1,13 +1,13 @@
-"""Names and ids that LLaVA's users import. Nothing here depends on anything."""
+"""Names and ids that LLaVA's users import. No dependencies."""
 
 CONTROLLER_HEART_BEAT_EXPIRATION = 30  # seconds
 WORKER_HEART_BEAT_INTERVAL = 15  # seconds
 
 LOGDIR = "."
 
-# In labels: a position that the loss leaves out.
+# In labels: a position that the loss ignores.
 IGNORE_INDEX = -100
-# In input ids: the place where an image's embeddings go. No vocabulary has it.
+# In input ids: the position of an image's embeddings. Not in any vocabulary.
 IMAGE_TOKEN_INDEX = -200
 
 DEFAULT_IMAGE_TOKEN = "<image>"

@@ -1,12 +1,12 @@
-"""How a conversation becomes a prompt: LLaVA's eighteen templates.
+"""Turn a conversation into a prompt with one of LLaVA's eighteen templates.
 
     conv = conv_templates["vicuna_v1"].copy()
     conv.append_message(conv.roles[0], "<image>\\nWhat is this?")
     conv.append_message(conv.roles[1], None)
     prompt = conv.get_prompt()
 
-Not known here: ids (`llava.mm_utils.tokenizer_image_token`) and models. Templates are shared: copy before
-appending.
+Templates are shared: copy before appending. `llava.mm_utils.tokenizer_image_token` makes the ids of a prompt,
+`llava.model.checkpoint.config.conversation_for` chooses the template that a checkpoint was trained with.
 """
 
 import base64
@@ -16,7 +16,6 @@ from enum import Enum, auto
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from llava import system_prompts as texts
 from llava.constants import DEFAULT_IMAGE_TOKEN
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ class Conversation:
 
     A message is `[role, content]`; content is a text, None (the turn to be generated, always the last), or a
     tuple `(text, PIL image, mode)` with mode "Crop", "Resize", "Pad" or "Default" for the web page. The first
-    `offset` messages are examples that belong to the template.
+    `offset` messages are examples of the template.
     """
 
     system: str
@@ -54,7 +53,7 @@ class Conversation:
     skip_next: bool = False
 
     def get_prompt(self) -> str:
-        """The prompt as text.
+        """Return the prompt as text.
 
         Raises:
             ValueError: the messages do not fit the template; the message says which turn and why.
@@ -92,18 +91,18 @@ class Conversation:
             return self._llama_2(turns)
         if style is SeparatorStyle.PLAIN:
             return self._plain(turns)
-        raise ValueError(f"Unknown separator style {style!r}: use a member of SeparatorStyle.")
+        raise ValueError(f"sep_style: {style!r} is unknown. Use a member of SeparatorStyle.")
 
     def _llama_2(self, turns: list[tuple[str, str | None]]) -> str:
         prompt = ""
         for i, (role, text) in enumerate(turns):
             if role != self.roles[i % 2]:
                 raise ValueError(
-                    f"Turn {i + 1} is from {role!r}; this template takes {self.roles[0]!r} and "
-                    f"{self.roles[1]!r} in turn."
+                    f"Turn {i + 1} is from {role!r}, but this template alternates {self.roles[0]!r} and "
+                    f"{self.roles[1]!r}. Append messages in this order."
                 )
             if i == 0 and not text:
-                raise ValueError("This template cannot start without a first message.")
+                raise ValueError("Turn 1 is empty, but this template needs a first message. Append one.")
             if not text:
                 continue
             if i % 2:
@@ -121,15 +120,14 @@ class Conversation:
         for i, (_, text) in enumerate(turns):
             if text and ends[i % 2] is None:
                 raise ValueError(
-                    f"Turn {i + 1} of a plain template is an answer, and plain templates have no answers or "
-                    "second turns: they are for pretraining on captions. Use another template, such as "
-                    "vicuna_v1."
+                    f"Turn {i + 1} of a plain template is an answer. Plain templates are for pretraining on "
+                    "captions and have only one turn. Use another template, such as vicuna_v1."
                 )
             prompt += f"{text}{ends[i % 2]}" if text else ""
         return prompt
 
     def _with_image_first(self) -> list[Sequence[Any]]:
-        """The messages; when the first holds an image, with its `<image>` where the template wants it."""
+        """Return the messages, the first with `<image>` where the template expects it if it has an image."""
         messages = list(self.messages)
         if not messages or not isinstance(messages[0][1], tuple):
             return messages
@@ -137,15 +135,15 @@ class Conversation:
         question = content[0].replace(DEFAULT_IMAGE_TOKEN, "").strip()
         if "mmtag" not in self.version:
             return [(role, f"{DEFAULT_IMAGE_TOKEN}\n{question}"), *messages[1:]]
-        picture = [(self.roles[0], f"<Image>{DEFAULT_IMAGE_TOKEN}</Image>"), (self.roles[1], "Received.")]
-        return [*picture, (role, question), *messages[1:]]
+        image = [(self.roles[0], f"<Image>{DEFAULT_IMAGE_TOKEN}</Image>"), (self.roles[1], "Received.")]
+        return [*image, (role, question), *messages[1:]]
 
     def append_message(self, role: str, message: Any) -> None:
-        """Add a turn; `message=None` opens the turn that the model is to write."""
+        """Add a turn; `message=None` opens the turn that the model will generate."""
         self.messages.append([role, message])
 
     def _image_messages(self) -> list[tuple[int, tuple]]:
-        """(position after the offset, content) of the user's turns that hold an image."""
+        """Return (position after the offset, content) of the user's turns that have an image."""
         turns = enumerate(self.messages[self.offset :])
         return [(i, content) for i, (_, content) in turns if i % 2 == 0 and isinstance(content, tuple)]
 
@@ -158,7 +156,7 @@ class Conversation:
         max_len: int = 1344,
         min_len: int = 672,
     ) -> "Image.Image | str":
-        """Prepare an uploaded picture: pad or resize it, bound its sides, and encode it as base64 text.
+        """Pad or resize an uploaded image, limit its sides, and encode it as base64 text.
 
         Raises:
             ValueError: unknown `image_process_mode`.
@@ -172,7 +170,9 @@ class Conversation:
         elif image_process_mode == "Resize":
             image = image.resize((336, 336))
         elif image_process_mode not in ("Default", "Crop"):
-            raise ValueError(f"Unknown image mode {image_process_mode!r}: use Crop, Resize, Pad or Default.")
+            raise ValueError(
+                f"image_process_mode: {image_process_mode!r} is unknown. Use Crop, Resize, Pad or Default."
+            )
         if max(image.size) > max_len:
             short, long = min(image.size), max(image.size)
             shortest = min(max_len * short / long, min_len, short)
@@ -187,11 +187,11 @@ class Conversation:
         return base64.b64encode(buffer.getvalue()).decode()
 
     def get_images(self, return_pil: bool = False) -> list:
-        """The pictures of the conversation, as PIL images or base64 PNG text."""
+        """Return the images of the conversation, as PIL images or base64 PNG text."""
         return [self.process_image(image, mode, return_pil) for _, (_, image, mode) in self._image_messages()]
 
     def to_gradio_chatbot(self) -> list[list[str | None]]:
-        """Pairs [question, answer] for a chat page; pictures as inline HTML."""
+        """Return pairs [question, answer] for a chat page, with images as inline HTML."""
         pairs: list[list[str | None]] = []
         for i, (_, content) in enumerate(self.messages[self.offset :]):
             if i % 2:
@@ -206,11 +206,11 @@ class Conversation:
         return pairs
 
     def copy(self) -> "Conversation":
-        """An independent conversation; pictures are shared."""
+        """Return an independent conversation; images are shared."""
         return dataclasses.replace(self, messages=[list(message) for message in self.messages])
 
     def dict(self) -> dict[str, Any]:
-        """What a server sends and logs: JSON-able, pictures left out."""
+        """Return what a server sends and logs, as JSON without images."""
         return {
             "system": self.system,
             "roles": self.roles,
@@ -223,6 +223,56 @@ class Conversation:
 
 def _text(content: Any) -> str | None:
     return content[0] if isinstance(content, tuple) else content
+
+
+# System prompts, word for word as the released models were trained with them.
+_HUMAN = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+_USER = _HUMAN.replace("human", "user")
+_MMTAG = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant is able to "
+    "understand the visual content that the user provides, and assist the user with a variety of tasks "
+    "using natural language.The visual content will be provided with the following format: <Image>visual "
+    "content</Image>."
+)
+_LLAMA_2 = (
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while "
+    "being safe.  Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, "
+    "or illegal content. Please ensure that your responses are socially unbiased and positive in nature.\n\n"
+    "If a question does not make any sense, or is not factually coherent, explain why instead of answering "
+    "something not correct. If you don't know the answer to a question, please don't share false "
+    "information."
+)
+_EXAMPLE_QUESTION = "What are the key differences between renewable and non-renewable energy sources?"
+_EXAMPLE_ANSWER = (
+    "Renewable energy sources are those that can be replenished naturally in a relatively short amount of "
+    "time, such as solar, wind, hydro, geothermal, and biomass. Non-renewable energy sources, on the other "
+    "hand, are finite and will eventually be depleted, such as coal, oil, and natural gas. Here are some "
+    "key differences between renewable and non-renewable energy sources:\n"
+    "1. Availability: Renewable energy sources are virtually inexhaustible, while non-renewable energy "
+    "sources are finite and will eventually run out.\n"
+    "2. Environmental impact: Renewable energy sources have a much lower environmental impact than "
+    "non-renewable sources, which can lead to air and water pollution, greenhouse gas emissions, and other "
+    "negative effects.\n"
+    "3. Cost: Renewable energy sources can be more expensive to initially set up, but they typically have "
+    "lower operational costs than non-renewable sources.\n"
+    "4. Reliability: Renewable energy sources are often more reliable and can be used in more remote "
+    "locations than non-renewable sources.\n"
+    "5. Flexibility: Renewable energy sources are often more flexible and can be adapted to different "
+    "situations and needs, while non-renewable sources are more rigid and inflexible.\n"
+    "6. Sustainability: Renewable energy sources are more sustainable over the long term, while "
+    "non-renewable sources are not, and their depletion can lead to economic and social instability.\n"
+)
+_LLAVA_LLAMA_2 = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that "
+    "the user provides, and assist the user with a variety of tasks using natural language."
+)
+_MPT = (
+    "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest "
+    "answers."
+)
 
 
 def _vicuna_v0(system: str, version: str = "Unknown", messages: Sequence = ()) -> Conversation:
@@ -244,20 +294,20 @@ def _im_start(system: str, style: SeparatorStyle, version: str) -> Conversation:
     return Conversation(f"<|im_start|>system\n{system}", roles, (), 0, style, "<|im_end|>", version=version)
 
 
-_EXAMPLE = (("Human", texts.EXAMPLE_QUESTION), ("Assistant", texts.EXAMPLE_ANSWER))
+_EXAMPLE = (("Human", _EXAMPLE_QUESTION), ("Assistant", _EXAMPLE_ANSWER))
 
-conv_vicuna_v0 = _vicuna_v0(texts.HUMAN, messages=_EXAMPLE)
-conv_vicuna_v1 = _vicuna_v1(texts.USER)
-conv_llama_2 = _llama_2(texts.LLAMA_2)
+conv_vicuna_v0 = _vicuna_v0(_HUMAN, messages=_EXAMPLE)
+conv_vicuna_v1 = _vicuna_v1(_USER)
+conv_llama_2 = _llama_2(_LLAMA_2)
 conv_mistral_instruct = _llama_2("", sep="")
 conv_chatml_direct = _im_start("Answer the questions.", SeparatorStyle.MPT, "mpt")
 conv_llava_plain = Conversation("", ("", ""), (), 0, SeparatorStyle.PLAIN, "\n")
-conv_llava_v0 = _vicuna_v0(texts.HUMAN)
-conv_llava_v0_mmtag = _vicuna_v0(texts.MMTAG, "v0_mmtag")
-conv_llava_v1 = _vicuna_v1(texts.HUMAN)
-conv_llava_v1_mmtag = _vicuna_v1(texts.MMTAG, "v1_mmtag")
-conv_llava_llama_2 = _llama_2(texts.LLAVA_LLAMA_2)
-conv_mpt = _im_start(texts.MPT, SeparatorStyle.MPT, "mpt")
+conv_llava_v0 = _vicuna_v0(_HUMAN)
+conv_llava_v0_mmtag = _vicuna_v0(_MMTAG, "v0_mmtag")
+conv_llava_v1 = _vicuna_v1(_HUMAN)
+conv_llava_v1_mmtag = _vicuna_v1(_MMTAG, "v1_mmtag")
+conv_llava_llama_2 = _llama_2(_LLAVA_LLAMA_2)
+conv_mpt = _im_start(_MPT, SeparatorStyle.MPT, "mpt")
 conv_qwen = _im_start("You are a helpful assistant.", SeparatorStyle.CHATML, "qwen")
 
 default_conversation = conv_vicuna_v1

@@ -1,7 +1,7 @@
-"""From pictures and prompts to the tensors a LLaVA model takes: the helper functions LLaVA's users import.
+"""From images and prompts to the tensors a LLaVA model takes: the helper functions LLaVA's users import.
 
-Pictures are PIL images throughout; sizes are (width, height) in pixels, tensors are (channels, height,
-width). Not known here: templates (`llava.conversation`), checkpoints and models.
+Images are PIL images; sizes are (width, height) in pixels, tensors are (channels, height, width). Independent
+of templates (`llava.conversation`), checkpoints and models.
 """
 
 import ast
@@ -18,17 +18,17 @@ from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 
-# A square canvas larger than this (800 MB) is not needed to fill a few hundred pixels: thin pictures are
-# shrunk first.
+# A square canvas larger than this (800 MB) is not needed to fill a few hundred pixels: thin images are shrunk
+# first.
 _MAX_CANVAS_SIDE = 16384
 _SHRUNK_SIDE = 4096
 # Beyond this ratio of sides, resizing the short side to the tower's size would make the long one enormous.
 _MAX_ASPECT = 64
 
 
-# --- pictures in ---------------------------------------------------------------------------------------
+# --- images in -----------------------------------------------------------------------------------------
 def load_image(image_file: "str | Path | Image.Image") -> Image.Image:
-    """Open a picture as 8-bit RGB.
+    """Open an image as 8-bit RGB.
 
     As in LLaVA: alpha is dropped rather than blended, only the first frame is read, and the EXIF orientation
     is *not* applied. Unlike LLaVA, 16-bit grayscale keeps its range (the high byte) instead of saturating to
@@ -36,39 +36,41 @@ def load_image(image_file: "str | Path | Image.Image") -> Image.Image:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is no picture, is cut short, or is too large to be one; the message names it.
+        ValueError: the file is not an image, is truncated, or is too large; the message names it.
     """
     if isinstance(image_file, Image.Image):
         return to_rgb(image_file)
     if str(image_file).startswith(("http://", "https://")):
-        raise ValueError(f"{image_file} is an address, not a file: download it and give its path.")
+        raise ValueError(f"{image_file}: an address, not a file. Download it and pass its path.")
     if not Path(image_file).exists():
-        raise FileNotFoundError(f"There is no image {image_file}: check the image folder and the name.")
+        raise FileNotFoundError(f"{image_file}: no such image. Check the image folder and the name.")
     try:
         with Image.open(image_file) as image:
             return to_rgb(image)
     except Image.DecompressionBombError as error:
-        raise ValueError(f"Image {image_file} is too large to open ({error}): shrink it first.") from error
-    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
+        raise ValueError(f"{image_file}: too large to open ({error}). Shrink it first.") from error
+    except Exception as error:  # corrupt files make Pillow's decoders raise nearly anything
         reason = str(error) or type(error).__name__
-        raise ValueError(f"Image {image_file} is damaged or no picture ({reason}).") from error
+        raise ValueError(f"{image_file}: corrupt or not an image ({reason}). Replace it.") from error
 
 
 def load_image_from_base64(image: str | bytes) -> Image.Image:
-    """Decode a base64 picture, as sent by a web page.
+    """Decode a base64 image, as sent by a web page.
 
     Raises:
-        ValueError: the text is not base64, or not a picture.
+        ValueError: the text is not base64, or not an image.
     """
     try:
         with Image.open(BytesIO(base64.b64decode(image))) as opened:
             return to_rgb(opened)
     except Exception as error:
-        raise ValueError(f"The base64 text is no readable picture ({error}).") from error
+        raise ValueError(
+            f"base64 image: not readable ({error}). Send a PNG or JPEG file as base64."
+        ) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode to 8-bit RGB."""
+    """Convert any PIL mode to 8-bit RGB."""
     if image.mode == "RGB":
         image.load()
         return image
@@ -76,18 +78,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
     if image.mode == "I" and image.getextrema()[1] > 255:  # 16-bit files, as some readers open them
         return image.point(lambda value: value / 256).convert("L").convert("RGB")
-    if image.mode == "F" and image.getextrema()[1] <= 1:  # light from 0 to 1
+    if image.mode == "F" and image.getextrema()[1] <= 1:  # brightness from 0 to 1
         return image.point(lambda value: value * 255).convert("L").convert("RGB")
     if image.mode in ("La", "RGBa"):
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     with warnings.catch_warnings():
-        # Pillow advises RGBA for palettes with transparency; the colours are the same.
+        # Pillow advises RGBA for palettes with transparency; the colors are the same.
         warnings.filterwarnings("ignore", message="Palette images with Transparency")
         return image.convert("RGB")
 
 
 def expand2square(pil_img: Image.Image, background_color: int | tuple[int, ...]) -> Image.Image:
-    """Centre a picture on a square canvas as wide as its longer side (`image_aspect_ratio: pad`)."""
+    """Center an image on a square canvas as wide as its longer side (`image_aspect_ratio: pad`)."""
     width, height = pil_img.size
     if width == height:
         return pil_img
@@ -99,25 +101,25 @@ def expand2square(pil_img: Image.Image, background_color: int | tuple[int, ...])
 
 # --- anyres (LLaVA-NeXT) -------------------------------------------------------------------------------
 def _pinpoints(grid_pinpoints: Any) -> list[tuple[int, int]]:
-    """Resolutions from a config: a list of pairs, or the same as text."""
-    given, wanted = grid_pinpoints, "image_grid_pinpoints should be a list of positive [width, height] pairs"
+    """Read resolutions from a config: a list of pairs, or the same as text."""
+    given, wanted = grid_pinpoints, "expected a list of positive [width, height] pairs"
     try:
         parsed = ast.literal_eval(given) if isinstance(given, str) else given
         pairs = [(int(width), int(height)) for width, height in parsed]
     except (TypeError, ValueError, SyntaxError) as error:
-        raise ValueError(f"{wanted}, not {given!r}.") from error
+        raise ValueError(f"image_grid_pinpoints: {wanted}, got {given!r}. Fix config.json.") from error
     if not pairs or min(min(pair) for pair in pairs) < 1:
-        raise ValueError(f"{wanted}, not {given!r}.")
+        raise ValueError(f"image_grid_pinpoints: {wanted}, got {given!r}. Fix config.json.")
     return pairs
 
 
 def select_best_resolution(
     original_size: tuple[int, int], possible_resolutions: Sequence[Sequence[int]]
 ) -> tuple[int, int]:
-    """The resolution in which most of the picture's pixels survive; among equals, the one with least padding.
+    """Select the resolution that keeps most of the image's pixels; among ties, the one with least padding.
 
     Args:
-        original_size: (width, height) of the picture.
+        original_size: (width, height) of the image.
         possible_resolutions: (width, height) each.
     """
     width, height = original_size
@@ -132,7 +134,7 @@ def select_best_resolution(
 
 
 def resize_and_pad_image(image: Image.Image, target_resolution: tuple[int, int]) -> Image.Image:
-    """Resize into `target_resolution` (width, height), aspect ratio kept, centred on black."""
+    """Resize into `target_resolution` (width, height), aspect ratio kept, centered on black."""
     width, height = image.size
     target_width, target_height = target_resolution
     scale_width, scale_height = target_width / width, target_height / height
@@ -146,7 +148,7 @@ def resize_and_pad_image(image: Image.Image, target_resolution: tuple[int, int])
 
 
 def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
-    """Square tiles of `patch_size` pixels in raster order."""
+    """Cut square tiles of `patch_size` pixels in raster order."""
     width, height = image.size
     return [
         image.crop((left, top, left + patch_size, top + patch_size))
@@ -158,14 +160,13 @@ def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
 def get_anyres_image_grid_shape(
     image_size: tuple[int, int], grid_pinpoints: Any, patch_size: int
 ) -> tuple[int, int]:
-    """(columns, rows) of tiles that a picture of `image_size` is cut into; `patch_size` is the tower's "
-    "side."""
+    """Return (columns, rows) of tiles for an image of `image_size`; `patch_size` is the tower's side."""
     width, height = select_best_resolution(image_size, _pinpoints(grid_pinpoints))
     return width // patch_size, height // patch_size
 
 
 def process_anyres_image(image: Image.Image, processor: Any, grid_pinpoints: Any) -> torch.Tensor:
-    """The whole picture squashed to a square, then its tiles in raster order: (1 + tiles, 3, side, side)."""
+    """Squash the whole image to a square, then cut its tiles in raster order: (1 + tiles, 3, side, side)."""
     side = _side(processor)
     resolution = select_best_resolution(image.size, _pinpoints(grid_pinpoints))
     tiles = divide_to_patches(resize_and_pad_image(image, resolution), side)
@@ -176,12 +177,15 @@ def process_anyres_image(image: Image.Image, processor: Any, grid_pinpoints: Any
 def process_images(
     images: Sequence[Image.Image], image_processor: Any, model_cfg: Any
 ) -> torch.Tensor | list[torch.Tensor]:
-    """Pictures to pixel values, as the checkpoint's config asks.
+    """Convert images to pixel values, as the checkpoint's config specifies.
 
-    `model_cfg` (object or dict) may have `image_aspect_ratio`: "pad" (square canvas in the mean colour),
-    "anyres" (tiles), anything else (resize and centre crop); for "anyres" also `image_grid_pinpoints` and
-    `anyres_protocol`: "paper" cuts every picture into 2 x 2 tiles whatever the pinpoints say, else the best
-    pinpoint is used.
+    Args:
+        images: PIL images of any mode.
+        image_processor: of the model's vision tower.
+        model_cfg: object or dict with `image_aspect_ratio`: "pad" (square canvas in the mean color), "anyres"
+            (tiles), anything else (resize and center crop). For "anyres" also `image_grid_pinpoints` and
+            `anyres_protocol`: "paper" cuts every image into 2 x 2 tiles whatever the pinpoints are, otherwise
+            the best pinpoint is used.
 
     Returns:
         (n, 3, H, W) floats, with anyres (n, crops, 3, H, W); a list of n tensors where their shapes differ.
@@ -215,7 +219,7 @@ def _side(processor: Any) -> int:
 
 def _pixels(image: Image.Image, processor: Any) -> torch.Tensor:
     """(3, H, W)"""
-    # Said, because older processors guess: in a picture three pixels high they take the rows for channels.
+    # Explicit, because older processors guess: they take the rows of a 3 pixel high image for channels.
     options = {"return_tensors": "pt", "input_data_format": "channels_last"}
     return processor.preprocess(image, **options)["pixel_values"][0]
 
@@ -226,7 +230,7 @@ def _shrink(image: Image.Image) -> Image.Image:
 
 
 def _middle(image: Image.Image) -> Image.Image:
-    """The middle of a very thin picture, generously: all that its centre crop can show."""
+    """Cut the middle out of a very thin image: more than its center crop can contain."""
     width, height = image.size
     keep = 4 * min(width, height)
     left, top = max(0, (width - keep) // 2), max(0, (height - keep) // 2)
@@ -240,10 +244,10 @@ def tokenizer_image_token(
     image_token_index: int = IMAGE_TOKEN_INDEX,
     return_tensors: str | None = None,
 ) -> list[int] | torch.Tensor:
-    """Ids of a prompt, with `image_token_index` for each `<image>`.
+    """Tokenize a prompt, with `image_token_index` for each `<image>`.
 
-    The text between images is tokenised piece by piece, each as a text of its own but for BOS, which stays at
-    the very front only; so a piece keeps sentencepiece's leading space, as in the released models.
+    The texts between images are tokenized separately, and only the first one keeps its BOS; so each has
+    sentencepiece's leading space, as in the released models.
 
     Returns:
         A list of ids, or a 1-D int64 tensor with `return_tensors="pt"`.
@@ -252,7 +256,7 @@ def tokenizer_image_token(
         ValueError: another `return_tensors`.
     """
     if return_tensors not in (None, "pt"):
-        raise ValueError(f"return_tensors={return_tensors!r} is not supported: use 'pt' or None.")
+        raise ValueError(f"return_tensors: {return_tensors!r} is not supported. Use 'pt' or None.")
     pieces = [list(tokenizer(piece).input_ids) for piece in prompt.split(DEFAULT_IMAGE_TOKEN)]
     bos = tokenizer.bos_token_id
     prefixed = bos is not None and list(tokenizer("").input_ids)[:1] == [bos]
@@ -263,8 +267,10 @@ def tokenizer_image_token(
 
 
 def get_model_name_from_path(model_path: str) -> str:
-    """The last folder of a path; for a training checkpoint also its parent: `run/checkpoint-10` -> "
-    "`run_checkpoint-10`."""
+    """Return the last folder of a path, with its parent for a training checkpoint.
+
+    `run/checkpoint-10` gives `run_checkpoint-10`.
+    """
     parts = str(model_path).replace("\\", "/").strip("/").split("/")
     if parts[-1].startswith("checkpoint-") and len(parts) > 1:
         return f"{parts[-2]}_{parts[-1]}"
@@ -272,10 +278,10 @@ def get_model_name_from_path(model_path: str) -> str:
 
 
 class KeywordsStoppingCriteria:
-    """Stop a row of `generate` once its new text contains a keyword.
+    """Stops a row of `generate` once its new text contains a keyword.
 
-    Works whether `output_ids` holds the prompt (generation from ids) or only new ids (from embeddings, as
-    LLaVA does). transformers takes any callable as a stopping criterion; not inheriting keeps this module's
+    Works whether `output_ids` contains the prompt (generation from ids) or only new ids (from embeddings, as
+    in LLaVA). transformers accepts any callable as a stopping criterion; not inheriting keeps this module's
     import light.
     """
 
@@ -283,11 +289,11 @@ class KeywordsStoppingCriteria:
         self.keywords = [keyword for keyword in keywords if keyword]
         self.tokenizer = tokenizer
         self.input_ids = input_ids if input_ids.dim() == 2 else input_ids[None]
-        # No keyword spans more tokens than it has bytes; some more, so that no character is cut at the front.
+        # No keyword spans more tokens than it has bytes; a few more keep the first character whole.
         self.window = max((len(keyword.encode()) for keyword in self.keywords), default=0) + 4
 
     def __call__(self, output_ids: torch.Tensor, scores: Any = None, **kwargs: Any) -> torch.Tensor:
-        """(B, L) ids -> (B,) bool, True where a row is done."""
+        """Return (B,) bool for ids (B, L), True where a row is done."""
         start = self.input_ids.shape[1]
         prompt = self.input_ids.to(output_ids.device)
         whole = output_ids.shape[1] >= start and bool((output_ids[:, :start] == prompt).all())

@@ -1,7 +1,7 @@
 """Small helpers that LLaVA's servers and scripts import: logging, quick model construction, moderation.
 
-Nothing here is needed to evaluate or prune, and nothing touches the network unless `violates_moderation` is
-called with an API key in the environment.
+Evaluation and pruning do not use them. Only `violates_moderation` uses the network, and only with an API key
+in the environment.
 """
 
 import json
@@ -22,9 +22,9 @@ _MODERATION_URL = "https://api.openai.com/v1/moderations"
 
 
 def build_logger(logger_name: str, logger_filename: str, logdir: str | Path = LOGDIR) -> logging.Logger:
-    """A logger that writes to standard error and to `logdir/logger_filename`, a new file each day.
+    """Make a logger that writes to standard error and to `logdir/logger_filename`, a new file each day.
 
-    Calling it again with the same names gives the same logger, without doubling its lines.
+    A second call with the same names returns the same logger and does not duplicate its lines.
     """
     logger = logging.getLogger(logger_name)
     logger.setLevel(logging.INFO)
@@ -55,7 +55,7 @@ class StreamToLogger:
         self.linebuf = ""
 
     def __getattr__(self, name: str) -> Any:
-        # Only what is not defined here: isatty, encoding, fileno ... of the stream that was replaced.
+        # Only what is not defined here: isatty, encoding, fileno ... of the replaced stream.
         return getattr(self.__dict__["terminal"], name)
 
     def write(self, text: str) -> int:
@@ -71,9 +71,9 @@ class StreamToLogger:
 
 
 def disable_torch_init() -> None:
-    """Make `torch.nn.Linear` and `LayerNorm` skip their random initialisation, for the rest of the process.
+    """Make `torch.nn.Linear` and `LayerNorm` skip their random initialization, for the rest of the process.
 
-    LLaVA's scripts call it before loading, because weights are read over the initial ones anyway.
+    LLaVA's scripts call it before loading, because the weights that are read replace the initial ones.
     `load_pretrained_model` does not need it.
     """
     import torch
@@ -83,17 +83,17 @@ def disable_torch_init() -> None:
 
 
 def pretty_print_semaphore(semaphore: Any) -> str:
-    """An asyncio semaphore in a log line."""
+    """Format an asyncio semaphore for a log line."""
     if semaphore is None:
         return "None"
     return f"Semaphore(value={semaphore._value}, locked={semaphore.locked()})"
 
 
 def violates_moderation(text: str) -> bool:
-    """Whether OpenAI's moderation service flags `text`.
+    """Return whether OpenAI's moderation service flags `text`.
 
-    False, without any request, where OPENAI_API_KEY is not set; False with a warning where the service cannot
-    be reached: a demo page must not stop with it.
+    Without OPENAI_API_KEY the result is False and no request is sent. If the service cannot be reached, the
+    result is False with a warning, so that a demo page keeps working.
     """
     key = os.environ.get("OPENAI_API_KEY")
     if not key:

@@ -63,15 +63,15 @@ def test_llama_2_complains_about_wrong_turns():
 
 
 @pytest.mark.parametrize("text", ["What is it?", "What is it?\n<image>", "<image>\nWhat is it?"])
-def test_a_picture_in_the_first_message_comes_first(text):
-    picture = Image.new("RGB", (8, 6))
+def test_an_image_in_the_first_message_comes_first(text):
+    image = Image.new("RGB", (8, 6))
     assert (
-        converse("vicuna_v1", (text, picture, "Pad"), None)
+        converse("vicuna_v1", (text, image, "Pad"), None)
         .get_prompt()
         .endswith("USER: <image>\nWhat is it? ASSISTANT:")
     )
     assert (
-        converse("v1_mmtag", (text, picture, "Pad"), None)
+        converse("v1_mmtag", (text, image, "Pad"), None)
         .get_prompt()
         .endswith(" USER: <Image><image></Image> ASSISTANT: Received.</s>USER: What is it? ASSISTANT:")
     )
@@ -89,9 +89,9 @@ def test_a_picture_in_the_first_message_comes_first(text):
     ],
 )
 def test_images_of_a_conversation(mode, size, expected):
-    conv = converse("v0", ("look", Image.new("RGB", size, "red"), mode), "I see.", "no picture", None)
-    (picture,) = conv.get_images(return_pil=True)
-    assert picture.size == expected
+    conv = converse("v0", ("look", Image.new("RGB", size, "red"), mode), "I see.", "no image", None)
+    (image,) = conv.get_images(return_pil=True)
+    assert image.size == expected
     (encoded,) = conv.get_images()
     assert Image.open(io.BytesIO(base64.b64decode(encoded))).size == expected
 

@@ -1,4 +1,4 @@
-"""Pictures of every kind, anyres grids, prompts with images, stopping."""
+"""Images of every kind, anyres grids, prompts with images, stopping."""
 
 import base64
 import io
@@ -33,7 +33,7 @@ def tokenizer():
 
 # --- loading -------------------------------------------------------------------------------------------
 def saved(tmp_path, image, format="PNG", **options):
-    file = tmp_path / f"picture.{format.lower()}"
+    file = tmp_path / f"image.{format.lower()}"
     image.save(file, format, **options)
     return file
 
@@ -106,20 +106,20 @@ def test_truncated_files(tmp_path, format):
         mm_utils.load_image(file)
 
 
-def test_files_that_are_no_picture(tmp_path, monkeypatch):
+def test_files_that_are_not_images(tmp_path, monkeypatch):
     for content in (b"", b"hello"):
         (tmp_path / "text.jpg").write_bytes(content)
-        with pytest.raises(ValueError, match=r"text\.jpg is damaged or no picture"):
+        with pytest.raises(ValueError, match=r"text\.jpg: corrupt or not an image"):
             mm_utils.load_image(tmp_path / "text.jpg")
     with pytest.raises(FileNotFoundError, match=r"absent\.jpg"):
         mm_utils.load_image(tmp_path / "absent.jpg")
     with pytest.raises(ValueError, match=tmp_path.name):
         mm_utils.load_image(tmp_path)
-    with pytest.raises(ValueError, match="download it"):
+    with pytest.raises(ValueError, match="Download it"):
         mm_utils.load_image("https://example.org/a.jpg")
     file = saved(tmp_path, Image.new("RGB", (50, 50)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match=r"picture\.png is too large to open"):
+    with pytest.raises(ValueError, match=r"image\.png: too large to open"):
         mm_utils.load_image(file)
 
 
@@ -129,7 +129,7 @@ def test_base64():
     encoded = base64.b64encode(buffer.getvalue())
     for given_as in (encoded, encoded.decode()):
         assert pixel(mm_utils.load_image_from_base64(given_as)) == (9, 8, 7)
-    with pytest.raises(ValueError, match="no readable picture"):
+    with pytest.raises(ValueError, match="base64 image: not readable"):
         mm_utils.load_image_from_base64("aGVsbG8=")
 
 
@@ -180,7 +180,7 @@ def test_best_resolution_keeps_most_pixels(width, height):
 
 @pytest.mark.parametrize("pinpoints", [None, [], "[[336", [336, 672], [[0, 336]], "all", [["a", "b"]]])
 def test_bad_pinpoints(pinpoints):
-    with pytest.raises(ValueError, match="image_grid_pinpoints should be a list"):
+    with pytest.raises(ValueError, match="image_grid_pinpoints: expected a list"):
         mm_utils.get_anyres_image_grid_shape((10, 10), pinpoints, 336)
 
 
@@ -205,14 +205,14 @@ def test_unusual_sizes(processor, size, aspect, protocol):
     crops = {"paper": (5,), "llava": (3,)}[protocol] if aspect == "anyres" else ()
     assert pixels.shape == (1, *crops, 3, 28, 28)
     assert torch.isfinite(pixels).all()
-    if aspect != "pad":  # somewhere the picture itself is seen
+    if aspect != "pad":  # part of the image is seen
         mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
         colour = (torch.tensor([200, 100, 50]) / 255 - mean) / std
         first = pixels[0, 0] if crops else pixels[0]
         torch.testing.assert_close(first[:, 14, 14], colour, atol=1e-5, rtol=0)
 
 
-def test_thin_pictures_show_their_middle(processor):
+def test_thin_images_show_their_middle(processor):
     """Beyond the largest aspect ratio the middle is cut out first, which must not move it."""
     stripes = np.zeros((4, 1200, 3), np.uint8)
     stripes[:, 600:] = 255
@@ -252,7 +252,7 @@ def test_tokenizer_image_token(tokenizer):
     tensor = mm_utils.tokenizer_image_token("a <image>b<image>", tokenizer, -7, return_tensors="pt")
     assert tensor.dtype == torch.int64
     assert tensor.tolist() == [-7 if i == -200 else i for i in ids]
-    with pytest.raises(ValueError, match="return_tensors='np'"):
+    with pytest.raises(ValueError, match="return_tensors: 'np'"):
         mm_utils.tokenizer_image_token("a", tokenizer, return_tensors="np")
 
 

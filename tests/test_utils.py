@@ -1,4 +1,4 @@
-"""Helpers of LLaVA's servers, and the constants."""
+"""Helpers of LLaVA's servers."""
 
 import asyncio
 import io
@@ -9,16 +9,7 @@ import urllib.request
 import pytest
 import torch
 
-from llava import constants, utils
-
-
-def test_constants():
-    assert (constants.IGNORE_INDEX, constants.IMAGE_TOKEN_INDEX) == (-100, -200)
-    assert constants.DEFAULT_IMAGE_TOKEN == "<image>"
-    assert (constants.DEFAULT_IM_START_TOKEN, constants.DEFAULT_IM_END_TOKEN) == ("<im_start>", "<im_end>")
-    assert constants.DEFAULT_IMAGE_PATCH_TOKEN == "<im_patch>"
-    assert constants.IMAGE_PLACEHOLDER == "<image-placeholder>"
-    assert constants.WORKER_HEART_BEAT_INTERVAL < constants.CONTROLLER_HEART_BEAT_EXPIRATION
+from llava import utils
 
 
 @pytest.fixture

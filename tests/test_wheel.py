@@ -117,5 +117,4 @@ def test_a_missing_bundled_file_is_one_clear_line(
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1 and line.startswith("error: ") and option in line
     assert list((site / "llava").parent.glob("playground")) == []
-    if command[0] != "llava.eval.run":
-        assert "repository clone" in line
+    assert "repository clone" in line

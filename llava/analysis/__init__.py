@@ -1,1 +1,1 @@
-"""Looking at what happens: where attention goes, which tokens stay, what it all costs."""
+"""Analysis: overlays of the kept tokens, and efficiency (time, memory, FLOPs)."""

@@ -11,9 +11,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from llava import paths
 from llava.argtypes import at_least, ratio
+from llava.environment import check_environment
 from llava.eval.benchmarks import DataError, DataIssue, benchmark_name
 from llava.eval.jobs.execute import ModelError
 from llava.eval.jobs.job import Job, resolve_job
@@ -25,6 +27,14 @@ _JOB_ARGUMENTS = (
     *("device", "dtype", "tower_dtype", "attn_implementation", "conv_mode", "batch_size", "model_base"),
     *("max_new_tokens", "temperature", "top_p", "num_beams", "seed", "num_workers"),
 )
+# environment variable -> options that replace it
+_REPLACES = {
+    "VISPRUNER_METHOD": ("method",),
+    "VISPRUNER_TOKENS": ("tokens", "visual_token_num"),
+    "VISPRUNER_RATIO": ("ratio", "important_ratio"),
+    "VISPRUNER_ANYRES": ("anyres",),
+    "VISPRUNER_TOWER_DTYPE": ("tower_dtype",),
+}
 
 
 def new_parser(command: str, description: str) -> argparse.ArgumentParser:
@@ -44,10 +54,8 @@ def answer_parser(
         data, answers: What the help adds to the argument of that name, which is then optional.
     """
     parser = new_parser(command, description)
-    add = parser.add_argument
-    add(
-        "--benchmark", required=True, type=benchmark_name, choices=benchmarks, help="benchmark of the answers"
-    )
+    add, text = parser.add_argument, "benchmark of the answers"
+    add("--benchmark", required=True, type=benchmark_name, choices=benchmarks, help=text)
     add("--answers", required=not answers, type=Path, help=f"answer file of the benchmark{answers}")
     add("--data", required=not data, type=user_path, help=f"folder of the benchmark{data}")
     return parser
@@ -56,17 +64,6 @@ def answer_parser(
 def user_path(text: str) -> Path:
     """Return the path of an argument, with ~ expanded."""
     return Path(text).expanduser()
-
-
-def add_data_argument(parser: argparse.ArgumentParser) -> None:
-    note = "folder of the benchmark, or the one above it (default: the bundled data)"
-    parser.add_argument("--data", type=user_path, help=note)
-
-
-def add_bootstrap_argument(parser: argparse.ArgumentParser) -> None:
-    iterations = at_least(100)
-    note = "bootstrap iterations (default: 2000)"
-    parser.add_argument("--bootstrap-iters", "--resamples", type=iterations, default=2000, help=note)
 
 
 def guarded(main: Callable[..., int]) -> Callable[..., int]:
@@ -94,78 +91,68 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what is evaluated: model, data, limit, answer length."""
-    parser.add_argument("--model", help="checkpoint folder or Hugging Face name (default: the bundled model)")
-    parser.add_argument("--model-base", help="base checkpoint of a LoRA or projector-only folder")
+    add = parser.add_argument
+    add("--model", help="checkpoint folder or Hugging Face name (default: the bundled model)")
+    add("--model-base", help="base checkpoint of a LoRA or projector-only folder")
     add_data_argument(parser)
-    parser.add_argument("--limit", type=at_least(1), metavar="N", help="evaluate only the first N questions")
-    parser.add_argument(
-        "--max-new-tokens", type=at_least(1), help="tokens per answer (default: the benchmark's)"
-    )
+    add("--limit", type=at_least(1), metavar="N", help="evaluate only the first N questions")
+    add("--max-new-tokens", type=at_least(1), help="tokens per answer (default: the benchmark's)")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--dtype", choices=DTYPES, help="language model (default: float32 on a CPU, else the checkpoint's)"
-    )
-    group.add_argument("--tower-dtype", choices=DTYPES, help="vision tower (default: as --dtype)")
-    group.add_argument(
-        "--attn-implementation",
-        default="sdpa",
-        choices=("eager", "sdpa", "flash_attention_2"),
-        help="attention kernel (default: sdpa)",
-    )
-    group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if available)")
-    group.add_argument(
-        "--anyres",
-        choices=("paper", "llava"),
-        help="how LLaVA-NeXT images are cut (default: paper when pruning, else llava)",
-    )
+    add = parser.add_argument_group("model").add_argument
+    kernels = ("eager", "sdpa", "flash_attention_2")
+    add("--dtype", choices=DTYPES, help="language model (default: float32 on a CPU, else the checkpoint's)")
+    add("--tower-dtype", choices=DTYPES, help="vision tower (default: as --dtype)")
+    add("--attn-implementation", default="sdpa", choices=kernels, help="attention kernel (default: sdpa)")
+    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda if available)")
+    cut = "how LLaVA-NeXT images are cut (default: paper when pruning, else llava)"
+    add("--anyres", choices=("paper", "llava"), help=cut)
 
 
 def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("inference")
-    group.add_argument("--conv-mode", help="conversation template (default: the checkpoint's)")
-    group.add_argument("--batch-size", type=at_least(1), help="questions per batch (default: 64, 16 on CUDA)")
-    group.add_argument(
-        "--temperature",
-        type=at_least(0, float),
-        default=0.0,
-        help="sampling temperature (default: 0, greedy)",
-    )
-    group.add_argument("--top_p", "--top-p", type=ratio, help="nucleus sampling mass (default: off)")
-    group.add_argument(
-        "--num_beams", "--num-beams", type=at_least(1), default=1, help="beams of beam search (default: 1)"
-    )
-    group.add_argument(
-        "--seed", type=int, default=0, help="seed for random pruning and sampling (default: 0)"
-    )
-    group.add_argument(
-        "--no-share-prefix", action="store_true", help="prefill every question instead of once per image"
-    )
-    group.add_argument(
-        "--num-workers",
-        "--workers",
-        type=at_least(0),
-        help="image loading processes; 0 uses threads (default: auto)",
-    )
+    add, count = parser.add_argument_group("inference").add_argument, at_least(1)
+    add("--conv-mode", help="conversation template (default: the checkpoint's)")
+    add("--batch-size", type=count, help="questions per batch (default: 64, 16 on CUDA)")
+    add("--temperature", type=at_least(0, float), default=0.0, help="of sampling (default: 0, greedy)")
+    add("--top_p", "--top-p", type=ratio, help="nucleus sampling mass (default: off)")
+    add("--num_beams", "--num-beams", type=count, default=1, help="beams of beam search (default: 1)")
+    add("--seed", type=int, default=0, help="seed for random pruning and sampling (default: 0)")
+    add("--no-share-prefix", action="store_true", help="prefill every question instead of once per image")
+    workers = "image loading processes; 0 uses threads (default: auto)"
+    add("--num-workers", "--workers", type=at_least(0), help=workers)
 
 
-def job_of(args: argparse.Namespace, model: Path | str, anyres: str | None, local_rank: int | None) -> Job:
-    """Return the job of parsed arguments. Raises ValueError."""
+def add_data_argument(parser: argparse.ArgumentParser) -> None:
+    text = "folder of the benchmark, or the one above (default: the bundled data)"
+    parser.add_argument("--data", type=user_path, help=text)
+
+
+def add_bootstrap_argument(parser: argparse.ArgumentParser) -> None:
+    text = "bootstrap iterations (default: 2000)"
+    parser.add_argument("--bootstrap-iters", "--resamples", type=at_least(100), default=2000, help=text)
+
+
+def job_of(
+    args: argparse.Namespace,
+    model: Path | str,
+    config: dict[str, Any],
+    anyres: str | None,
+    local_rank: int | None = None,
+) -> Job:
+    """Return the job of parsed arguments. Raises ValueError, also for invalid environment variables."""
+    replaced = [name for name, options in _REPLACES.items() if any(vars(args).get(one) for one in options)]
+    check_environment(replaced)
     given = {name: getattr(args, name) for name in _JOB_ARGUMENTS}
-    return resolve_job(
-        model, anyres=anyres, local_rank=local_rank, share_prefix=not args.no_share_prefix, **given
-    )
+    shared = not args.no_share_prefix
+    return resolve_job(model, config, anyres=anyres, local_rank=local_rank, share_prefix=shared, **given)
 
 
 def model_folder(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Path | str:
     """Return the checkpoint of --model, checked as far as possible without loading it."""
     if is_bundled(args.model):
-        folder = Path(args.model) if args.model else paths.BUNDLED_MODEL
-        if not (folder / "config.json").is_file():
-            raise DataError(f"{folder}: the bundled model is missing. Set --model (CKPT_DIR, CKPT)")
-        return folder
+        folder = Path(args.model).expanduser() if args.model else paths.BUNDLED_MODEL
+        return paths.require_bundled(folder / "config.json", "--model (CKPT_DIR, CKPT)").parent
     folder = Path(args.model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

@@ -21,21 +21,22 @@ from llava.eval.benchmarks.base import check_questions, read_questions
 from llava.eval.jobs.execute import Session
 from llava.eval.jobs.job import Task, resolve_pruner
 from llava.eval.store.answer_file import AnswerFile
+from llava.model.checkpoint.config import stored_config
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.new_parser("model_vqa_loader", __doc__)
-    parser.add_argument("--model-path", dest="model", required=True)
-    parser.add_argument("--model-base")
-    parser.add_argument("--question-file", type=Path, required=True)
-    parser.add_argument("--image-folder", type=Path, required=True)
-    parser.add_argument("--answers-file", type=Path, required=True)
-    parser.add_argument("--num-chunks", type=argtypes.at_least(1), default=1)
-    parser.add_argument("--chunk-idx", type=argtypes.at_least(0), default=0)
-    parser.add_argument("--max_new_tokens", "--max-new-tokens", type=argtypes.at_least(1), default=128)
-    parser.add_argument("--visual_token_num", "--visual-token-num", type=argtypes.tokens)
-    parser.add_argument("--important_ratio", "--important-ratio", type=argtypes.ratio)
-    parser.add_argument("--method", help="pruning method (default: vispruner)")
+    add, count = parser.add_argument, argtypes.at_least(1)
+    add("--model-path", dest="model", required=True)
+    add("--model-base")
+    for name in ("--question-file", "--image-folder", "--answers-file"):
+        add(name, type=Path, required=True)
+    add("--num-chunks", type=count, default=1)
+    add("--chunk-idx", type=argtypes.at_least(0), default=0)
+    add("--max_new_tokens", "--max-new-tokens", type=count, default=128)
+    add("--visual_token_num", "--visual-token-num", type=argtypes.tokens)
+    add("--important_ratio", "--important-ratio", type=argtypes.ratio)
+    add("--method", help="pruning method (default: vispruner)")
     cli.add_model_arguments(parser)
     cli.add_inference_arguments(parser)
     return parser
@@ -54,10 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         cli.report_issues(issues)
     warnings = check_questions(args.question_file.name, questions)
     try:
+        config = stored_config(model, args.model_base)
         pruner, anyres = resolve_pruner(
-            model, args.method, args.visual_token_num, args.important_ratio, args.anyres, args.seed
+            config, args.method, args.visual_token_num, args.important_ratio, args.anyres, args.seed
         )
-        job = cli.job_of(args, model, anyres, None)
+        job = cli.job_of(args, model, config, anyres)
     except ValueError as error:
         parser.error(str(error))
     cli.print_warnings([*warnings, *job.warnings])

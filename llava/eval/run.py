@@ -33,47 +33,32 @@ from llava.eval.jobs.execute import Session, SettingRun
 from llava.eval.jobs.job import Task, read_task, resolve_pruner, setting_name
 from llava.eval.score import print_score
 from llava.eval.tables.table import number, text_table
+from llava.model.checkpoint.config import stored_config
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = cli.new_parser("run", __doc__)
+    parser, count = cli.new_parser("run", __doc__), argtypes.at_least(1)
     parser.add_argument("--benchmark", required=True, type=benchmark_name, choices=list_benchmarks())
     cli.add_source_arguments(parser)
-    group = parser.add_argument_group("pruning")
-    group.add_argument("--method", help="pruning method (default: vispruner, none without --tokens)")
-    group.add_argument(
-        "--tokens",
-        type=argtypes.tokens,
-        metavar="N|none",
-        help="visual tokens to keep per crop; 0 is a blind baseline, none disables pruning (default: "
-        "VISPRUNER_TOKENS, else config.json, else none)",
-    )
-    group.add_argument(
-        "--ratio", type=argtypes.ratio, help="share selected by [CLS] attention (default: 0.5)"
-    )
-    parser.add_argument("--output", type=Path, help="folder (default: OUTPUT_DIR/BENCHMARK/MODEL/SETTING)")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="(default: outputs)")
-    parser.add_argument("--submit", action="store_true", help="also write the file that the server takes")
-    group = parser.add_argument_group("several processes")
-    group.add_argument(
-        "--num-processes",
-        "--processes",
-        type=argtypes.at_least(1),
-        default=1,
-        help="processes to launch, one per GPU (default: 1)",
-    )
-    group.add_argument(
-        "--num-chunks", type=argtypes.at_least(1), default=1, help="number of shards (default: 1)"
-    )
-    group.add_argument(
-        "--chunk-idx", type=argtypes.at_least(0), default=0, help="shard to answer (default: 0)"
-    )
-    group.add_argument("--part", action="store_true", help=argparse.SUPPRESS)  # started by --num-processes
-    rule = parser.add_mutually_exclusive_group()
-    rule.add_argument(
-        "--fixed", action="store_true", help="work around known bugs of the official scoring rule"
-    )
-    rule.add_argument("--strict", dest="fixed", action="store_false", help="use the official rule (default)")
+    add = parser.add_argument_group("pruning").add_argument
+    add("--method", help="pruning method (default: vispruner, none without --tokens)")
+    budget = "visual tokens to keep per crop; 0 is a blind baseline, none disables pruning (default: "
+    budget += "VISPRUNER_TOKENS, else config.json, else none)"
+    add("--tokens", type=argtypes.tokens, metavar="N|none", help=budget)
+    add("--ratio", type=argtypes.ratio, help="share selected by [CLS] attention (default: 0.5)")
+    add = parser.add_argument
+    add("--output", type=Path, help="folder (default: OUTPUT_DIR/BENCHMARK/MODEL/SETTING)")
+    add("--output-dir", type=Path, default=Path("outputs"), help="(default: outputs)")
+    add("--submit", action="store_true", help="also write the file that the server takes")
+    add = parser.add_argument_group("several processes").add_argument
+    launched = "processes to launch, one per GPU (default: 1)"
+    add("--num-processes", "--processes", type=count, default=1, help=launched)
+    add("--num-chunks", type=count, default=1, help="number of shards (default: 1)")
+    add("--chunk-idx", type=argtypes.at_least(0), default=0, help="shard to answer (default: 0)")
+    add("--part", action="store_true", help=argparse.SUPPRESS)  # started by --num-processes
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--fixed", action="store_true", help="work around known bugs of the official scoring rule")
+    add("--strict", dest="fixed", action="store_false", help="use the official rule (default)")
     parser.set_defaults(fixed=False)
     cli.add_model_arguments(parser)
     cli.add_inference_arguments(parser)
@@ -100,8 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = cli.model_folder(args, parser)
     task = read_task(benchmark, args.data, args.limit)
     try:
-        pruner, anyres = resolve_pruner(model, args.method, args.tokens, args.ratio, args.anyres, args.seed)
-        job = cli.job_of(args, model, anyres, rank.local_rank if rank.size > 1 else None)
+        config = stored_config(model, args.model_base)
+        pruner, anyres = resolve_pruner(config, args.method, args.tokens, args.ratio, args.anyres, args.seed)
+        job = cli.job_of(args, model, config, anyres, rank.local_rank if rank.size > 1 else None)
     except ValueError as error:
         parser.error(str(error))
     if args.num_processes > 1 and ":" in job.device:

@@ -39,66 +39,36 @@ from llava.eval.store.answer_file import AnswerFileError
 from llava.eval.store.atomic import write_atomically
 from llava.eval.tables.summary import ScoredBenchmark, ScoredSetting, build_summary
 from llava.eval.tables.table import number, text_table
+from llava.model.checkpoint.config import stored_config
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.new_parser("sweep", __doc__)
-    parser.add_argument(
-        "--benchmarks",
-        type=lambda text: [benchmark_name(name) for name in _names(text)],
-        default=["pope"],
-        help=f"comma-separated (default: pope); choose from {', '.join(list_benchmarks())}",
-    )
-    parser.add_argument(
-        "--methods",
-        type=_names,
-        default=["none", "random", "fastervlm", "vispruner"],
-        help="comma-separated pruning methods (default: none,random,fastervlm,vispruner)",
-    )
-    parser.add_argument(
-        "--tokens",
-        type=_list(argtypes.tokens),
-        default=[128, 64, 32],
-        help="comma-separated budgets: visual tokens to keep per crop (default: 128,64,32)",
-    )
-    parser.add_argument(
-        "--ratios",
-        type=_list(argtypes.ratio),
-        default=[0.5, 0.0],
-        help="comma-separated shares selected by [CLS] attention (default: 0.5,0)",
-    )
+    add = parser.add_argument
+    known = f"comma-separated (default: pope); choose from {', '.join(list_benchmarks())}"
+    add("--benchmarks", type=_list(benchmark_name), default=["pope"], help=known)
+    methods = ["none", "random", "fastervlm", "vispruner"]
+    known = f"comma-separated pruning methods (default: {','.join(methods)})"
+    add("--methods", type=_list(str), default=methods, help=known)
+    budgets = "comma-separated visual tokens to keep per crop (default: 128,64,32)"
+    add("--tokens", type=_list(argtypes.tokens), default=[128, 64, 32], help=budgets)
+    ratios = "comma-separated shares selected by [CLS] attention (default: 0.5,0)"
+    add("--ratios", type=_list(argtypes.ratio), default=[0.5, 0.0], help=ratios)
     cli.add_source_arguments(parser)
-    parser.add_argument(
-        "--output", type=Path, default=Path("outputs", "sweep"), help="(default: outputs/sweep)"
-    )
-    parser.add_argument(
-        "--report",
-        type=Path,
-        metavar="DIR",
-        help="write a summary over all benchmarks there: grid.html, .md, .csv and .tex",
-    )
-    parser.add_argument(
-        "--fixed", action="store_true", help="work around known bugs of the official scoring rules"
-    )
+    add("--output", type=Path, default=Path("outputs", "sweep"), help="(default: outputs/sweep)")
+    summary = "write a summary over all benchmarks there: grid.html, .md, .csv and .tex"
+    add("--report", type=Path, metavar="DIR", help=summary)
+    add("--fixed", action="store_true", help="work around known bugs of the official scoring rules")
     cli.add_bootstrap_argument(parser)
-    parser.add_argument(
-        "--vision-cache",
-        type=argtypes.at_least(0),
-        default=2048,
-        metavar="MIB",
-        help="memory for encoded images that several benchmarks show (default: 2048)",
-    )
+    memory = "memory for encoded images that several benchmarks show (default: 2048)"
+    add("--vision-cache", type=argtypes.at_least(0), default=2048, metavar="MIB", help=memory)
     cli.add_model_arguments(parser)
     cli.add_inference_arguments(parser)
     return parser
 
 
-def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 def _list(kind: Any) -> Any:
-    return lambda text: [kind(part) for part in _names(text)]
+    return lambda text: [kind(part.strip()) for part in text.split(",") if part.strip()]
 
 
 def grid(
@@ -147,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tasks = _read(args, benchmarks, failures)
     try:
         pruners = grid(args.methods, args.tokens, args.ratios, args.seed)
-        job = cli.job_of(args, model, common_anyres(model, args.anyres), None)
+        config = stored_config(model, args.model_base)
+        job = cli.job_of(args, model, config, common_anyres(config, args.anyres))
     except ValueError as error:
         parser.error(str(error))
     cli.print_warnings(job.warnings)

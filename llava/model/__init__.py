@@ -1,7 +1,7 @@
 """What runs: vision tower, projector, splice, language model, checkpoint loading.
 
-The names below are LLaVA's. They are imported on first use, so that a command line can parse its
-arguments (and refuse them) before torch and transformers are loaded.
+The names below are LLaVA's. They are imported on first use, so that a command line can parse its arguments
+before torch and transformers are loaded.
 """
 
 from __future__ import annotations

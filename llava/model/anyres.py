@@ -1,9 +1,9 @@
 """Order of an image's visual tokens when it was cut into crops (LLaVA-NeXT). Pure functions on indices.
 
-Crop 0 is the whole picture squashed to a square, crops 1.. are the tiles of a grid, row by row. There are two
-protocols. `paper`, how VisPruner's published numbers came about: base tokens, then the kept tokens of all
-tiles in raster order of the stitched grid; nothing is cut, no newline. `llava`, LLaVA-NeXT's own: the padding
-that made the picture fit its grid is cut off, and an `image_newline` closes every stitched row.
+Crop 0 is the whole image squashed to a square, crops 1.. are the tiles of a grid, row by row. There are two
+protocols. `paper`, which VisPruner's published results use: base tokens, then the kept tokens of all tiles in
+raster order of the stitched grid; nothing is removed, no newline is added. `llava`, LLaVA-NeXT's own: the
+padding that made the image fit its grid is removed, and an `image_newline` ends every stitched row.
 """
 
 from __future__ import annotations
@@ -24,12 +24,22 @@ def token_layout(
     grid: tuple[int, int] | None = None,
     as_crops: bool = True,
 ) -> Tensor:
-    """Final order of the kept tokens of one image.
+    """Return the final order of the kept tokens of one image.
 
-    indices (crops, K): kept patches per crop, ascending. side: patches along a crop's side. grid: (columns,
-    rows) of tiles; needed for more than one crop. image_size: (width, height), needed for protocol "llava".
-    Returns (L,) int64 on CPU: positions into `indices.flatten()`, `NEWLINE` where an image_newline goes.
-    Raises `ValueError` for a number of crops that does not fit the grid.
+    Args:
+        indices: (crops, K) kept patches per crop, ascending.
+        side: patches along a crop's side.
+        protocol: "paper" or "llava".
+        merge_type: the checkpoint's `mm_patch_merge_type`.
+        image_size: (width, height) in pixels; needed for protocol "llava".
+        grid: (columns, rows) of tiles; needed for more than one crop.
+        as_crops: False for a plain batch of images, which is never merged.
+
+    Returns:
+        (L,) int64 on CPU: positions in `indices.flatten()`, `NEWLINE` for an image_newline.
+
+    Raises:
+        ValueError: the number of crops does not fit the grid, or an argument is missing.
     """
     indices = indices.cpu()
     crops, kept = indices.shape
@@ -43,14 +53,14 @@ def token_layout(
         return torch.arange(crops * kept)
     if protocol == "llava" and image_size is None:
         raise ValueError(
-            f"image_sizes is needed to put {crops} crops together and cut their padding: pass "
-            "image_sizes=[(width, height), ...] of the original pictures"
+            f"image_sizes: missing, but needed to merge {crops} crops and remove their padding. Pass "
+            "image_sizes=[(width, height), ...] of the original images."
         )
     if grid is None or crops != 1 + grid[0] * grid[1]:
         raise ValueError(
-            f"an image of {crops} crops does not fit anyres protocol {protocol!r}"
-            + (f", which cuts it into 1 + {grid[0]} x {grid[1]}" if grid else "")
-            + "; preprocess with the model's current config (process_images(..., model.config))"
+            f"images: {crops} crops do not fit anyres protocol {protocol!r}"
+            + (f", which expects 1 + {grid[0]} x {grid[1]}" if grid else "")
+            + ". Preprocess with the model's current config: process_images(..., model.config)."
         )
     columns, rows = grid
     tile = torch.arange(crops - 1)[:, None]
@@ -58,7 +68,7 @@ def token_layout(
     column = tile % columns * side + indices[1:] % side
     value = torch.arange(kept, crops * kept)
     row, column = row.flatten(), column.flatten()
-    width = columns * side + 1  # one more: the newline's column
+    width = columns * side + 1  # one more for the newline's column
     if protocol == "llava" and unpad:
         top, bottom, left, right = unpadded_window(rows * side, columns * side, image_size)
         inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)
@@ -71,9 +81,9 @@ def token_layout(
 
 
 def unpadded_window(height: int, width: int, image_size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of the picture on its padded canvas of height x width patches.
+    """Return (top, bottom, left, right) of the image on its padded canvas of height x width patches.
 
-    image_size: (width, height) of the picture in pixels. Rounding is LLaVA-NeXT's, so counts agree with it.
+    image_size: (width, height) of the image in pixels. Rounding is LLaVA-NeXT's, so token counts are equal.
     """
     original_width, original_height = image_size
     if original_width / original_height > width / height:

@@ -1,4 +1,4 @@
-"""What travels between the tower, the pruner and the language model. Plain data, for one image each."""
+"""Data passed between vision tower, pruner and language model, for one image each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class VisionFeatures:
 
     features: Tensor  # (crops, N, C), in the dtype the projector reads
     attention: Tensor  # (crops, H, N), [CLS] row of the select layer, float32 or wider
-    image_size: tuple[int, int] | None  # (width, height) of the picture before preprocessing
+    image_size: tuple[int, int] | None  # (width, height) of the image before preprocessing
     keys: list[str]  # one identity per crop, see `crop_key`
     as_crops: bool = True  # False: came as a plain (B, 3, H, W) batch, which is never merged
 
@@ -31,25 +31,31 @@ class VisualTokens:
 
     @property
     def count(self) -> int:
-        """K, the real number of visual tokens: what the language model is charged for."""
+        """K, the number of visual tokens that enter the language model."""
         return self.embeds.shape[0]
 
 
 def crop_key(crop: Tensor) -> str:
-    """Identity of a crop (3, H, W): a hash of its pixels, rounded to float16.
+    """Return the identity of a crop (3, H, W): a hash of its pixels, rounded to float16.
 
-    Rounded, because callers hand the same picture over in float32 or float16 and must get the same random
-    subset for it.
+    Rounded, because callers pass the same image in float32 or float16 and must get the same random subset.
     """
     pixels = crop.detach().to("cpu", torch.float16).contiguous()
     return hashlib.sha1(pixels.numpy().tobytes(), usedforsecurity=False).hexdigest()
 
 
 def as_image_list(images: Tensor | list[Tensor]) -> tuple[list[Tensor], bool]:
-    """Every way LLaVA's callers pass images -> one (crops, 3, H, W) tensor per image, and `as_crops`.
+    """Convert every form in which LLaVA's callers pass images to one (crops, 3, H, W) tensor per image.
 
-    (3, H, W): one image. (B, 3, H, W): B images of one crop. (B, crops, 3, H, W): B images. A list holds one
-    (3, H, W) or (crops, 3, H, W) per image. Raises `ValueError` for anything else.
+    Args:
+        images: (3, H, W): one image; (B, 3, H, W): B images of one crop; (B, crops, 3, H, W): B images; or a
+            list with (3, H, W) or (crops, 3, H, W) per image.
+
+    Returns:
+        The tensors, and `as_crops` (see `VisionFeatures`).
+
+    Raises:
+        ValueError: any other form.
     """
     if isinstance(images, Tensor):
         if images.ndim == 3:
@@ -58,22 +64,23 @@ def as_image_list(images: Tensor | list[Tensor]) -> tuple[list[Tensor], bool]:
             return list(images.split(1)), False
         if images.ndim == 5:
             return list(images), True
-        raise ValueError(f"images has {images.ndim} dimensions, expected (B, 3, H, W) or (B, crops, 3, H, W)")
+        raise ValueError(f"images: {images.ndim} dimensions, expected (B, 3, H, W) or (B, crops, 3, H, W).")
     if not isinstance(images, list | tuple):
-        raise ValueError(f"images must be a tensor or a list of tensors, not {type(images).__name__}")
+        raise ValueError(f"images: expected a tensor or a list of tensors, got {type(images).__name__}.")
     result = []
     for i, image in enumerate(images):
         if not isinstance(image, Tensor) or image.ndim not in (3, 4):
             shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
-            raise ValueError(f"images[{i}] is {shape}, expected a tensor (3, H, W) or (crops, 3, H, W)")
+            raise ValueError(f"images[{i}]: expected a tensor (3, H, W) or (crops, 3, H, W), got {shape}.")
         result.append(image[None] if image.ndim == 3 else image)
     return result, True
 
 
 def as_size_list(image_sizes: object, count: int) -> list[tuple[int, int] | None]:
-    """(width, height) per image from a list of pairs or an (n, 2) tensor; None -> unknown for all.
+    """Return (width, height) per image from a list of pairs or an (n, 2) tensor; None for all if unknown.
 
-    Raises `ValueError` if there are not `count` pairs.
+    Raises:
+        ValueError: there are not `count` pairs.
     """
     if image_sizes is None:
         return [None] * count
@@ -83,5 +90,7 @@ def as_size_list(image_sizes: object, count: int) -> list[tuple[int, int] | None
     if count == 1 and len(sizes) == 2 and all(isinstance(s, int) for s in sizes):
         sizes = [tuple(sizes)]  # the pair itself, for a single image
     if len(sizes) != count:
-        raise ValueError(f"image_sizes has {len(sizes)} entries for {count} image(s)")
+        raise ValueError(
+            f"image_sizes: {len(sizes)} entries for {count} images. Pass one (width, height) per image."
+        )
     return [None if s is None else (int(s[0]), int(s[1])) for s in sizes]

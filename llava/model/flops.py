@@ -1,15 +1,16 @@
-"""What a forward pass costs: multiply-accumulates (MACs) from shapes alone, no model needed.
-
-Convention: functions named `*_macs` count MACs of matrix products; 1 MAC = 2 FLOPs, and FLOPs are what the
-paper's efficiency table prints (papers that give 3.82 T for LLaVA-1.5-7B at 576 tokens count MACs, and visual
-tokens only). Attention is counted in full, without halving it for causality; norms, softmax, activations,
-rotary embeddings, the embedding table and the output head are left out. Vision tower, selection, projector
-and language model are kept apart; print them apart.
+"""Cost model: multiply-accumulates (MACs) and KV cache bytes of a forward pass, from the sizes of a model.
 
     from llava.model.flops import LanguageShape, llm_prefill_macs
     2 * llm_prefill_macs(2880 + 80, LanguageShape(layers=32, width=4096, mlp=11008)) / 1e12     # 42.9 TFLOPs
 
-Does not know how long anything takes: prefill on a small GPU, or a short prompt, is not bound by FLOPs.
+Functions named `*_macs` count MACs of matrix products. 1 MAC is 2 FLOPs, and the paper's efficiency table
+prints FLOPs (papers that give 3.82 T for LLaVA-1.5-7B at 576 tokens count MACs, of visual tokens only).
+Attention is counted in full, without halving it for causality; norms, softmax, activations, rotary
+embeddings, the embedding table and the output head are not counted. Vision tower, selection, projector and
+language model are counted separately.
+
+The cost does not determine the time: prefill of a short prompt, for example, is not bound by FLOPs. No model
+is loaded, and torch is not imported.
 """
 
 from __future__ import annotations
@@ -18,21 +19,25 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-DROP_PER_ROUND = 8  # of the method; repeated here so that costs can be computed without torch
+DROP_PER_ROUND = 8  # as in llava.pruning.diversity, which imports torch
 
 
 @dataclass(frozen=True)
 class LanguageShape:
-    """A decoder with gated MLP (Llama, Mistral). kv_width: width of keys and of values; None = width."""
+    """Sizes of a decoder with gated MLP (Llama, Mistral)."""
 
     layers: int
     width: int
     mlp: int
-    kv_width: int | None = None
+    kv_width: int | None = None  # width of keys and of values; None: as `width`
 
     @classmethod
     def from_config(cls, config: object) -> LanguageShape:
-        """From a transformers config or its dict; a LLaVA config may hold it as `text_config`."""
+        """Read sizes from a transformers config or its dict, or from its `text_config`.
+
+        Raises:
+            ValueError: for a config without a size.
+        """
         config = _get(config, "text_config", default=None) or config
         width, heads = _get(config, "hidden_size"), _get(config, "num_attention_heads")
         kv_heads = _get(config, "num_key_value_heads", default=None) or heads
@@ -43,19 +48,22 @@ class LanguageShape:
 
 @dataclass(frozen=True)
 class VisionShape:
-    """A vision transformer over `patches` patches and one [CLS] token. gated: SwiGLU MLP (three matrices)."""
+    """Sizes of a vision transformer over `patches` patches and one [CLS] token."""
 
     layers: int
     width: int
     mlp: int
     patches: int
     patch_size: int
-    gated: bool = False
+    gated: bool = False  # SwiGLU MLP, which has three matrices
 
     @classmethod
     def from_config(cls, config: object) -> VisionShape:
-        """From a transformers CLIP or DINOv2 config or its dict, or from one that holds it as
-        `vision_config`."""
+        """Read sizes from a transformers CLIP or DINOv2 config or its dict, or from its `vision_config`.
+
+        Raises:
+            ValueError: for a config without a size.
+        """
         config = _get(config, "vision_config", default=None) or config
         width, patch = _get(config, "hidden_size"), _get(config, "patch_size")
         gated = bool(_get(config, "use_swiglu_ffn", default=False))
@@ -69,28 +77,38 @@ class VisionShape:
 
 
 def llm_prefill_macs(tokens: int | Sequence[int], shape: LanguageShape) -> int:
-    """L (2 n d^2 + 2 n d d_kv + 2 n^2 d + 3 n d m): queries and output, keys and values, attention, MLP.
+    """Count MACs of the prefill: L (2 n d^2 + 2 n d d_kv + 2 n^2 d + 3 n d m).
 
-    tokens: n, visual and text tokens together; or one n per layer, for methods that prune inside the decoder.
+    The terms are queries and output, keys and values, attention, and MLP.
+
+    Args:
+        tokens: Visual and text tokens n together; or one n per layer, for methods that prune in the decoder.
+    Raises:
+        ValueError: for another number of layers than the model's.
     """
     per_layer = [tokens] * shape.layers if isinstance(tokens, int) else list(tokens)
     if len(per_layer) != shape.layers:
-        raise ValueError(f"tokens per layer: {shape.layers} layers, got {len(per_layer)} numbers")
+        raise ValueError(
+            f"tokens: expected one number per layer for {shape.layers} layers, got {len(per_layer)}"
+        )
     d, m = shape.width, shape.mlp
     kv = d if shape.kv_width is None else shape.kv_width
     return sum(2 * n * d * d + 2 * n * d * kv + 2 * n * n * d + 3 * n * d * m for n in per_layer)
 
 
 def kv_cache_bytes(tokens: int | Sequence[int], shape: LanguageShape, bytes_per_element: int = 2) -> int:
-    """2 L n d_kv x bytes: keys and values of every layer. `tokens` as in `llm_prefill_macs`."""
+    """Count bytes of keys and values: 2 L n d_kv x bytes per element. `tokens` as in `llm_prefill_macs`."""
     n = tokens * shape.layers if isinstance(tokens, int) else sum(tokens)
     return 2 * n * (shape.width if shape.kv_width is None else shape.kv_width) * bytes_per_element
 
 
 def vision_tower_macs(shape: VisionShape, select_layer: int = -2) -> int:
-    """One crop: patch embedding, then the layers up to the one whose output is hidden_states[select_layer].
+    """Count MACs of one crop: patch embedding, and layers up to the output hidden_states[select_layer].
 
-    hidden_states has layers + 1 entries, the first before any layer, so -2 leaves the last layer out.
+    hidden_states has layers + 1 entries, the first before any layer, so -2 leaves out the last layer.
+
+    Raises:
+        ValueError: for a `select_layer` that does not exist.
     """
     n_layers = select_layer if select_layer >= 0 else shape.layers + 1 + select_layer
     if not 0 <= n_layers <= shape.layers:
@@ -102,17 +120,18 @@ def vision_tower_macs(shape: VisionShape, select_layer: int = -2) -> int:
 
 
 def cls_row_macs(shape: VisionShape) -> int:
-    """The [CLS] row beside fused attention: one query against all keys, all heads. One crop."""
+    """Count MACs of the [CLS] row of one crop, in addition to fused attention."""
     return (shape.patches + 1) * shape.width
 
 
 def selection_macs(
     patches: int, channels: int, tokens: int, important_ratio: float = 0.5, per_round: bool = False
 ) -> int:
-    """VisPruner's similarities for one crop of `patches` tokens, `tokens` of them kept.
+    """Count MACs of VisPruner's similarities for one crop of `patches` tokens, `tokens` of them kept.
 
-    As computed here, once: all pairs of the R residual tokens. per_round=True: as Algorithm 1 is written,
-    evens against odds anew in every round.
+    Args:
+        per_round: True counts evens times odds in every round, as Algorithm 1 is written; False counts all
+            pairs of the residual tokens once, as computed here.
     """
     n_important = int(tokens * important_ratio)
     size, target = patches - n_important, tokens - n_important
@@ -128,19 +147,25 @@ def selection_macs(
 
 
 def projector_macs(tokens: int, vision_width: int, width: int, projector_type: str = "mlp2x_gelu") -> int:
-    """`tokens` visual tokens through "linear", "mlpNx_gelu" or "identity"."""
+    """Count MACs of projecting `tokens` visual tokens.
+
+    Raises:
+        ValueError: for another type than "linear", "mlpNx_gelu" and "identity".
+    """
     if projector_type == "identity":
         return 0
     match = re.fullmatch(r"mlp(\d+)x_gelu", projector_type)
     if projector_type != "linear" and not match:
-        raise ValueError(f"unknown projector type {projector_type!r}: linear, mlpNx_gelu or identity")
+        raise ValueError(
+            f"unknown projector type {projector_type!r} (choose from linear, mlpNx_gelu, identity)"
+        )
     depth = int(match.group(1)) if match else 1
     return tokens * (vision_width * width + (depth - 1) * width * width)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """MACs of one image and prompt up to the first answer token, part by part, and the KV cache in bytes."""
+    """MACs of one image and prompt up to the first answer token, by part, and bytes of the KV cache."""
 
     vision_tower: int
     selection: int
@@ -150,11 +175,11 @@ class Cost:
 
     @property
     def total(self) -> int:
-        """MACs of all parts."""
+        """Sum of the MACs of all parts."""
         return self.vision_tower + self.selection + self.projector + self.language_model
 
     def flops(self) -> dict[str, int]:
-        """FLOPs (2 per MAC) by part, and their total."""
+        """Return FLOPs (2 per MAC) by part, and their total."""
         parts = ("vision_tower", "selection", "projector", "language_model", "total")
         return {part: 2 * getattr(self, part) for part in parts}
 
@@ -171,10 +196,15 @@ def pipeline_cost(
     select_layer: int = -2,
     bytes_per_element: int = 2,
 ) -> Cost:
-    """Cost of one image with `visual_tokens` entering the language model beside `text_tokens`.
+    """Compute the cost of one image and prompt.
 
-    language, vision: shapes, or configs (objects or dicts) to read them from. tokens_per_crop: what VisPruner
-    keeps per crop; None means that nothing is selected (no pruning, or a method without similarities).
+    Args:
+        language: Sizes of the language model, or a config (object or dict) to read them from.
+        vision: Sizes of the vision tower, or a config (object or dict) to read them from.
+        visual_tokens: Visual tokens in the language model's input, of all crops.
+        text_tokens: Text tokens in the language model's input.
+        crops: Crops of the image.
+        tokens_per_crop: Tokens that VisPruner keeps per crop; None if no similarities are computed.
     """
     if not isinstance(language, LanguageShape):
         language = LanguageShape.from_config(language)
@@ -201,5 +231,5 @@ _REQUIRED = object()
 def _get(config: object, name: str, default: object = _REQUIRED):  # type: ignore[no-untyped-def]
     value = config.get(name, default) if isinstance(config, dict) else getattr(config, name, default)
     if value is _REQUIRED:
-        raise ValueError(f"{type(config).__name__} has no {name!r}, which the cost model needs")
+        raise ValueError(f"{type(config).__name__} has no {name!r}, which the cost model requires")
     return value

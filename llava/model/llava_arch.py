@@ -1,8 +1,8 @@
-"""LLaVA around a language model of transformers: images in `forward` and `generate`, LLaVA's method names.
+"""LLaVA on a language model of transformers: images in `forward` and `generate`, LLaVA's method names.
 
-`LlavaMetaModel` is mixed into the decoder and carries tower, projector and image_newline;
-`LlavaMetaForCausalLM` into the causal model (see `language_model/`). How an image becomes tokens is in
-`visual.py`, how tokens get into a prompt in `splice.py`.
+`LlavaMetaModel` is mixed into the decoder and adds tower, projector and image_newline; `LlavaMetaForCausalLM`
+is mixed into the causal model (see `language_model/`). `visual.py` turns an image into tokens, `splice.py`
+inserts them into a prompt.
 """
 
 from __future__ import annotations
@@ -32,19 +32,21 @@ class LlavaMetaModel:
 
 
 class LlavaMetaForCausalLM(VisualTokenMixin):
-    """Mixed into a causal language model: images in, pruned, spliced, answered."""
+    """Mixed into a causal language model: encodes, prunes and splices images, then generates."""
 
     def get_model(self) -> LlavaMetaModel:
-        """The decoder, which also holds tower and projector."""
+        """Return the decoder, which also contains tower and projector."""
         return self.model
 
     def get_vision_tower(self) -> VisionTower | None:
-        """The vision tower."""
+        """Return the vision tower."""
         return self.get_model().get_vision_tower()
 
     def save_pretrained(self, *args, **kwargs):
-        """transformers' own, but a protocol that merely followed from the pruner is not written down: whoever
-        loads the folder decides anew."""
+        """Save as in transformers, without an anyres protocol that only followed from the pruner.
+
+        Whoever loads the folder chooses again.
+        """
         followed = self.config.anyres_protocol
         if self._anyres is None:
             del self.config.anyres_protocol
@@ -53,15 +55,15 @@ class LlavaMetaForCausalLM(VisualTokenMixin):
         finally:
             self.config.anyres_protocol = followed
 
-    # --- into the prompt ---------------------------------------------------------------------------------
+    # --- visual tokens into the prompt -------------------------------------------------------------------
     def prepare_inputs_labels_for_multimodal(
         self, input_ids, position_ids, attention_mask, past_key_values, labels, images, image_sizes=None
     ):
-        """LLaVA's six values: (None, position_ids, attention_mask, past_key_values, inputs_embeds, labels).
+        """Return None, position_ids, attention_mask, past_key_values, inputs_embeds, labels, as in LLaVA.
 
-        What came in as None (position_ids, attention_mask, labels) goes out as None. Without images, or for a
-        single id (a decoding step), everything comes back as it was and inputs_embeds is None.
-        Padding is on `config.tokenizer_padding_side` ("right" if unset).
+        position_ids, attention_mask and labels that are None stay None. Without images, or for a single id (a
+        decoding step), everything is returned unchanged and inputs_embeds is None. Padding is on
+        `config.tokenizer_padding_side` ("right" if unset).
         """
         if images is None or input_ids.shape[1] == 1:
             if images is None:
@@ -103,10 +105,10 @@ class LlavaMetaForCausalLM(VisualTokenMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs,
     ):
-        """The language model's forward, with images (or ready `visual` tokens) spliced into `input_ids`.
+        """Run the language model with images (or `visual` tokens) spliced into `input_ids`.
 
         Logits cover the spliced sequence; with `labels` (B, L), aligned with `input_ids`, there is a loss
-        over text tokens. Batches padded on the left stay so, others are padded on
+        over text tokens. Batches padded on the left are padded on the left again, others on
         `config.tokenizer_padding_side`.
         """
         first = input_ids is not None and inputs_embeds is None and input_ids.shape[1] > 1
@@ -150,28 +152,35 @@ class LlavaMetaForCausalLM(VisualTokenMixin):
         inputs: Tensor | None = None,
         **kwargs,
     ) -> Tensor:
-        """Answer prompts; returns new ids only, (B, new), whatever was spliced in front of them.
+        """Answer prompts.
 
-        input_ids (B, L), or LLaVA's name `inputs`; prompts of different lengths are padded on either side and
-        marked in `attention_mask`. images / image_sizes as for `encode_vision`; or `visual`, one (K, D) per
-        <image> tag in reading order over the batch. Everything else is transformers' `generate`; settings
-        given as None count as not given.
+        Args:
+            input_ids: (B, L), or LLaVA's name `inputs`. Prompts of different lengths are padded on either
+                side and marked in `attention_mask`.
+            images, image_sizes: as for `encode_vision`.
+            visual: instead of images, one (K, D) per <image> tag in reading order over the batch.
+            kwargs: of transformers' `generate`; None counts as not given.
+
+        Returns:
+            New ids only, (B, new).
         """
         input_ids = inputs if input_ids is None else input_ids
         kwargs = {k: v for k, v in kwargs.items() if v is not None}
         if not kwargs.get("do_sample", kwargs.get("temperature", 1) != 0):
-            # greedy: scripts pass temperature=0 and top_p with it, which transformers only warns about
+            # Greedy: scripts pass temperature=0 with top_p, which makes transformers warn.
             kwargs["do_sample"] = False
             for name in ("temperature", "top_p", "top_k"):
                 kwargs.pop(name, None)
         kwargs.setdefault("pad_token_id", self._pad_token_id())
         if input_ids is None:
             if images is not None or visual is not None:
-                raise ValueError("images need input_ids that hold an <image> tag for each of them")
+                raise ValueError(
+                    "images: input_ids is missing. Pass prompts with an <image> tag for each image."
+                )
             return super().generate(attention_mask=attention_mask, **kwargs)
         if images is not None and visual is not None:
-            raise ValueError("give images or visual, not both")
-        kwargs.pop("position_ids", None)  # of the prompt before splicing: they no longer fit
+            raise ValueError("images and visual are both given. Pass one of them.")
+        kwargs.pop("position_ids", None)  # those of the prompt before splicing
         if visual is None:
             visual = [] if images is None else self.encode_images(images, image_sizes)
         batch = self._splice(input_ids, attention_mask, None, visual, "left")
@@ -185,11 +194,11 @@ class LlavaMetaForCausalLM(VisualTokenMixin):
 
 
 def _split_mask(mask: Tensor | None, past: int, length: int) -> tuple[Tensor | None, Tensor | None]:
-    """Mask (B, past + length) or (B, length) -> (that of the cache or None, that of the new ids)."""
+    """Split a mask (B, past + length) or (B, length) into that of the cache (or None) and of the new ids."""
     if mask is None or not past or mask.shape[1] == length:
         return None, mask
     if mask.shape[1] != past + length:
         raise ValueError(
-            f"attention_mask covers {mask.shape[1]} positions; the cache holds {past}, input_ids {length}"
+            f"attention_mask: {mask.shape[1]} positions, expected {past} of the cache + {length} new ones."
         )
     return mask[:, :past], mask[:, past:]

@@ -1,7 +1,7 @@
-"""Settings of a loaded model: who asked for what, and in which order they are heard.
+"""Settings of a loaded model and their precedence.
 
-An argument wins over the environment, the environment over the checkpoint's config.json; nothing at all means
-no pruning. The environment is there for hosts that cannot pass arguments of ours (lmms-eval).
+Arguments override the environment, which overrides the checkpoint's config.json; the default is no pruning.
+The environment is for hosts that cannot pass our arguments (lmms-eval).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class PruningSettings:
-    """A pruner, and the anyres protocol if somebody chose one."""
+    """A pruner, and the anyres protocol if one was chosen."""
 
     pruner: Pruner
     anyres: str | None
@@ -56,9 +56,12 @@ def resolve_pruning(
     ratio: float | None = None,
     anyres: str | None = None,
 ) -> PruningSettings:
-    """Arguments over environment over `config` (entries of config.json). Raises `ValueError`.
+    """Combine arguments, environment and `config` (entries of config.json), in this order of precedence.
 
-    Tokens without a method mean "vispruner"; so do tokens asked for at a higher place than a method "none".
+    Tokens without a method mean "vispruner"; so do tokens of a higher precedence than a method "none".
+
+    Raises:
+        ValueError: an invalid value; the message names where it was set.
     """
     levels = [
         ("argument", {"method": method, "tokens": tokens, "ratio": ratio, "anyres": anyres}),
@@ -89,7 +92,7 @@ def resolve_pruning(
     protocol = first("anyres")[1]
     if protocol is not None and protocol not in PROTOCOLS:
         known = ", ".join(PROTOCOLS)
-        raise ValueError(f"{name_of('anyres')}: {protocol!r} is unknown; choose one of {known}")
+        raise ValueError(f"{name_of('anyres')}: {protocol!r} is unknown. Choose one of {known}.")
     try:
         pruner = get_pruner(str(chosen), tokens=budget, important_ratio=share)
     except ValueError as error:
@@ -104,13 +107,13 @@ def _number(value: object, kind: type, name: str) -> int | float:
         if isinstance(value, bool) or (kind is int and not isinstance(value, str) and number != value):
             raise ValueError
     except (TypeError, ValueError):
-        wanted = "a whole number" if kind is int else "a number"
-        raise ValueError(f"{name}: {value!r} is not {wanted}") from None
+        expected = "an integer" if kind is int else "a number"
+        raise ValueError(f"{name}: {value!r} is not {expected}. Set {expected}.") from None
     return number
 
 
 def parse_dtype(value: str | torch.dtype | None, name: str = "dtype") -> torch.dtype | None:
-    """A torch dtype from its name ("float16", "fp16", "torch.bfloat16" ...); None and "auto" give None."""
+    """Parse a torch dtype ("float16", "fp16", "torch.bfloat16" ...); None and "auto" give None."""
     if value is None or value == "auto" or value == "":
         return None
     if isinstance(value, torch.dtype):
@@ -118,7 +121,9 @@ def parse_dtype(value: str | torch.dtype | None, name: str = "dtype") -> torch.d
     else:
         dtype = _DTYPES.get(str(value).lower().removeprefix("torch."))
     if dtype is None or not dtype.is_floating_point:
-        raise ValueError(f"{name}={value!r} is no floating point dtype; choose float32, float16 or bfloat16")
+        raise ValueError(
+            f"{name}: {value!r} is not a floating point dtype. Choose float32, float16 or bfloat16."
+        )
     return dtype
 
 
@@ -128,8 +133,11 @@ def choose_dtypes(
     config_dtype: str | torch.dtype | None,
     device: torch.device,
 ) -> tuple[torch.dtype, torch.dtype]:
-    """(language model and projector, tower). Default: float32 on CPU; elsewhere what the checkpoint was saved
-    in, float16 if it does not say. The tower follows the model unless told otherwise."""
+    """Return the dtypes of (language model with projector, tower).
+
+    The default is float32 on CPU, elsewhere that of the checkpoint's config, else float16. The tower's
+    default is the language model's.
+    """
     chosen = parse_dtype(dtype)
     if chosen is None:
         chosen = torch.float32 if device.type == "cpu" else parse_dtype(config_dtype) or torch.float16
@@ -140,8 +148,14 @@ def choose_dtypes(
 
 
 def choose_attention(requested: str | None, dtype: torch.dtype, tower_dtype: torch.dtype) -> tuple[str, str]:
-    """Attention kernels of (language model, tower). FlashAttention has no float32 kernels: a float32 tower
-    under a half-precision language model runs SDPA instead. Raises `ImportError` / `ValueError`."""
+    """Return the attention kernels of (language model, tower).
+
+    FlashAttention has no float32 kernels: a float32 tower under a half-precision language model runs SDPA.
+
+    Raises:
+        ImportError: flash-attn is not installed.
+        ValueError: the language model is not in half precision.
+    """
     kernels = requested or "sdpa"
     if not kernels.startswith("flash"):
         return kernels, kernels
@@ -149,10 +163,12 @@ def choose_attention(requested: str | None, dtype: torch.dtype, tower_dtype: tor
 
     if kernels in ("flash_attention_2", "flash_attn_2") and find_spec("flash_attn") is None:
         raise ImportError(
-            f"attn_implementation={kernels!r} needs the flash-attn package: pip install 'vispruner[flash]' "
-            "(built from source, needs a CUDA toolchain), or use 'sdpa'"
+            f"attn_implementation: {kernels!r} needs the flash-attn package. Run `pip install "
+            "'vispruner[flash]'` (built from source, needs a CUDA toolchain), or use 'sdpa'."
         )
     half = (torch.float16, torch.bfloat16)
     if dtype not in half:
-        raise ValueError(f"attn_implementation={kernels!r} needs half precision; dtype is {dtype}")
+        raise ValueError(
+            f"attn_implementation: {kernels!r} needs half precision, but dtype is {dtype}. Use 'sdpa'."
+        )
     return kernels, kernels if tower_dtype in half else "sdpa"

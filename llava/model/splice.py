@@ -1,7 +1,7 @@
-"""Visual embeddings into text: pure functions on tensors, no model.
+"""Insert visual embeddings into text: pure functions on tensors, independent of the model.
 
-A prompt's ids hold `IMAGE_TOKEN_INDEX` (-200) once for every image; each is replaced in place by that image's
-visual tokens, labels there become `IGNORE_INDEX` (-100), rows are padded to one length.
+A prompt's ids contain `IMAGE_TOKEN_INDEX` (-200) once for every image. Each is replaced by that image's
+visual tokens, labels there become `IGNORE_INDEX` (-100), and rows are padded to one length.
 """
 
 from __future__ import annotations
@@ -37,17 +37,24 @@ def splice(
 ) -> Spliced:
     """Replace every image tag of a batch by its visual tokens.
 
-    input_ids (B, L) with padding marked by `attention_mask` (B, L); labels (B, L) or None; visual: one (K, D)
-    per tag, in reading order over the batch; `embed` looks up text ids (n,) -> (n, D); `side` of the padding:
-    "left" or "right". Rows longer than `max_length` are cut on the right, with a warning.
-    Raises `ValueError` if tags and images differ in number (both are named), or a row holds no token at all.
+    Args:
+        input_ids: (B, L).
+        attention_mask: (B, L), False at padding, or None.
+        labels: (B, L) or None.
+        visual: one (K, D) per tag, in reading order over the batch.
+        embed: looks up text ids (n,) -> (n, D).
+        side: of the padding, "left" or "right".
+        max_length: longer rows are truncated on the right, with a warning.
+
+    Raises:
+        ValueError: tags and images differ in number (both are named), or a row is empty.
     """
     if input_ids.ndim != 2:
-        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, expected (B, L)")
+        raise ValueError(f"input_ids: shape is {tuple(input_ids.shape)}, expected (B, L).")
     keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     if keep.shape != input_ids.shape:
         shapes = f"{tuple(keep.shape)} and {tuple(input_ids.shape)}"
-        raise ValueError(f"attention_mask and input_ids differ in shape: {shapes}")
+        raise ValueError(f"attention_mask and input_ids differ in shape: {shapes}.")
     ids = [row[m] for row, m in zip(input_ids, keep, strict=True)]
     if labels is None:
         targets = [torch.full_like(row, IGNORE_INDEX) for row in ids]
@@ -75,7 +82,7 @@ def splice(
         longest = max(len(row) for row in rows)
         warnings.warn(
             f"a sequence of {longest} tokens is longer than tokenizer_model_max_length={max_length}: "
-            "cut on the right",
+            "truncated on the right",
             stacklevel=2,
         )
         rows = [row[:max_length] for row in rows]
@@ -84,26 +91,26 @@ def splice(
 
 
 def check_tags(ids: list[Tensor], images: int) -> None:
-    """Raise `ValueError` unless the rows hold exactly `images` image tags and no other negative id."""
+    """Raise `ValueError` unless the rows contain exactly `images` image tags and no other negative id."""
     text = torch.cat(ids) if ids else torch.empty(0, dtype=torch.int64)
     tags = int((text == IMAGE_TOKEN_INDEX).sum())
     if tags != images:
         raise ValueError(
-            f"the prompts hold {tags} <image> tag(s), but {images} image(s) were given; every tag takes one "
-            "image, in reading order over the batch, and a text-only prompt takes none"
+            f"input_ids: {tags} <image> tag(s), but {images} image(s) were given. Pass one image per tag, in "
+            "reading order over the batch."
         )
-    strange = text[(text < 0) & (text != IMAGE_TOKEN_INDEX)]
-    if len(strange):
-        raise ValueError(f"input_ids holds {int(strange[0])}, neither a token nor {IMAGE_TOKEN_INDEX}")
+    invalid = text[(text < 0) & (text != IMAGE_TOKEN_INDEX)]
+    if len(invalid):
+        raise ValueError(f"input_ids: {int(invalid[0])} is neither a token nor {IMAGE_TOKEN_INDEX}.")
 
 
 def pad_rows(rows: list[Tensor], labels: list[Tensor], side: str) -> Spliced:
-    """Rows (S_i, D) and labels (S_i,) of different lengths -> one batch, padded on `side`."""
+    """Pad rows (S_i, D) and labels (S_i,) of different lengths on `side`, to one batch."""
     if side not in ("left", "right"):
-        raise ValueError(f"padding side must be 'left' or 'right', not {side!r}")
+        raise ValueError(f"padding side: expected 'left' or 'right', got {side!r}.")
     lengths = [len(row) for row in rows]
     if min(lengths) == 0:
-        raise ValueError(f"row {lengths.index(0)} of the batch holds no token")
+        raise ValueError(f"input_ids: row {lengths.index(0)} of the batch has no token.")
     count, longest, device = len(rows), max(lengths), rows[0].device
     embeds = torch.stack([_pad(row, longest, side) for row in rows])
     mask = torch.zeros(count, longest, dtype=torch.bool, device=device)

@@ -1,7 +1,7 @@
-"""Images -> the visual tokens that a language model sees: encode, prune, project, put in order.
+"""Turn images into the visual tokens of a language model: encode, prune, project, put in order.
 
-Mixed into the causal language model by `llava_arch.py`. The pruner says which tokens stay; this file asks it
-between tower and projector, so that only kept tokens are projected. Knows nothing of prompts.
+Mixed into the causal language model by `llava_arch.py`. The pruner is called between tower and projector, so
+that only kept tokens are projected. Independent of prompts.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from torch import Tensor
 
 from llava.model.anyres import NEWLINE, PROTOCOLS, token_layout
 from llava.model.features import VisionFeatures, VisualTokens, as_image_list, as_size_list, crop_key
-from llava.pruning import Asked, Pruner, get_pruner
+from llava.pruning import Pruner, TextCue, get_pruner
 
 USE_CURRENT = "use current"  # default of visual_tokens(pruner=): the model's own pruner
 
 
 class VisualTokenMixin:
-    """Needs `get_model()` (tower, projector, image_newline), `get_vision_tower()` and `config` beside it."""
+    """Mixed into a model with `get_model()` (projector, image_newline), `get_vision_tower()` and `config`."""
 
     def init_pruning(self) -> None:
-        """Start without pruning; called once by the constructor."""
+        """Start without pruning. Called once by the constructor."""
         self._pruner = get_pruner("none")
         self._anyres: str | None = None
         self.config.anyres_protocol = self.anyres
@@ -43,22 +43,30 @@ class VisualTokenMixin:
         important_ratio: float = 0.5,
         anyres: str | None = None,
     ) -> Pruner:
-        """Change the pruning of a loaded model; takes effect with the next image.
+        """Change the pruning of a loaded model, starting with the next image.
 
-        pruner: a `Pruner`, the name of one, or None ("vispruner" if `tokens` is given, else no pruning).
-        tokens: visual tokens to keep per crop. anyres: "paper" or "llava"; "auto" is "paper" while pruning
-        and "llava" while not; None leaves an earlier choice alone. Raises `ValueError`.
+        Args:
+            pruner: a `Pruner`, the name of one, or None ("vispruner" if `tokens` is given, else no pruning).
+            tokens: visual tokens to keep per crop.
+            important_ratio: share of them selected by attention.
+            anyres: "paper", "llava" or "auto" ("paper" if tokens are pruned, else "llava"); None keeps an
+                earlier choice.
+
+        Raises:
+            ValueError: unknown name or invalid value.
         """
         if anyres not in (None, "auto", *PROTOCOLS):
-            raise ValueError(f"anyres={anyres!r} is unknown; choose one of {', '.join(PROTOCOLS)}, auto")
+            raise ValueError(f"anyres: {anyres!r} is unknown. Choose one of {', '.join(PROTOCOLS)}, auto.")
         if pruner is None:
             pruner = "none" if tokens is None else "vispruner"
         if isinstance(pruner, str):
             pruner = get_pruner(pruner, tokens=tokens, important_ratio=important_ratio)
         elif not isinstance(pruner, Pruner):
-            raise ValueError(f"pruner is {pruner!r}, neither a Pruner nor a name; a budget is tokens=")
+            raise ValueError(f"pruner: {pruner!r} is neither a Pruner nor a name. Pass a budget as tokens=.")
         elif tokens is not None:
-            raise ValueError("give either a Pruner or tokens=, not both: a Pruner has its own budget")
+            raise ValueError(
+                "pruner and tokens are both given, but a Pruner has its own budget. Pass one of them."
+            )
         self._pruner = pruner
         self._anyres = None if anyres == "auto" else anyres or self._anyres
         self.config.anyres_protocol = self.anyres
@@ -68,14 +76,16 @@ class VisualTokenMixin:
     def encode_vision(
         self, images: Tensor | list[Tensor], image_sizes: object = None
     ) -> list[VisionFeatures]:
-        """Run the tower once for every image; nothing here depends on the pruner or the question.
+        """Run the tower once for every image, independent of the pruner and the question.
 
-        images: (B, 3, H, W), (B, crops, 3, H, W), a single (3, H, W), or a list of (3, H, W) or
-        (crops, 3, H, W); any float dtype, any device. image_sizes: (width, height) of each original picture.
+        Args:
+            images: (B, 3, H, W), (B, crops, 3, H, W), a single (3, H, W), or a list of (3, H, W) or
+                (crops, 3, H, W); any float dtype, any device.
+            image_sizes: (width, height) of each original image.
         """
         tower = self.get_vision_tower()
         if tower is None:
-            raise ValueError("this model has no vision tower; load it with load_pretrained_model")
+            raise ValueError("the model has no vision tower. Load it with load_pretrained_model.")
         crops, as_crops = as_image_list(images)
         sizes = as_size_list(image_sizes, len(crops))
         if not crops:
@@ -83,9 +93,11 @@ class VisualTokenMixin:
         keys = [[crop_key(c) for c in image] for image in crops]
         shapes = {tuple(image.shape[1:]) for image in crops}
         if len(shapes) > 1:
-            raise ValueError(f"images of different crop sizes in one batch: {sorted(shapes)}")
+            raise ValueError(
+                f"images: different crop sizes in one batch: {sorted(shapes)}. Use one image processor."
+            )
         features, attention = tower(torch.cat([image.to(tower.device) for image in crops]))
-        # the projector reads features in its own dtype, and selection sees exactly what the projector reads
+        # The projector needs features in its own dtype, and selection uses the same values as the projector.
         features = features.to(device=self._projector_place[0], dtype=self._projector_place[1])
         attention = attention.to(features.device)
         counts = [len(image) for image in crops]
@@ -103,14 +115,21 @@ class VisualTokenMixin:
         return weight.device, weight.dtype
 
     def visual_tokens(
-        self, vision: VisionFeatures, pruner: Pruner | str | None = USE_CURRENT, question: Asked | None = None
+        self,
+        vision: VisionFeatures,
+        pruner: Pruner | str | None = USE_CURRENT,
+        question: TextCue | None = None,
     ) -> VisualTokens:
-        """Prune, project what is kept, put it in order: one image's tokens for the language model.
+        """Prune one image's tokens, project the kept ones and put them in order for the language model.
 
-        pruner: another `Pruner` than the model's own, or None for all tokens; crops are merged by the model's
-        `anyres` protocol in any case. question: what the picture is asked, for a pruner that needs it.
         One image at a time, so that the shape of the projector's product, and with it the last bit, does not
         depend on the batch.
+
+        Args:
+            vision: from `encode_vision`.
+            pruner: another `Pruner` than the model's own, or None for all tokens. Crops are merged by the
+                model's `anyres` protocol in any case.
+            question: for a pruner that needs it.
         """
         pruner = self._pruner if isinstance(pruner, str) and pruner == USE_CURRENT else pruner
         pruner = get_pruner("none") if pruner is None else pruner
@@ -128,8 +147,8 @@ class VisualTokenMixin:
         ).to(vision.features.device)
         rows = kept.indices + torch.arange(crops, device=kept.indices.device)[:, None] * patches
         newline = layout == NEWLINE
-        picked = vision.features.flatten(0, 1)[rows.flatten()[layout[~newline]]]  # (n, C)
-        embeds = self.get_model().mm_projector(picked)  # (n, D)
+        selected = vision.features.flatten(0, 1)[rows.flatten()[layout[~newline]]]  # (n, C)
+        embeds = self.get_model().mm_projector(selected)  # (n, D)
         if newline.any():
             embeds = torch.cat([embeds, self.get_model().image_newline.to(embeds)[None]])
             place = torch.where(newline, len(embeds) - 1, (~newline).cumsum(0) - 1)
@@ -137,7 +156,7 @@ class VisualTokenMixin:
         return VisualTokens(embeds, kept)
 
     def _grid(self, crops: int, image_size: tuple[int, int] | None) -> tuple[int, int] | None:
-        """(columns, rows) of tiles an image should have been cut into."""
+        """Return the (columns, rows) of tiles that an image should have been cut into."""
         if crops == 1:
             return None
         if self.anyres == "paper":
@@ -150,5 +169,5 @@ class VisualTokenMixin:
         return get_anyres_image_grid_shape(image_size, self.config.image_grid_pinpoints, side)
 
     def encode_images(self, images: Tensor | list[Tensor], image_sizes: object = None) -> list[Tensor]:
-        """Images -> their visual tokens (K_i, D), encoded, pruned, projected and merged. LLaVA's name."""
+        """Return the visual tokens (K_i, D) of every image: encoded, pruned, projected and merged."""
         return [self.visual_tokens(v).embeds for v in self.encode_vision(images, image_sizes)]

@@ -1,22 +1,32 @@
-"""Which visual tokens stay: pure functions on tensors, with no model, file, device or benchmark in sight.
+"""Selection of visual tokens: pure functions on tensors, independent of model, files, device and benchmark.
 
     from llava.pruning import get_pruner
     kept = get_pruner("vispruner", tokens=64, important_ratio=0.5).keep(features, attention)
     kept.indices                       # (B, 64) int64, ascending: gather these before the projector
 
 A new method is one new file in this folder: a subclass of `Pruner` under `@register_pruner("its_name")`.
-Every module here is imported below, so nothing else has to be edited; a method that lives elsewhere only has
-to be imported. Sub-packages are not: methods that prune inside the language model are another interface.
+Every module of this folder is imported below, so no other file has to change; a method that is defined
+elsewhere only has to be imported. Sub-packages are not imported: methods that prune inside the language model
+have another interface.
 """
 
 import pkgutil
 from importlib import import_module
 
-from .base import Asked, Kept, Pruner, attention_order
+from .base import Kept, Pruner, TextCue, attention_order
 from .registry import get_pruner, list_pruners, register_pruner
 
 for _module in pkgutil.iter_modules(__path__):
     if not _module.ispkg:
         import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Asked", "Kept", "Pruner", "attention_order", "get_pruner", "list_pruners", "register_pruner"]
+
+__all__ = [
+    "Kept",
+    "Pruner",
+    "TextCue",
+    "attention_order",
+    "get_pruner",
+    "list_pruners",
+    "register_pruner",
+]

@@ -1,7 +1,12 @@
-"""What every pruner is: frozen settings, checked inputs, and `Kept`, the answer.
+"""The base of all pruning methods: settings, checks of inputs and results, and top-k selection.
 
-A method subclasses `Pruner` and writes `choose`; `keep` around it checks the arguments and the answer, so no
-method has to. Does not know how features and attention came about, nor what becomes of the indices.
+    @register_pruner("norm")
+    class LargestNorm(Pruner):
+        def score(self, features, attention, crop_ids, question):
+            return features.double().norm(dim=-1)
+
+A method defines `score`; a method that is not a top-k of scores defines `choose` instead. Independent of how
+features and attention are computed, and of how the indices are used.
 """
 
 from __future__ import annotations
@@ -14,35 +19,41 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+CropIds = Sequence[str | int] | None
+
 
 @dataclass(frozen=True)
 class Kept:
-    """The tokens that stay, K = min(T, N) of them in every row."""
+    """The kept tokens, K = min(T, N) in every row."""
 
     indices: Tensor  # (B, K) int64, ascending in each row: raster order
-    important: Tensor  # (B, K) bool: True where the rank in [CLS] attention is why the token stays
+    important: Tensor  # (B, K) bool: True for tokens that were selected by [CLS] attention
 
     @classmethod
-    def from_picks(cls, picks: Tensor, n_important: int) -> Kept:
-        """`picks` (B, K) int64 in any order; the first `n_important` columns are the important ones."""
-        indices, place = picks.sort(dim=1)
-        return cls(indices, place < n_important)
+    def from_selected(cls, selected: Tensor, n_important: int) -> Kept:
+        """Sort `selected` (B, K) int64 into raster order; its first `n_important` columns are important."""
+        indices, rank = selected.sort(dim=1)
+        return cls(indices, rank < n_important)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What was asked, for methods whose choice depends on it."""
+class TextCue:
+    """The question about an image, for methods whose selection depends on it."""
 
-    text: str  # the question as the benchmark words it, without the conversation around it
-    embeds: Tensor | None  # (L, D) the language model's input embeddings of that text; None where not at hand
+    text: str  # the question in the benchmark's words, without the conversation around it
+    embeds: Tensor | None  # (L, D) input embeddings of that text in the language model; None if not available
 
 
 @dataclass(frozen=True)
 class Pruner:
-    """A pruning method with its settings; equal settings compare equal and hash alike.
+    """A pruning method with its settings; equal settings compare equal and have equal hashes.
 
-    tokens: visual tokens to keep per row (a row is one crop); None keeps all.
-    important_ratio, seed: used only where `uses_ratio` / `uses_seed` say so.
+    Args:
+        tokens: Visual tokens to keep per row (a row is one crop); None keeps all.
+        important_ratio: Share of tokens to keep for their attention; used only if `uses_ratio`.
+        seed: Seed of random methods; used only if `uses_seed`.
+    Raises:
+        ValueError: for settings of the wrong type or range.
     """
 
     tokens: int | None = None
@@ -50,55 +61,50 @@ class Pruner:
     seed: int = 0
 
     name: ClassVar[str] = ""  # set by register_pruner
-    needs_question: ClassVar[bool] = False  # True: the choice may not be shared by the questions of one image
+    needs_question: ClassVar[bool] = False  # True: the selection is not shared by the questions of one image
+    scores_attention: ClassVar[bool] = False  # True: `score` is [CLS] attention, so kept tokens are important
     uses_ratio: ClassVar[bool] = False
     uses_seed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.tokens is not None:
-            tokens = _integer("tokens", self.tokens)
-            if tokens < 0:
-                raise ValueError(f"tokens must be 0 or more (or None to keep all), got {tokens}")
-            object.__setattr__(self, "tokens", tokens)
+            object.__setattr__(self, "tokens", _integer("tokens", self.tokens))
+            if self.tokens < 0:
+                raise ValueError(f"tokens must be 0 or more (or None to keep all), got {self.tokens}")
         object.__setattr__(self, "seed", _integer("seed", self.seed))
         try:
             ratio = float(operator.pos(self.important_ratio))  # pos: numbers pass, strings do not
         except (TypeError, ValueError):
             raise ValueError(f"important_ratio must be a number, got {self.important_ratio!r}") from None
         if not 0.0 <= ratio <= 1.0:
-            raise ValueError(f"important_ratio must lie in [0, 1], got {ratio}")
+            raise ValueError(f"important_ratio must be in [0, 1], got {ratio}")
         object.__setattr__(self, "important_ratio", ratio)
 
     @torch.no_grad()
     def keep(
-        self,
-        features: Tensor,
-        attention: Tensor,
-        keys: Sequence[str | int] | None = None,
-        question: Asked | None = None,
+        self, features: Tensor, attention: Tensor, crop_ids: CropIds = None, question: TextCue | None = None
     ) -> Kept:
-        """Choose the tokens of every row; rows never influence each other.
+        """Select the tokens of every row; rows never influence each other.
 
-        features: (B, N, C) floating, patch features of the select layer, the ones the projector will read.
-        attention: (B, H, N) floating, per-head attention of [CLS] over the patches in that same layer.
-        keys: one identity per row, for methods that draw at random; ignored by the others.
-        question: what all rows are asked about; only methods with `needs_question` get to see it.
-        Raises ValueError on wrong shapes, dtypes or devices, on NaN or infinite values, and for a method that
-        needs a question and gets none.
+        Args:
+            features: (B, N, C) floating point, patch features of the select layer, input of the projector.
+            attention: (B, H, N) floating point, attention of [CLS] to the patches per head, same layer.
+            crop_ids: One identity per row, for random methods; ignored by the others.
+            question: The question about all rows; passed on only to methods with `needs_question`.
+        Raises:
+            ValueError: for wrong shapes, dtypes or devices, for NaN or infinite values, and for a method that
+                needs a question and gets none.
         """
-        _check(features, attention, keys)
+        _check(features, attention, crop_ids)
+        if self.needs_question and question is None:
+            raise ValueError(
+                f"question: {self.name!r} chooses by the question, got None. "
+                "Pass question=TextCue(text, embeds), or run it through llava.eval, which does."
+            )
         rows, n = features.shape[:2]
         budget = n if self.tokens is None else self.tokens
-        if not self.needs_question:
-            kept = self.choose(features, attention, budget, keys)
-        elif question is None:
-            raise ValueError(
-                f"pruner {self.name!r} chooses by the question: pass question=Asked(text, "
-                "embeds), or ask through llava.eval, which does"
-            )
-        else:
-            kept = self.choose(features, attention, budget, keys, question)  # type: ignore[call-arg]
-        expected = (rows, n if self.tokens is None else min(self.tokens, n))
+        kept = self.choose(features, attention, budget, crop_ids, question if self.needs_question else None)
+        expected = (rows, min(budget, n))
         if kept.indices.shape != expected or kept.important.shape != expected:
             raise RuntimeError(
                 f"pruner {self.name!r} returned {tuple(kept.indices.shape)} indices and "
@@ -107,37 +113,44 @@ class Pruner:
         return kept
 
     def select(
-        self,
-        features: Tensor,
-        attention: Tensor,
-        keys: Sequence[str | int] | None = None,
-        question: Asked | None = None,
+        self, features: Tensor, attention: Tensor, crop_ids: CropIds = None, question: TextCue | None = None
     ) -> Tensor:
-        """`keep(...).indices`: (B, min(T, N)) int64, ascending."""
-        return self.keep(features, attention, keys, question).indices
+        """Return `keep(...).indices`: (B, min(T, N)) int64, ascending."""
+        return self.keep(features, attention, crop_ids, question).indices
 
     def choose(
-        self, features: Tensor, attention: Tensor, tokens: int, keys: Sequence[str | int] | None
+        self, features: Tensor, attention: Tensor, tokens: int, crop_ids: CropIds, question: TextCue | None
     ) -> Kept:
-        """The method itself, on checked inputs: keep min(tokens, N) per row. `tokens` may exceed N.
+        """Keep the min(tokens, N) patches of the greatest score per row; ties go to the lower patch index.
 
-        With `needs_question` it takes a fifth argument, `question`, an `Asked`.
+        Inputs have been checked. `tokens` may exceed N.
         """
-        raise TypeError(f"{type(self).__name__} must define choose(features, attention, tokens, keys)")
+        order = descending(self.score(features, attention, crop_ids, question))
+        return Kept.from_selected(order[:, :tokens], tokens if self.scores_attention else 0)
+
+    def score(
+        self, features: Tensor, attention: Tensor, crop_ids: CropIds, question: TextCue | None
+    ) -> Tensor:
+        """Return a score per patch (B, N); the patches of the greatest scores are kept."""
+        raise TypeError(f"{type(self).__name__} must define score or choose")
 
     def config(self) -> dict[str, object]:
-        """The settings that matter for the result, ready for JSON."""
-        unused = {"important_ratio"} - ({"important_ratio"} if self.uses_ratio else set())
-        unused |= set() if self.uses_seed else {"seed"}
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in unused}
+        """Return the settings that affect the result, ready for JSON."""
+        used = {"important_ratio": self.uses_ratio, "seed": self.uses_seed}
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if used.get(f.name, True)}
         return {"method": self.name, **settings}
 
 
-def attention_order(attention: Tensor) -> Tensor:
-    """Patches by falling head-mean [CLS] attention, ties to the lower index: (B, H, N) -> (B, N) int64.
+def descending(score: Tensor) -> Tensor:
+    """Order the patches by descending score, ties to the lower index: (B, N) -> (B, N) int64."""
+    return score.argsort(dim=1, descending=True, stable=True)
 
-    In float64, and heads are added one after the other: a library's reduction may add the heads of one column
-    in another order than those of the next, and equal columns would then differ in a bit instead of tying.
+
+def mean_attention(attention: Tensor) -> Tensor:
+    """Average [CLS] attention over the heads: (B, H, N) -> (B, N) float64.
+
+    The heads are added one after the other: a library's reduction may add the heads of one column in another
+    order than those of the next, and equal columns would then differ in a bit instead of tying.
     """
     heads = attention.shape[1]
     wide = attention.to(torch.float64)
@@ -145,26 +158,31 @@ def attention_order(attention: Tensor) -> Tensor:
     for head in range(1, heads):
         mean += wide[:, head]
     mean /= mean.new_tensor(heads)  # a Python number would be a multiplication by 1 / heads on some devices
-    return mean.argsort(dim=1, descending=True, stable=True)
+    return mean
 
 
-def _integer(what: str, value: object) -> int:
+def attention_order(attention: Tensor) -> Tensor:
+    """Order the patches by descending mean [CLS] attention, ties to the lower index: (B, H, N) -> (B, N)."""
+    return descending(mean_attention(attention))
+
+
+def _integer(name: str, value: object) -> int:
     try:
         if isinstance(value, bool):
             raise TypeError
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise ValueError(f"{what} must be an integer, got {value!r}") from None
+        raise ValueError(f"{name} must be an integer, got {value!r}") from None
 
 
-def _check(features: Tensor, attention: Tensor, keys: Sequence[str | int] | None) -> None:
-    for what, tensor, shape in (("features", features, "(B, N, C)"), ("attention", attention, "(B, H, N)")):
+def _check(features: Tensor, attention: Tensor, crop_ids: CropIds) -> None:
+    for name, tensor, shape in (("features", features, "(B, N, C)"), ("attention", attention, "(B, H, N)")):
         if not isinstance(tensor, Tensor):
-            raise ValueError(f"{what} must be a tensor, got {type(tensor).__name__}")
-        if tensor.ndim != 3 or tensor.shape[1 if what == "attention" else 2] == 0:
-            raise ValueError(f"{what} must be {shape} with H, C > 0, got shape {tuple(tensor.shape)}")
+            raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.ndim != 3 or tensor.shape[1 if name == "attention" else 2] == 0:
+            raise ValueError(f"{name} must be {shape} with H, C > 0, got shape {tuple(tensor.shape)}")
         if not tensor.dtype.is_floating_point:
-            raise ValueError(f"{what} must be floating point, got {tensor.dtype}")
+            raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
     if features.shape[0] != attention.shape[0] or features.shape[1] != attention.shape[2]:
         raise ValueError(
             f"features (B, N, C) and attention (B, H, N) disagree on B or N: "
@@ -172,13 +190,15 @@ def _check(features: Tensor, attention: Tensor, keys: Sequence[str | int] | None
         )
     if features.device != attention.device:
         raise ValueError(f"features are on {features.device}, attention is on {attention.device}")
-    if keys is not None and (isinstance(keys, str) or len(keys) != features.shape[0]):
-        raise ValueError(f"keys must hold one identity per row: {features.shape[0]} rows, got {keys!r}")
+    if crop_ids is not None and (isinstance(crop_ids, str) or len(crop_ids) != features.shape[0]):
+        raise ValueError(
+            f"crop_ids must have one identity per row: expected {features.shape[0]}, got {crop_ids!r}"
+        )
     # One float64 sum is finite only if every term is, and costs a tenth of testing every element. Both sums
-    # are looked at together: on a GPU every look waits for it.
+    # are tested together, because every test is a device sync on a GPU.
     if torch.isfinite(features.sum(dtype=torch.float64) + attention.sum(dtype=torch.float64)):
         return
-    for what, tensor in (("features", features), ("attention", attention)):
+    for name, tensor in (("features", features), ("attention", attention)):
         rows = (~torch.isfinite(tensor)).flatten(1).any(1).nonzero().flatten().tolist()
-        if rows:  # empty: finite, but the sum overflowed
-            raise ValueError(f"{what} {tuple(tensor.shape)} hold NaN or infinite values in rows {rows}")
+        if rows:  # empty: every value is finite, but the sum overflowed
+            raise ValueError(f"{name} {tuple(tensor.shape)} contain NaN or infinite values in rows {rows}")

@@ -1,20 +1,16 @@
-"""FasterVLM: the tokens that [CLS] attends to most, nothing else. VisPruner with ratio 1."""
+"""FasterVLM: keep the tokens with the highest [CLS] attention. Equal to VisPruner with ratio 1."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import Tensor
-
-from .base import Kept, Pruner, attention_order
+from .base import Pruner, mean_attention
 from .registry import register_pruner
 
 
 @register_pruner("fastervlm")
 class FasterVLM(Pruner):
-    """Top T by head-mean [CLS] attention; ties go to the lower patch index."""
+    """Keep the top T by [CLS] attention, averaged over the heads."""
 
-    def choose(
-        self, features: Tensor, attention: Tensor, tokens: int, keys: Sequence[str | int] | None = None
-    ) -> Kept:
-        return Kept.from_picks(attention_order(attention)[:, :tokens], tokens)
+    scores_attention = True
+
+    def score(self, features, attention, crop_ids, question):
+        return mean_attention(attention)

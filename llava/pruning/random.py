@@ -1,46 +1,42 @@
-"""Random tokens, as a baseline: T of N uniformly without replacement, drawn anew for every image.
+"""Random tokens, as a baseline: T of N uniformly without replacement, another draw for every image.
 
-The draw depends on (seed, key of the row) and N alone: not on the order of work, the batch, the machine or
-the version of torch. Smaller budgets are subsets of larger ones, so redraws do not blur a curve over budgets.
+The draw depends on the seed, the crop's identity and N alone: not on the order of work, the batch, the
+machine or the version of torch. Smaller budgets are subsets of larger ones, so curves over budgets have less
+noise.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from .base import Kept, Pruner
+from .base import Pruner
 from .registry import register_pruner
 
 
 @register_pruner("random")
 class Random(Pruner):
-    """Uniformly random tokens, seeded per row by `seed` and the row's key.
+    """Keep uniformly random tokens, seeded per row by `seed` and the crop's identity.
 
-    Without keys a row is known by its attention values, so the same picture gets the same draw again, and two
-    rows with equal attention share one.
+    Without `crop_ids` a row is identified by its attention values: the same image gets the same draw again,
+    and two rows with equal attention get one draw.
     """
 
     uses_seed = True
 
-    def choose(
-        self, features: Tensor, attention: Tensor, tokens: int, keys: Sequence[str | int] | None = None
-    ) -> Kept:
+    def score(self, features, attention, crop_ids, question):
         rows, n = features.shape[:2]
-        if keys is None:
+        if crop_ids is None:
             values = attention.to("cpu", torch.float64).contiguous().numpy()
-            keys = [hashlib.sha256(row.tobytes()).hexdigest() for row in values]
-        picks = [_shuffled(self.seed, key, n)[:tokens] for key in keys]
-        picks = torch.tensor(picks, dtype=torch.int64).view(rows, min(tokens, n))
-        return Kept.from_picks(picks.to(features.device), 0)
+            crop_ids = [hashlib.sha256(row.tobytes()).hexdigest() for row in values]
+        scores = [_random_scores(self.seed, crop_id, n) for crop_id in crop_ids]
+        return torch.tensor(scores, dtype=torch.int64, device=features.device).view(rows, n)
 
 
-def _shuffled(seed: int, key: str | int, n: int) -> list[int]:
-    """0..n-1 in random order: sorted by 64 bits each from a SHAKE-256 stream, the same everywhere."""
-    stream = hashlib.shake_256(f"{seed}/{key}".encode()).digest(8 * n)
-    words = struct.unpack(f"<{n}Q", stream)
-    return sorted(range(n), key=words.__getitem__)
+def _random_scores(seed: int, crop_id: str | int, n: int) -> list[int]:
+    """Draw n 64-bit integers from a SHAKE-256 stream, which is the same on every machine."""
+    stream = hashlib.shake_256(f"{seed}/{crop_id}".encode()).digest(8 * n)
+    # The smallest words are kept first, so they become the greatest signed integers.
+    return [2**63 - 1 - word for word in struct.unpack(f"<{n}Q", stream)]

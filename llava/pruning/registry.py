@@ -13,7 +13,11 @@ _PRUNERS: dict[str, type[Pruner]] = {}
 
 
 def register_pruner(name: str) -> Callable[[type[Pruner]], type[Pruner]]:
-    """Class decorator: makes a `Pruner` known as `name`. ValueError if that is taken or not lower-case."""
+    """Register a `Pruner` subclass as `name` (class decorator).
+
+    Raises:
+        ValueError: if the name is taken by another class or is not lower-case.
+    """
 
     def register(cls: type[Pruner]) -> type[Pruner]:
         if not re.fullmatch(r"[a-z][a-z0-9_+-]*", name):
@@ -29,23 +33,28 @@ def register_pruner(name: str) -> Callable[[type[Pruner]], type[Pruner]]:
 
 
 def list_pruners() -> list[str]:
-    """All registered names, sorted."""
+    """Return all registered names, sorted."""
     return sorted(_PRUNERS)
 
 
 def get_pruner(
     name: str, tokens: int | None = None, important_ratio: float = 0.5, seed: int = 0, **options: object
 ) -> Pruner:
-    """The method `name` with its settings.
+    """Create the method `name` with its settings.
 
-    tokens: visual tokens to keep per crop, None for all ("none" ignores it). important_ratio: share kept for
-    their attention, in [0, 1], for methods with `uses_ratio`. seed: for methods that draw at random.
-    options: further fields of that method, if it has any. Raises ValueError on anything it does not know.
+    Args:
+        name: One of `list_pruners()`.
+        tokens: Visual tokens to keep per crop, None for all ("none" ignores it).
+        important_ratio: Share of tokens to keep for their attention, in [0, 1]; used if `uses_ratio`.
+        seed: Seed of random methods; used if `uses_seed`.
+        options: Further fields of the method's class, if it has any.
+    Raises:
+        ValueError: for an unknown name or option, and for invalid settings.
     """
     if name not in _PRUNERS:
         near = get_close_matches(str(name).lower(), _PRUNERS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown pruning method {name!r}{hint} (known: {', '.join(list_pruners())})")
+        raise ValueError(f"unknown pruning method {name!r}{hint} (choose from {', '.join(list_pruners())})")
     cls = _PRUNERS[name]
     unknown = options.keys() - {f.name for f in fields(cls)}
     if unknown:

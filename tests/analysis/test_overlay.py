@@ -1,4 +1,4 @@
-"""Overlays show what was kept, where it was kept."""
+"""Overlays show which patches were kept."""
 
 import json
 
@@ -9,7 +9,7 @@ from PIL import Image
 from llava.analysis import overlay
 
 
-def test_kept_patches_are_sharp_and_framed_and_the_rest_is_grey():
+def test_kept_patches_are_sharp_and_framed_and_the_others_gray():
     rng = np.random.RandomState(0)
     crop = Image.fromarray(rng.randint(0, 256, (56, 56, 3), dtype=np.uint8))
     kept, important = np.array([1, 14]), np.array([True, False])
@@ -24,7 +24,7 @@ def test_kept_patches_are_sharp_and_framed_and_the_rest_is_grey():
     for index in set(range(16)) - {1, 14}:
         row, column = divmod(index, 4)
         patch = array[56 * row + 8 : 56 * row + 48, 56 * column + 8 : 56 * column + 48]
-        assert (patch.max(-1) == patch.min(-1)).all() and patch.min() > 100  # grey and pale
+        assert (patch.max(-1) == patch.min(-1)).all() and patch.min() > 100  # gray and pale
 
 
 @pytest.fixture
@@ -39,12 +39,12 @@ def run(capsys, *arguments):
     return code, capsys.readouterr()
 
 
-def test_one_picture(photo, tmp_path, capsys):
+def test_one_image(photo, tmp_path, capsys):
     output = tmp_path / "out.png"
-    code, said = run(capsys, "--model", "tests/data/model/ckpt_llava15s", "--image", photo, "--tokens", 16,
+    code, printed = run(capsys, "--model", "tests/data/model/ckpt_llava15s", "--image", photo, "--tokens", 16,
                      "--output", output)  # fmt: skip
     assert code == 0
-    document = json.loads(said.out.splitlines()[-1])
+    document = json.loads(printed.out.splitlines()[-1])
     assert document["output"] == str(output)
     (panel,) = document["panels"]
     assert (panel["kept"], panel["important"], panel["method"]) == (16, 8, "vispruner")
@@ -54,10 +54,10 @@ def test_one_picture(photo, tmp_path, capsys):
 
 def test_contact_sheet_and_anyres(photo, tmp_path, capsys):
     model = "tests/data/model/ckpt_llava16s"
-    code, said = run(capsys, "--model", model, "--image", photo, photo, "--tokens", 16, 4,
+    code, printed = run(capsys, "--model", model, "--image", photo, photo, "--tokens", 16, 4,
                      "--method", "random", "vispruner", "--output", tmp_path / "sheet.jpg")  # fmt: skip
     assert code == 0
-    panels = json.loads(said.out.splitlines()[-1])["panels"]
+    panels = json.loads(printed.out.splitlines()[-1])["panels"]
     assert len(panels) == 2 * 2 * 2
     assert {panel["kept"] for panel in panels} == {5 * 16, 5 * 4}  # five crops, each with its own budget
 
@@ -67,16 +67,16 @@ def test_contact_sheet_and_anyres(photo, tmp_path, capsys):
     (["--image", __file__, "--output", "x.gif"], ".png"),
     (["--image", __file__, "--method", "nonsense"], "nonsense"),
 ])  # fmt: skip
-def test_wrong_arguments_are_said_before_loading(arguments, expected, capsys):
+def test_invalid_arguments_are_refused_before_loading(arguments, expected, capsys):
     with pytest.raises(SystemExit) as stopped:
         overlay.main(arguments)
     assert stopped.value.code == 2 and expected in capsys.readouterr().err
 
 
-def test_an_unreadable_picture_is_named(tmp_path, capsys):
+def test_an_unreadable_image_is_named(tmp_path, capsys):
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"not a picture")
-    code, said = run(
+    broken.write_bytes(b"not an image")
+    code, printed = run(
         capsys, "--model", "tests/data/model/ckpt_llava15s", "--image", broken, "--output", tmp_path / "o.png"
     )
-    assert code == 1 and "broken.jpg" in said.err and "Traceback" not in said.err
+    assert code == 1 and "broken.jpg" in printed.err and "Traceback" not in printed.err

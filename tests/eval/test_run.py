@@ -217,7 +217,7 @@ def test_wrong_arguments_are_told_before_anything_loads(data, tmp_path, capsys, 
     monkeypatch.setattr("llava.eval.jobs.execute.load_model", lambda *_: pytest.fail("the model was loaded"))
     for more, says in (
         (["--ratio", "1.5"], "from 0 to 1"),
-        (["--tokens", "-3"], "no token budget"),
+        (["--tokens", "-3"], "expected an integer >= 0"),
         (["--method", "vispruned"], "did you mean 'vispruner'"),
         (["--conv-mode", "v9"], "no such template"),
         (["--model", "/nowhere/at/all"], "no such folder"),

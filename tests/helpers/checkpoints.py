@@ -10,7 +10,10 @@ from safetensors.torch import save_file
 
 from helpers.golden_model import DATA
 from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint.read import read_folder
+from llava.model.checkpoint import CheckpointError
+from llava.model.checkpoint.read import Assigner, read_folder
+from llava.model.checkpoint.tower import fill_tower, find_tower
+from llava.model.multimodal_encoder.builder import build_vision_tower
 
 SOURCE = DATA / "ckpt_llava15s"
 NEXT = DATA / "ckpt_llava16s"
@@ -23,7 +26,7 @@ def weights(folder):
 
 
 def write(folder, source=SOURCE, state=None, config=None, form="model.safetensors", tower=True):
-    """A variant of a reference checkpoint in `folder`. `form`: file name, or (name, number of shards)."""
+    """Write a variant of a reference checkpoint. `form`: file name, or (file name, number of shards)."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in source.iterdir():
         if file.suffix in (".json", ".model") and "index" not in file.name:
@@ -58,3 +61,16 @@ def load(folder, *args, **kwargs):
 @torch.no_grad()
 def logits(model, **kwargs):
     return model(input_ids=IDS, images=IMAGE, image_sizes=[(336, 336)], **kwargs).logits
+
+
+def load_vision_tower(name, select_layer=-2, attn_implementation="sdpa", dtype=torch.float32):
+    """Load a tower without a language model, as `fill_model` does."""
+    source = find_tower(str(name), None)
+    tower = build_vision_tower(source, select_layer, attn_implementation=attn_implementation)
+    assigner = Assigner(tower.vision_tower, lambda _: (dtype, torch.device("cpu")))
+    fill_tower(tower, source, assigner.assign)
+    for problem, names in (("missing", assigner.missing()), ("unexpected", assigner.unexpected)):
+        if names:
+            raise CheckpointError(f"{problem} keys in the vision tower: {names}")
+    tower.restore_buffers()
+    return tower.eval()

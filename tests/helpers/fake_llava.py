@@ -29,7 +29,7 @@ class FakeTokenizer:
 
 
 class FakeProcessor:
-    """Pixels are the picture shrunk to 4 x 4."""
+    """Pixels are the image resized to 4 x 4."""
 
     image_mean = (0.5, 0.5, 0.5)
     crop_size = {"height": 4, "width": 4}

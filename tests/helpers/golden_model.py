@@ -29,8 +29,8 @@ def arrays() -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def picture(name: str) -> Image.Image:
-    """One of the eight synthetic test pictures."""
+def golden_image(name: str) -> Image.Image:
+    """Return one of the eight synthetic test images."""
     return next(Image.fromarray(make_image(w, h, seed)) for n, w, h, seed in SIZES if n == name)
 
 

@@ -1,7 +1,7 @@
-"""VisPruner written down line by line: one row, Python lists, a similarity product per round, numpy float64.
+"""VisPruner line by line: one row, Python lists, a similarity product per round, numpy float64.
 
-Slow and plain on purpose. The channels of a dot product are added one after the other, so that equal features
-give equal bits wherever they stand and ties in real-valued features are true ties here as well. With
+Slow and simple on purpose. The channels of a dot product are added one after the other, so that equal
+features give equal bits wherever they are, and ties in real-valued features are true ties here as well. With
 `exact=True` all similarities are rational numbers without any rounding.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def dot(a, b):
-    """(m, C), (n, C) -> (m, n), summed over channels in order; floats or Fractions."""
+    """Multiply (m, C), (n, C) -> (m, n), summed over channels in order; floats or Fractions."""
     total = 0
     for channel in range(a.shape[1]):
         total = total + a[:, channel, None] * b[None, :, channel]
@@ -20,12 +20,12 @@ def dot(a, b):
 
 
 def similarity(product, square_a, square_b):
-    """cos * |cos|: orders pairs as the cosine does, and is a rational number where the features are."""
+    """Compute cos * |cos|, which orders pairs as the cosine does and is rational where the features are."""
     return product * abs(product) / (square_a * square_b)
 
 
 def attention_ranking(attention):
-    """(H, N) -> list of patch indices, falling head-mean, ties to the lower index."""
+    """Rank patches by descending head-mean, ties to the lower index: (H, N) -> list of patch indices."""
     heads, n = attention.shape
     mean = []
     for patch in range(n):
@@ -37,7 +37,7 @@ def attention_ranking(attention):
 
 
 def select_row(features, attention, T, r, product=dot, exact=False):
-    """features (N, C), attention (H, N) -> (kept indices ascending, set of the important ones)."""
+    """Select in one row: (N, C), (H, N) -> (kept indices ascending, set of the important ones)."""
     x = np.asarray(features, dtype=np.float64)
     if exact:
         x = np.vectorize(Fraction, otypes=[object])(x)
@@ -58,11 +58,11 @@ def select_row(features, attention, T, r, product=dot, exact=False):
         s = []
         for i, even in enumerate(evens):
             if square[even] == 0:
-                s.append(inf)  # carries nothing: dropped first
+                s.append(inf)  # carries no information: dropped first
                 continue
             best = -inf
             for j, odd in enumerate(odds):
-                if square[odd] > 0:  # a zero-norm odd matches nobody
+                if square[odd] > 0:  # a zero-norm odd matches no token
                     best = max(best, similarity(products[i, j], square[even], square[odd]))
             s.append(best)
         ranked = sorted(range(len(evens)), key=lambda i: -s[i])
@@ -71,5 +71,5 @@ def select_row(features, attention, T, r, product=dot, exact=False):
 
 
 def select(features, attention, T, r, product=dot, exact=False):
-    """features (B, N, C), attention (B, H, N) -> list of rows as `select_row` gives them."""
+    """Select in every row: features (B, N, C), attention (B, H, N) -> list of `select_row` results."""
     return [select_row(f, a, T, r, product, exact) for f, a in zip(features, attention, strict=True)]

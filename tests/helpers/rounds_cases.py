@@ -1,8 +1,8 @@
-"""The kernel of the selection's rounds against the rounds in torch, on random similarities.
+"""Compare the Triton kernel of the rounds with the rounds in torch, on random similarities.
 
     TRITON_INTERPRET=1 PYTHONPATH=.:tests python -m helpers.rounds_cases 1000
 
-A process of its own, because Triton decides when it is imported whether it will interpret.
+Run it in a process of its own, because Triton reads TRITON_INTERPRET when it is imported.
 """
 
 import sys
@@ -15,27 +15,27 @@ def random_similarities(rng):
     """Similarities of up to 40 tokens: real, or of few values so that most tie, or with zero-norm tokens."""
     rows, size = rng.integers(1, 4), rng.integers(2, 41)
     kind = rng.integers(3)
-    similar = rng.uniform(-1, 1, (rows, size, size))
+    similarity = rng.uniform(-1, 1, (rows, size, size))
     if kind > 0:
-        similar = np.round(similar)
+        similarity = np.round(similarity)
     if kind == 2:
         zero = rng.uniform(size=size) < 0.2
-        similar[:, zero] = -np.inf
-        similar[:, :, zero] = np.inf
+        similarity[:, zero] = -np.inf
+        similarity[:, :, zero] = np.inf
     residual = np.stack([rng.permutation(size) for _ in range(rows)])
-    return torch.from_numpy(similar), torch.from_numpy(residual), int(rng.integers(1, size + 1))
+    return torch.from_numpy(similarity), torch.from_numpy(residual), int(rng.integers(1, size + 1))
 
 
 def compare(cases, seed=0, device="cpu"):
-    """How many of `cases` came out equal."""
-    from llava.pruning.kernels.rounds import thin
-    from llava.pruning.vispruner import thin_by_torch
+    """Return how many of `cases` are equal."""
+    from llava.pruning.diversity import remove_duplicates_in_torch
+    from llava.pruning.kernels.rounds import remove_duplicates
 
     rng, equal = np.random.default_rng(seed), 0
     for _ in range(cases):
-        similar, residual, target = random_similarities(rng)
-        found = thin(similar.to(device), residual.to(device), target).cpu()
-        equal += torch.equal(found, thin_by_torch(similar, residual, target))
+        similarity, residual, target = random_similarities(rng)
+        found = remove_duplicates(similarity.to(device), residual.to(device), target).cpu()
+        equal += torch.equal(found, remove_duplicates_in_torch(similarity, residual, target))
     return equal
 
 

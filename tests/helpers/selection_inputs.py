@@ -1,8 +1,8 @@
-"""Inputs of the golden selection cases: plain numpy, the same on every machine.
+"""Inputs of the golden selection cases, in numpy, the same on every machine.
 
 `make_inputs(kind, seed, B, N, C, H)` -> features (B, N, C) and attention (B, H, N), float32. The stream is
 numpy's legacy RandomState, frozen by its policy; all is computed in float64 and cast once. `crc` of the two
-buffers is stored with every case, so a test knows that it sees the very inputs the reference saw.
+buffers is stored with every case, so that a test can check that its inputs are those of the reference.
 """
 
 import zlib
@@ -29,10 +29,10 @@ def make_inputs(kind, seed, B, N, C, H):
     logits = rs.standard_normal((B, H, N)) * 2.0
     with_cls = np.concatenate([np.zeros((B, H, 1)), logits], axis=-1)
     attention = _softmax(with_cls)[..., 1:]
-    if kind == "cluster":  # near duplicates around 12 centres
+    if kind == "cluster":  # near duplicates around 12 centers
         member = rs.randint(0, 12, size=(B, N))
-        centres = rs.standard_normal((B, 12, C))
-        features = np.take_along_axis(centres, member[..., None], axis=1) + 0.02 * features
+        centers = rs.standard_normal((B, 12, C))
+        features = np.take_along_axis(centers, member[..., None], axis=1) + 0.02 * features
     elif kind == "spatial":  # a smooth field over a square grid
         y, x = np.divmod(np.arange(N), int(round(N**0.5)))
         fx = rs.uniform(0.1, 0.6, size=(B, 1, C))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers.golden_model import CHECKPOINT, DATA, picture
+from helpers.golden_model import CHECKPOINT, DATA, golden_image
 from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
 from llava.model.settings import ENVIRONMENT
 
 
 class Golden:
-    """A loaded reference checkpoint: tokenizer, model, processor, and a memory of encoded pictures."""
+    """A loaded reference checkpoint: tokenizer, model, processor, and a cache of encoded images."""
 
     def __init__(self, key: str) -> None:
         loaded = load_pretrained_model(DATA / CHECKPOINT[key], device="cpu")
@@ -20,14 +20,14 @@ class Golden:
         self._seen: dict = {}
 
     def pixels(self, names: tuple[str, ...]) -> torch.Tensor | list[torch.Tensor]:
-        return process_images([picture(n) for n in names], self.processor, self.model.config)
+        return process_images([golden_image(n) for n in names], self.processor, self.model.config)
 
     def vision(self, name: str):
-        """VisionFeatures of a picture under the model's current protocol."""
+        """VisionFeatures of an image under the model's current protocol."""
         key = (name, self.model.config.anyres_protocol)
         if key not in self._seen:
             with torch.no_grad():
-                (self._seen[key],) = self.model.encode_vision(self.pixels((name,)), [picture(name).size])
+                (self._seen[key],) = self.model.encode_vision(self.pixels((name,)), [golden_image(name).size])
         return self._seen[key]
 
 

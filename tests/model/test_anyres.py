@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers.golden_model import picture
+from helpers.golden_model import golden_image
 from llava.mm_utils import get_anyres_image_grid_shape
 from llava.model.anyres import NEWLINE, token_layout, unpadded_window
 
@@ -65,9 +65,9 @@ def test_no_tokens():
 
 
 def test_mistakes():
-    with pytest.raises(ValueError, match="4 crops does not fit anyres protocol 'paper'.*1 \\+ 2 x 2"):
+    with pytest.raises(ValueError, match="4 crops do not fit anyres protocol 'paper'.*1 \\+ 2 x 2"):
         layout(ALL.repeat(4, 1), "paper")
-    with pytest.raises(ValueError, match="image_sizes is needed"):
+    with pytest.raises(ValueError, match="image_sizes: missing"):
         layout(ALL.repeat(5, 1), "llava", size=None)
 
 
@@ -121,5 +121,5 @@ def test_preprocessing_follows_the_protocol(golden):
     g.model.set_pruner("vispruner", 4)
     paper = g.pixels(("square336",))
     assert llava[0].shape[0] == 3 and paper[0].shape[0] == 5
-    with pytest.raises(ValueError, match="3 crops does not fit anyres protocol 'paper'"):
-        g.model.encode_images(llava, [picture("square336").size])
+    with pytest.raises(ValueError, match="3 crops do not fit anyres protocol 'paper'"):
+        g.model.encode_images(llava, [golden_image("square336").size])

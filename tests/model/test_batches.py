@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers.golden_model import picture
+from helpers.golden_model import golden_image
 
 NAMES = ("land640x480", "tall123x457", "wide1000x300", "square336")
 GREEDY = {"do_sample": False, "max_new_tokens": 8}
@@ -30,7 +30,7 @@ def pad(rows, side, value=0):
 
 QUESTIONS = [
     "USER: <image>\nWhat is this? ASSISTANT:",
-    "USER: no picture here, only words ASSISTANT:",
+    "USER: no image here, only words ASSISTANT:",
     "USER: <image>\nIs there a cat? Answer with a single word. ASSISTANT:",
     "<image> and <image> : which is larger? ASSISTANT:",
 ]
@@ -49,10 +49,12 @@ def test_batch_equals_singles(golden, key, method, tokens, side):
     per_row = [NAMES[:1], (), NAMES[1:2], NAMES[2:]]
     singles = []
     for row, names in zip(rows, per_row, strict=True):
-        kwargs = {"images": g.pixels(names), "image_sizes": [picture(n).size for n in names]} if names else {}
+        kwargs = (
+            {"images": g.pixels(names), "image_sizes": [golden_image(n).size for n in names]} if names else {}
+        )
         singles.append(model.generate(row[None], **kwargs, **GREEDY)[0].tolist())
     ids, mask = pad(rows, side)
-    pixels, sizes = g.pixels(NAMES), [picture(n).size for n in NAMES]
+    pixels, sizes = g.pixels(NAMES), [golden_image(n).size for n in NAMES]
     batch = model.generate(ids, images=pixels, image_sizes=sizes, attention_mask=mask, **GREEDY)
     assert batch.tolist() == singles
     assert len({tuple(s) for s in singles}) == len(singles)
@@ -63,10 +65,10 @@ def test_visual_tokens_are_the_same_bits(golden, key):
     """Tower, selection and projector: the bits of an image do not depend on its neighbours."""
     g = golden(key)
     g.model.set_pruner("vispruner", 12)
-    sizes = [picture(n).size for n in NAMES]
+    sizes = [golden_image(n).size for n in NAMES]
     together = g.model.encode_images(g.pixels(NAMES), sizes)
     for name, tokens in zip(NAMES, together, strict=True):
-        (alone,) = g.model.encode_images(g.pixels((name,)), [picture(name).size])
+        (alone,) = g.model.encode_images(g.pixels((name,)), [golden_image(name).size])
         assert torch.equal(alone, tokens)
 
 
@@ -90,7 +92,7 @@ def test_every_way_to_pass_images(golden):
         tuple(stacked),
         stacked.double(),
     ):
-        got = g.model.encode_images(images, [picture(n).size for n in NAMES[:2]])
+        got = g.model.encode_images(images, [golden_image(n).size for n in NAMES[:2]])
         assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
     (alone,) = g.model.encode_images(stacked[0])
     assert torch.equal(alone, want[0])
@@ -118,17 +120,17 @@ def test_mistakes(golden):
         g.model.generate(ids)
     with pytest.raises(ValueError, match=r"1 <image> tag\(s\), but 0 image"):
         g.model(input_ids=ids)
-    with pytest.raises(ValueError, match="image_sizes has 2 entries for 1"):
+    with pytest.raises(ValueError, match="image_sizes: 2 entries for 1"):
         g.model.encode_images(image, [(1, 2), (3, 4)])
-    with pytest.raises(ValueError, match="image_sizes is needed"):
+    with pytest.raises(ValueError, match="image_sizes: missing"):
         g.model.visual_tokens(g.model.encode_vision([torch.zeros(5, 3, 336, 336)])[0])
     with pytest.raises(ValueError, match="2 dimensions"):
         g.model.encode_images(torch.zeros(336, 336))
-    with pytest.raises(ValueError, match=r"images\[1\] is \(2,\)"):
+    with pytest.raises(ValueError, match=r"images\[1\]: expected .* got \(2,\)"):
         g.model.encode_images([image, torch.zeros(2)])
     with pytest.raises(ValueError, match="different crop sizes"):
         g.model.encode_images([image, torch.zeros(1, 3, 224, 224)])
-    with pytest.raises(ValueError, match="images or visual, not both"):
+    with pytest.raises(ValueError, match="images and visual are both given"):
         g.model.generate(ids[:1], images=image, visual=[torch.zeros(1, 64)])
-    with pytest.raises(ValueError, match="images need input_ids"):
+    with pytest.raises(ValueError, match="images: input_ids is missing"):
         g.model.generate(images=image)

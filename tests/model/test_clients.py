@@ -10,7 +10,7 @@ import sys
 import torch
 
 import llava
-from helpers.golden_model import DATA, picture
+from helpers.golden_model import DATA, golden_image
 
 
 def test_lmms_eval_wrapper(monkeypatch):
@@ -30,7 +30,7 @@ def test_lmms_eval_wrapper(monkeypatch):
     model.tie_weights()
     model.to("cpu")
     assert max_length > 0 and model.pruner.tokens == 16
-    visuals = [picture("land640x480"), picture("tall123x457")]
+    visuals = [golden_image("land640x480"), golden_image("tall123x457")]
     images = process_images(visuals, processor, model.config)
     images = (
         [i.to(dtype=torch.float16) for i in images]

@@ -1,4 +1,4 @@
-"""The cost model against a counter of real products, and against the paper's numbers."""
+"""The cost model equals a counter of real products, and the paper's numbers."""
 
 from dataclasses import astuple
 
@@ -7,17 +7,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model, LlamaConfig, LlamaModel
 
-from llava.analysis.efficiency.plain import plain_select
-from llava.analysis.efficiency.shapes import build_model
+from llava.analysis.efficiency.baseline import baseline_select
+from llava.analysis.efficiency.dummy_models import build_model
 from llava.model import flops
 from llava.model.flops import LanguageShape, VisionShape
 from llava.pruning import get_pruner
-from llava.pruning.vispruner import DROP_PER_ROUND
+from llava.pruning.diversity import DROP_PER_ROUND
 
 VICUNA_7B = LanguageShape(layers=32, width=4096, mlp=11008)
 CLIP_L_336 = VisionShape(layers=24, width=1024, mlp=4096, patches=576, patch_size=14)
-TEXT = 80  # text tokens that make the paper's rows come out
-REST = 0.7e12  # and the FLOPs it counts beside the decoder
+TEXT = 80  # text tokens with which the paper's rows follow
+OTHER_FLOPS = 0.7e12  # of everything but the decoder, as the paper's rows imply
 
 
 def counted(run) -> int:
@@ -86,7 +86,7 @@ def test_vision_tower_counts_only_layers_that_run():
     [(2880 + TEXT, 43.6e12), (160 + TEXT, 3.8e12), ([2880 + TEXT] * 2 + [160 + TEXT] * 30, 6.3e12)],
 )
 def test_published_efficiency_table(tokens, published):
-    assert 2 * flops.llm_prefill_macs(tokens, VICUNA_7B) + REST == pytest.approx(published, rel=0.03)
+    assert 2 * flops.llm_prefill_macs(tokens, VICUNA_7B) + OTHER_FLOPS == pytest.approx(published, rel=0.03)
 
 
 def test_mac_convention_of_other_papers():
@@ -114,7 +114,7 @@ def test_selection_counts_pairs():
     assert flops.selection_macs(10, 3, 4, 0.5) == 8 * 9 // 2 * 3
     # residual 8 -> 4 evens, 4 odds; target 2: all four evens go (4), then two of the four odds (2 x 2 pairs)
     assert flops.selection_macs(10, 3, 4, 0.5, per_round=True) == (4 * 4 + 2 * 2) * 3
-    for tokens in (128, 64, 32):  # computing once pays at every budget of the paper
+    for tokens in (128, 64, 32):  # computing all pairs once is cheaper at every budget of the paper
         once = flops.selection_macs(576, 1024, tokens)
         assert 7 * once < flops.selection_macs(576, 1024, tokens, per_round=True)
 
@@ -152,14 +152,14 @@ def test_pipeline_adds_up_and_reads_configs():
 
 
 @pytest.mark.parametrize("kept", [None, 64, 7])
-def test_every_part_of_our_own_model_equals_counted_products(kept):
-    """What runs here, tower cut at the select layer and kept tokens projected only, is what is charged."""
+def test_every_part_of_a_whole_model_equals_counted_products(kept):
+    """The tower is cut at the select layer, and only kept tokens are projected."""
     model = build_model("tiny", attn_implementation="eager")
     model.set_pruner("none" if kept is None else "fastervlm", kept)
     tower = model.get_vision_tower()
     count = 576 if kept is None else kept
     cost = flops.pipeline_cost(model.config, VisionShape.from_config(tower.config), count, 20)
-    row = 2 * flops.cls_row_macs(VisionShape.from_config(tower.config))  # and the keys once more, beside it
+    row = 2 * flops.cls_row_macs(VisionShape.from_config(tower.config))  # and the keys, computed once more
     keys = 2 * (577 + 1) * 192 * 192
     images = torch.randn(1, 3, 336, 336)
     assert counted(lambda: tower(images)) == 2 * cost.vision_tower + row + keys
@@ -175,23 +175,23 @@ def test_every_part_of_our_own_model_equals_counted_products(kept):
 
 
 @pytest.mark.parametrize("tokens", [32, 8])
-def test_selection_is_charged_no_more_than_it_multiplies(tokens):
-    """Products by strips of the lower triangle: between all pairs once, and all pairs of the square."""
+def test_selection_counts_fewer_products_than_strips_compute(tokens):
+    """Strips of the lower triangle compute more than all pairs once, and less than the whole square."""
     features, attention = torch.randn(1, 400, 24), torch.rand(1, 2, 400)
     measured = counted(lambda: get_pruner("vispruner", tokens).keep(features, attention))
-    charged = 2 * flops.selection_macs(400, 24, tokens)
-    assert charged <= measured < 1.3 * charged
+    expected = 2 * flops.selection_macs(400, 24, tokens)
+    assert expected <= measured < 1.3 * expected
 
 
-def test_plain_selection_multiplies_what_is_said_of_it():
+def test_per_round_selection_equals_counted_products_of_the_baseline():
     features, attention = torch.randn(1, 100, 24), torch.rand(1, 2, 100)
     for tokens in (40, 8):
-        measured = counted(lambda t=tokens: plain_select(features, attention, t, 0.5))
+        measured = counted(lambda t=tokens: baseline_select(features, attention, t, 0.5))
         assert measured == 2 * flops.selection_macs(100, 24, tokens, per_round=True)
 
 
-def test_errors_say_what_is_missing():
+def test_errors_name_what_is_missing():
     with pytest.raises(ValueError, match="num_hidden_layers"):
         LanguageShape.from_config({"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8})
-    with pytest.raises(ValueError, match="32 layers, got 2"):
+    with pytest.raises(ValueError, match="expected one number per layer for 32 layers, got 2"):
         flops.llm_prefill_macs([1, 2], VICUNA_7B)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.golden_model import CHECKPOINT, arrays, assert_like, e2e, picture, unpack_mask
+from helpers.golden_model import CHECKPOINT, arrays, assert_like, e2e, golden_image, unpack_mask
 from llava.pruning import attention_order
 
 KEY = {v: k for k, v in CHECKPOINT.items()}
@@ -152,7 +152,7 @@ def test_whole_call_with_images(golden, key):
         pixels = g.pixels(tuple(case["images"]))
         if case["images_as_list"]:
             pixels = list(pixels)
-        sizes = [picture(n).size for n in case["images"]]
+        sizes = [golden_image(n).size for n in case["images"]]
         new = g.model.generate(
             torch.tensor([case["input_ids"]]),
             images=pixels,

@@ -75,11 +75,11 @@ def test_tags_in_padding_do_not_count():
 
 
 def test_mistakes():
-    with pytest.raises(ValueError, match=r"shape \(2,\), expected \(B, L\)"):
+    with pytest.raises(ValueError, match=r"shape is \(2,\), expected \(B, L\)"):
         splice(torch.tensor([1, 2]), None, None, [], EMBED, "left")
-    with pytest.raises(ValueError, match="-7, neither a token"):
+    with pytest.raises(ValueError, match="-7 is neither a token"):
         splice(torch.tensor([[1, -7]]), None, None, [], EMBED, "left")
-    with pytest.raises(ValueError, match="row 1 of the batch holds no token"):
+    with pytest.raises(ValueError, match="row 1 of the batch has no token"):
         splice(torch.tensor([[1, 2], [0, 0]]), torch.tensor([[1, 1], [0, 0]]), None, [], EMBED, "left")
     with pytest.raises(ValueError, match=r"differ in shape: \(1, 3\) and \(1, 2\)"):
         splice(torch.tensor([[1, 2]]), torch.ones(1, 3), None, [], EMBED, "left")

@@ -1,4 +1,4 @@
-"""The example in docs/add_a_method.md works as it stands."""
+"""The example in docs/add_a_method.md runs as printed."""
 
 import re
 from pathlib import Path

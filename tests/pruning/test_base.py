@@ -1,4 +1,4 @@
-"""The interface: names, settings, what is refused and how, and a method added in one place."""
+"""The shared base: settings, checks of inputs and results, top-k selection."""
 
 import json
 import subprocess
@@ -7,31 +7,11 @@ import sys
 import pytest
 import torch
 
-from llava.pruning import Kept, Pruner, get_pruner, list_pruners, register_pruner, registry
+from llava.pruning import Kept, Pruner, get_pruner, list_pruners
 
 
 def good(rows=2, n=9, channels=3, heads=2):
     return torch.randn(rows, n, channels), torch.rand(rows, heads, n)
-
-
-def test_built_in_methods_are_listed():
-    assert {"fastervlm", "none", "random", "uniform", "vispruner"} <= set(list_pruners())
-    assert all(get_pruner(name).name == name for name in list_pruners())
-    assert not any(get_pruner(name).needs_question for name in ("vispruner", "random", "uniform"))
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("VisPruner", "did you mean 'vispruner'"),
-        ("vispuner", "did you mean 'vispruner'"),
-        ("zzz", "known: .*vispruner"),
-        (None, "unknown pruning method None"),
-    ],
-)
-def test_unknown_names(name, message):
-    with pytest.raises(ValueError, match=message):
-        get_pruner(name)
 
 
 @pytest.mark.parametrize(
@@ -93,10 +73,10 @@ def test_bad_inputs(make, message, method, tokens):
         get_pruner(method, tokens).select(*make())
 
 
-@pytest.mark.parametrize("keys", [["a"], "ab", ["a", "b", "c"]])
-def test_keys_are_one_per_row(keys):
-    with pytest.raises(ValueError, match="one identity per row: 2 rows"):
-        get_pruner("random", 4).select(*good(), keys=keys)
+@pytest.mark.parametrize("crop_ids", [["a"], "ab", ["a", "b", "c"]])
+def test_crop_ids_are_one_per_row(crop_ids):
+    with pytest.raises(ValueError, match="one identity per row: expected 2"):
+        get_pruner("random", 4).select(*good(), crop_ids=crop_ids)
 
 
 @pytest.mark.parametrize("method", list_pruners())
@@ -112,7 +92,7 @@ def test_empty_batches_empty_grids_and_no_budget(method, tokens):
         assert pruner.select(*good()).tolist() == [list(range(9))] * 2
 
 
-def test_config_holds_what_matters_and_is_json():
+def test_config_contains_what_affects_the_result_and_is_json():
     assert json.loads(json.dumps(get_pruner("vispruner", 64).config())) == {
         "method": "vispruner",
         "tokens": 64,
@@ -131,40 +111,31 @@ def test_settings_are_frozen_and_comparable():
     assert pruner != get_pruner("vispruner", 64, 0.5) and pruner != get_pruner("fastervlm", 64, 1.0)
 
 
-@pytest.fixture
-def scratch_registry(monkeypatch):
-    monkeypatch.setattr(registry, "_PRUNERS", dict(registry._PRUNERS))
+def test_the_base_keeps_the_greatest_scores_with_ties_to_the_lower_index():
+    class Fixed(Pruner):
+        def score(self, features, attention, crop_ids, question):
+            return torch.tensor([[1.0, 3, 2, 3, 2, 0]])
+
+    attended = type("Attended", (Fixed,), {"scores_attention": True})
+    inputs = torch.zeros(1, 6, 1), torch.zeros(1, 1, 6)
+    assert [Fixed(k).select(*inputs).tolist() for k in (1, 3)] == [[[1]], [[1, 2, 3]]]
+    assert not Fixed(3).keep(*inputs).important.any() and attended(3).keep(*inputs).important.all()
 
 
-def test_a_method_is_one_class(scratch_registry):
-    @register_pruner("first-n")
-    class FirstN(Pruner):
-        def choose(self, features, attention, tokens, keys):
-            rows, n = features.shape[:2]
-            return Kept.from_picks(torch.arange(min(tokens, n)).flip(0).repeat(rows, 1), 1)
-
-    kept = get_pruner("first-n", tokens=3).keep(*good())
-    assert kept.indices.tolist() == [[0, 1, 2]] * 2 and kept.important.tolist() == [[False, False, True]] * 2
-    assert "first-n" in list_pruners()
-    with pytest.raises(ValueError, match="already exists"):
-        register_pruner("vispruner")(FirstN)
-    with pytest.raises(ValueError, match="lower-case"):
-        register_pruner("FirstN")(FirstN)
-
-
-def test_a_method_that_returns_the_wrong_number_is_caught(scratch_registry):
-    @register_pruner("one-short")
+def test_a_method_that_keeps_the_wrong_number_is_refused():
     class OneShort(Pruner):
-        def choose(self, features, attention, tokens, keys):
-            return Kept.from_picks(torch.zeros(len(features), tokens - 1, dtype=torch.int64), 0)
+        name = "one-short"
+
+        def choose(self, features, attention, tokens, crop_ids, question):
+            return Kept.from_selected(torch.zeros(len(features), tokens - 1, dtype=torch.int64), 0)
 
     with pytest.raises(RuntimeError, match=r"one-short.*\(2, 3\) indices.*expected \(2, 4\)"):
-        get_pruner("one-short", 4).select(*good())
-    with pytest.raises(TypeError, match="must define choose"):
+        OneShort(4).select(*good())
+    with pytest.raises(TypeError, match="must define score or choose"):
         Pruner(tokens=4).select(*good())
 
 
-def test_pruning_needs_torch_and_nothing_of_ours():
+def test_pruning_imports_torch_and_nothing_else_of_llava():
     code = (
         "import sys, llava.pruning; ours = [m for m in sys.modules if m.startswith('llava.') "
         "and not m.startswith('llava.pruning')]; print(ours, 'transformers' in sys.modules)"

@@ -1,4 +1,4 @@
-"""VisPruner against masks recorded from the authors' released code, on inputs regenerated bit for bit."""
+"""VisPruner equals masks recorded from the authors' released code, on inputs regenerated bit for bit."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_equals_released_code(case):
 
 @pytest.mark.parametrize("case", SENSITIVE, ids=name)
 def test_cases_that_rounding_decides(case):
-    """One float32 rounding decides these: required is what no rounding changes, and the oracle's answer."""
+    """One float32 rounding decides these: required are the parts no rounding changes."""
     features, attention = inputs(case)
     pruner = get_pruner("vispruner", case["T"], case["r"])
     kept = pruner.keep(torch.from_numpy(features), torch.from_numpy(attention))
@@ -67,7 +67,7 @@ def test_cases_that_rounding_decides(case):
         assert len(set(kept.indices[row].tolist())) == case["T"]
         top = attention_ranking(attention[row].astype(np.float64))[:t_imp]
         assert set(kept.indices[row][kept.important[row]].tolist()) == set(top)
-        if case["group"] == "ok":  # these the released code does select by the same rules
+        if case["group"] == "ok":  # the released code selects these by the same rules
             assert set(top) <= set(recorded(case)[row])
     if case["N"] <= 100:
         expected = select(features, attention, case["T"], case["r"])

@@ -1,4 +1,4 @@
-"""What holds for every input: counts, order, independence of rows, the important part."""
+"""Properties that hold for every input: counts, order, independence of rows, the important part."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ QUICK = settings(max_examples=60, deadline=None)
 
 @st.composite
 def cases(draw, min_rows=1):
-    """(features, attention, T, r): float16 values, which every dtype can hold; coarse ones often tie."""
+    """Draw (features, attention, T, r): float16 values, exact in every dtype; coarse ones often tie."""
     b, n = draw(st.integers(min_rows, 4)), draw(st.integers(1, 50))
     c, h = draw(st.integers(1, 5)), draw(st.integers(1, 3))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))

@@ -1,4 +1,4 @@
-"""The shipped VisPruner is fast: here it has to equal the plain oracle, and to depend on nothing else."""
+"""VisPruner equals the oracle, ties included, and depends on nothing but its inputs."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from helpers.selection_inputs import EXACT_TIES, make_inputs
 from llava.pruning import get_pruner
 
 
-def fast(features, attention, tokens, ratio):
+def keep(features, attention, tokens, ratio):
     kept = get_pruner("vispruner", tokens, ratio).keep(torch.as_tensor(features), torch.as_tensor(attention))
     return [
         (indices.tolist(), set(indices[flags].tolist()))
@@ -41,43 +41,43 @@ def test_thousands_of_random_cases_equal_the_oracle(seed):
     rng = np.random.default_rng(seed)
     for _ in range(120):
         *case, _ = random_case(rng)
-        assert fast(*case) == select(*case)
+        assert keep(*case) == select(*case)
 
 
 def test_ties_are_those_of_exact_arithmetic():
-    """Against rational numbers: of equal cosines none is greater by a rounding error."""
+    """Compared with rational numbers: of equal cosines none is greater by a rounding error."""
     rng = np.random.default_rng(100)
     seen = {"real": 0, "integer": 0, "repeated": 0}
     while min(seen.values()) < 25:
         *case, kind = random_case(rng)
         seen[kind] += 1
-        assert fast(*case) == select(*case, exact=True)
+        assert keep(*case) == select(*case, exact=True)
 
 
 @pytest.mark.parametrize("kind", ["gauss", "cluster", "spatial", "outlier", *EXACT_TIES, "zero"])
 @pytest.mark.parametrize(("tokens", "ratio"), [(128, 0.5), (33, 0.1)])
 def test_full_size_equals_the_oracle(kind, tokens, ratio):
     features, attention = make_inputs(kind, 7, 1, 576, 64, 4)
-    assert fast(features, attention, tokens, ratio) == select(features, attention, tokens, ratio)
+    assert keep(features, attention, tokens, ratio) == select(features, attention, tokens, ratio)
 
 
-def test_product_per_round_and_computed_once_agree_at_real_width():
+def test_equals_a_product_per_round_at_real_width():
     features, attention = make_inputs("gauss", 11, 1, 576, 1024, 16)
     expected = [select_row(features[0], attention[0], 32, 0.5, product=lambda a, b: a @ b.T)]
-    assert fast(features, attention, 32, 0.5) == expected
+    assert keep(features, attention, 32, 0.5) == expected
 
 
-def test_equal_tokens_tie_exactly_wherever_they_stand():
-    """Duplicates of real-valued features at real width: only the attention rank may tell them apart."""
+def test_equal_tokens_tie_exactly_wherever_they_are():
+    """Duplicates of real-valued features at real width: only the attention rank may decide between them."""
     generator = torch.Generator().manual_seed(0)
     distinct = torch.randn(30, 1024, generator=generator)
     attention = torch.rand(1, 4, 196, generator=generator)
     features = distinct[torch.randint(0, 30, (196,), generator=generator)][None]
-    assert fast(features, attention, 64, 0.5) == select(features.numpy(), attention.numpy(), 64, 0.5)
+    assert keep(features, attention, 64, 0.5) == select(features.numpy(), attention.numpy(), 64, 0.5)
 
 
-def test_all_tokens_equal_goes_by_attention_rank_alone():
-    """With every similarity 1 each round drops the first evens of the list: counted out on 12 tokens."""
+def test_equal_tokens_are_ranked_by_attention_alone():
+    """If every similarity is 1, each round drops the first evens of the list: worked out for 12 tokens."""
     attention = torch.arange(12, 0, -1.0)[None, None]
     features = torch.tensor([0.1, 0.7, -0.3]).expand(1, 12, 3)
     # 0..11 -> all six evens go -> 1 3 5 7 9 11 -> for 4 tokens 1 and 5 go; for 2 tokens 1, 5, 9, and then
@@ -91,7 +91,7 @@ def test_zero_norm_tokens():
     # evens 0 (zero) and 2; odds 1 and 3: the zero goes first although 2 equals 3
     features = torch.tensor([[[0.0, 0], [1, 0], [0, 1], [0, 1]]])
     assert get_pruner("vispruner", 3, 0.0).select(features, attention).tolist() == [[1, 2, 3]]
-    # a zero odd attracts nobody: 0 and 2 oppose 3, but that is still nearer than the zero token 1
+    # a zero odd matches no token: 0 and 2 oppose 3, but that is still nearer than the zero token 1
     features = torch.tensor([[[-1.0, 0.1], [0, 0], [-1, 0.0], [1, 0]]])
     assert get_pruner("vispruner", 3, 0.0).select(features, attention).tolist() == [[1, 2, 3]]
     # only zeros: every even has the same similarity, the list order decides
@@ -150,7 +150,7 @@ def test_layout_gradients_and_autocast_change_nothing():
 
 
 def test_important_flags_beyond_the_number_of_patches():
-    """With T >= N all stay, and the flags still mark the floor(T * r) most attended."""
+    """With T >= N all tokens are kept, and the flags still mark the floor(T * r) most attended."""
     attention = torch.tensor([[[0.1, 0.4, 0.2, 0.3]]])
     features = torch.randn(1, 4, 3)
     for tokens, important in ((4, [0, 1, 0, 1]), (6, [0, 1, 1, 1]), (9, [1, 1, 1, 1])):

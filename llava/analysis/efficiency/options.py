@@ -1,46 +1,97 @@
-"""Arguments that the parts share, their checks and the plain text of tables. Imports nothing heavy."""
+"""Arguments shared by the measuring commands, their checks, and text tables. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from llava.analysis.efficiency.dummy_models import DUMMY_MODELS
 from llava.argtypes import at_least, ratio
-from llava.eval import cli
+from llava.eval.tables.table import text_table
 
 DTYPES = ("float32", "float16", "bfloat16")
 
 
 def add_measuring(parser: argparse.ArgumentParser, repeats: int, warmup: int = 1) -> None:
-    """--device, --vs, --repeats, --warmup, --seed."""
+    """Add --device, --vs, --repeats, --warmup and --seed."""
     group = parser.add_argument_group("measuring")
-    group.add_argument("--device", help="cpu, cuda, cuda:1 ...; default cuda if there is one")
-    group.add_argument("--vs", choices=("plain",), help="measure the plain way in the same run, too")
+    group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if available, else cpu)")
+    group.add_argument(
+        "--vs",
+        type=lambda text: "baseline" if text == "plain" else text,
+        choices=("baseline",),
+        help="also measure the naive baseline, in the same run (former name of the value: plain)",
+    )
     group.add_argument(
         "--repeats",
         type=at_least(1),
         default=repeats,
-        help="passes; figures are their medians (default %(default)s)",
+        help="measured passes, reported by their median (default: %(default)s)",
     )
     group.add_argument(
-        "--warmup",
-        type=at_least(0),
-        default=warmup,
-        help="passes before, which do not count (default %(default)s)",
+        "--warmup", type=at_least(0), default=warmup, help="passes before measuring (default: %(default)s)"
     )
-    group.add_argument("--seed", type=int, default=0, help="of random weights, pictures and prompts")
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of random weights, images and prompts (default: %(default)s)",
+    )
 
 
-def add_budget(group: argparse._ArgumentGroup) -> None:
-    """--tokens, --ratio: one budget."""
-    group.add_argument("--tokens", type=at_least(0), default=64, help="T (default %(default)s)")
-    group.add_argument("--ratio", type=ratio, default=0.5, help="r (default %(default)s)")
+def add_dummy_model(group: argparse._ActionsContainer, default: str | None = None) -> None:
+    """Add --dummy-model, formerly --shapes."""
+    group.add_argument(
+        "--dummy-model",
+        "--shapes",
+        choices=DUMMY_MODELS,
+        default=default,
+        help="use a model of these sizes with random weights (former name of the option: --shapes"
+        + (f"; default: {default})" if default else ")"),
+    )
+
+
+def add_dtypes(group: argparse._ActionsContainer) -> None:
+    """Add --dtype and --tower-dtype."""
+    group.add_argument(
+        "--dtype", choices=DTYPES, help="dtype of the language model (default: float16 on CUDA, else float32)"
+    )
+    group.add_argument(
+        "--tower-dtype", choices=DTYPES, help="dtype of the vision tower (default: as --dtype)"
+    )
+
+
+def add_ratio(group: argparse._ActionsContainer) -> None:
+    """Add --ratio."""
+    group.add_argument(
+        "--ratio",
+        type=ratio,
+        default=0.5,
+        help="share r of tokens kept for their attention, in [0, 1] (default: %(default)s)",
+    )
+
+
+def add_budget(group: argparse._ActionsContainer) -> None:
+    """Add --tokens and --ratio for one budget."""
+    group.add_argument(
+        "--tokens",
+        type=at_least(0),
+        default=64,
+        help="visual tokens T to keep per crop (default: %(default)s)",
+    )
+    add_ratio(group)
 
 
 def check_device(args: argparse.Namespace) -> None:
-    """Fill in args.device. Raises ValueError for one that is not there."""
+    """Fill in `args.device`.
+
+    Raises:
+        ValueError: for a device that does not exist, and for an invalid VISPRUNER_ROUNDS.
+    """
     import torch
+
+    from llava.pruning.diversity import rounds_backend
 
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -49,23 +100,24 @@ def check_device(args: argparse.Namespace) -> None:
         raise ValueError(f"--device {args.device}: no such device ({str(error).splitlines()[0]})") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {args.device}: torch sees {torch.cuda.device_count()} CUDA devices here")
+    rounds_backend(device)
 
 
 def numbers(text: str) -> list[int]:
-    """Positive whole numbers by commas."""
+    """Parse comma-separated integers >= 1."""
     try:
         found = [int(part) for part in text.split(",")]
     except ValueError:
         found = []
     if not found or min(found) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: numbers from 1 on, by commas, are wanted")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected integers >= 1, separated by commas")
     return found
 
 
-def table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Columns lined up, the first to the left, numbers to the right; None is an empty cell."""
-    lines = cli.table([_cell(title) for title in titles], [[_cell(value) for value in row] for row in rows])
-    return "\n".join(line.rstrip() for line in lines.split("\n"))
+def table(columns: Mapping[str, Callable[[Any], Any]], rows: Sequence[Any]) -> str:
+    """Align a text table: a function per column title gives the value for a row; None leaves it empty."""
+    values = [[_cell(value_of(row)) for value_of in columns.values()] for row in rows]
+    return text_table(list(columns), values)
 
 
 def _cell(value: Any) -> str:

@@ -1,9 +1,10 @@
-"""What the device can do at most: matrix products per second, bytes per second. The floor of all else.
+"""Measure the limits of the device: matrix products per second and bytes per second.
 
     python -m llava.analysis.efficiency peak --device cpu
 
-Measured, not read off a data sheet: the best of several square products of growing size in each dtype, and
-the best of several copies of a buffer far larger than any cache (bytes read plus bytes written).
+These are measured and not taken from a data sheet: the best of several square products of growing size in
+each dtype, and the best of several copies of a buffer that is larger than any cache (bytes read plus
+written).
 """
 
 from __future__ import annotations
@@ -13,33 +14,34 @@ from typing import Any
 
 from llava.analysis.efficiency.options import DTYPES, add_measuring, check_device, table
 
+_ALL_DTYPES = (*DTYPES, "float64")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_measuring(parser, repeats=5)
     parser.add_argument(
         "--dtypes",
         type=lambda text: text.split(","),
-        help=f"by commas, of {', '.join(DTYPES)}, float64; default both float32 and float64 "
-        "on CPU, all on CUDA",
+        help=f"comma-separated, of {', '.join(_ALL_DTYPES)} (default: all on CUDA, else float32,float64)",
     )
 
 
 def check(args: argparse.Namespace) -> None:
     check_device(args)
-    args.dtypes = args.dtypes or (["float32", "float64"] if args.device == "cpu" else [*DTYPES, "float64"])
-    strange = [name for name in args.dtypes if name not in (*DTYPES, "float64")]
-    if strange:
-        raise ValueError(f"--dtypes {strange[0]}: no such dtype; there are {', '.join(DTYPES)}, float64")
+    args.dtypes = args.dtypes or (["float32", "float64"] if args.device == "cpu" else list(_ALL_DTYPES))
+    unknown = [name for name in args.dtypes if name not in _ALL_DTYPES]
+    if unknown:
+        raise ValueError(f"--dtypes: unknown dtype {unknown[0]!r} (choose from {', '.join(_ALL_DTYPES)})")
 
 
 def matrix_rate(device: Any, dtype: Any, repeats: int = 5) -> float:
-    """FLOP/s of the best square matrix product tried, two FLOPs per multiply-accumulate."""
+    """Measure the FLOP/s of the best square matrix product tried, 2 FLOPs per multiply-accumulate."""
     import torch
 
     from llava.analysis.efficiency.timing import seconds_of
 
     best = 0.0
-    # The small ones are over before another program gets the core, and are tried often.
+    # Small products end before another program gets the core, and are tried often.
     sides = (
         {512: 16 * repeats, 1024: 4 * repeats, 2048: 1}
         if torch.device(device).type == "cpu"
@@ -55,7 +57,7 @@ def matrix_rate(device: Any, dtype: Any, repeats: int = 5) -> float:
 
 
 def bandwidth(device: Any, repeats: int = 5) -> float:
-    """Bytes per second of the best copy tried, read and written bytes added up."""
+    """Measure the bytes per second of the best copy tried, read and written bytes added up."""
     import torch
 
     from llava.analysis.efficiency.timing import seconds_of
@@ -73,7 +75,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     rates = {name: matrix_rate(args.device, parse_dtype(name), args.repeats) for name in args.dtypes}
     return {
-        "part": "peak",
         "machine": machine(args.device),
         "matrix_flops_per_second": rates,
         "bytes_per_second": bandwidth(args.device, args.repeats),
@@ -83,9 +84,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def render(document: dict[str, Any]) -> str:
     rows = [
-        [f"matrix product, {name}", rate / 1e12, "TFLOP/s"]
+        (f"matrix product, {name}", rate / 1e12, "TFLOP/s")
         for name, rate in document["matrix_flops_per_second"].items()
     ]
-    rows.append(["copy", document["bytes_per_second"] / 1e9, "GB/s"])
-    head = f"{document['machine']['name']}: best of {document['repeats']}\n"
-    return head + table(["what", "rate", ""], rows)
+    rows.append(("copy", document["bytes_per_second"] / 1e9, "GB/s"))
+    columns = {"operation": lambda row: row[0], "rate": lambda row: row[1], "unit": lambda row: row[2]}
+    return f"{document['machine']['name']}: best of {document['repeats']}\n{table(columns, rows)}"

@@ -1,12 +1,14 @@
-"""The paper's efficiency table (LLaVA-NeXT-7B at 2880, 640 and 160 tokens) with ours beside it. Runs nothing.
+"""Compare the paper's efficiency table (LLaVA-NeXT-7B at 2880, 640 and 160 tokens) with this repository.
 
     bash scripts/tables/efficiency.sh
     python -m llava.analysis.efficiency table --measured outputs/efficiency
 
-FLOPs and KV cache follow from the shapes and are always there; memory and time to first token are filled in
-from reports on the whole model that --output left under --measured, and stay empty where there is none.
-The paper's FLOPs are those of the language model with about 80 tokens of text, and 0.7 T for everything else;
-ours are given in the same way, with the parts apart beside. Its rows of 640 tokens follow only with 720.
+No model is run. FLOPs and KV cache are computed from the sizes of the model. Memory and time to first token
+are read from reports on the whole model that --output wrote to --measured, and are empty without a report.
+
+The published FLOPs equal those of the language model with about 80 text tokens, plus 0.7 T for everything
+else. The computed FLOPs are given in the same way, followed by their parts. The published rows of 640 tokens
+can be reproduced only with 720 tokens.
 """
 
 from __future__ import annotations
@@ -16,18 +18,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llava.analysis.efficiency.dummy_models import DUMMY_MODELS
 from llava.analysis.efficiency.options import table
-from llava.analysis.efficiency.shapes import SHAPES
+from llava.eval.tables.published import TEXT_TOKENS, load_published
 from llava.model import flops
 
 MODEL = "llava-next-7b"
-TEXT_TOKENS = 80
-REST = 0.7e12  # FLOPs of everything but the language model, as the published rows imply
+OTHER_FLOPS = 0.7e12  # of everything but the language model, as the published rows imply
 COMMAND = (
-    "python -m llava.analysis.efficiency --shapes llava-next-7b --device cuda --dtype float16 "
-    "--tokens none,128,32 --vs plain --peak --output outputs/efficiency/llava-next-7b.json"
+    "python -m llava.analysis.efficiency --dummy-model llava-next-7b --device cuda --dtype float16 "
+    "--tokens none,128,32 --vs baseline --peak --output outputs/efficiency/llava-next-7b.json"
 )
-_FASTV_LAYERS = 2  # that see all tokens
+_FASTV_LAYERS = 2  # layers that process all tokens
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,9 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("outputs", "efficiency"),
         metavar="DIR",
-        help="folder of reports that --output wrote, or one of them (default %(default)s)",
+        help="folder of reports that --output wrote, or one of them (default: %(default)s)",
     )
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table there")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to FILE")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -47,32 +49,36 @@ def check(args: argparse.Namespace) -> None:
 
 
 def analytic(method: str, tokens: int, text_tokens: int = TEXT_TOKENS) -> dict[str, float]:
-    """FLOPs by part, and KV bytes of the visual tokens in half precision, of one row of the table.
+    """Compute FLOPs by part, and KV bytes of the visual tokens in half precision, of one row of the table.
 
-    flops_as_published: the language model's and the paper's 0.7 T for the rest.
+    `flops_as_published` is the sum of the language model and the paper's 0.7 T for everything else.
     """
-    shape = SHAPES[MODEL]
-    language = flops.LanguageShape.from_config(shape.language)
-    vision = flops.VisionShape.from_config(shape.tower)
-    full = shape.crops * shape.patches
+    sizes = DUMMY_MODELS[MODEL]
+    language = flops.LanguageShape.from_config(sizes.language)
+    vision = flops.VisionShape.from_config(sizes.tower)
+    full = sizes.crops * sizes.patches
     early = _FASTV_LAYERS if method == "fastv" else 0
     visual = [full] * early + [tokens] * (language.layers - early)
     llm = 2 * flops.llm_prefill_macs([n + text_tokens for n in visual], language)
-    per_crop = tokens // shape.crops if method == "vispruner" else None
+    per_crop = tokens // sizes.crops if method == "vispruner" else None
     projected = tokens if method == "vispruner" else full
-    other = flops.pipeline_cost(language, vision, projected, text_tokens, shape.crops, per_crop).flops()
+    other = flops.pipeline_cost(language, vision, projected, text_tokens, sizes.crops, per_crop).flops()
     return {
         "language_model": llm,
         "vision_tower": other["vision_tower"],
         "selection": other["selection"],
         "projector": other["projector"],
-        "flops_as_published": llm + REST,
+        "flops_as_published": llm + OTHER_FLOPS,
         "kv_bytes": flops.kv_cache_bytes(visual, language),
     }
 
 
 def read_measured(place: Path) -> list[dict[str, Any]]:
-    """Reports on a whole model of the table's shape, oldest first. Raises ValueError naming a broken file."""
+    """Read the reports on the table's model, oldest first.
+
+    Raises:
+        OSError: for a file that is not a report.
+    """
     files = sorted(place.glob("*.json"), key=lambda file: file.stat().st_mtime) if place.is_dir() else [place]
     found = []
     for file in files:
@@ -83,13 +89,11 @@ def read_measured(place: Path) -> list[dict[str, Any]]:
             if document.get("part") == "whole" and document["model"] == MODEL:
                 found.append({**document, "file": str(file)})
         except (ValueError, KeyError, AttributeError) as error:
-            raise OSError(f"{file}: no report of this program ({error}); measure again") from error
+            raise OSError(f"{file}: not a report of this command ({error}). Measure again.") from error
     return found
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from llava.eval.tables.published import load_published
-
     published = load_published()["efficiency"]
     reports = read_measured(args.measured)
     rows = []
@@ -107,7 +111,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             }
         )
     document = {
-        "part": "table",
         "source": published.source,
         "rows": rows,
         "measured": [
@@ -122,7 +125,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _measured(reports: list[dict[str, Any]], method: str, tokens: int) -> dict[str, float] | None:
     found = None
-    for report in reports:  # the newest wins
+    for report in reports:  # the newest is used
         for row in report["rows"]:
             if row["method"] == method and row["visual_tokens"] == tokens and report["batch_size"] == 1:
                 found = {
@@ -135,64 +138,49 @@ def _measured(reports: list[dict[str, Any]], method: str, tokens: int) -> dict[s
 
 
 def render(document: dict[str, Any]) -> str:
-    lines = []
-    for row in document["rows"]:
-        paper, ours, took = row["published"], row["analytic"], row["measured"] or {}
-        lines.append(
-            [
-                f"{row['method']} {row['tokens']}",
-                paper["flops_T"],
-                round(ours["flops_as_published"] / 1e12, 2),
-                f"{100 * row['flops_difference']:+.1f} %",
-                *(
-                    round(ours[part] / 1e12, 3)
-                    for part in ("language_model", "vision_tower", "selection", "projector")
-                ),
-                paper["kv_cache_MB"],
-                round(ours["kv_bytes"] / 2**20),
-                paper["gpu_memory_GB"],
-                took.get("memory_GB"),
-                paper["cuda_time_ms"],
-                took.get("first_token_ms"),
-            ]
-        )
-    titles = [
-        "",
-        "TFLOP paper",
-        "ours",
-        "difference",
-        "LLM",
-        "tower",
-        "selection",
-        "projector",
-        "KV MiB paper",
-        "ours",
-        "GB paper",
-        "measured",
-        "ms paper",
-        "measured",
-    ]
+    def parts(name: str) -> Any:
+        return lambda row: round(row["analytic"][name] / 1e12, 3)
+
+    def measured(name: str) -> Any:
+        return lambda row: (row["measured"] or {}).get(name)
+
+    columns = {
+        "setting": lambda row: f"{row['method']} {row['tokens']}",
+        "TFLOPs published": lambda row: row["published"]["flops_T"],
+        "computed": lambda row: round(row["analytic"]["flops_as_published"] / 1e12, 2),
+        "difference": lambda row: f"{100 * row['flops_difference']:+.1f} %",
+        "LLM": parts("language_model"),
+        "tower": parts("vision_tower"),
+        "selection": parts("selection"),
+        "projector": parts("projector"),
+        "KV MiB published": lambda row: row["published"]["kv_cache_MB"],
+        "KV computed": lambda row: round(row["analytic"]["kv_bytes"] / 2**20),
+        "GB published": lambda row: row["published"]["gpu_memory_GB"],
+        "GB measured": measured("memory_GB"),
+        "ms published": lambda row: row["published"]["cuda_time_ms"],
+        "ms measured": measured("first_token_ms"),
+    }
     text = [
         f"Efficiency of LLaVA-NeXT-7B. Published: {document['source']}.",
-        table(titles, lines),
-        f"TFLOP: 2 per multiply-accumulate; ours as published, the language model with {TEXT_TOKENS} "
-        f"tokens of text and {REST / 1e12:g} T for the rest,",
-        "then the parts as they are here (tower: 5 crops). The published rows of 640 tokens, their KV "
-        "cache too, follow with 720 only:",
+        table(columns, document["rows"]),
+        "TFLOPs: 2 per multiply-accumulate. Computed as published: the language model with "
+        f"{TEXT_TOKENS} text tokens, plus {OTHER_FLOPS / 1e12:g} T;",
+        "then the parts as they are here (tower: 5 crops). The published rows of 640 tokens, including their "
+        "KV cache, can be reproduced only with 720:",
     ]
     for method in ("vispruner", "fastv"):
         flops_T = analytic(method, 720)["flops_as_published"] / 1e12
-        text.append(f"  {method} with 720 in place of 640: {flops_T:.1f} T")
+        text.append(f"  {method} with 720 instead of 640: {flops_T:.1f} T")
     text += [
-        "KV cache: of the visual tokens, half precision. FastV's is given by its own layers' lengths.",
-        "Measured: weights and peak of activations; vision, selection, projector and prefill of one picture.",
+        "KV cache: of the visual tokens, in half precision. FastV's follows from the lengths of its layers.",
+        "Measured: weights and peak of activations; vision, selection, projector and prefill of one image.",
     ]
     devices = {row["measured"]["device"] for row in document["rows"] if row["measured"]}
     if devices:
         text.append(f"Measured on {', '.join(sorted(devices))}.")
     else:
         text += [
-            "Memory and time were not measured; on a GPU:",
+            "Memory and time were not measured; to measure them on a GPU:",
             f"  mkdir -p outputs/efficiency && {COMMAND}",
         ]
     return "\n".join(text)

@@ -1,10 +1,9 @@
-"""Clocks that do not flatter: warm-up, several passes, interleaved, medians; events on GPU; peak memory.
+"""Benchmark timers: warm-up, several interleaved passes, medians; events on GPU; peak memory.
 
-    spent = compare({"ours": f, "plain": g}, device, repeats=5)       # {"ours": Timing, "plain": Timing}
-    spent["plain"].median / spent["ours"].median
+    spent = compare({"optimized": f, "baseline": g}, device, repeats=5)     # {"optimized": Timing, ...}
+    quotient("speedup", spent["baseline"], spent["optimized"])              # {"speedup": 3.1, ...}
 
-Passes of the things compared take turns, so that what else runs on the machine slows all of them alike.
-Does not know what it measures.
+Variants are interleaved, so that other programs on the machine slow all of them down to the same degree.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one pass: median, fastest and slowest of `passes`, after `warmup` that do not count.
+    """Seconds of one pass: median, fastest and slowest of `passes`, after `warmup` unmeasured ones.
 
-    processor: median of the processor time of this process (all threads), on CPU the figure to trust where
-    other programs take turns on the cores; None on a GPU.
+    `processor` is the median processor time of this process (all threads), or None on a GPU. On a CPU that
+    other programs use as well, it is more reliable than the time on the clock.
     """
 
     median: float
@@ -39,7 +38,7 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: list[tuple[float, float | None]], warmup: int) -> Timing:
-        """From (seconds, seconds of processor time) of every pass."""
+        """Summarize (seconds, seconds of processor time) of every pass."""
         wall = [one for one, _ in seconds]
         busy = [one for _, one in seconds if one is not None]
         return cls(
@@ -52,7 +51,7 @@ class Timing:
         )
 
     def as_json(self) -> dict[str, float | int]:
-        """Milliseconds, ready for JSON."""
+        """Return milliseconds, ready for JSON."""
         found: dict[str, float | int] = {
             f"{name}_ms": round(1000 * value, 4)
             for name, value in asdict(self).items()
@@ -62,8 +61,12 @@ class Timing:
 
 
 def seconds_of(run: Callable[[], Any], device: torch.device | str = "cpu") -> tuple[float, float | None]:
-    """Seconds of one pass, and of processor time; on a GPU between two events (gaps between kernels
-    included), and None."""
+    """Time one pass.
+
+    Returns:
+        Seconds and seconds of processor time; on a GPU the seconds between two events (gaps between kernels
+        included) and None.
+    """
     if torch.device(device).type != "cuda":
         start, busy = time.perf_counter(), time.process_time()
         run()
@@ -85,12 +88,13 @@ def compare(
     warmup: int = 1,
     limit: float | None = None,
 ) -> dict[str, Timing]:
-    """Time several things against each other: every round runs each of them once, in turn.
+    """Time several functions, interleaved: every round runs each of them once.
 
-    limit: seconds after which no further round begins; one is always run.
+    Args:
+        limit: Seconds after which no further round starts; one round is always run.
     """
     if repeats < 1 or warmup < 0:
-        raise ValueError(f"at least one pass and no negative warm-up, got {repeats} and {warmup}")
+        raise ValueError(f"expected repeats >= 1 and warmup >= 0, got {repeats} and {warmup}")
     for _ in range(warmup):
         for run in runs.values():
             seconds_of(run, device)
@@ -108,15 +112,23 @@ def compare(
 def measure(
     run: Callable[[], Any], device: torch.device | str = "cpu", repeats: int = 5, warmup: int = 1
 ) -> Timing:
-    """`compare` for a single thing."""
+    """Time a single function."""
     return compare({"it": run}, device, repeats, warmup)["it"]
 
 
-def peak_bytes(run: Callable[[], Any], device: torch.device | str = "cpu") -> int:
-    """Most bytes that tensors made during one pass hold at a time; what was there before does not count.
+def quotient(name: str, above: Timing, below: Timing) -> dict[str, float]:
+    """Divide the medians of two timings: {name: of the clock, name_processor: of processor time, on CPU}."""
+    found = {name: round(above.median / below.median, 3)}
+    if above.processor and below.processor:
+        found[f"{name}_processor"] = round(above.processor / below.processor, 3)
+    return found
 
-    Counted by the allocator on a GPU; on CPU from the allocator's events in a profile, workspaces that a
-    library takes behind torch's back are not in it.
+
+def peak_bytes(run: Callable[[], Any], device: torch.device | str = "cpu") -> int:
+    """Measure the most bytes that tensors of one pass use at a time, without tensors that existed before.
+
+    On a GPU the allocator counts them. On a CPU they are counted from the allocator's events in a profile,
+    which do not include the workspaces of libraries that allocate memory themselves.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -140,20 +152,20 @@ def peak_bytes(run: Callable[[], Any], device: torch.device | str = "cpu") -> in
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The profiler of some builds of torch writes trace marks to the process's standard error."""
+    """Silence standard error: the profiler of some builds of torch writes trace marks to it."""
     sys.stderr.flush()
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
+    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(devnull)
 
 
 def machine(device: torch.device | str) -> dict[str, Any]:
-    """What the figures were taken on: device, threads, versions, and how busy the machine was."""
+    """Describe the machine: device, threads, versions, and load."""
     import transformers
 
     device = torch.device(device)

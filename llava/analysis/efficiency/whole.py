@@ -1,15 +1,17 @@
-"""The whole model: tokens, FLOPs, KV cache, memory and the time of every stage, per method and budget.
+"""Measure a whole model: tokens, FLOPs, KV cache, memory and time of every stage, per method and budget.
 
-    python -m llava.analysis.efficiency --shapes tiny --device cpu --vs plain
-    python -m llava.analysis.efficiency --shapes llava-next-7b --device cuda --vs plain --peak --output FILE
+    python -m llava.analysis.efficiency --dummy-model tiny --device cpu --vs baseline
+    python -m llava.analysis.efficiency --dummy-model llava-next-7b --device cuda --vs baseline --peak
     python -m llava.analysis.efficiency --model FOLDER --tokens none,64 --methods vispruner,fastervlm
 
-Shapes are models with random weights, made on the device. Stages are timed one by one (decode and resize a
-picture on CPU, vision, selection, projector and merging, prefill, one decoded token) and once together: time
-to first token is vision, selection, projector and prefill in one go, the picture's decoding apart. With
---vs plain the same first token is also reached the plain way, one question after the other; `ratio` is
-plain / ours, the smallest of the budgets. FLOPs are analytic, 2 per multiply-accumulate of matrix products;
-attention is counted in full; norms, softmax, activations, embedding table and output head are left out.
+A dummy model has random weights, which are created on the device. Every stage is timed alone (image decoding
+and resizing on CPU, vision, selection, projector and merging, prefill, one decoded token), and the stages
+from vision to prefill are timed together: time to first token (TTFT), without the decoding of the image. With
+--vs baseline the first token is also computed by the naive baseline, one question at a time; the document's
+`speedup` is baseline time over optimized time, the smallest of all budgets.
+
+FLOPs are analytic, 2 per multiply-accumulate of matrix products, attention in full; norms, softmax,
+activations, embedding table and output head are not counted.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from llava import argtypes, paths
-from llava.analysis.efficiency.options import DTYPES, add_measuring, check_device, table
-from llava.analysis.efficiency.shapes import SHAPES
-from llava.argtypes import at_least, ratio
+from llava.analysis.efficiency import options
+from llava.analysis.efficiency.dummy_models import DUMMY_MODELS
+from llava.argtypes import at_least
 
 CONVENTION = (
     "FLOPs: 2 per multiply-accumulate of matrix products, attention in full; without norms, "
@@ -32,40 +34,58 @@ STAGES = ("vision", "selection", "projector", "prefill", "decoded_token")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    which = group.add_mutually_exclusive_group()
-    which.add_argument("--shapes", choices=SHAPES, help="a model of this shape with random weights")
-    which.add_argument("--model", help="folder of a LLaVA checkpoint; default: the embedded one")
-    group.add_argument("--dtype", choices=DTYPES, help="language model; default float32, float16 on CUDA")
-    group.add_argument("--tower-dtype", choices=DTYPES, help="vision tower; default as --dtype")
+    model = group.add_mutually_exclusive_group()
+    options.add_dummy_model(model)
+    model.add_argument("--model", help="folder of a LLaVA checkpoint (default: the bundled model)")
+    options.add_dtypes(group)
     group.add_argument(
-        "--attn-implementation", default="sdpa", choices=("eager", "sdpa", "flash_attention_2")
+        "--attn-implementation",
+        default="sdpa",
+        choices=("eager", "sdpa", "flash_attention_2"),
+        help="attention kernels of tower and language model (default: %(default)s)",
     )
     group.add_argument(
         "--anyres",
         choices=("paper", "llava"),
         default="paper",
-        help="how crops are merged, with and without pruning (default %(default)s)",
+        help="how crops are merged, with and without pruning (default: %(default)s)",
     )
-    group = parser.add_argument_group("load")
-    group.add_argument("--methods", type=_words, default=["vispruner"], help="by commas (default vispruner)")
+    group = parser.add_argument_group("workload")
+    group.add_argument(
+        "--methods",
+        type=_words,
+        default=["vispruner"],
+        help="pruning methods, comma-separated (default: vispruner)",
+    )
     group.add_argument(
         "--tokens",
         type=_budgets,
-        help="T per crop by commas, none for all of them; default none and the paper's for the shape",
+        help="visual tokens T to keep per crop, comma-separated; none keeps all "
+        "(default: none and the paper's budgets for the model)",
     )
-    group.add_argument("--ratio", type=ratio, default=0.5, help="r (default %(default)s)")
-    group.add_argument("--batch-size", type=at_least(1), default=1, help="pictures, a question each")
+    options.add_ratio(group)
     group.add_argument(
-        "--text-tokens", type=at_least(2), default=80, help="of a prompt (default %(default)s)"
+        "--batch-size",
+        type=at_least(1),
+        default=1,
+        help="images per batch, one question each (default: %(default)s)",
     )
-    group.add_argument("--new-tokens", type=at_least(1), default=8, help="decoded, for the time of one")
-    group.add_argument("--image", type=Path, help="picture to decode (default: a drawn one, 640 x 480 JPEG)")
+    group.add_argument(
+        "--text-tokens", type=at_least(2), default=80, help="text tokens per prompt (default: %(default)s)"
+    )
+    group.add_argument(
+        "--new-tokens",
+        type=at_least(1),
+        default=8,
+        help="tokens to decode when timing one decoded token (default: %(default)s)",
+    )
+    group.add_argument("--image", type=Path, help="image file to use (default: a synthetic 640 x 480 JPEG)")
     group.add_argument(
         "--peak",
         action="store_true",
-        help="measure the machine's matrix rate and bandwidth, too, and print the floors",
+        help="also measure the device's matrix rate and bandwidth, and print roofline bounds",
     )
-    add_measuring(parser, repeats=5)
+    options.add_measuring(parser, repeats=5)
 
 
 def _words(text: str) -> list[str]:
@@ -83,43 +103,44 @@ def check(args: argparse.Namespace) -> None:
         get_pruner(method, 1)
     if args.image is not None and not args.image.is_file():
         raise ValueError(f"--image {args.image}: no such file")
-    if args.model is None and args.shapes is None:
+    if args.model is None and args.dummy_model is None:
         args.model = str(paths.BUNDLED_MODEL)
     if args.model is not None and not (Path(args.model) / "config.json").is_file():
-        raise ValueError(f"--model {args.model}: not the folder of a checkpoint, there is no config.json")
-    check_device(args)
-    args.tokens = args.tokens or ["none", *(SHAPES[args.shapes].budgets if args.shapes else (128, 64, 32))]
+        raise ValueError(f"--model {args.model}: not a checkpoint folder, there is no config.json")
+    options.check_device(args)
+    budgets = DUMMY_MODELS[args.dummy_model].budgets if args.dummy_model else (128, 64, 32)
+    args.tokens = args.tokens or ["none", *budgets]
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from llava.analysis.efficiency import load
     from llava.analysis.efficiency.peak import bandwidth, matrix_rate
+    from llava.analysis.efficiency.stages import PipelineStages, load_model, weights_bytes
     from llava.analysis.efficiency.timing import machine
-    from llava.pruning.vispruner import rounds_run_on
+    from llava.model.transformers_compat import attention_of
+    from llava.pruning.diversity import rounds_backend
 
-    model, processor = load.load(args)
-    job = load.Load.prepare(model, processor, args)
-    rows = job.measure(args)
+    model = load_model(args)
+    stages = PipelineStages.prepare(model, args)
+    rows = stages.measure(args)
     tower = model.get_vision_tower()
     document: dict[str, Any] = {
-        "part": "whole",
-        "model": args.shapes or args.model,
-        "weights": "random" if args.shapes else "loaded",
+        "model": args.dummy_model or args.model,
+        "weights": "random" if args.dummy_model else "loaded",
         "machine": machine(args.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "tower_dtype": str(tower.dtype).removeprefix("torch."),
         "kernels": {
-            "language_model": model.config._attn_implementation,
+            "language_model": attention_of(model.config),
             "tower": tower.attn_implementation,
-            "selection": rounds_run_on(args.device),
+            "selection": rounds_backend(args.device),
         },
         "batch_size": args.batch_size,
         "text_tokens": args.text_tokens,
-        "crops": job.crops,
+        "crops": stages.crops,
         "anyres": model.anyres,
         "flops_convention": CONVENTION,
-        "weights_bytes": job.weights_bytes,
-        "decode_image": job.decoding.as_json(),
+        "weights_bytes": weights_bytes(model),
+        "decode_image": stages.decoding.as_json(),
         "rows": rows,
     }
     if args.peak:
@@ -129,32 +150,35 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "bytes_per_second": bandwidth(args.device),
         }
         for row in rows:
-            row["floor"] = floors(row, document)
-    ratios = [row["ratio"] for row in rows if "ratio" in row and row["method"] != "none"]
-    if args.vs:
-        document["ratio"] = min(ratios or [row["ratio"] for row in rows if "ratio" in row])
+            row["roofline"] = roofline(row, document)
+    compared = [row for row in rows if "speedup" in row]
+    if compared:
+        pruned = [row for row in compared if row["method"] != "none"]
+        document["speedup"] = min(row["speedup"] for row in pruned or compared)
     return document
 
 
-def floors(row: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
-    """Least milliseconds of a stage, FLOPs over rate or bytes over bandwidth, and time taken over it.
+def roofline(row: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
+    """Compute the roofline bound of stages, in ms, and how many times longer they take.
 
-    Bytes: the weights once (language model; all a decoded token needs besides its cache), and the KV cache.
+    A bound is FLOPs over the matrix rate, or bytes over the bandwidth. Bytes are the weights once (language
+    model; a decoded token needs nothing else but its cache) and the KV cache.
     """
     peak, flops = document["peak"], row["flops"]
     weights = document["weights_bytes"]["language_model"]
     rate, width = peak["matrix_flops_per_second"], peak["bytes_per_second"]
-    least = {
+    bounds = {
         "vision": flops["vision_tower"] / peak["tower_matrix_flops_per_second"],
         "prefill": max(flops["language_model"] / rate, (weights + row["kv_bytes"]) / width),
         "decoded_token": (weights + row["kv_bytes"]) / width,
     }
-    found = {}
-    for stage, seconds in least.items():
-        found[stage] = {
-            "floor_ms": round(1000 * seconds, 4),
-            "times_floor": round(row["stages"][stage]["median_ms"] / 1000 / seconds, 3),
+    found = {
+        stage: {
+            "roofline_ms": round(1000 * seconds, 4),
+            "times_roofline": round(row["stages"][stage]["median_ms"] / 1000 / seconds, 3),
         }
+        for stage, seconds in bounds.items()
+    }
     prefill = row["stages"]["prefill"]["median_ms"] / 1000
     found["prefill"]["share_of_matrix_rate"] = round(flops["language_model"] / prefill / rate, 4)
     return found
@@ -162,59 +186,45 @@ def floors(row: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
 
 def render(document: dict[str, Any]) -> str:
     rows = document["rows"]
-    head = (
+    name = {"setting": _setting}
+    parts = ("vision_tower", "selection", "projector", "language_model", "total")
+    cost = {
+        **name,
+        "visual tokens": lambda row: row["visual_tokens"],
+        **{f"{part} GFLOPs": lambda row, part=part: row["flops"][part] / 1e9 for part in parts},
+        "KV MiB": lambda row: row["kv_bytes"] / 2**20,
+        "peak MiB": lambda row: row["peak_bytes"] / 2**20,
+    }
+    spent = {
+        **name,
+        **{
+            "TPOT" if stage == "decoded_token" else stage: lambda row, s=stage: row["stages"][s]["median_ms"]
+            for stage in STAGES
+        },
+        "TTFT": lambda row: row["first_token"]["median_ms"],
+    }
+    if any("baseline" in row for row in rows):
+        spent["baseline TTFT"] = lambda row: row.get("baseline", {}).get("median_ms")
+        spent["speedup"] = lambda row: row.get("speedup")
+    spent["TTFT / unpruned"] = lambda row: row.get("first_token_of_unpruned")
+    text = (
         f"{document['model']} ({document['weights']} weights), {document['dtype']}, tower "
         f"{document['tower_dtype']}, on {document['machine']['name']}; batch {document['batch_size']}, "
-        f"{document['crops']} crop(s), {document['text_tokens']} text tokens\n" + document["flops_convention"]
+        f"{document['crops']} crop(s), {document['text_tokens']} text tokens\n"
+        f"{document['flops_convention']}\n\n{options.table(cost, rows)}\n\n"
+        "Milliseconds (medians); TTFT: time to first token, TPOT: time per output token; decoding and "
+        f"resizing an image takes another {document['decode_image']['median_ms']:.4g} ms\n"
+        f"{options.table(spent, rows)}"
     )
-    parts = ("vision_tower", "selection", "projector", "language_model", "total")
-    cost = table(
-        ["method", "visual tokens", *(f"{name} GFLOP" for name in parts), "KV MiB", "peak MiB"],
-        [
-            [
-                _name(row),
-                row["visual_tokens"],
-                *(row["flops"][part] / 1e9 for part in parts),
-                row["kv_bytes"] / 2**20,
-                row["peak_bytes"] / 2**20,
-            ]
-            for row in rows
-        ],
-    )
-    plain = any("plain" in row for row in rows)
-    spent = table(
-        ["ms", *STAGES, "first token", *(["plain way", "plain / ours"] if plain else []), "of unpruned"],
-        [
-            [
-                _name(row),
-                *(row["stages"][stage]["median_ms"] for stage in STAGES),
-                row["first_token"]["median_ms"],
-                *([row.get("plain", {}).get("median_ms"), row.get("ratio")] if plain else []),
-                row.get("first_token_of_unpruned"),
-            ]
-            for row in rows
-        ],
-    )
-    first = document["decode_image"]["median_ms"]
-    text = f"{head}\n\n{cost}\n\nMedians; a picture is decoded and resized in {first:.4g} ms beside\n{spent}"
     if "peak" in document:
-        lines = [
-            [
-                _name(row),
-                *(
-                    value
-                    for stage in row["floor"].values()
-                    for value in (stage["floor_ms"], stage["times_floor"])
-                ),
-                row["floor"]["prefill"]["share_of_matrix_rate"],
-            ]
-            for row in rows
-        ]
-        text += "\n\nFloors, and times the floor\n" + table(
-            ["", "vision ms", "x", "prefill ms", "x", "token ms", "x", "prefill of matrix rate"], lines
-        )
+        bounds = dict(name)
+        for stage, title in (("vision", "vision"), ("prefill", "prefill"), ("decoded_token", "TPOT")):
+            bounds[f"{title} ms"] = lambda row, s=stage: row["roofline"][s]["roofline_ms"]
+            bounds[f"x {title}"] = lambda row, s=stage: row["roofline"][s]["times_roofline"]
+        bounds["prefill of matrix rate"] = lambda row: row["roofline"]["prefill"]["share_of_matrix_rate"]
+        text += f"\n\nRoofline bounds, and measured time as a multiple of them\n{options.table(bounds, rows)}"
     return text
 
 
-def _name(row: dict[str, Any]) -> str:
+def _setting(row: dict[str, Any]) -> str:
     return row["method"] if row["tokens"] is None else f"{row['method']} {row['tokens']}"

@@ -1,1 +1,1 @@
-"""Model inference over questions: engine, decoding, shared prefixes, image loading, vision cache."""
+"""Model inference over questions: engine, image loading, vision cache. Decoding is in `llava.model`."""

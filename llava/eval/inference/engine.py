@@ -34,11 +34,11 @@ from llava.constants import (
 )
 from llava.conversation import conv_templates
 from llava.eval.benchmarks import Answer, DataIssue, Question
-from llava.eval.inference.decode import Decoding, Row, can_share, generate, generate_shared
 from llava.eval.inference.image_loading import ImageLoader, LoadedImage, read_ahead
 from llava.eval.inference.vision_cache import VisionCache, image_key
-from llava.mm_utils import tokenizer_image_token
-from llava.pruning import Asked, Pruner
+from llava.mm_utils import load_image, tokenizer_image_token
+from llava.model.decode import Decoding, Row, can_share, generate, generate_shared
+from llava.pruning import Pruner, TextCue
 
 
 class AnswerWriter(Protocol):
@@ -125,10 +125,11 @@ def plan(questions: Sequence[Question], batch_size: int) -> list[ImageGroup]:
     return groups
 
 
+@dataclass
 class Engine:
     """Runs one model over questions.
 
-    Args:
+    Attributes:
         share_prefix: Prefill each image once for all its questions where that is exact.
         load_image: Question.image -> PIL image; `mm_utils.load_image` by default.
         vision_cache: Shares encoded images between runs, e.g. over several benchmarks.
@@ -138,38 +139,32 @@ class Engine:
         ValueError: Unknown conversation template, or a batch size below 1.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        image_processor: Any,
-        conv_mode: str = "vicuna_v1",
-        decoding: Decoding | None = None,
-        batch_size: int = 64,
-        seed: int = 0,
-        share_prefix: bool = True,
-        load_image: Callable[[Any], Any] | None = None,
-        anyres: str | None = None,
-        vision_cache: VisionCache | None = None,
-        num_workers: int | None = None,
-    ) -> None:
-        if conv_mode not in conv_templates:
-            raise ValueError(f"conv_mode {conv_mode!r}: unknown; choose from {', '.join(conv_templates)}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self.model, self.tokenizer, self.image_processor = model, tokenizer, image_processor
-        self.conv_mode, self.decoding, self.batch_size = conv_mode, decoding or Decoding(), batch_size
-        self.seed, self.share_prefix, self.anyres = seed, share_prefix, anyres
-        self._rows_at_once = batch_size  # halved when the device runs out of memory
-        if load_image is None:
-            from llava.mm_utils import load_image
-        self._load_image = load_image
-        self.vision_cache, self.num_workers = vision_cache, num_workers
-        if vision_cache is not None:
-            vision_cache.bind(model)
-        self._cuda = torch.device(model.device).type == "cuda"
+    model: Any
+    tokenizer: Any
+    image_processor: Any
+    conv_mode: str = "vicuna_v1"
+    decoding: Decoding = Decoding()
+    batch_size: int = 64
+    seed: int = 0
+    share_prefix: bool = True
+    load_image: Callable[[Any], Any] = load_image
+    anyres: str | None = None
+    vision_cache: VisionCache | None = None
+    num_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.conv_mode not in conv_templates:
+            raise ValueError(
+                f"conv_mode {self.conv_mode!r}: unknown; choose from {', '.join(conv_templates)}"
+            )
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
+        self._rows_at_once = self.batch_size  # halved when the device runs out of memory
+        if self.vision_cache is not None:
+            self.vision_cache.bind(self.model)
+        self._cuda = torch.device(self.model.device).type == "cuda"
         # On a GPU, whole passes of the tower; on a CPU one image at a time is as fast and saves memory.
-        self._encode_at_once = 2 * model.get_vision_tower().crops_per_pass if self._cuda else 1
+        self._encode_at_once = 2 * self.model.get_vision_tower().crops_per_pass if self._cuda else 1
 
     def run(
         self, questions: Sequence[Question], settings: Sequence[PassSetting], progress: bool = True
@@ -184,14 +179,9 @@ class Engine:
         groups = [
             group
             for group in plan(questions, self.batch_size)
-            if any(
-                setting.writer.wants(questions[position].index)
-                for batch in group.batches
-                for position in batch
-                for setting in settings
-            )
+            if any(_wanted(settings, questions[one]) for batch in group.batches for one in batch)
         ]
-        wanted = sum(setting.writer.wants(question.index) for question in questions for setting in settings)
+        wanted = sum(len(_wanted(settings, question)) for question in questions)
         images = [image for group in groups for image in group.images if image is not None]
         with (
             self._read_ahead(images) as loaded,
@@ -223,7 +213,7 @@ class Engine:
         bar: Any,
     ) -> None:
         members = [questions[position] for batch in group.batches for position in batch]
-        active = [one for one in settings if any(one.writer.wants(question.index) for question in members)]
+        active = [one for one in settings if any(_wanted([one], question) for question in members)]
         shared = [setting for setting in active if not setting.pruner.needs_question]
         visual: dict[str, dict[Any, torch.Tensor]] = {setting.name: {} for setting in shared}
         features: dict[Any, Any] = {}  # kept only for settings that choose by the question
@@ -250,7 +240,7 @@ class Engine:
         for batch in group.batches:
             askable = [questions[position] for position in batch if not wrong[questions[position].index]]
             for setting in active:
-                new = [question for question in askable if setting.writer.wants(question.index)]
+                new = [question for question in askable if _wanted([setting], question)]
                 if not new:
                     continue
                 began = time.monotonic()
@@ -307,7 +297,9 @@ class Engine:
             return Row(self.prompt_ids(question), None)
         embedding = self.model.get_input_embeddings()
         ids = self.tokenizer(question.text, add_special_tokens=False).input_ids
-        asked = Asked(question.text, embedding(torch.tensor(ids, dtype=torch.long, device=self.model.device)))
+        asked = TextCue(
+            question.text, embedding(torch.tensor(ids, dtype=torch.long, device=self.model.device))
+        )
         visual = self.model.visual_tokens(features[question.image], pruner, asked).embeds
         return Row(self.prompt_ids(question), visual, (question.image, question.text))
 
@@ -370,7 +362,7 @@ class Engine:
 
         return read_ahead(
             images,
-            ImageLoader(self._load_image, self.image_processor, self.model.config),
+            ImageLoader(self.load_image, self.image_processor, self.model.config),
             self.num_workers,
             known,
             lambda message: tqdm.write(message, file=sys.stderr),
@@ -379,7 +371,7 @@ class Engine:
     def _key(self, image: Any) -> Any:
         anyres = getattr(self.model.config, "image_aspect_ratio", None) == "anyres"
         protocol = getattr(self.model.config, "anyres_protocol", None) if anyres else None
-        return image_key(image, self._load_image, protocol)
+        return image_key(image, self.load_image, protocol)
 
     def _adopt(self, settings: Sequence[PassSetting]) -> None:
         """Set the anyres protocol of the model; one for all settings, because it decides the crops."""
@@ -398,6 +390,10 @@ class Engine:
         if self._cuda:
             torch.cuda.synchronize()
         return time.monotonic()
+
+
+def _wanted(settings: Sequence[PassSetting], question: Question) -> list[PassSetting]:
+    return [setting for setting in settings if setting.writer.wants(question.index)]
 
 
 def _unaskable(question: Question) -> str | None:

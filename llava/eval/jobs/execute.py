@@ -58,34 +58,30 @@ class Session:
 
     def engine(self, task: Task) -> Any:
         """Return an engine for one task; the first call loads the model. Raises ModelError."""
-        from llava.eval.inference.decode import Decoding
         from llava.eval.inference.engine import Engine
         from llava.eval.inference.vision_cache import VisionCache
+        from llava.model.decode import Decoding
 
         if self.loaded is None:
             self.loaded = load_model(self.job)
             if self.cache_bytes:  # in main memory: an accelerator has better uses for its own
                 self.cache = VisionCache(self.cache_bytes, "cpu")
-        job, (tokenizer, model, image_processor) = self.job, self.loaded
-        decoding = Decoding(job.answer_length(task.benchmark), job.temperature, job.top_p, job.num_beams)
-        return Engine(
-            model,
-            tokenizer,
-            image_processor,
-            job.conv_mode,
-            decoding,
-            job.batch_size,
-            job.seed,
-            job.share_prefix,
-            task.benchmark.load_image if task.benchmark is not None else None,
-            job.anyres,
-            self.cache,
-            job.num_workers,
+        job, benchmark = self.job, task.benchmark
+        decoding = Decoding(job.answer_length(benchmark), job.temperature, job.top_p, job.num_beams)
+        same = ("conv_mode", "batch_size", "seed", "share_prefix", "anyres", "num_workers")
+        engine = Engine(
+            *self.loaded,
+            decoding=decoding,
+            vision_cache=self.cache,
+            **{name: getattr(job, name) for name in same},
         )
+        if benchmark is not None:
+            engine.load_image = benchmark.load_image
+        return engine
 
 
 def load_model(job: Job) -> tuple[Any, Any, Any]:
-    """Return (tokenizer, model, image_processor); the model is unpruned, the engine prunes.
+    """Return (model, tokenizer, image_processor); the model is unpruned, the engine prunes.
 
     Raises:
         ModelError: The checkpoint cannot be loaded.
@@ -113,7 +109,7 @@ def load_model(job: Job) -> tuple[Any, Any, Any]:
         )
     except (ValueError, ImportError, OSError) as error:
         raise ModelError(str(error)) from error
-    return tokenizer, model, image_processor
+    return model, tokenizer, image_processor
 
 
 @dataclass

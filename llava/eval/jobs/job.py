@@ -1,7 +1,8 @@
 """The job: everything that is decided before a model is loaded, made once and never changed.
 
-    pruner, anyres = resolve_pruner(model, "vispruner", 64, 0.5)
-    job = resolve_job(model, device="cuda", anyres=anyres)
+    config = stored_config(model)
+    pruner, anyres = resolve_pruner(config, "vispruner", 64, 0.5)
+    job = resolve_job(model, config, device="cuda", anyres=anyres)
     task = read_task(get_benchmark("pope"), folder)
     configuration = job.configuration(task, pruner)
 
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from llava import paths
 from llava.eval.benchmarks import Benchmark, DataError, DataIssue, Question
-from llava.eval.store.provenance import Configuration, fingerprint_checkpoint, fingerprint_questions
+from llava.eval.store.provenance import Configuration, fingerprint_questions
+from llava.model.checkpoint.fingerprint import fingerprint_checkpoint
 
 if TYPE_CHECKING:
     from llava.pruning import Pruner
@@ -120,7 +122,10 @@ def read_task(benchmark: Benchmark, data: Path | None, limit: int | None = None)
             f"{benchmark.title}: asks about videos, and no model here takes any. Score answers made "
             "elsewhere with python -m llava.eval.score"
         )
-    given = paths.BUNDLED_DATA / benchmark.folder if data is None else data.expanduser()
+    if data is None:
+        given = paths.require_bundled(paths.BUNDLED_DATA, "--data (DATA_DIR)") / benchmark.folder
+    else:
+        given = data.expanduser()
     if data is None and not benchmark.owns(given):
         raise DataError(
             f"{benchmark.title}: no bundled data ({given} has no {benchmark.marker}). Set --data (DATA_DIR)"
@@ -146,6 +151,7 @@ def read_task(benchmark: Benchmark, data: Path | None, limit: int | None = None)
 
 def resolve_job(
     model: Path | str,
+    config: dict[str, Any],
     device: str | None = None,
     dtype: str | None = None,
     tower_dtype: str | None = None,
@@ -157,15 +163,17 @@ def resolve_job(
     """Decide device, dtypes, batch size and conversation template where they are not given.
 
     Args:
+        config: The checkpoint's config.json.
         local_rank: Rank of this process on its machine, if there are several; each takes its own GPU.
         given: Further fields of `Job`.
 
     Raises:
-        ValueError: Unknown device or conversation template, or config.json cannot be read.
+        ValueError: Unknown device or conversation template.
     """
     import torch
 
     from llava.conversation import conv_templates
+    from llava.model.checkpoint.config import conversation_for
     from llava.model.settings import choose_dtypes
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -177,7 +185,7 @@ def resolve_job(
         raise ValueError(f"--device {place}: torch finds no CUDA device. Use --device cpu")
     if place == "cuda" and local_rank is not None and torch.cuda.device_count() > 1:
         place = f"cuda:{local_rank % torch.cuda.device_count()}"
-    config, name = config_of(model), model_name(model)
+    name = model_name(model)
     saved_in = config.get("torch_dtype") or config.get("dtype")
     dtypes = choose_dtypes(dtype, tower_dtype, saved_in, torch.device(place))
     usual, warnings = conversation_for(config, name), []
@@ -200,7 +208,7 @@ def resolve_job(
 
 
 def resolve_pruner(
-    model: Path | str,
+    config: dict[str, Any],
     method: str | None,
     budget: int | str | None,
     important_ratio: float | None,
@@ -218,7 +226,7 @@ def resolve_pruner(
     from llava.pruning import get_pruner
 
     number = budget if isinstance(budget, int) else None
-    found = resolve_pruning(config_of(model), method, number, important_ratio, anyres)
+    found = resolve_pruning(config, method, number, important_ratio, anyres)
     if budget == "none":
         return get_pruner("none"), found.anyres
     name, tokens = found.pruner.name, found.pruner.tokens
@@ -229,11 +237,10 @@ def resolve_pruner(
     return get_pruner(name, tokens, found.pruner.important_ratio, seed), found.anyres
 
 
-def common_anyres(model: Path | str, anyres: str | None) -> str | None:
+def common_anyres(config: dict[str, Any], anyres: str | None) -> str | None:
     """Return the anyres protocol of a pass with several settings, which needs one way to cut images."""
     from llava.model.settings import resolve_pruning
 
-    config = config_of(model)
     is_anyres = config.get("image_aspect_ratio") == "anyres" or "image_grid_pinpoints" in config
     chosen = resolve_pruning(config, "none", None, None, anyres).anyres
     return chosen or ("paper" if is_anyres else None)
@@ -258,18 +265,6 @@ def model_name(model: Path | str) -> str:
     """Return LLaVA's name of a checkpoint: its folder's, with the parent's before a `checkpoint-N`."""
     parts = [part for part in Path(model).parts if part not in ("/", ".")]
     return "_".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
-
-
-def config_of(model: Path | str) -> dict[str, Any]:
-    """Return config.json of a checkpoint folder, or of a name on the Hugging Face hub."""
-    from llava.model.checkpoint.config import read_config
-
-    return read_config(model) if isinstance(model, Path) else {}
-
-
-def conversation_for(config: dict[str, Any], name: str) -> str:
-    """Return the conversation template that a checkpoint was trained with."""
-    return "vicuna_v1"
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from typing import Any
 
 from llava.eval.benchmarks import Answer, Question
 from llava.eval.store.answer_lines import AnswerFileError, AnswerLines
+from llava.eval.store.atomic import temporary_files, write_atomically
 from llava.eval.store.provenance import Configuration
 
 try:
@@ -56,8 +57,7 @@ class AnswerFile:
 
     Raises:
         AnswerFileError: Another process writes to the file; its answers are of another configuration, to
-            other
-            questions or not made by this program; a line in the middle is corrupt; or the disk is full.
+            other questions, or not made by this program; a line is corrupt; or the disk is full.
     """
 
     def __init__(
@@ -76,7 +76,8 @@ class AnswerFile:
         self._synced = time.monotonic()
         self._file = self._open()
         try:
-            self._temporary.unlink(missing_ok=True)  # of a run killed during finalize
+            for left in temporary_files(self.path):  # of a run killed during finalize
+                left.unlink(missing_ok=True)
             self._read()
         except BaseException:
             self.close()
@@ -87,10 +88,6 @@ class AnswerFile:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
-
-    @property
-    def _temporary(self) -> Path:
-        return self.path.with_name(f".{self.path.name}.tmp")
 
     @property
     def answered(self) -> int:
@@ -119,39 +116,19 @@ class AnswerFile:
         self._append(b"".join(lines))
         self._where.update(places)
         if time.monotonic() - self._synced > _FSYNC_SECONDS:
-            self._sync(self._file)
+            self._sync()
 
     def finalize(self) -> None:
-        """Put the lines in question order, atomically; do nothing if they are."""
-        self._sync(self._file)
-        order = sorted(self._where)
-        offset = 0
-        for index in order:
-            if self._where[index][0] != offset:
-                break
-            offset += self._where[index][1]
-        if offset == self._size:
-            return
-        new, places, offset = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644), {}, 0
-        try:
-            self._lock(new)  # before the rename: the name must never be without its lock
-            with os.fdopen(os.dup(new), "wb") as out:
-                for index in order:
-                    line = os.pread(self._file, self._where[index][1], self._where[index][0])
-                    out.write(line)
-                    places[index] = (offset, len(line))
-                    offset += len(line)
-            self._sync(new)
-            os.replace(self._temporary, self.path)
-        except BaseException as error:
-            os.close(new)
-            self._temporary.unlink(missing_ok=True)
-            if isinstance(error, OSError):
+        """Put the lines in question order, atomically, and close the file."""
+        self._sync()
+        places = [self._where[index] for index in sorted(self._where)]
+        if places != sorted(places):
+            try:
+                # This file stays locked until the new one has its name; nothing is written after that.
+                write_atomically(self.path, (os.pread(self._file, size, start) for start, size in places))
+            except OSError as error:
                 raise self._cannot_write(error) from error
-            raise
-        os.close(self._file)
-        self._file, self._where, self._size = new, places, offset
-        self._sync_folder()
+        self.close()
 
     def close(self) -> None:
         """Close the file; remove it if it is empty although there were questions."""
@@ -190,8 +167,8 @@ class AnswerFile:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise AnswerFileError(
-                f"{self.path}: another process is writing to this file; wait for it, stop it, or give "
-                "another output"
+                f"{self.path}: another process is writing to this file. Wait for it, stop it, or use a new "
+                "--output"
             ) from error
         except OSError:  # a file system without locks
             pass
@@ -246,22 +223,10 @@ class AnswerFile:
             "same command to resume"
         )
 
-    def _sync(self, descriptor: int) -> None:
+    def _sync(self) -> None:
         try:
-            os.fsync(descriptor)
+            os.fsync(self._file)
         except OSError as error:
             if error.errno != errno.EINVAL:  # not every file can be synced
                 raise self._cannot_write(error) from error
         self._synced = time.monotonic()
-
-    def _sync_folder(self) -> None:
-        try:
-            folder = os.open(self.path.parent, os.O_RDONLY)
-        except OSError:  # folders cannot be opened everywhere
-            return
-        try:
-            os.fsync(folder)
-        except OSError:
-            pass
-        finally:
-            os.close(folder)

@@ -12,13 +12,9 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from llava.eval.benchmarks import Question
-
-_WEIGHTS = (".safetensors", ".bin")
-_SAMPLE, _SAMPLES = 4096, 32
 
 
 @dataclass(frozen=True)
@@ -88,41 +84,3 @@ def fingerprint_questions(questions: Iterable[Question]) -> str:
         image = getattr(question.image, "name", None)
         digest.update(json.dumps([question.question_id, question.text, image]).encode())
     return digest.hexdigest()[:16]
-
-
-def fingerprint_checkpoint(folder: str | Path) -> str:
-    """Hash of a checkpoint folder: its config and, of every weight file, name, size and samples of its bytes.
-
-    The folder of the vision tower that its config names is hashed too, where it lies on this machine.
-    Samples, because a 14 GB checkpoint should not be read twice; they still tell a retrained model from the
-    one before. A name that is no folder (a hub id) has no fingerprint but its name.
-    """
-    from llava.model.checkpoint.find import tower_places
-
-    folder = Path(folder)
-    if not folder.is_dir():
-        return "hub"
-    digest = hashlib.sha256()
-    _add_folder(digest, folder)
-    try:
-        tower = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("mm_vision_tower")
-    except (OSError, ValueError, AttributeError):
-        tower = None  # loading such a checkpoint says what is wrong with it
-    if isinstance(tower, str) and tower:
-        places = (place for place in tower_places(tower, folder) if (place / "config.json").is_file())
-        if (place := next(places, None)) is not None:
-            _add_folder(digest, place)
-    return digest.hexdigest()[:16]
-
-
-def _add_folder(digest: Any, folder: Path) -> None:
-    for path in sorted(folder.iterdir()):
-        if path.name == "config.json":
-            digest.update(path.read_bytes())
-        elif path.suffix in _WEIGHTS:
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size} ".encode())
-            with path.open("rb") as file:
-                for step in range(_SAMPLES):
-                    file.seek((size - min(size, _SAMPLE)) * step // (_SAMPLES - 1))
-                    digest.update(file.read(_SAMPLE))

@@ -1,38 +1,95 @@
 """config.json of every supported checkpoint -> the configuration of our own classes.
 
-Knows entries and their meaning, reads no weights. transformers' `AutoConfig` is not asked: there `llava` is
-another model, and LLaVA's own entries would be lost.
+    stored_config("liuhaotian/llava-v1.6-mistral-7b")["torch_dtype"]    # a folder or owner/name
+    conversation_for(config, name)                                      # "mistral_instruct"
+
+Entries and their meaning only; no weights are read. transformers' `AutoConfig` is not used: it maps `llava`
+to another model, which would lose LLaVA's own entries.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 
-from llava.model.checkpoint.read import CheckpointError
-from llava.model.multimodal_encoder.builder import TowerSource, clip_processor, find_tower
+from llava.model.checkpoint import CheckpointError
+from llava.model.checkpoint.find import resolve_config
+from llava.model.checkpoint.tower import TowerSource, clip_processor, find_tower
 
 _OURS = ("llava", "llava_llama", "llama", "llava_mistral", "mistral")
+_YI_VOCABULARY = range(64000, 65000)  # of LLaVA-1.6-34B's language model, with padding
 
 
 def read_config(folder: Path) -> dict:
-    """config.json as a dict. Raises `CheckpointError` naming the file if absent or malformed."""
+    """Read config.json as a dict. Raises `CheckpointError` naming the file if it is absent or malformed."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; {folder} is not a checkpoint folder") from None
+        raise CheckpointError(f"{path}: no such file. Pass the folder of a checkpoint.") from None
     except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+        raise CheckpointError(f"{path}: not valid JSON ({error}). Download it again.") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: not a JSON object")
+        kind = type(config).__name__
+        raise CheckpointError(f"{path}: expected a JSON object, got a {kind}. Download it again.")
     return config
 
 
-def understand(folder: Path, config: dict) -> tuple[type, object, TowerSource]:
-    """(model class, its config object, where the tower comes from) for a checkpoint folder's config.json.
+def stored_config(model: str | os.PathLike, base: str | os.PathLike | None = None, **hub: object) -> dict:
+    """Read the config.json of a checkpoint before loading it; from the Hub, download only that file.
 
-    Raises `CheckpointError` for another kind of model, `FileNotFoundError` if the tower is nowhere.
+    Args:
+        model: a folder, or owner/name on the Hub.
+        base: the checkpoint below a LoRA adapter, whose config.json is used if `model` has none.
+        hub: revision, cache_dir, token, local_files_only.
+
+    Raises:
+        FileNotFoundError: there is no such folder, and the Hub does not provide it.
+        CheckpointError: config.json is absent or malformed.
+    """
+    folder = resolve_config(model, **hub)
+    if base is not None and not (folder / "config.json").is_file():
+        folder = resolve_config(base, **hub)
+    return read_config(folder)
+
+
+def conversation_for(config: dict, name: str = "") -> str:
+    """Choose the conversation template (a key of `conv_templates`) that a checkpoint was trained with.
+
+    The language model in `config` decides where it is enough; the checkpoint's `name` distinguishes versions
+    that share an architecture. The default is "vicuna_v1", the template of LLaVA-1.5.
+
+    Args:
+        config: the content of config.json (see `stored_config`); {} if unknown.
+        name: the checkpoint's folder or Hub name.
+    """
+    text = config.get("text_config") or {}
+    kinds = [config.get("model_type"), text.get("model_type"), *(config.get("architectures") or [])]
+    model = " ".join(str(kind) for kind in kinds if kind).lower()
+    name = name.lower()
+    known = model or name  # the name tells the language model only if config.json does not
+    if "mistral" in known or "mixtral" in known:
+        return "mistral_instruct"
+    if "mpt" in known:
+        return "mpt"
+    if "qwen" in known:
+        return "qwen_1_5"
+    vocabulary = text.get("vocab_size") or config.get("vocab_size")
+    if vocabulary in _YI_VOCABULARY or (vocabulary is None and re.search(r"34b|hermes|yi-", name)):
+        return "chatml_direct"
+    if "llama-2" in name:
+        return "llava_llama_2"
+    return "llava_v0" if re.search(r"(^|[-_/])v0($|[-_./])", name) else "vicuna_v1"
+
+
+def understand(folder: Path, config: dict) -> tuple[type, object, TowerSource]:
+    """Return (model class, its config object, the source of its tower) for a folder's config.json.
+
+    Raises:
+        CheckpointError: another kind of model, or entries of a wrong type.
+        FileNotFoundError: the vision tower was not found.
     """
     from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
     from llava.model.language_model.llava_mistral import LlavaMistralConfig, LlavaMistralForCausalLM
@@ -44,16 +101,16 @@ def understand(folder: Path, config: dict) -> tuple[type, object, TowerSource]:
         if not config.get("mm_vision_tower"):
             raise CheckpointError(
                 f"{where}: no mm_vision_tower, so this is not a LLaVA checkpoint (model_type "
-                f"{config.get('model_type')!r}); a bare language model belongs in model_base, with the "
-                "folder of the projector or LoRA as model_path"
+                f"{config.get('model_type')!r}). Pass a bare language model as model_base, and the folder of "
+                "the projector or LoRA adapter as model_path."
             )
         source = find_tower(config["mm_vision_tower"], folder)
     kind = str(config.get("model_type"))
     names = [kind, *(config.get("architectures") or [])]
     if kind not in _OURS:
         raise CheckpointError(
-            f"{where}: model_type {kind!r} is not supported; supported: LLaVA on Llama/Vicuna and on "
-            "Mistral, in LLaVA's own format or as llava-hf (llava, llava_next)"
+            f"{where}: model_type {kind!r} is not supported. Choose LLaVA on Llama/Vicuna or on Mistral, in "
+            "LLaVA's own format or as llava-hf (llava, llava_next)."
         )
     mistral = any("mistral" in n.lower() for n in names)
     config_class = LlavaMistralConfig if mistral else LlavaConfig
@@ -71,31 +128,35 @@ def _check_tower_width(where: Path, config: object, source: TowerSource) -> None
     width = (source.config.get("vision_config") or source.config).get("hidden_size")
     if getattr(config, "mm_hidden_size", None) is None:
         if width is None:
-            raise CheckpointError(f"{where}: mm_hidden_size is missing, and the tower names no hidden_size")
+            raise CheckpointError(
+                f"{where}: mm_hidden_size is missing, and so is the hidden_size of the tower. Set it."
+            )
         config.mm_hidden_size = width
     elif width is not None and width != config.mm_hidden_size:
         raise CheckpointError(
             f"{where}: mm_hidden_size is {config.mm_hidden_size}, but the tower {config.mm_vision_tower!r} "
-            f"has hidden_size {width}; this is not the tower the checkpoint was trained with"
+            f"has hidden_size {width}. Use the tower that the checkpoint was trained with."
         )
 
 
 def _from_transformers(folder: Path, config: dict) -> tuple[dict, TowerSource]:
-    """The config of a llava-hf folder in LLaVA's terms. Images are prepared as LLaVA does (pad / anyres)."""
+    """Translate a llava-hf folder's config. Images are prepared as in LLaVA (pad / anyres)."""
     where, kind = folder / "config.json", config.get("model_type")
     text, vision = dict(config["text_config"]), dict(config.get("vision_config") or {})
     if kind not in ("llava", "llava_next") or text.get("model_type", "llama") not in ("llama", "mistral"):
         raise CheckpointError(
-            f"{where}: model_type {kind!r} over {text.get('model_type')!r} is not supported; supported: "
-            "llava and llava_next over llama and mistral"
+            f"{where}: model_type {kind!r} over {text.get('model_type')!r} is not supported. Choose llava or "
+            "llava_next over llama or mistral."
         )
     gelu = config.get("projector_hidden_act", "gelu") == "gelu"
     if not gelu or not config.get("multimodal_projector_bias", True):
-        raise CheckpointError(f"{where}: only the two-layer GELU projector with bias is supported")
+        raise CheckpointError(
+            f"{where}: the projector is not supported. Only two layers with GELU and bias are."
+        )
     layer = config.get("vision_feature_layer", -2)
     strategy = config.get("vision_feature_select_strategy", "default")
     if not isinstance(layer, int):
-        raise CheckpointError(f"{where}: vision_feature_layer {layer!r} is not supported, only one layer")
+        raise CheckpointError(f"{where}: vision_feature_layer is {layer!r}, but only one layer is supported.")
     next_ = kind == "llava_next"
     dtypes = (c.get(n) for c in (config, text) for n in ("dtype", "torch_dtype"))
     ours = {
@@ -122,11 +183,11 @@ def _from_transformers(folder: Path, config: dict) -> tuple[dict, TowerSource]:
             ours[name] = config[name]
     vision.setdefault("model_type", "clip_vision_model")
     processor = _processor(folder, vision)
-    return ours, TowerSource(vision, None, processor, "llava-hf folders hold their own tower")
+    return ours, TowerSource(vision, None, processor, "llava-hf folders contain their own tower")
 
 
 def _processor(folder: Path, vision: dict) -> dict:
-    """CLIP's preprocessing with the folder's own numbers (LLaVA-NeXT's processor is CLIP's, plus cutting)."""
+    """Return CLIP's preprocessing with the folder's own values; LLaVA-NeXT's processor adds only tiling."""
     processor = clip_processor(vision.get("image_size", 336))
     path = folder / "preprocessor_config.json"
     if path.is_file():

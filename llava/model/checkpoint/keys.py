@@ -1,8 +1,8 @@
 """Names of weights in checkpoint files, translated to the names in our classes. Strings only.
 
 Four layouts: LLaVA's own (`model.layers`, `model.mm_projector.0`, `model.vision_tower.vision_tower.*`), the
-same below `base_model.model.` (LoRA runs), and transformers' LLaVA as written before
-(`language_model.model.*`, `vision_tower.vision_model.*`) and by release 5 (`model.language_model.*`,
+same below `base_model.model.` (LoRA runs), and transformers' LLaVA as saved before release 5
+(`language_model.model.*`, `vision_tower.vision_model.*`) and by it (`model.language_model.*`,
 `model.vision_tower.*`).
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-TOWER = "tower:"  # marks a key of the vision tower; the rest is the key in the tower's own file
+TOWER = "tower:"  # marks a key of the vision tower, followed by the key in the tower's own file
 
 _LANGUAGE = re.compile(r"(?:model\.)?language_model\.(?:model\.)?(.+)")
 _PROJECTOR = re.compile(r"(?:model\.)?multi_modal_projector\.linear_([1-9])\.(weight|bias)")
@@ -18,15 +18,15 @@ _TOWER = re.compile(r"(?:model\.)?(?:vision_tower\.)+(.+)")
 
 
 def translate(key: str) -> str | None:
-    """Parameter name in our model, `TOWER` + key for the tower, None for what no model needs to be given."""
+    """Return the parameter name in our model, `TOWER` + key for the tower, or None for a constant."""
     key = key.removeprefix("base_model.model.")
     if key.endswith("rotary_emb.inv_freq"):
-        return None  # a constant that old releases wrote down
+        return None  # a constant that old releases saved
     if match := _TOWER.fullmatch(key):
         return TOWER + match.group(1)
     if match := _PROJECTOR.fullmatch(key):
         return f"model.mm_projector.{2 * (int(match.group(1)) - 1)}.{match.group(2)}"
     if match := _LANGUAGE.fullmatch(key):
-        rest = match.group(1)
-        return rest if rest.startswith("lm_head.") else f"model.{rest}"
+        name = match.group(1)
+        return name if name.startswith("lm_head.") else f"model.{name}"
     return "model.image_newline" if key == "image_newline" else key

@@ -1,4 +1,4 @@
-"""On which device every parameter goes. CPU is a device like any other; one GPU needs no map."""
+"""Decide the device of every parameter. CPU is a device like any other; one GPU needs no map."""
 
 from __future__ import annotations
 
@@ -7,30 +7,32 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from llava.model.transformers_compat import whole_modules
+
 
 @dataclass(frozen=True)
 class Placement:
-    """`main`: where inputs go. `parts`: module name -> device when there is more than one, else None."""
+    """`main`: the device of inputs. `parts`: module name -> device if there are several, else None."""
 
     main: torch.device
     parts: dict[str, torch.device] | None = None
 
     def device_of(self, name: str) -> torch.device:
-        """Device of a parameter: that of the longest module name it lies under."""
+        """Return the device of a parameter: that of the longest module name that contains it."""
         if self.parts is None:
             return self.main
         above = [p for p in self.parts if p == "" or name == p or name.startswith(p + ".")]
         best = max(above, key=len, default=None)
         if best is None:
-            raise ValueError(f"device_map names no device for {name}; add it, or '' for everything else")
+            raise ValueError(f"device_map: no device for {name}. Add it, or '' for everything else.")
         return self.parts[best]
 
 
 def main_device(device_map: object, device: object) -> torch.device:
-    """The device of inputs, before any model is built. An explicit `device` wins over device_map="auto"."""
+    """Return the device of inputs before any model is built; `device` wins over device_map="auto"."""
     if isinstance(device_map, dict):
         if not device_map:
-            raise ValueError("device_map is an empty dict")
+            raise ValueError("device_map: the dict is empty. Pass 'auto' or module names with devices.")
         return _device(device_map.get("", next(iter(device_map.values()))))
     if device_map not in (None, "auto", "balanced", "sequential"):
         return _device(device_map)
@@ -40,27 +42,31 @@ def main_device(device_map: object, device: object) -> torch.device:
 
 
 def place(model: nn.Module, device_map: object, device: object, dtype: torch.dtype) -> Placement:
-    """Decide for a model built on the meta device.
+    """Place a model that was built on the meta device.
 
-    device_map: "auto" (all on one GPU, over several GPUs if there are, else CPU), a device, or a dict of
-    module names to devices. Several devices need accelerate, which moves activations between them.
+    Args:
+        model: the model, its tower attached.
+        device_map: "auto" (one GPU, several if there are, else CPU), a device, or a dict of module names to
+            devices. Several devices need accelerate, which moves activations between them.
+        device: wins over device_map="auto".
+        dtype: of the weights, for estimating their size.
     """
     main = main_device(device_map, device)
     if isinstance(device_map, dict):
         parts = {k: _device(v) for k, v in device_map.items()}
         unknown = sorted(k for k in parts if k and not _exists(model, k))
         if unknown:
-            raise ValueError(f"device_map names modules the model does not have: {', '.join(unknown)}")
+            raise ValueError(f"device_map: unknown modules {', '.join(unknown)}. Use the model's names.")
         return Placement(main) if len(set(parts.values())) == 1 and "" in parts else Placement(main, parts)
     spread = device_map in ("auto", "balanced", "sequential") and device is None
     if not spread or torch.cuda.device_count() < 2:
         return Placement(main)
     from accelerate import infer_auto_device_map
 
-    whole = [*(model._no_split_modules or ()), type(model.get_vision_tower()).__name__]
+    whole = [*whole_modules(model), type(model.get_vision_tower()).__name__]
     parts = infer_auto_device_map(model, no_split_module_classes=whole, dtype=dtype)
     if "disk" in parts.values():
-        raise ValueError("the model does not fit into the memory of the devices; try load_4bit=True")
+        raise ValueError("device_map: the model does not fit into the devices' memory. Try load_4bit=True.")
     parts = {k: _device(v) for k, v in parts.items()}
     # visual tokens and text are joined before the first layer: keep what makes them together
     for name in ("model.vision_tower", "model.mm_projector", "model.image_newline"):
@@ -71,7 +77,7 @@ def place(model: nn.Module, device_map: object, device: object, dtype: torch.dty
 
 
 def connect(model: nn.Module, placement: Placement) -> None:
-    """Let accelerate move activations between the devices of a model that lies on several."""
+    """Let accelerate move activations between the devices of a model that is placed on several."""
     if placement.parts is None:
         return
     from accelerate import dispatch_model
@@ -83,12 +89,15 @@ def _device(value: object) -> torch.device:
     try:
         device = torch.device(f"cuda:{value}" if isinstance(value, int) else value)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{value!r} is no device: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"device: {value!r} is not a device ({str(error).splitlines()[0]}).") from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError(f"device {str(value)!r} was asked for, but torch sees no GPU; use device='cpu'")
+            raise ValueError(f"device: {str(value)!r} is missing: torch finds no GPU. Use device='cpu'.")
         if (device.index or 0) >= torch.cuda.device_count():
-            raise ValueError(f"device {str(value)!r}: there are {torch.cuda.device_count()} GPU(s)")
+            raise ValueError(
+                f"device: {str(value)!r} is missing: torch finds {torch.cuda.device_count()} GPUs, "
+                "numbered from 0. Choose one of them."
+            )
     return device
 
 

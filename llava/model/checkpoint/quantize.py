@@ -1,6 +1,7 @@
 """8-bit and 4-bit weights of the language model's layers, through bitsandbytes (an optional package).
 
-Tower, projector, embeddings and output layer stay as they are: they are small, and selection reads the first.
+Tower, projector, embeddings and output layer are not quantized: they are small, and selection reads the
+tower's features.
 """
 
 from __future__ import annotations
@@ -10,21 +11,21 @@ from torch import Tensor, nn
 
 
 class Quantizer:
-    """Swaps linear layers of a model on the meta device, then makes their weights as they are read."""
+    """Swaps linear layers of a model on the meta device, then quantizes their weights as they are read."""
 
     def __init__(self, bits: int, dtype: torch.dtype) -> None:
-        """`bits`: 8 or 4. `dtype`: of the activations. Raises `ImportError` naming what to install."""
+        """Choose `bits` (8 or 4) and the `dtype` of activations; `ImportError` if bitsandbytes is missing."""
         try:
             import bitsandbytes
         except ImportError as error:
             raise ImportError(
-                f"load_{bits}bit=True needs the bitsandbytes package: pip install bitsandbytes"
+                f"load_{bits}bit: the bitsandbytes package is missing. Run `pip install bitsandbytes`."
             ) from error
         self.bnb, self.bits, self.dtype = bitsandbytes, bits, dtype
         self.weights: dict[str, nn.Module] = {}
 
     def swap(self, model: nn.Module) -> None:
-        """Replace every nn.Linear of the decoder layers by its quantised counterpart, without memory."""
+        """Replace every nn.Linear of the decoder layers by its quantized counterpart, without memory."""
         for name, module in list(model.named_modules()):
             if not (name.startswith("model.layers.") and type(module) is nn.Linear):
                 continue
@@ -48,7 +49,7 @@ class Quantizer:
             self.weights[f"{name}.weight"] = new
 
     def wrap(self, name: str, tensor: Tensor, device: torch.device) -> nn.Parameter | None:
-        """The quantised parameter for `name`, None if it is an ordinary one."""
+        """Return the quantized parameter for `name`, None if it is an ordinary one."""
         module = self.weights.get(name)
         if module is None:
             return None
@@ -59,4 +60,4 @@ class Quantizer:
             parameter = self.bnb.nn.Params4bit(
                 tensor, requires_grad=False, quant_type="nf4", compress_statistics=True, module=module
             )
-        return parameter.to(device)  # quantises on the way
+        return parameter.to(device)  # moving to the device quantizes

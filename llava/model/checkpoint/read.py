@@ -1,7 +1,7 @@
 """Read weight files shard by shard and assign them to a model that was built without memory.
 
-Knows files (`.safetensors`, `.bin`, their indices) and parameter names; knows no architecture. `.bin` files
-are pickles and are read with `weights_only=True`, always.
+Files (`.safetensors`, `.bin`, their indices) and parameter names only; independent of the architecture.
+`.bin` files are pickles and are always read with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from llava.model.checkpoint import CheckpointError
+
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _LISTED = 40
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be loaded; the message names the file or the keys, and the way out."""
-
-
 def find_weight_files(folder: Path) -> list[Path]:
-    """Weight files of a checkpoint folder, in the order to read them; safetensors win over `.bin`.
+    """List the weight files of a checkpoint folder in reading order; safetensors take precedence over `.bin`.
 
-    Raises `CheckpointError` if there are none, or if an index is unreadable or names a file that is absent.
+    Raises:
+        CheckpointError: there are none, or an index is unreadable or names a missing file.
     """
     for name in WEIGHT_FILES:
         index = folder / f"{name}.index.json"
@@ -35,12 +34,12 @@ def find_weight_files(folder: Path) -> list[Path]:
             return [folder / name]
     raise CheckpointError(
         f"{folder}: no weights found; expected model.safetensors, pytorch_model.bin, or one of them in "
-        "shards with its .index.json"
+        "shards with its .index.json. Copy the checkpoint's weights into the folder."
     )
 
 
 def has_weights(folder: Path) -> bool:
-    """True if the folder holds weight files under one of the standard names."""
+    """Return whether the folder contains weight files under one of the standard names."""
     return any((folder / f).is_file() for n in WEIGHT_FILES for f in (n, f"{n}.index.json"))
 
 
@@ -49,19 +48,19 @@ def _files_of_index(index: Path) -> list[Path]:
         mapping = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = list(dict.fromkeys(mapping.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: not a weight index ({error}); download the file again") from error
+        raise CheckpointError(f"{index}: not a weight index ({error}). Download the file again.") from error
     files = [index.parent / name for name in sorted(names)]
-    absent = [f.name for f in files if not f.is_file()]
-    if absent:
+    missing = [f.name for f in files if not f.is_file()]
+    if missing:
         raise CheckpointError(
-            f"{index} names {len(absent)} shard(s) that are not in its folder: {', '.join(absent)}; "
-            "the download is incomplete"
+            f"{index}: {len(missing)} missing shards: {', '.join(missing)}. The download is incomplete; "
+            "download them again."
         )
     return files
 
 
 def read_file(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """(key, tensor on CPU) for every tensor of one file. Raises `CheckpointError` naming a corrupt file."""
+    """Yield (key, tensor on CPU) of every tensor of one file. Raises `CheckpointError` for a corrupt file."""
     try:
         if path.suffix == ".safetensors":
             from safetensors import safe_open
@@ -73,15 +72,15 @@ def read_file(path: Path) -> Iterator[tuple[str, Tensor]]:
             yield from _read_pickle(path).items()
     except CheckpointError:
         raise
-    except pickle.UnpicklingError as error:  # torch's own text advises to switch the protection off
+    except pickle.UnpicklingError as error:  # torch's own message advises to disable the protection
         raise CheckpointError(
-            f"{path}: cannot be read: not a file of tensors alone, or not a weight file at all (a Git LFS "
-            "pointer?); download it again, or have its maker save plain tensors"
+            f"{path}: cannot be read: it contains more than tensors, or is not a weight file (such as a "
+            "Git LFS pointer). Download it again, or ask its author for plain tensors."
         ) from error
     except Exception as error:  # safetensors, zip, pickle and OS errors share no base class
         raise CheckpointError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}); the file is damaged or incomplete: "
-            "download it again"
+            f"{path}: cannot be read ({type(error).__name__}: {error}). The file is corrupt or incomplete; "
+            "download it again."
         ) from error
 
 
@@ -91,22 +90,25 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     except RuntimeError:  # the pre-1.6 file layout cannot be memory-mapped
         state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path}: holds no mapping of names to tensors")
+        raise CheckpointError(f"{path}: not a mapping of names to tensors. Download it again.")
     return state
 
 
 def read_folder(folder: Path) -> Iterator[tuple[str, Tensor, Path]]:
-    """(key, tensor, file) for every tensor of a checkpoint folder, one shard in memory at a time."""
+    """Yield (key, tensor, file) for every tensor of a checkpoint folder, one shard in memory at a time."""
     for path in find_weight_files(folder):
         for key, tensor in read_file(path):
             yield key, tensor, path
 
 
 class Assigner:
-    """Fills a model built on the meta device, tensor by tensor, and keeps the account.
+    """Fills a model built on the meta device, tensor by tensor, and records what was assigned.
 
-    `place(name)` gives (dtype, device) of a parameter; `wrap(name, tensor)`, if given, may return a Parameter
-    of its own (quantised weights) or None for the ordinary way.
+    Attributes:
+        place: gives (dtype, device) of a parameter name.
+        wrap: may return a parameter of its own for (name, tensor), such as a quantized weight, or None.
+        done: names that were assigned.
+        unexpected: origins of tensors that the model has no parameter for.
     """
 
     def __init__(
@@ -121,7 +123,7 @@ class Assigner:
         self.unexpected: list[str] = []
 
     def assign(self, name: str, tensor: Tensor, origin: str) -> None:
-        """Put `tensor` under `name`; `origin` (file, key) is named when the shape is wrong."""
+        """Assign `tensor` to `name`; `origin` (file, key) is named if the shape is wrong."""
         if name not in self.names:
             self.unexpected.append(origin)
             return
@@ -131,7 +133,8 @@ class Assigner:
         if tuple(old.shape) != tuple(tensor.shape):
             raise CheckpointError(
                 f"{origin}: shape {tuple(tensor.shape)}, but the model built from config.json has "
-                f"{tuple(old.shape)} for {name}; weights and config.json do not belong together"
+                f"{tuple(old.shape)} for {name}. Weights and config.json do not match; use one checkpoint's "
+                "files."
             )
         dtype, device = self.place(name)
         new = self.wrap(name, tensor) if self.wrap else None
@@ -144,7 +147,7 @@ class Assigner:
         self.done.add(name)
 
     def missing(self, prefix: str = "") -> list[str]:
-        """Names under `prefix` that nothing was assigned to, sorted."""
+        """Return the sorted names under `prefix` that nothing was assigned to."""
         return sorted(n for n in self.names - self.done if n.startswith(prefix))
 
 
@@ -153,7 +156,7 @@ def _persistent_buffers(model: nn.Module) -> set[str]:
 
 
 def listing(names: Iterable[str]) -> str:
-    """Names for an error message, one a line, the tail of a long list counted."""
+    """Format names for an error message, one per line; the end of a long list is only counted."""
     names = list(names)
     lines = [f"  {n}" for n in names[:_LISTED]]
     if len(names) > _LISTED:

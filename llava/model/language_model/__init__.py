@@ -1,1 +1,1 @@
-"""The language models LLaVA is built on."""
+"""The language models that LLaVA is built on."""

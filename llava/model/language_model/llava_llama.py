@@ -9,24 +9,26 @@ from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
 
 class LlavaConfig(LlamaConfig):
-    """A Llama configuration with LLaVA's `mm_*` entries; files say `llava` or `llava_llama`."""
+    """A Llama configuration with LLaVA's `mm_*` entries; files have `llava` or `llava_llama`."""
 
     model_type = "llava_llama"
 
 
 class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
-    """The decoder, with tower, projector and image_newline in it."""
+    """The decoder with vision tower, projector and image_newline."""
 
     config_class = LlavaConfig
 
 
 class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
-    """Llama that is shown pictures."""
+    """Llama with images in its prompt."""
 
     config_class = LlavaConfig
 
     def __init__(self, config: LlavaConfig) -> None:
-        LlamaPreTrainedModel.__init__(self, config)  # its subclass would build a plain decoder first
+        LlamaPreTrainedModel.__init__(
+            self, config
+        )  # LlamaForCausalLM's would build a decoder without images first
         self.model = LlavaLlamaModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -9,24 +9,26 @@ from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
 
 class LlavaMistralConfig(MistralConfig):
-    """A Mistral configuration with LLaVA's `mm_*` entries; files say `llava` or `llava_mistral`."""
+    """A Mistral configuration with LLaVA's `mm_*` entries; files have `llava` or `llava_mistral`."""
 
     model_type = "llava_mistral"
 
 
 class LlavaMistralModel(LlavaMetaModel, MistralModel):
-    """The decoder, with tower, projector and image_newline in it."""
+    """The decoder with vision tower, projector and image_newline."""
 
     config_class = LlavaMistralConfig
 
 
 class LlavaMistralForCausalLM(LlavaMetaForCausalLM, MistralForCausalLM):
-    """Mistral that is shown pictures."""
+    """Mistral with images in its prompt."""
 
     config_class = LlavaMistralConfig
 
     def __init__(self, config: LlavaMistralConfig) -> None:
-        MistralPreTrainedModel.__init__(self, config)  # its subclass would build a plain decoder first
+        MistralPreTrainedModel.__init__(
+            self, config
+        )  # MistralForCausalLM's would build another decoder first
         self.model = LlavaMistralModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

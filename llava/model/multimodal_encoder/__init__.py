@@ -1,1 +1,1 @@
-"""Vision towers with a [CLS] token, behind one small interface."""
+"""Vision towers with a [CLS] token and one small interface."""

@@ -1,7 +1,7 @@
-"""What every vision tower does: run to the select layer, and no further, with the [CLS] row beside it.
+"""What every vision tower does: run to the select layer, and compute the [CLS] row of attention next to it.
 
-Knows one transformer of Hugging Face shape (embeddings, a list of pre-norm layers); knows nothing of pruning,
-projectors or language models. `clip_encoder.py` and `dinov2_encoder.py` say where the parts lie.
+Assumes one transformer of Hugging Face shape (embeddings, a list of pre-norm layers). Independent of pruning,
+projectors and language models. `clip_encoder.py` and `dinov2_encoder.py` name the parts of each architecture.
 """
 
 from __future__ import annotations
@@ -11,18 +11,23 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from llava.model.transformers_compat import attention_of, run_layer
+
 CUDA_GROUP = 5  # crops per pass on an accelerator: those of a LLaVA-NeXT image; see VisionTower.group_size
 
 
 class VisionTower(nn.Module, ABC):
     """A frozen image encoder with a [CLS] token.
 
-    `tower(images)` with images (B, 3, S, S), any float dtype, gives
-    features (B, N, C) in the tower's dtype: `hidden_states[select_layer]` without [CLS], before any final
-    norm; attention (B, H, N): softmax of the [CLS] query over all N + 1 keys in the layer whose output
-    `features` is, its [CLS] column dropped, nothing renormalised; float32 or wider.
-    Layers behind the select layer are not built. Every layer runs `attn_implementation` (SDPA by default);
-    the one attention row is computed beside it, so no (N + 1) x (N + 1) matrix ever exists.
+    `tower(images)` with images (B, 3, S, S) of any float dtype returns two tensors:
+
+    - features (B, N, C) in the tower's dtype: `hidden_states[select_layer]` without [CLS], before any final
+      norm;
+    - attention (B, H, N), float32 or wider: softmax of the [CLS] query over all N + 1 keys in the layer whose
+      output `features` is, without the [CLS] column and not renormalized.
+
+    Layers after the select layer are not built. Every layer runs `attn_implementation` (default: SDPA); the
+    one attention row is computed separately, so no (N + 1) x (N + 1) matrix exists.
     """
 
     kind = ""
@@ -48,29 +53,33 @@ class VisionTower(nn.Module, ABC):
         # result of one image never depends on its neighbours in the batch.
         self.group_size: int | None = None
 
-    # --- where the parts lie: one implementation per architecture -----------------------------------------
+    # --- the parts of a layer: one implementation per architecture ------------------------------------------
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> the hidden states (B, N + 1, C) that enter the first layer."""
+        """Embed (B, 3, S, S) to the hidden states (B, N + 1, C) that enter the first layer."""
 
     @abstractmethod
     def layers(self) -> nn.ModuleList:
-        """The transformer layers up to the select layer."""
+        """Return the transformer layers up to the select layer."""
 
     @abstractmethod
     def attention_parts(self, layer: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """(norm before attention, query projection, key projection) of a layer."""
+        """Return (norm before attention, query projection, key projection) of a layer."""
 
     # --- running -----------------------------------------------------------------------------------------
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, S, S) -> features (B, N, C), attention (B, H, N), in passes of a fixed number of crops.
+        """Encode (B, 3, S, S) to features (B, N, C), attention (B, H, N), in passes of a fixed size.
 
-        Raises `ValueError` for another shape than (B, 3, S, S), S = `image_size`.
+        Raises:
+            ValueError: the shape is not (B, 3, S, S) with S = `image_size`.
         """
         side = self.image_size
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
             shape = tuple(images.shape)
-            raise ValueError(f"this tower takes images of shape (B, 3, {side}, {side}), not {shape}")
+            raise ValueError(
+                f"images: shape is {shape}, but the vision tower expects (B, 3, {side}, {side}). Use the "
+                "checkpoint's image processor."
+            )
         group = self.crops_per_pass
         if len(images) == 0:
             channels, heads = self.hidden_size, self.config.num_attention_heads
@@ -90,21 +99,21 @@ class VisionTower(nn.Module, ABC):
         return torch.cat(features), torch.cat(attention)
 
     def forward_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass: (B, 3, S, S) in the tower's dtype -> features (B, N, C), attention (B, H, N)."""
+        """Run one pass: (B, 3, S, S) in the tower's dtype -> features (B, N, C), attention (B, H, N)."""
         trainable = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         with torch.set_grad_enabled(trainable):
             hidden = self.embed(images)
             layers = self.layers()
             for layer in layers[:-1]:
-                hidden = _output(layer(hidden, None))
+                hidden = run_layer(layer, hidden)
             norm, query, key = self.attention_parts(layers[-1])
             row = cls_row(norm(hidden), query, key, self.config.num_attention_heads)
-            hidden = _output(layers[-1](hidden, None))
+            hidden = run_layer(layers[-1], hidden)
         return hidden[:, 1:], row
 
     @property
     def crops_per_pass(self) -> int:
-        """Crops that one pass takes: `group_size`, or what suits the device."""
+        """Crops per pass: `group_size`, or the default of the device."""
         return self.group_size or (1 if self.device.type == "cpu" else CUDA_GROUP)
 
     # --- facts -------------------------------------------------------------------------------------------
@@ -135,16 +144,18 @@ class VisionTower(nn.Module, ABC):
 
     @property
     def attn_implementation(self) -> str:
-        """Kernels the layers run: sdpa, eager, flash_attention_2 ..."""
-        return self.vision_tower.config._attn_implementation
+        """Kernels of the layers: sdpa, eager, flash_attention_2 ..."""
+        return attention_of(self.vision_tower.config)
 
 
 def cls_row(hidden: Tensor, query: nn.Module, key: nn.Module, heads: int) -> Tensor:
-    """Attention of the [CLS] query over the patches.
+    """Compute the attention of the [CLS] query over the patches: softmax over all N + 1 keys without [CLS].
 
-    hidden (B, N + 1, C), [CLS] first, after the norm -> (B, H, N), float32 or wider whatever the tower's
-    dtype: half precision would make ties of what is ranked later. Softmax over all N + 1 keys, then [CLS]
-    dropped.
+    Args:
+        hidden: (B, N + 1, C) after the norm, [CLS] first.
+
+    Returns:
+        (B, H, N), float32 or wider whatever the tower's dtype: half precision would create ties.
     """
     batch, tokens, _ = hidden.shape
     q = query(hidden[:, :1]).view(batch, 1, heads, -1).transpose(1, 2)  # (B, H, 1, d)
@@ -155,20 +166,17 @@ def cls_row(hidden: Tensor, query: nn.Module, key: nn.Module, heads: int) -> Ten
 
 
 def layers_to_run(select_layer: int, depth: int) -> int:
-    """How many of `depth` layers make `hidden_states[select_layer]` (entry 0 is the embedding).
+    """Return how many of `depth` layers make `hidden_states[select_layer]` (entry 0 is the embedding).
 
-    Raises `ValueError` if there is no such entry, or if it is the embedding, which no [CLS] row belongs to.
+    Raises:
+        ValueError: there is no such entry, or it is the embedding, which has no attention.
     """
     if isinstance(select_layer, bool) or not isinstance(select_layer, int):
-        raise ValueError(f"mm_vision_select_layer={select_layer!r} is no whole number")
+        raise ValueError(f"mm_vision_select_layer: {select_layer!r} is not an integer.")
     count = select_layer if select_layer >= 0 else depth + 1 + select_layer
     if not 1 <= count <= depth:
         raise ValueError(
-            f"mm_vision_select_layer={select_layer}: this tower has {depth} layers, so choose 1..{depth} or "
-            f"-{depth}..-1"
+            f"mm_vision_select_layer: {select_layer} is not one of the tower's {depth} layers. Choose "
+            f"1..{depth} or -{depth}..-1."
         )
     return count
-
-
-def _output(result: Tensor | tuple) -> Tensor:
-    return result[0] if isinstance(result, tuple) else result  # a tuple in some releases of transformers 5

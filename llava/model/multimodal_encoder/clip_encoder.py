@@ -1,7 +1,7 @@
 """CLIP's image encoder as a tower. Wraps transformers' `CLIPVisionModel`.
 
-It is wrapped and never subclassed: transformers 5 renames checkpoint keys by class name, and a subclass under
-another name would load random weights without a word.
+It is wrapped and not subclassed: transformers 5 renames checkpoint keys by class name, and a subclass under
+another name would silently load random weights.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava.model.multimodal_encoder.base import VisionTower, layers_to_run
+from llava.model.transformers_compat import set_attention
 
 
 class CLIPVisionTower(VisionTower):
-    """CLIP ViT: [CLS] + patches, pre-norm layers behind `pre_layrnorm`."""
+    """CLIP ViT: [CLS] + patches, pre-norm layers after `pre_layrnorm`."""
 
     kind = "clip"
 
@@ -23,18 +24,18 @@ class CLIPVisionTower(VisionTower):
     def build(
         cls, config: CLIPVisionConfig, image_processor: object, select_layer: int, crop: int | None, attn: str
     ) -> CLIPVisionTower:
-        """An empty tower (fill its weights next). `crop`: side in pixels of what the processor makes."""
+        """Build an empty tower. `crop`: side in pixels of the image processor's crops."""
         if crop is not None and crop != config.image_size:
             raise ValueError(
-                f"the image processor makes {crop} px crops, this CLIP tower takes {config.image_size} px; "
-                "mend crop_size in preprocessor_config.json"
+                f"preprocessor_config.json: crop_size is {crop}, but the vision tower expects "
+                f"{config.image_size}. Set crop_size to {config.image_size}."
             )
         short = copy.deepcopy(config)
         short.num_hidden_layers = layers_to_run(select_layer, config.num_hidden_layers)
-        short._attn_implementation = attn
+        set_attention(short, attn)
         model = CLIPVisionModel(short)
         tower = cls(model, config, image_processor, config.image_size, select_layer)
-        tower._inner.post_layernorm = nn.Identity()  # behind the select layer
+        tower._inner.post_layernorm = nn.Identity()  # after the select layer
         return tower
 
     @property
@@ -52,7 +53,7 @@ class CLIPVisionTower(VisionTower):
         return layer.layer_norm1, layer.self_attn.q_proj, layer.self_attn.k_proj
 
     def restore_buffers(self) -> None:
-        """Make the buffers that no file holds, on the device of the weights."""
+        """Make the buffers that no file contains, on the device of the weights."""
         import torch
 
         embeddings = self._inner.embeddings
@@ -61,9 +62,9 @@ class CLIPVisionTower(VisionTower):
 
     @staticmethod
     def canonical(key: str) -> str | None:
-        """A file's key, free of prefixes that differ between files; None for what the tower does not use."""
+        """Return a file's key without prefixes that differ between files; None if the tower has no use."""
         if key.startswith(("text_model.", "visual_projection.", "text_projection.", "logit_scale")):
-            return None  # the other half of a whole CLIP
+            return None  # of a whole CLIP's text encoder
         key = key.removeprefix("vision_model.")
         if key.endswith("position_ids") or key.startswith("post_layernorm."):
             return None
@@ -71,6 +72,6 @@ class CLIPVisionTower(VisionTower):
 
     @staticmethod
     def layer_of(key: str) -> int | None:
-        """Index of the layer a canonical key belongs to, None for the rest."""
+        """Return the index of the layer that a canonical key belongs to, None for other keys."""
         parts = key.split(".")
         return int(parts[2]) if parts[:2] == ["encoder", "layers"] else None

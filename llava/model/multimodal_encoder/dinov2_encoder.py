@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
 
 from llava.model.multimodal_encoder.base import VisionTower, layers_to_run
+from llava.model.transformers_compat import set_attention
 
 # names before and after transformers renamed DINOv2's attention modules
 _RENAMED = (
@@ -33,21 +34,23 @@ class Dinov2VisionTower(VisionTower):
     def build(
         cls, config: Dinov2Config, image_processor: object, select_layer: int, crop: int | None, attn: str
     ) -> Dinov2VisionTower:
-        """An empty tower (fill its weights next). `crop`: side in pixels of what the processor makes."""
+        """Build an empty tower. `crop`: side in pixels of the image processor's crops."""
         if config.use_swiglu_ffn:
-            raise ValueError("DINOv2 towers with use_swiglu_ffn (the giant one) are not supported")
+            raise ValueError(
+                "vision tower: use_swiglu_ffn (DINOv2 giant) is not supported. Choose another size."
+            )
         image_size = crop or config.image_size
         if image_size % config.patch_size:
             raise ValueError(
-                f"crops of {image_size} px do not divide into patches of {config.patch_size} px; "
-                "mend crop_size in the tower's preprocessor_config.json"
+                f"preprocessor_config.json: crop_size is {image_size}, but the vision tower's patch_size is "
+                f"{config.patch_size}. Set crop_size to a multiple of {config.patch_size}."
             )
         short = copy.deepcopy(config)
         short.num_hidden_layers = layers_to_run(select_layer, config.num_hidden_layers)
-        short._attn_implementation = attn
+        set_attention(short, attn)
         model = Dinov2Model(short)
-        model.embeddings.mask_token = None  # a thing of pretraining
-        model.layernorm = nn.Identity()  # behind the select layer
+        model.embeddings.mask_token = None  # for pretraining only
+        model.layernorm = nn.Identity()  # after the select layer
         tower = cls(model, config, image_processor, image_size, select_layer)
         tower._positions = (None, None)
         return tower
@@ -59,7 +62,7 @@ class Dinov2VisionTower(VisionTower):
         return torch.cat([cls_token, patches], dim=1) + self._position_embeddings(patches)
 
     def _position_embeddings(self, patches: Tensor) -> Tensor:
-        """(1, N + 1, C). Interpolated once per state of the parameter, unless it is being trained."""
+        """Return (1, N + 1, C), interpolated once per state of the parameter unless it is being trained."""
         embeddings = self.vision_tower.embeddings
         table = embeddings.position_embeddings
         version = None if table.is_inference() else table._version
@@ -67,7 +70,7 @@ class Dinov2VisionTower(VisionTower):
         if self._positions[0] == state and not table.requires_grad:
             return self._positions[1]
         like = patches.new_empty(1, self.num_patches + 1, 1).expand(-1, -1, table.shape[-1])
-        # (the function reads only the shape of what it is given)
+        # interpolate_pos_encoding reads only the shape
         value = embeddings.interpolate_pos_encoding(like, self.image_size, self.image_size)
         if not table.requires_grad:
             self._positions = (state, value)
@@ -84,12 +87,12 @@ class Dinov2VisionTower(VisionTower):
         return layer.norm1, attention.attention.query, attention.attention.key  # older transformers 5
 
     def restore_buffers(self) -> None:
-        """DINOv2 has no buffers; forget positions of other weights."""
+        """Drop cached positions of other weights; DINOv2 has no buffers."""
         self._positions = (None, None)
 
     @staticmethod
     def canonical(key: str) -> str | None:
-        """A file's key in one spelling; None for what the tower does not use."""
+        """Return a file's key in one spelling; None if the tower does not use it."""
         key = key.removeprefix("dinov2.")
         if key.startswith(("layernorm.", "classifier.")) or key == "embeddings.mask_token":
             return None
@@ -99,6 +102,6 @@ class Dinov2VisionTower(VisionTower):
 
     @staticmethod
     def layer_of(key: str) -> int | None:
-        """Index of the layer a canonical key belongs to, None for the rest."""
+        """Return the index of the layer that a canonical key belongs to, None for other keys."""
         parts = key.split(".")
         return int(parts[2]) if parts[0] == "encoder" and parts[1] in ("layer", "layers") else None

@@ -8,17 +8,19 @@ from torch import nn
 
 
 class IdentityProjector(nn.Module):
-    """Hands features through; tower and language model must have the same width."""
+    """Returns features unchanged; tower and language model must have the same width."""
 
     def forward(self, features):
         return features
 
 
 def build_vision_projector(config: object) -> nn.Module:
-    """Projector (..., mm_hidden_size) -> (..., hidden_size) for a LLaVA config.
+    """Build the projector (..., mm_hidden_size) -> (..., hidden_size) for a LLaVA config.
 
     `mlpNx_gelu` is N linear layers with GELU between them (parameters `0`, `2`, ... as in LLaVA's files).
-    Raises `ValueError` for another name, and for `identity` between different widths.
+
+    Raises:
+        ValueError: unknown name, or `identity` between different widths.
     """
     kind = getattr(config, "mm_projector_type", None) or "linear"
     width_in, width = config.mm_hidden_size, config.hidden_size
@@ -26,12 +28,14 @@ def build_vision_projector(config: object) -> nn.Module:
         return nn.Linear(width_in, width)
     if kind == "identity":
         if width_in != width:
-            raise ValueError(f"mm_projector_type='identity' cannot join widths {width_in} and {width}")
+            raise ValueError(
+                f"mm_projector_type: 'identity' cannot connect widths {width_in} and {width}. Use mlp2x_gelu."
+            )
         return IdentityProjector()
     match = re.fullmatch(r"mlp([1-9]\d*)x_gelu", kind)
     if match is None:
         raise ValueError(
-            f"mm_projector_type={kind!r} is unknown; known: linear, mlpNx_gelu (N = 1, 2, ...), identity"
+            f"mm_projector_type: {kind!r} is unknown. Choose linear, mlpNx_gelu (N = 1, 2, ...) or identity."
         )
     modules: list[nn.Module] = [nn.Linear(width_in, width)]
     for _ in range(1, int(match.group(1))):

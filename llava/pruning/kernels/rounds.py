@@ -1,14 +1,14 @@
-"""The rounds of VisPruner's selection for a batch, in one launch: a Triton kernel, one program per row.
+"""The rounds of VisPruner's selection in one kernel launch: a Triton kernel, one program per row.
 
-    picks = thin(similar, residual, target)      # as llava.pruning.vispruner.thin_by_torch, same indices
+    selected = remove_duplicates(similarity, residual, target)      # same indices as in torch
 
-The neighbours of every token are sorted once, by falling similarity. In a round an even's best odd is then
-the first of its neighbours that is an odd just now: a few positions of a short list instead of all pairs.
-Only comparisons are made in here, on the float64 similarities as given, and equal ones rank by their place in
-the list, so the indices are those of the plain rounds, ties included.
+The neighbors of every token are sorted once, by descending similarity. In a round, an even's best odd is then
+the first of its neighbors that is currently an odd: a few positions of a short list instead of all pairs. The
+kernel only compares the float64 similarities it is given, and equal ones rank by their position in the list,
+so the indices are those of `llava.pruning.diversity.remove_duplicates_in_torch`, ties included.
 
-Triton compiles for NVIDIA and AMD cards; with TRITON_INTERPRET=1 in the environment it interprets the kernel
-on CPU, which is how the tests compare it with the rounds in torch where there is no card.
+Triton compiles for NVIDIA and AMD GPUs. With TRITON_INTERPRET=1 in the environment it interprets the kernel
+on CPU, which is how the tests compare it with the rounds in torch where there is no GPU.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LARGEST = 4096  # residual tokens of a row; more go another way
-_WIDTH = 16  # neighbours looked at together
+from . import MAX_RESIDUAL
+
+_WIDTH = 16  # neighbors read together
 _CHUNK = 16  # scores compared together
 
 
 @triton.jit
-def _thin(
+def _rounds_kernel(
     values,
     places,
     residual,
@@ -39,11 +40,12 @@ def _thin(
     WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """One row. values, places (B, R, R): similarities and odds of each even, sorted by falling similarity.
+    """Run all rounds of one row.
 
-    Scratch: rho (B, 2, 2 HALF) int32, the list and the next one; state (B, R) int32, zeros, the last round in
-    which a token was an odd; score (B, HALF) float64. What one thread stores and another loads lies in global
-    memory with a barrier between.
+    values, places (B, R, R) are the similarities and odds of each even, sorted by descending similarity.
+    Scratch memory: rho (B, 2, 2 HALF) int32, the list and the next one; state (B, R) int32, zeros, the last
+    round in which a token was an odd; score (B, HALF) float64. What one thread stores and another loads is in
+    global memory with a barrier in between.
     """
     row = tl.program_id(0).to(tl.int64)
     values += row * size * size
@@ -67,12 +69,12 @@ def _thin(
         evens = (length + 1) // 2
         odds = length // 2
         drop = tl.minimum(tl.minimum(DROP, length - target), evens)
-        source = rho + (turn % 2) * 2 * HALF
-        sink = rho + ((turn + 1) % 2) * 2 * HALF
+        source_list = rho + (turn % 2) * 2 * HALF
+        target_list = rho + ((turn + 1) % 2) * 2 * HALF
         is_even = lanes < evens
         is_odd = lanes < odds
-        even = tl.load(source + 2 * lanes, mask=is_even, other=0)
-        odd = tl.load(source + 2 * lanes + 1, mask=is_odd, other=0)
+        even = tl.load(source_list + 2 * lanes, mask=is_even, other=0)
+        odd = tl.load(source_list + 2 * lanes + 1, mask=is_odd, other=0)
         tl.store(state + odd, turn + 1 + tl.zeros_like(odd), mask=is_odd)
         tl.debug_barrier()
 
@@ -90,7 +92,7 @@ def _thin(
             todo = tl.where(any_hit > 0, 0, todo)
             at += WIDTH
 
-        # Rank of an even: how many evens go before it, by greater score, or by place where scores are equal.
+        # The rank of an even is the number of evens before it: of greater score, or earlier at equal score.
         tl.store(score + lanes, best, mask=is_even)
         tl.debug_barrier()
         rank = tl.zeros([HALF], tl.int32)
@@ -103,9 +105,9 @@ def _thin(
             ahead = ahead & (other < evens)[:, None]
             rank += tl.sum(ahead.to(tl.int32), axis=0)
 
-        # Survivors stand in falling order of similarity, before the odds: this decides the next split.
-        tl.store(sink + rank - drop, even, mask=is_even & (rank >= drop))
-        tl.store(sink + evens - drop + lanes, odd, mask=is_odd)
+        # Survivors are listed by descending similarity, before the odds: this decides the next split.
+        tl.store(target_list + rank - drop, even, mask=is_even & (rank >= drop))
+        tl.store(target_list + evens - drop + lanes, odd, mask=is_odd)
         length -= drop
         turn += 1
         tl.debug_barrier()
@@ -115,23 +117,32 @@ def _thin(
     tl.store(out + all_lanes, tl.load(residual + place, mask=stays, other=0), mask=stays)
 
 
-def thin(similar: Tensor, residual: Tensor, target: int, drop: int = 8) -> Tensor:
-    """Thin each row of `residual` to `target` indices, in the order of the rounds' last list.
+def remove_duplicates(similarity: Tensor, residual: Tensor, target: int, drop: int = 8) -> Tensor:
+    """Reduce each row of `residual` to `target` indices, in the order of the last round's list.
 
-    similar: (B, R, R) float64, [odd, even], no NaN. residual: (B, R) int64. Returns (B, target) int64.
-    Raises ValueError for more than `LARGEST` residual tokens and for a target outside 1..R.
+    Args:
+        similarity: (B, R, R) float64 [odd, even], no NaN.
+        residual: (B, R) int64, R at most `MAX_RESIDUAL`.
+        target: Indices to keep per row, 1..R.
+        drop: Evens to drop per round.
+    Returns:
+        (B, target) int64.
+    Raises:
+        ValueError: for R or target out of range.
     """
     rows, size = residual.shape
-    if not 1 <= target <= size or size > LARGEST:
-        raise ValueError(f"target {target} of {size} tokens: the kernel takes 1..{size} of at most {LARGEST}")
-    values, places = similar.transpose(1, 2).sort(dim=2, descending=True)  # per even, its odds
+    if not 1 <= target <= size or size > MAX_RESIDUAL:
+        raise ValueError(
+            f"target: got {target} of {size} tokens, expected 1..{size} of at most {MAX_RESIDUAL} tokens"
+        )
+    values, places = similarity.transpose(1, 2).sort(dim=2, descending=True)  # per even, its odds
     half = max(16, triton.next_power_of_2((size + 1) // 2))
     scratch = {"device": residual.device, "dtype": torch.int32}
     rho = torch.empty(rows, 2, 2 * half, **scratch)
     state = torch.zeros(rows, size, **scratch)
     score = torch.empty(rows, half, device=residual.device, dtype=torch.float64)
     out = torch.empty(rows, target, device=residual.device, dtype=torch.int64)
-    _thin[(rows,)](
+    _rounds_kernel[(rows,)](
         values.contiguous(),
         places.to(torch.int32).contiguous(),
         residual.contiguous(),

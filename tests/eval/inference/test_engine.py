@@ -13,8 +13,8 @@ from helpers.fake_llava import FakeLlava, FakeProcessor, FakeTokenizer
 from helpers.synthetic_pope import make_pope
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.base import Question
-from llava.eval.inference.decode import Decoding
 from llava.eval.inference.engine import Engine, PassSetting, plan
+from llava.model.decode import Decoding
 from llava.pruning import get_pruner
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from llava.eval.benchmarks import get_benchmark
-from llava.eval.inference.decode import Decoding
 from llava.eval.inference.engine import CollectedAnswers, Engine, PassSetting
 from llava.eval.inference.vision_cache import VisionCache
+from llava.model.decode import Decoding
 from llava.paths import BUNDLED_DATA, BUNDLED_MODEL
 from llava.pruning import get_pruner
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from llava.eval.benchmarks.base import Question
-from llava.eval.inference.decode import Decoding
 from llava.eval.inference.engine import CollectedAnswers, Engine, PassSetting
 from llava.eval.inference.image_loading import ImageLoader
 from llava.mm_utils import load_image
-from llava.pruning import Asked, Kept, Pruner, get_pruner
+from llava.model.decode import Decoding
+from llava.pruning import Kept, Pruner, TextCue, get_pruner
 
 MODEL = Path(__file__).parents[2] / "data" / "model" / "ckpt_llava15s"
 CHOICES: list[tuple[str, list[int]]] = []
@@ -26,7 +26,7 @@ class ByText(Pruner):
     name = "bytext"
     needs_question = True
 
-    def choose(self, features, attention, tokens, keys=None, question: Asked | None = None) -> Kept:
+    def choose(self, features, attention, tokens, keys=None, question: TextCue | None = None) -> Kept:
         start = sum(question.text.encode()) % (features.shape[1] - tokens)
         assert question.embeds.ndim == 2 and len(question.embeds) > 0
         CHOICES.append((question.text, list(range(start, start + tokens))))
@@ -95,7 +95,7 @@ def test_without_a_question_it_says_so(loaded):
     features, attention = torch.randn(1, 9, 4), torch.rand(1, 2, 9)
     with pytest.raises(ValueError, match="chooses by the question"):
         ByText(3).keep(features, attention)
-    kept = ByText(3).select(features, attention, question=Asked("a", torch.zeros(1, 4)))
+    kept = ByText(3).select(features, attention, question=TextCue("a", torch.zeros(1, 4)))
     assert kept.tolist() == [[97 % 6, 97 % 6 + 1, 97 % 6 + 2]]
     with pytest.raises(ValueError, match="chooses by the question"):
         loaded[1].set_pruner(ByText(5))

@@ -18,8 +18,8 @@ from helpers import deadly_reader
 from llava.eval.inference import image_loading
 from llava.eval.inference.image_loading import ImageLoader, read_ahead
 from llava.mm_utils import load_image, process_images
+from llava.model.checkpoint.tower import clip_processor
 from llava.model.image_processor import load_image_processor
-from llava.model.multimodal_encoder.builder import clip_processor
 
 ROOT = Path(__file__).parents[3]
 CONFIG = {"image_aspect_ratio": "pad"}

@@ -12,8 +12,9 @@ from helpers.synthetic_pope import make_pope
 from llava.eval import run, sweep
 from llava.eval.benchmarks import Answer, get_benchmark
 from llava.eval.jobs import execute
-from llava.eval.jobs.job import Task, read_task, resolve_job, resolve_pruner
+from llava.eval.jobs.job import Task, common_anyres, read_task, resolve_job, resolve_pruner
 from llava.eval.store.answer_file import AnswerFile
+from llava.model.checkpoint.config import stored_config
 
 MODEL = Path(__file__).parents[2] / "data" / "model" / "ckpt_llava15s"
 FAST = ["--max-new-tokens", "3", "--batch-size", "8"]
@@ -42,8 +43,8 @@ def whole(data, tmp_path_factory) -> Path:
 
 
 def opened(data: Path, folder: Path) -> tuple[Task, execute.SettingRun]:
-    pruner, anyres = resolve_pruner(MODEL, "vispruner", 16, 0.5)
-    job = resolve_job(MODEL, "cpu", batch_size=8, anyres=anyres, max_new_tokens=3)
+    pruner, anyres = resolve_pruner(stored_config(MODEL), "vispruner", 16, 0.5)
+    job = resolve_job(MODEL, stored_config(MODEL), "cpu", batch_size=8, anyres=anyres, max_new_tokens=3)
     task = read_task(get_benchmark("pope"), data)
     return task, execute.SettingRun.open(job, task, pruner, folder, 2)
 
@@ -128,10 +129,20 @@ def test_the_conversation_is_the_checkpoints(tmp_path, capsys):
     folder = tmp_path / "llava-v1.6-mistral-7b"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "llava_mistral"}))
-    job = resolve_job(folder, "cpu")
+    job = resolve_job(folder, stored_config(folder), "cpu")
     assert (job.conv_mode, job.warnings) == ("mistral_instruct", ())
-    other = resolve_job(folder, "cpu", conv_mode="vicuna_v1")
+    other = resolve_job(folder, stored_config(folder), "cpu", conv_mode="vicuna_v1")
     assert other.conv_mode == "vicuna_v1" and "calls for mistral_instruct" in other.warnings[0]
-    assert resolve_job(MODEL, "cpu").conv_mode == "vicuna_v1"
+    assert resolve_job(MODEL, stored_config(MODEL), "cpu").conv_mode == "vicuna_v1"
     with pytest.raises(ValueError, match="--conv-mode v9: no such template. Choose from"):
-        resolve_job(MODEL, "cpu", conv_mode="v9")
+        resolve_job(MODEL, stored_config(MODEL), "cpu", conv_mode="v9")
+
+
+def test_a_checkpoint_on_the_hub_decides_dtype_and_crops(tmp_path, monkeypatch):
+    """Its config.json is read before the defaults are chosen."""
+    (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16", "image_aspect_ratio": "anyres"}')
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(tmp_path / "config.json"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = stored_config("owner/llava-next")
+    assert resolve_job("owner/llava-next", config, "cuda").dtype == "bfloat16"
+    assert common_anyres(config, None) == "paper" and common_anyres(config, "llava") == "llava"

@@ -21,6 +21,7 @@ from llava.eval.benchmarks.base import Question
 from llava.eval.jobs import processes as workers
 from llava.eval.jobs.job import resolve_job
 from llava.eval.jobs.processes import RankInfo
+from llava.model.checkpoint.config import stored_config
 
 ROOT = Path(__file__).parents[3]
 MODEL = ROOT / "tests" / "data" / "model" / "ckpt_llava15s"
@@ -153,7 +154,10 @@ def test_questions_without_picture_are_shared_out():
 def test_every_process_takes_a_gpu_of_its_own(monkeypatch, given, local_rank, visible, device):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: visible)
-    assert resolve_job(MODEL, given, "float32", "float32", local_rank=local_rank).device == device
+    assert (
+        resolve_job(MODEL, stored_config(MODEL), given, "float32", "float32", local_rank=local_rank).device
+        == device
+    )
 
 
 # ---- processes ------------------------------------------------------------------------------------

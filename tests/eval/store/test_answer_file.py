@@ -16,7 +16,7 @@ import pytest
 from llava.eval.benchmarks import Answer
 from llava.eval.benchmarks.base import Question
 from llava.eval.store.answer_file import AnswerFile, AnswerFileError
-from llava.eval.store.provenance import Configuration, fingerprint_checkpoint, fingerprint_questions
+from llava.eval.store.provenance import Configuration, fingerprint_questions
 
 CONFIGURATION = Configuration(
     model="toy",
@@ -81,7 +81,6 @@ def test_finalize_restores_question_order(tmp_path, whole):
         assert file.missing == [0, 2, 3, 4, 7] and not file.wants(5) and file.wants(0)
         file.write([said(7), said(0), said(4), said(5)])  # 5 is not written twice
         file.write([said(3), said(2)])
-        file.finalize()
         file.finalize()
         assert file.missing == []
     assert without_ids(path) == without_ids(whole)
@@ -188,9 +187,7 @@ def test_one_writer_at_a_time(tmp_path):
         file.write([said(1), said(0)])
         with pytest.raises(AnswerFileError, match="another process is writing"):
             opened(path)
-        file.finalize()  # the new file is locked as well
-        with pytest.raises(AnswerFileError, match="another process is writing"):
-            opened(path)
+        file.finalize()  # closes the file
     with opened(path) as file:
         assert file.answered == 2
 
@@ -260,27 +257,13 @@ def test_killed_while_finalising(tmp_path, whole, monkeypatch, call):
     ).format(here=str(Path(__file__).parent), path=str(path), call=call, times=1 if call == "replace" else 2)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
-    assert ".answers.jsonl.tmp" in os.listdir(tmp_path)
+    assert any(name.startswith(".answers.jsonl.") for name in os.listdir(tmp_path))
     finish(path)
     assert without_ids(path) == without_ids(whole)
     assert sorted(os.listdir(tmp_path)) == ["answers.jsonl", "whole.jsonl"]
 
 
-def test_fingerprints_see_content_not_place(tmp_path):
-    for name, tail in (("a", b"x"), ("b", b"x"), ("c", b"y")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text("{}")
-        (tmp_path / name / "model.safetensors").write_bytes(bytes(300_000) + tail)
-    a, b, c = (fingerprint_checkpoint(tmp_path / name) for name in "abc")
-    assert a == b != c and fingerprint_checkpoint("owner/name") == "hub"
-    for name in "ab":  # a tower beside the checkpoint is part of it
-        (tmp_path / name / "config.json").write_text('{"mm_vision_tower": "./tower"}')
-        (tmp_path / name / "tower").mkdir()
-        (tmp_path / name / "tower" / "config.json").write_text("{}")
-        (tmp_path / name / "tower" / "model.safetensors").write_bytes(b"1")
-    assert fingerprint_checkpoint(tmp_path / "a") == fingerprint_checkpoint(tmp_path / "b")
-    (tmp_path / "b" / "tower" / "model.safetensors").write_bytes(b"2")
-    assert fingerprint_checkpoint(tmp_path / "a") != fingerprint_checkpoint(tmp_path / "b")
+def test_the_fingerprint_of_questions_ignores_folders():
     moved = [dataclasses.replace(question, image=Path("/elsewhere/a.png")) for question in QUESTIONS]
     assert fingerprint_questions(moved) == fingerprint_questions(QUESTIONS)
     assert fingerprint_questions(QUESTIONS[:-1]) != fingerprint_questions(QUESTIONS)

@@ -21,7 +21,7 @@ from transformers import (
 from helpers.golden_model import DATA
 from llava.model import LlavaLlamaForCausalLM, LlavaMistralForCausalLM
 from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint.read import CheckpointError
+from llava.model.checkpoint import CheckpointError
 
 IMAGE_ID = 95
 VISION = CLIPVisionConfig(
@@ -148,7 +148,7 @@ def test_next_equals_transformers(folder, kind, layout, size):
     ("change", "message"),
     [
         ({"model_type": "llava_onevision"}, "'llava_onevision'.*not supported"),
-        ({"projector_hidden_act": "relu"}, "two-layer GELU projector"),
+        ({"projector_hidden_act": "relu"}, "Only two layers with GELU"),
         ({"vision_feature_layer": [-2, -5]}, "only one layer"),
         ({"vision_feature_select_strategy": "full"}, "cls_patch"),
     ],
@@ -167,7 +167,7 @@ def test_without_tower_weights(folder, tmp_path):
     shutil.copytree(place, tmp_path / "m")
     path = tmp_path / "m" / "model.safetensors"
     save_file({k: v for k, v in load_file(path).items() if "vision" not in k}, path)
-    with pytest.raises(CheckpointError, match="llava-hf folders hold their own tower"):
+    with pytest.raises(CheckpointError, match="llava-hf folders contain their own tower"):
         load_pretrained_model(str(tmp_path / "m"), device="cpu")
 
 

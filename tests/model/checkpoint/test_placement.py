@@ -65,5 +65,5 @@ def test_main_device(two_gpus):
     assert main_device("auto", None) == torch.device("cuda:0")
     assert main_device("auto", "cpu") == main_device("cpu", None) == torch.device("cpu")
     assert main_device({"": "cpu", **LAYERS}, None) == torch.device("cpu")
-    with pytest.raises(ValueError, match=r"there are 2 GPU\(s\)"):
+    with pytest.raises(ValueError, match=r"finds 2 GPUs"):
         main_device("cuda:5", None)

@@ -119,18 +119,24 @@ def generate(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding
 def generate_shared(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding) -> list[list[int]]:
     """Decode all rows greedily, prefilling each shared prefix (text and image) once.
 
-    Every row holds exactly one image (see `can_share`). Prefixes and rests are left-padded; positions count
-    real tokens only, so padding changes nothing. Rests are computed in groups of similar length where that
-    saves more than it costs, and rows whose answer has ended leave the batch.
+    Prefixes and suffixes are left-padded; positions count real tokens only, so padding changes nothing.
+    Suffixes are computed in groups of similar length where that saves more than it costs, and finished
+    sequences leave the batch.
+
+    Args:
+        rows: Prompts with exactly one image each (see `can_share`).
+
+    Returns:
+        New token ids per row, without the stop token.
     """
     from transformers import DynamicCache
 
-    from llava.eval.inference.prefix_cache import is_plain, join, spread
+    from llava.model.prefix_cache import is_plain, join, spread
 
     decoder, head = model.get_model(), model.get_output_embeddings()
     embed, device = decoder.embed_tokens, model.device
     at = [row.ids.index(IMAGE_TOKEN_INDEX) for row in rows]
-    order = sorted(range(len(rows)), key=lambda line: len(rows[line].ids) - at[line])  # short rests first
+    order = sorted(range(len(rows)), key=lambda line: len(rows[line].ids) - at[line])  # short suffixes first
     rows, at = [rows[line] for line in order], [at[line] for line in order]
     prefix_of: dict[tuple[Any, tuple[int, ...]], int] = {}
     place = [
@@ -146,8 +152,8 @@ def generate_shared(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: D
     hidden = _forward(decoder, embeds, mask, mask.cumsum(1) - 1, cache)[:, -1]
 
     index = torch.tensor(place, device=device)
-    rests = [_ids(row.ids[cut + 1 :], device) for row, cut in zip(rows, at, strict=True)]
-    lengths = [len(rest) for rest in rests]
+    suffixes = [_ids(row.ids[cut + 1 :], device) for row, cut in zip(rows, at, strict=True)]
+    lengths = [len(suffix) for suffix in suffixes]
     longest, room = lengths[-1], lengths[-1] + min(decoding.max_new_tokens, _ROOM)
     plain, prefix_width = is_plain(cache), mask.shape[1]
     cuts = cut_by_length(lengths, _cost_of_a_group(device)) if plain else [(0, len(rows))]
@@ -157,18 +163,20 @@ def generate_shared(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: D
     seen = mask.sum(1, keepdim=True)  # (B, 1) real tokens so far
     last = hidden[index]
     for (start, end, shift), part in zip(groups, caches, strict=True):
-        embeds, rest_mask = _left_pad([embed(rest) for rest in rests[start:end]])  # (b, Lc, D), (b, Lc)
+        embeds, suffix_mask = _left_pad(
+            [embed(suffix) for suffix in suffixes[start:end]]
+        )  # (b, Lc, D), (b, Lc)
         whole = mask.new_zeros(end - start, prefix_width + longest)
         whole[:, shift : shift + prefix_width] = mask[start:end, :prefix_width]
-        whole[:, shift + prefix_width :] = rest_mask
+        whole[:, shift + prefix_width :] = suffix_mask
         mask[start:end] = whole
         if not embeds.shape[1]:
             continue
-        positions = seen[start:end] + rest_mask.cumsum(1) - 1
+        positions = seen[start:end] + suffix_mask.cumsum(1) - 1
         found = _forward(decoder, embeds, whole[:, shift:], positions, part)[:, -1]
-        # (a row without rest goes on where its prefix ended)
-        last[start:end] = torch.where(rest_mask.any(1, keepdim=True), found, last[start:end])
-        seen[start:end] += rest_mask.sum(1, keepdim=True)
+        # (a row without suffix continues where its prefix ended)
+        last[start:end] = torch.where(suffix_mask.any(1, keepdim=True), found, last[start:end])
+        seen[start:end] += suffix_mask.sum(1, keepdim=True)
     if plain:
         join(cache, prefix_width + longest)
     del caches

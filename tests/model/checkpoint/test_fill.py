@@ -9,7 +9,7 @@ import torch
 
 from helpers.checkpoints import IDS, IMAGE, NEXT, SOURCE, load, logits, weights, write
 from helpers.golden_model import DATA
-from llava.model.checkpoint.read import CheckpointError
+from llava.model.checkpoint import CheckpointError
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_bin_files_run_no_code(tmp_path):
 def test_a_pointer_instead_of_weights(tmp_path):
     folder = write(tmp_path / "m", form="pytorch_model.bin")
     (folder / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
-    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin.*Git LFS pointer.*download it again"):
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin.*Git LFS pointer.*Download it again"):
         load(folder)
 
 
@@ -67,7 +67,7 @@ def test_tower_beside_inside_and_in_both(tmp_path, reference):
 
 
 def test_tower_inside_with_layers_cut(tmp_path, reference):
-    """Layers behind the select layer may be missing; others may not."""
+    """Layers after the select layer may be missing; others may not."""
     own = {f"model.vision_tower.vision_tower.{k}": v for k, v in weights(DATA / "ckpt_clip336p42").items()}
     short = {k: v for k, v in own.items() if "layers.3." not in k and "post_layernorm" not in k}
     assert torch.equal(logits(load(write(tmp_path / "a", state={**weights(SOURCE), **short}))), reference)
@@ -78,7 +78,7 @@ def test_tower_inside_with_layers_cut(tmp_path, reference):
 
 def test_known_tower_inside_needs_no_hub(tmp_path, monkeypatch):
     """openai/clip-vit-large-patch14-336 inside the weights: its shape is known, no hub is asked."""
-    from llava.model.multimodal_encoder.builder import find_tower
+    from llava.model.checkpoint.tower import find_tower
 
     def offline(*args, **kwargs):
         raise OSError("no network")
@@ -89,7 +89,7 @@ def test_known_tower_inside_needs_no_hub(tmp_path, monkeypatch):
     assert source.folder is None and source.config["hidden_size"] == 1024
     config = {"mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_hidden_size": 1024}
     state = {**weights(SOURCE), "model.mm_projector.0.weight": torch.zeros(64, 1024)}
-    with pytest.raises(CheckpointError, match="holds no vision tower weights.*no network"):
+    with pytest.raises(CheckpointError, match="contains no vision tower weights.*no network"):
         load(write(tmp_path / "m", state=state, config=config))
 
 
@@ -98,7 +98,7 @@ def test_missing_keys_are_listed(tmp_path):
     state = {k: v for k, v in weights(SOURCE).items() if k not in lost}
     with pytest.raises(CheckpointError) as error:
         load(write(tmp_path / "m", state=state))
-    assert "2 weight(s)" in str(error.value) and all(k in str(error.value) for k in lost)
+    assert "2 missing keys" in str(error.value) and all(k in str(error.value) for k in lost)
 
 
 def test_unexpected_keys_are_listed(tmp_path):
@@ -134,7 +134,7 @@ def test_damaged_and_absent_shards(tmp_path, form):
     with pytest.raises(CheckpointError, match=rf"{shard.name}: cannot be read.*download it again"):
         load(folder)
     shard.unlink()
-    with pytest.raises(CheckpointError, match=rf"index\.json names 1 shard.*{shard.name}"):
+    with pytest.raises(CheckpointError, match=rf"index\.json: 1 missing shards: {shard.name}"):
         load(folder)
 
 
@@ -161,8 +161,8 @@ def test_folders_that_are_none(tmp_path):
         ({"mm_vision_tower": ...}, "no mm_vision_tower.*model_base"),
         ({"model_type": "llava_mpt"}, "'llava_mpt' is not supported"),
         ({"mm_hidden_size": 128}, "mm_hidden_size is 128.*hidden_size 64"),
-        ({"mm_projector_type": "resampler"}, "mm_projector_type='resampler' is unknown"),
-        ({"mm_vision_select_layer": -9}, "mm_vision_select_layer=-9"),
+        ({"mm_projector_type": "resampler"}, "mm_projector_type: 'resampler' is unknown"),
+        ({"mm_vision_select_layer": -9}, "mm_vision_select_layer: -9"),
         ({"mm_vision_select_feature": "cls_patch"}, "cls_patch"),
         ({"hidden_size": "wide"}, r"config\.json"),
     ],

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava.eval.inference import decode
-from llava.eval.inference.decode import Decoding, Row, can_share, cut_by_length, generate, generate_shared
+from llava.model import decode
+from llava.model.decode import Decoding, Row, can_share, cut_by_length, generate, generate_shared
 
-CHECKPOINTS = Path(__file__).parents[2] / "data" / "model"
+CHECKPOINTS = Path(__file__).parents[1] / "data" / "model"
 
 
 @pytest.fixture(scope="module", params=["ckpt_llava15s", "ckpt_llava16s"])

@@ -1,10 +1,10 @@
-"""Models by their shape alone: random weights, made on the device they run on, no file of a checkpoint.
+"""Dummy models: the sizes of published checkpoints with random weights, created on the device they run on.
 
     model = build_model("llava-1.5-7b", device="cuda", dtype="float16")
 
-Enough to measure time and memory, which do not depend on what weights say; answers are noise. Shapes are
-those of the published checkpoints. `video-llava-7b` has Video-LLaVA's sizes (8 frames of 256 patches) with
-an image tower: the temporal attention of Video-LLaVA's own tower is left out.
+They suffice to measure time and memory, which do not depend on the values of weights; answers are
+meaningless. `video-llava-7b` has Video-LLaVA's sizes (8 frames of 256 patches) with an image tower: the
+temporal attention of Video-LLaVA's own tower is left out.
 """
 
 from __future__ import annotations
@@ -65,25 +65,25 @@ _CLIP_TINY = {
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes of a model. crops: per image (or frames of a clip). budgets: T per crop, as in the paper."""
+class DummyModel:
+    """Sizes of a model."""
 
     language: dict[str, Any]
     tower: dict[str, Any]
-    crops: int = 1
-    budgets: tuple[int, ...] = (128, 64, 32)
+    crops: int = 1  # per image, or frames of a video
+    budgets: tuple[int, ...] = (128, 64, 32)  # T per crop, as in the paper
     extra: dict[str, Any] = field(default_factory=dict)  # entries of config.json
 
     @property
     def patches(self) -> int:
-        """N, patches of one crop."""
+        """Patches N of one crop."""
         return (self.tower["image_size"] // self.tower["patch_size"]) ** 2
 
 
-SHAPES = {
-    "llava-1.5-7b": Shape(_VICUNA_7B, _CLIP_L),
-    "llava-1.5-13b": Shape(_VICUNA_13B, _CLIP_L),
-    "llava-next-7b": Shape(
+DUMMY_MODELS = {
+    "llava-1.5-7b": DummyModel(_VICUNA_7B, _CLIP_L),
+    "llava-1.5-13b": DummyModel(_VICUNA_13B, _CLIP_L),
+    "llava-next-7b": DummyModel(
         _VICUNA_7B,
         _CLIP_L,
         crops=5,
@@ -93,37 +93,42 @@ SHAPES = {
             "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
         },
     ),
-    "video-llava-7b": Shape(_VICUNA_7B, {**_CLIP_L, "image_size": 224}, crops=8, budgets=(57, 28, 14)),
-    "tiny": Shape(_TINY, _CLIP_TINY),
+    "video-llava-7b": DummyModel(_VICUNA_7B, {**_CLIP_L, "image_size": 224}, crops=8, budgets=(57, 28, 14)),
+    "tiny": DummyModel(_TINY, _CLIP_TINY),
 }
 
 
 def build_model(
-    shape: str | Shape,
+    sizes: str | DummyModel,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
     tower_dtype: str | torch.dtype | None = None,
     attn_implementation: str = "sdpa",
     seed: int = 0,
 ) -> Any:
-    """A model of our own class with random weights, on `device`, in `dtype` (float32 on CPU, else float16).
+    """Build a model with random weights on `device`, in `dtype` (default: float32 on CPU, else float16).
 
-    The same seed gives the same weights on one kind of device. Raises ValueError for an unknown name.
+    The same seed gives the same weights on one kind of device.
+
+    Args:
+        sizes: A name of `DUMMY_MODELS`, or other sizes.
     """
     import torch
 
     from llava.model.checkpoint.fill import fill_model
     from llava.model.checkpoint.placement import Placement
+    from llava.model.checkpoint.tower import TowerSource, clip_processor
     from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-    from llava.model.multimodal_encoder.builder import TowerSource, build_vision_tower, clip_processor
+    from llava.model.multimodal_encoder.builder import build_vision_tower
     from llava.model.settings import choose_attention, choose_dtypes
+    from llava.model.transformers_compat import set_attention
 
-    shape = shape_named(shape) if isinstance(shape, str) else shape
+    sizes = sizes if isinstance(sizes, DummyModel) else DUMMY_MODELS[sizes]
     device = torch.device(device)
     language_dtype, tower_type = choose_dtypes(dtype, tower_dtype, None, device)
     kernels, tower_kernels = choose_attention(attn_implementation, language_dtype, tower_type)
     config = LlavaConfig(
-        **shape.language,
+        **sizes.language,
         rms_norm_eps=1e-5,
         max_position_embeddings=4096,
         tie_word_embeddings=False,
@@ -131,17 +136,17 @@ def build_model(
         bos_token_id=1,
         eos_token_id=2,
         **{
-            "mm_hidden_size": shape.tower["hidden_size"],
+            "mm_hidden_size": sizes.tower["hidden_size"],
             "mm_projector_type": "mlp2x_gelu",
             "mm_vision_select_layer": -2,
             "mm_vision_tower": "random",
             "image_aspect_ratio": "pad",
-            **shape.extra,
+            **sizes.extra,
         },
     )
     config.dtype = language_dtype
-    config._attn_implementation = kernels
-    source = TowerSource(shape.tower, None, clip_processor(shape.tower["image_size"]))
+    set_attention(config, kernels)
+    source = TowerSource(sizes.tower, None, clip_processor(sizes.tower["image_size"]))
     with torch.device("meta"):
         model = LlavaLlamaForCausalLM(config)
     model.model.vision_tower = build_vision_tower(source, attn_implementation=tower_kernels)
@@ -159,25 +164,22 @@ def build_model(
 
 
 def build_tower(
-    shape: str | Shape,
+    sizes: str | DummyModel,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     attn_implementation: str = "sdpa",
     select_layer: int = -2,
     seed: int = 0,
 ) -> Any:
-    """The vision tower of a shape alone, random weights; layers behind `select_layer` are not built."""
+    """Build only the vision tower, with random weights; layers after `select_layer` are left out."""
     import torch
 
     from llava.model.checkpoint.read import Assigner
-    from llava.model.multimodal_encoder.builder import (
-        TowerSource,
-        build_vision_tower,
-        clip_processor,
-    )
+    from llava.model.checkpoint.tower import TowerSource, clip_processor
+    from llava.model.multimodal_encoder.builder import build_vision_tower
 
-    shape = shape_named(shape) if isinstance(shape, str) else shape
-    source = TowerSource(shape.tower, None, clip_processor(shape.tower["image_size"]))
+    sizes = sizes if isinstance(sizes, DummyModel) else DUMMY_MODELS[sizes]
+    source = TowerSource(sizes.tower, None, clip_processor(sizes.tower["image_size"]))
     tower = build_vision_tower(source, select_layer, attn_implementation=attn_implementation)
     place = (dtype or torch.float32, torch.device(device))
     assigner = Assigner(tower.vision_tower, lambda _: place)
@@ -187,20 +189,28 @@ def build_tower(
     return tower.eval()
 
 
-def shape_named(name: str) -> Shape:
-    """The shape of that name; ValueError lists them all."""
-    if name not in SHAPES:
-        raise ValueError(f"no shape {name!r}; there are {', '.join(SHAPES)}")
-    return SHAPES[name]
+def dummy_image(path: Path) -> Path:
+    """Write a JPEG of 640 x 480 with the entropy of a photograph: smooth colors and some noise."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:480, 0:640]
+    colors = 25 + 200 * np.stack([x / 640, y / 480, (x + y) / 1120], axis=2)
+    colors += rng.normal(0, 12, colors.shape)
+    Image.fromarray(colors.clip(0, 255).astype("uint8")).save(path, quality=90)
+    return path
 
 
 def _random_weights(model: Any, device: torch.device, seed: int) -> Iterator[tuple[str, Tensor, Path]]:
-    """(name, values, where from) of every parameter, one at a time, so that no second copy is ever whole."""
+    """Yield (name, values, source) of every parameter, one at a time, so that memory holds the model once."""
     import torch
 
     generator = torch.Generator(device)
     for name, parameter in model.named_parameters():
-        generator.manual_seed(seed + zlib.crc32(name.encode()))  # by name: layers left out shift nothing
+        generator.manual_seed(
+            seed + zlib.crc32(name.encode())
+        )  # by name: layers that are left out do not change the others
         if name.endswith("bias"):
             values = torch.zeros(parameter.shape, device=device)
         elif parameter.ndim == 1 and "norm" in name.lower():

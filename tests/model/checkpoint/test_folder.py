@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers.checkpoints import SOURCE, load, logits, weights, write
-from llava.model.checkpoint.read import CheckpointError
+from llava.model.checkpoint import CheckpointError
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_projector_only_over_a_language_model(tmp_path, reference):
     (folder / "model.safetensors").unlink()
     torch.save(projector, folder / "mm_projector.bin")
     assert torch.equal(logits(load(folder, str(base))), reference)
-    with pytest.raises(CheckpointError, match="holds only a projector.*model_base"):
+    with pytest.raises(CheckpointError, match="contains only a projector.*model_base"):
         load(folder)
     with pytest.raises(CheckpointError, match="no mm_vision_tower"):
         load(base)
@@ -62,7 +62,7 @@ def test_lora_is_merged(tmp_path):
     want = weights(SOURCE)[f"{name}.weight"] + 2.0 * (b @ a)
     assert torch.allclose(merged.get_parameter(f"{name}.weight"), want, atol=1e-6)
     assert torch.isfinite(logits(merged)).all()
-    with pytest.raises(CheckpointError, match="LoRA adapter: pass .* model_base"):
+    with pytest.raises(CheckpointError, match="LoRA adapter. Pass .* model_base"):
         load(folder)
 
 
@@ -71,13 +71,13 @@ def test_lora_is_merged(tmp_path):
     [
         ({"use_dora": True}, ["q_proj.lora_A", "q_proj.lora_B"], "use_dora is not supported"),
         ({"r": None}, ["q_proj.lora_A", "q_proj.lora_B"], "not a LoRA configuration"),
-        ({}, ["q_proj.lora_A"], "one half of a pair"),
+        ({}, ["q_proj.lora_A"], "1 unpaired lora_A/lora_B"),
         (
             {},
             ["z_proj.lora_A", "z_proj.lora_B"],
-            r"does not have:\s+model\.layers\.0\.self_attn\.z_proj\.weight",
+            r"does not have.*\s+model\.layers\.0\.self_attn\.z_proj\.weight",
         ),
-        ({}, ["q_proj.magnitude"], "is no LoRA weight"),
+        ({}, ["q_proj.magnitude"], "is not a LoRA weight"),
     ],
 )
 def test_lora_mistakes(tmp_path, adapter, keys, message):

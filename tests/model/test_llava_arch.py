@@ -53,7 +53,7 @@ def test_second_turn_on_a_cache(model):
         part = model(input_ids=more, visual=visual[1:], past_key_values=past, attention_mask=mask).logits
     assert seen == 16
     torch.testing.assert_close(part, whole, atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="attention_mask covers 5"):
+    with pytest.raises(ValueError, match="attention_mask: 5 positions"):
         model(input_ids=more, visual=visual[1:], past_key_values=past, attention_mask=torch.ones(1, 5))
 
 

@@ -1,8 +1,8 @@
 """A KV cache that is copied once and then written in place.
 
 transformers' `DynamicCache` concatenates at every step, which copies every prefix again for every new token.
-After `spread` each question has its copy of its image's prefix in a buffer with room for what follows. Rows
-may be computed in groups of similar length first (each group its own cache, a window into the same buffers)
+After `spread` each question has its copy of its image's prefix in a buffer with room for its suffix. Rows may
+be computed in groups of similar length first (each group has its own cache, a window into the same buffers)
 and together afterwards.
 """
 
@@ -13,28 +13,28 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
+
+from llava.model.transformers_compat import DynamicLayer, init_cache_layer, is_growing_layer
 
 
 class RoomyLayer(DynamicLayer):
     """Keys and values (B, H, L, d) of one layer: positions `start` to `end` of buffers that are longer."""
 
     def __init__(self, keys: Tensor, values: Tensor, start: int, end: int) -> None:
-        """keys, values: buffers (B, H, >= end, d); the layer writes into them from `end` on."""
+        """Use buffers `keys` and `values` (B, H, >= end, d); new tokens are written from `end` on."""
         super().__init__()
-        self.dtype, self.device = keys.dtype, keys.device
-        self.is_initialized = True
+        init_cache_layer(self, keys, values)
         self._keys, self._values, self._start = keys, values, start
         self.reach(end)
 
     def reach(self, end: int) -> None:
-        """Let the layer end there: what lies before was written through another window."""
+        """Set the end of the layer: positions before it were written through another window."""
         self._end = end
         self.keys = self._keys[:, :, self._start : end]
         self.values = self._values[:, :, self._start : end]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Append (B, H, n, d) of new tokens; returns all keys and values so far."""
+        """Append (B, H, n, d) of new tokens; return all keys and values so far."""
         end = self._end + key_states.shape[2]
         if end > self._keys.shape[2]:
             self._grow(end - self._start)
@@ -45,7 +45,7 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Go on with rows `indices` (int64) only."""
+        """Keep rows `indices` (int64) only."""
         self._keys, self._values = self._keys[indices], self._values[indices]
         self.reach(self._end)
 
@@ -60,22 +60,29 @@ class RoomyLayer(DynamicLayer):
 
 
 def is_plain(cache: Any) -> bool:
-    """True if all layers keep everything: no sliding windows."""
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
+    """Return whether all layers keep everything: no sliding windows."""
+    return all(is_growing_layer(layer) for layer in cache.layers)
 
 
 def spread(cache: Any, index: Tensor, room: int, groups: Sequence[tuple[int, int, int]] = ()) -> list[Any]:
     """Turn a `DynamicCache` of P prefixes into one of B rows, row b continuing prefix `index[b]`, in place.
 
-    index: (B,) int64. room: tokens that can follow before buffers grow. groups: (first row, last row + 1,
-    shift): the prefixes of these rows begin `shift` places further right, so that rests shorter by as much
-    end together with the longest. Returns a cache for every group, over its rows and its own prefix only;
-    when all of them have been filled, `join` makes the whole cache go on.
-    Layers that are no plain growing ones stay what they are; with any of those there are no groups.
+    Layers that do not keep everything stay what they are; with any of those there are no groups.
+
+    Args:
+        cache: the prefixes.
+        index: (B,) int64.
+        room: tokens that can follow before buffers grow.
+        groups: (first row, last row + 1, shift): the prefixes of these rows begin `shift` positions further
+            right, so that suffixes shorter by as much end together with the longest.
+
+    Returns:
+        A cache for every group, over its rows and its own prefix only. Once all of them have been filled,
+        `join` continues with the whole cache.
     """
     layers: list[list[RoomyLayer]] = [[] for _ in groups]
     for number, layer in enumerate(cache.layers):
-        if type(layer) is not DynamicLayer:
+        if not is_growing_layer(layer):
             layer.batch_select_indices(index)
             continue
         length = layer.keys.shape[2]
@@ -85,7 +92,7 @@ def spread(cache: Any, index: Tensor, room: int, groups: Sequence[tuple[int, int
             shape = (len(index), old.shape[1], most + length + room, old.shape[3])
             buffer = old.new_empty(shape)
             for first, last, shift in groups or [(0, len(index), 0)]:
-                buffer[first:last, :, :shift] = 0  # masked, but a weight of 0 does not silence a NaN
+                buffer[first:last, :, :shift] = 0  # masked, but 0 times NaN is NaN
                 buffer[first:last, :, shift : shift + length] = old[index[first:last]]
             buffers.append(buffer)
         for found, (first, last, shift) in zip(layers, groups, strict=True):
@@ -100,6 +107,6 @@ def spread(cache: Any, index: Tensor, room: int, groups: Sequence[tuple[int, int
 
 
 def join(cache: Any, length: int) -> None:
-    """The groups of `spread` have written all their rests: the whole cache is `length` long."""
+    """Continue after all groups of `spread` have written their suffixes: the cache is `length` long."""
     for layer in cache.layers:
         layer.reach(length)

@@ -1,17 +1,17 @@
-"""The plain way: VisPruner and LLaVA step by step, as Algorithm 1 reads, for others to be measured against.
+"""The naive baseline: VisPruner and LLaVA step by step, as in Algorithm 1, to compare measurements with.
 
-One question at a time and nothing kept between questions: the picture is decoded, the tower runs all its
-layers with eager attention and returns the attention probabilities of every one of them, the selection takes
-a new matrix product in every round, all patches are projected before most of them are masked away, and
-transformers' `generate` answers. Every step is right, and none is hurried.
+It answers one question at a time and reuses nothing: the image is decoded, the tower runs all its layers with
+eager attention and returns the attention probabilities of every layer, the selection computes a new matrix
+product in every round, all patches are projected before most of them are dropped, and transformers'
+`generate` answers.
 
-    plain_answer(model, tokenizer, processor, "cat.jpg", prompt_ids, Decoding(max_new_tokens=16))
+    baseline_answer(model, tokenizer, processor, "cat.jpg", prompt_ids, Decoding(max_new_tokens=16))
 
-Works on a model of this repository as loaded, whatever its device and dtype. Two things differ from an
-implementation that were written on its own: a loaded tower holds no layers behind the select layer, so its
-last one runs again in their place (same shapes, its result is not used); and the crops of an anyres picture
-are merged by `llava.model.anyres`. Selection runs in the dtype of the features it is given, so its tokens
-need not be those of the float64 selection; cast the features to compare indices.
+It runs on a loaded model of this repository, on any device and in any dtype. It differs in two points from an
+independent implementation: a loaded tower has no layers after the select layer, so its last layer runs again
+in their place (same shapes, the result is not used); and the crops of an anyres image are merged by
+`llava.model.anyres`. Selection runs in the dtype of the features it is given, so its tokens may differ from
+those of the float64 selection; cast the features to compare indices.
 """
 
 from __future__ import annotations
@@ -27,56 +27,67 @@ from llava.constants import IMAGE_TOKEN_INDEX
 
 
 @torch.inference_mode()
-def plain_tower(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels (crops, 3, S, S) -> features (crops, N, C), [CLS] attention (crops, H, N), of the select layer.
+def baseline_tower(tower: Any, pixels: Tensor, depth: int | None = None) -> tuple[Tensor, Tensor]:
+    """Encode crops with eager attention; all matrices (crops, H, N + 1, N + 1) are in memory together.
 
-    All layers, all attention matrices (crops, H, N + 1, N + 1) in memory together, in the tower's dtype.
+    Args:
+        tower: A loaded vision tower.
+        pixels: (crops, 3, S, S).
+        depth: Layers of the whole tower (default: from its config).
+    Returns:
+        Features (crops, N, C) and [CLS] attention (crops, H, N) of the select layer, in the tower's dtype.
     """
-    tower = model.get_vision_tower()
     layers = list(tower.layers())
     select = len(layers)  # hidden_states[select] are the features, attentions[select - 1] their layer's
-    layers += [layers[-1]] * (tower.config.num_hidden_layers - select)
+    layers += [layers[-1]] * ((depth or tower.config.num_hidden_layers) - select)
     with _eager(tower) as attentions:
         hidden_states = [tower.embed(pixels.to(device=tower.device, dtype=tower.dtype))]
         for layer in layers:
-            output = layer(hidden_states[-1], None)
-            hidden_states.append(output[0] if isinstance(output, tuple) else output)
+            hidden_states.append(run_layer(layer, hidden_states[-1]))
     features = hidden_states[select][:, 1:]
     attention = attentions[select - 1][:, :, 0, 1:]
     return features, attention
 
 
+def run_layer(layer: Any, hidden: Tensor) -> Tensor:
+    """Run one layer of a tower without an attention mask; some releases of transformers 5 return a tuple."""
+    output = layer(hidden, None)
+    return output[0] if isinstance(output, tuple) else output
+
+
 @contextmanager
 def _eager(tower: Any) -> Iterator[list[Tensor]]:
-    """Eager attention in the tower; collects the probabilities of its layers in the order they run."""
+    """Use eager attention in the tower; collect the probabilities of its layers in the order they run."""
     attentions: list[Tensor] = []
 
     def remember(_module: Any, _inputs: Any, output: Any) -> None:
         attentions.append(output[1])
 
+    from llava.model.transformers_compat import attention_of, set_attention
+
     config = tower.vision_tower.config
-    before = config._attn_implementation
+    before = attention_of(config)
     hooks = [_attention_module(tower, layer).register_forward_hook(remember) for layer in tower.layers()]
-    config._attn_implementation = "eager"
+    set_attention(config, "eager")
     try:
         yield attentions
     finally:
-        config._attn_implementation = before
+        set_attention(config, before)
         for hook in hooks:
             hook.remove()
 
 
 def _attention_module(tower: Any, layer: Any) -> Any:
-    """The module of a layer that returns (output, probabilities): the one that owns its query projection."""
+    """Find the module of a layer that returns (output, probabilities): it owns the query projection."""
     query = tower.attention_parts(layer)[1]
     return next(module for module in layer.modules() if any(child is query for child in module.children()))
 
 
 @torch.inference_mode()
-def plain_select(features: Tensor, attention: Tensor, tokens: int, ratio: float) -> Tensor:
-    """VisPruner's kept patches, ascending: (B, N, C), (B, H, N) -> (B, min(tokens, N)) int64.
+def baseline_select(features: Tensor, attention: Tensor, tokens: int, ratio: float) -> Tensor:
+    """Select VisPruner's patches, ascending: (B, N, C), (B, H, N) -> (B, min(tokens, N)) int64.
 
-    Computed in the dtype of the features, row by row, a cosine similarity product per round.
+    Computed in the dtype of the features, row by row, with a cosine similarity product per round.
     """
     return torch.stack([_select_row(x, a, tokens, ratio) for x, a in zip(features, attention, strict=True)])
 
@@ -102,27 +113,30 @@ def _select_row(features: Tensor, attention: Tensor, tokens: int, ratio: float) 
 
 
 @torch.inference_mode()
-def plain_tokens(
+def baseline_tokens(
     model: Any,
     pixels: Tensor,
     tokens: int | None,
     ratio: float = 0.5,
     image_size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Pixels (3, S, S) or (crops, 3, S, S) of one picture -> visual tokens (K, D): project all, then mask.
+    """Compute the visual tokens (K, D) of one image: project all patches, then drop most of them.
 
-    tokens: per crop, None for all of them. image_size: (width, height) of the picture, for anyres.
+    Args:
+        pixels: (3, S, S) or (crops, 3, S, S).
+        tokens: Visual tokens to keep per crop, None for all.
+        image_size: (width, height) of the image, for anyres.
     """
     from llava.model.anyres import NEWLINE, token_layout
 
     crops = pixels[None] if pixels.ndim == 3 else pixels
-    features, attention = plain_tower(model, crops)
+    features, attention = baseline_tower(model.get_vision_tower(), crops)
     decoder = model.get_model()
     weight = next(decoder.mm_projector.parameters())
     features = features.to(device=weight.device, dtype=weight.dtype)
     projected = decoder.mm_projector(features)  # (crops, N, D), all of them
     n = features.shape[1]
-    indices = plain_select(features, attention.to(features.device), n if tokens is None else tokens, ratio)
+    indices = baseline_select(features, attention.to(features.device), n if tokens is None else tokens, ratio)
     layout = token_layout(
         indices,
         side=model.get_vision_tower().num_patches_per_side,
@@ -140,7 +154,7 @@ def plain_tokens(
 
 
 @torch.inference_mode()
-def plain_answer(
+def baseline_answer(
     model: Any,
     tokenizer: Any,
     processor: Any,
@@ -148,23 +162,27 @@ def plain_answer(
     prompt_ids: Sequence[int],
     decoding: Any,
 ) -> list[int]:
-    """New ids of one question, decoded from the picture file on, as the model's own pruner is set.
+    """Answer one question about an image file, with the model's current pruner.
 
-    prompt_ids: whole prompt, IMAGE_TOKEN_INDEX once. decoding: a `llava.eval.inference.decode.Decoding`.
-    The end of sequence is not part of the answer. Raises ValueError for other methods
-    than vispruner and none.
+    Args:
+        prompt_ids: The whole prompt, with IMAGE_TOKEN_INDEX exactly once.
+        decoding: A `llava.model.decode.Decoding`.
+    Returns:
+        New token ids, without the end of sequence.
+    Raises:
+        ValueError: for other methods than vispruner and none.
     """
-    from llava.eval.inference.decode import stop_ids
     from llava.mm_utils import load_image, process_images
+    from llava.model.decode import stop_ids
 
-    picture = load_image(image_path)
-    pixels = process_images([picture], processor, model.config)[0]
+    image = load_image(image_path)
+    pixels = process_images([image], processor, model.config)[0]
     pruner = model.pruner
     if pruner.name not in ("vispruner", "none"):
-        raise ValueError(f"the plain way knows vispruner and none, not {pruner.name}")
+        raise ValueError(f"pruner: the baseline implements vispruner and none, not {pruner.name}")
     if list(prompt_ids).count(IMAGE_TOKEN_INDEX) != 1:
-        raise ValueError("the plain way asks about exactly one picture")
-    visual = plain_tokens(model, pixels, pruner.tokens, pruner.important_ratio, picture.size)
+        raise ValueError("prompt_ids: the baseline takes exactly one image per prompt")
+    visual = baseline_tokens(model, pixels, pruner.tokens, pruner.important_ratio, image.size)
     ids = torch.tensor([list(prompt_ids)], device=model.device)
     mask = torch.ones_like(ids)
     new = model.generate(ids, attention_mask=mask, visual=[visual], **decoding.arguments())[0].tolist()

@@ -1,0 +1,60 @@
+"""The parts of transformers that are not public, each behind one function.
+
+transformers may rename or move them in any release. `tests/model/test_transformers_compat.py` checks each one
+and names what changed. Tried on transformers 5.2 and 5.23.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
+
+
+def set_attention(config: Any, kernels: str) -> None:
+    """Choose the attention kernels (sdpa, eager, flash_attention_2) of a model to be built from `config`."""
+    config._attn_implementation = kernels
+
+
+def attention_of(config: Any) -> str:
+    """Return the attention kernels that a model with this config runs."""
+    return config._attn_implementation
+
+
+def run_layer(layer: nn.Module, hidden: Tensor) -> Tensor:
+    """Run one layer of a vision transformer, without a mask; (B, N + 1, C) in and out.
+
+    Releases differ in whether DINOv2's layer takes a mask and whether layers return a tuple.
+    """
+    result = layer(hidden, attention_mask=None) if _takes_mask(type(layer)) else layer(hidden)
+    return result[0] if isinstance(result, tuple) else result
+
+
+@functools.cache
+def _takes_mask(layer_class: type[nn.Module]) -> bool:
+    return "attention_mask" in inspect.signature(layer_class.forward).parameters
+
+
+def rebuild_rotary(model: nn.Module, device: torch.device) -> None:
+    """Build the decoder's rotary embedding again, on `device`: its buffers are not in any file."""
+    rotary = model.model.rotary_emb
+    model.model.rotary_emb = type(rotary)(config=model.config).to(device)
+
+
+def whole_modules(model: nn.Module) -> list[str]:
+    """Return the class names of modules that must not be split over devices."""
+    return list(model._no_split_modules or ())
+
+
+def is_growing_layer(layer: Any) -> bool:
+    """Return whether a cache layer keeps all keys and values: no sliding window, no fixed size."""
+    return type(layer) is DynamicLayer
+
+
+def init_cache_layer(layer: DynamicLayer, keys: Tensor, values: Tensor) -> None:
+    """Make a cache layer that was just created ready for keys and values like these."""
+    layer.lazy_initialization(keys, values)

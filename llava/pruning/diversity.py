@@ -1,0 +1,189 @@
+"""The diverse part of VisPruner: rounds that remove the tokens most similar to another one.
+
+    kept = most_diverse(features, residual, target)      # (B, R) patch indices -> (B, target)
+
+Equal to Algorithm 1 with one similarity product per round, but faster: all similarities of the residual
+tokens are computed once per row, and the rounds only look them up.
+
+Similarities are float64 whatever the dtype of the features, because one changed rank changes every later
+even/odd split. Therefore a tensor and any exact copy of it in another dtype give the same indices, whatever
+the other rows of the batch are, and tokens with equal features tie exactly (see `_similarity`). Between
+devices or BLAS libraries, the last bit of a float64 dot product of float32 features may differ, which changes
+a rank only where two similarities agree to about 1e-15.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from .kernels import MAX_RESIDUAL
+
+DROP_PER_ROUND = 8
+BACKENDS = ("triton", "torch")
+_NEARLY_EQUAL = 1e-9  # tokens nearer than this may be equal ones, which have to tie exactly
+_MIN_SQUARE, _MAX_SQUARE = 1e-100, 1e100  # squared norms: below counts as zero, above is refused
+_failed: set[str] = set()  # backends that raised an error in this process
+
+
+def most_diverse(features: Tensor, residual: Tensor, target: int) -> Tensor:
+    """Reduce each row of `residual` to `target` patches that are dissimilar to each other.
+
+    Args:
+        features: (B, N, C) floating point.
+        residual: (B, R) int64, patch indices in the order of attention, which decides the even/odd split.
+        target: Patches to keep per row.
+    Returns:
+        (B, min(target, R)) int64, in the order of the last round's list.
+    """
+    if target == 0 or residual.shape[1] <= target:
+        return residual[:, :target]
+    return _remove_duplicates(_similarity_of_rows(features, residual), residual, target)
+
+
+def rounds_backend(device: torch.device | str) -> str:
+    """Name what runs the rounds on `device`: "triton" (one kernel launch for the batch) or "torch".
+
+    "triton" is the default on CUDA devices if Triton is installed and has not failed in this process. The
+    environment variable VISPRUNER_ROUNDS chooses one of them; devices other than CUDA always use "torch".
+
+    Raises:
+        ValueError: for another value of VISPRUNER_ROUNDS.
+    """
+    chosen = os.environ.get("VISPRUNER_ROUNDS")
+    if chosen and chosen not in BACKENDS:
+        raise ValueError(
+            f"VISPRUNER_ROUNDS: unknown value {chosen!r} (choose from {', '.join(BACKENDS)}). "
+            "Correct the environment variable or unset it."
+        )
+    if torch.device(device).type != "cuda" or "triton" in _failed:
+        return "torch"
+    return chosen or ("triton" if find_spec("triton") else "torch")
+
+
+def remove_duplicates_in_torch(similarity: Tensor, residual: Tensor, target: int) -> Tensor:
+    """Run the rounds in torch: the reference that other backends have to equal.
+
+    All rows have the same R, so every round has the same sizes in all of them and the batch moves in step.
+
+    Args:
+        similarity: (B, R, R) float64 [odd, even], no NaN.
+        residual: (B, R) int64.
+        target: Patches to keep per row, 1..R.
+    Returns:
+        (B, target) int64, in the order of the last round's list.
+    """
+    rows, size = residual.shape
+    similarity = similarity.view(rows * size, size)
+    start = torch.arange(rows, device=residual.device)[:, None] * size  # first line of each batch row in it
+
+    rho = torch.arange(size, device=residual.device).expand(
+        rows, size
+    )  # the list, as positions in `residual`
+    while rho.shape[1] > target:
+        even, odd = rho[:, 0::2], rho[:, 1::2]
+        drop = min(DROP_PER_ROUND, rho.shape[1] - target, even.shape[1])
+        # Copying whole lines and ignoring most columns is faster than gathering single elements.
+        matches = similarity.index_select(0, (odd + start).flatten()).view(rows, odd.shape[1], size)
+        best = matches.amax(dim=1).gather(1, even)  # (B, evens): similarity to the best odd
+        rank = best.argsort(dim=1, descending=True, stable=True)
+        # Survivors are listed by descending similarity, before the odds: this decides the next split.
+        rho = torch.cat([even.gather(1, rank[:, drop:]), odd], dim=1)
+    return residual.gather(1, rho)
+
+
+def _remove_duplicates(similarity: Tensor, residual: Tensor, target: int) -> Tensor:
+    """Run the rounds on the fastest backend; fall back to torch with a warning if that fails."""
+    if rounds_backend(similarity.device) == "triton" and residual.shape[1] <= MAX_RESIDUAL:
+        try:
+            from .kernels import rounds
+
+            return rounds.remove_duplicates(similarity, residual, target, DROP_PER_ROUND)
+        except torch.OutOfMemoryError:
+            raise
+        except (
+            Exception
+        ) as error:  # compilers and drivers raise any type; the fallback's indices are the same
+            warnings.warn(
+                f"token selection falls back to torch, which is slower but equal: the Triton kernel failed "
+                f"({type(error).__name__}: {error})",
+                stacklevel=2,
+            )
+            _failed.add("triton")
+    return remove_duplicates_in_torch(similarity, residual, target)
+
+
+def _similarity_of_rows(features: Tensor, residual: Tensor) -> Tensor:
+    """Compute similarity[b, j, i] of the j-th residual token, as an odd, to the i-th, as an even; float64.
+
+    One product for each row: a batched kernel may round differently at another batch size.
+    """
+    if features.device.type == "cuda":
+        return _similarity_of_rows_without_syncs(features, residual)
+    rows, size = residual.shape
+    similarity = torch.empty(rows, size, size, dtype=torch.float64, device=features.device)
+    for row in range(rows):
+        similarity[row] = _similarity(features[row, residual[row]].to(torch.float64).contiguous())
+    return similarity
+
+
+def _similarity_of_rows_without_syncs(features: Tensor, residual: Tensor) -> Tensor:
+    """Compute the same with one device sync for all rows; rows with exceptional tokens are redone."""
+    rows, size = residual.shape
+    similarity = torch.empty(rows, size, size, dtype=torch.float64, device=features.device)
+    x = features.gather(1, residual[..., None].expand(-1, -1, features.shape[2])).to(torch.float64)
+    for row in range(rows):
+        torch.mm(x[row], x[row].T, out=similarity[row])
+    square = similarity.diagonal(dim1=1, dim2=2).clone()
+    similarity = (similarity * similarity.abs()).div_(square[:, :, None] * square[:, None, :])
+    duplicates = (~(similarity <= 1 - _NEARLY_EQUAL)).sum((1, 2)) > size  # more than the diagonal, or NaN
+    exceptional = duplicates | ~((square < _MAX_SQUARE) & (square > _MIN_SQUARE)).all(1)
+    for row in exceptional.nonzero().flatten().tolist():
+        similarity[row] = _similarity(x[row])
+    return similarity
+
+
+def _similarity(x: Tensor) -> Tensor:
+    """Compute cos * |cos| of all pairs: (R, C) float64 -> (R, R) [odd, even], zero-norm tokens included.
+
+    Tokens with equal features have equal entries to the bit, and exactly 1 with each other. No BLAS
+    guarantees that (an entry at the edge of a block may be summed in another order), so if any two tokens are
+    nearly equal, the product runs over distinct features only, and equal tokens share its entries.
+    """
+    similarity, square = _signed_square_cosines(x)
+    # Not "> 1 - _NEARLY_EQUAL": a zero-norm token gives NaN, which has to count as well.
+    if (~(similarity <= 1 - _NEARLY_EQUAL)).sum() > len(x):  # more than the diagonal
+        distinct, place = torch.unique(x, dim=0, return_inverse=True)
+        similarity, square = _signed_square_cosines(distinct)
+        similarity = torch.maximum(similarity, similarity.T)[place][:, place]  # equal for (i, j) and (j, i)
+        square = square[place]
+    if (square > _MAX_SQUARE).any():
+        raise ValueError(
+            "features too large for float64 similarities: "
+            f"the largest squared norm is {square.max().item():.3g}, the limit is 1e100"
+        )
+    zero = square < _MIN_SQUARE
+    if zero.any():  # carries no information: as an odd it matches no token, as an even it is dropped first
+        infinity = float("inf")
+        similarity = similarity.masked_fill(zero[:, None], -infinity).masked_fill(zero[None, :], infinity)
+    return similarity
+
+
+def _signed_square_cosines(x: Tensor, block: int = 96) -> tuple[Tensor, Tensor]:
+    """Compute cos * |cos| (R, R) and squared norms (R,) of (R, C) float64.
+
+    Only the order of cosines matters, and this preserves it without a root: roots are not correctly rounded
+    on every device, products and quotients are. So the result is exact where dot products are (nearly always
+    for half-precision features, in any order of summation), and equal tokens get s * s / (s * s) = 1.
+    """
+    gram = x.new_empty(len(x), len(x))
+    for lo in range(0, len(x), block):  # lower triangle by strips, mirrored: about half the multiplications
+        hi = lo + block
+        gram[lo:hi, :hi] = x[lo:hi] @ x[:hi].T
+        gram[:lo, lo:hi] = gram[lo:hi, :lo].T
+    square = gram.diagonal().clone()
+    return (gram * gram.abs()).div_(square[:, None] * square), square

@@ -1,0 +1,28 @@
+"""The measurement of the selection compares indices before it compares times."""
+
+import pytest
+import torch
+
+from helpers.efficiency import run
+from llava.analysis.efficiency import baseline
+from llava.analysis.efficiency.__main__ import main
+
+
+def test_rows_and_speedup(capsys):
+    out, document = run(
+        capsys,
+        "selection --device cpu --vs baseline --repeats 1 --patches 100 --channels 32 --tokens 20,10 "
+        "--batch-sizes 1,2",
+    )
+    assert [(row["batch"], row["tokens"]) for row in document["rows"]] == [(1, 20), (1, 10), (2, 20), (2, 10)]
+    assert document["speedup"] == min(row["speedup"] for row in document["rows"]) and "speedup" in out
+    for row in document["rows"]:
+        assert row["equal_indices"] and row["baseline_gflops"] > row["optimized_gflops"] > 0
+
+
+def test_different_indices_are_an_error(monkeypatch):
+    monkeypatch.setattr(
+        baseline, "baseline_select", lambda x, a, tokens, r: torch.zeros(len(x), tokens).long()
+    )
+    with pytest.raises(RuntimeError, match="indices differ"):
+        main(["selection", "--device", "cpu", "--repeats", "1", "--patches", "40", "--tokens", "8"])

@@ -1,0 +1,37 @@
+"""The Triton kernel of the rounds selects what the rounds in torch select."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.rounds_cases import compare
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_kernel_equals_torch_on_a_gpu():
+    pytest.importorskip("triton")
+    assert compare(2000, device="cuda") == 2000
+
+
+def test_interpreted_kernel_equals_torch():
+    """Ties and zero norms included; a process of its own, because Triton reads TRITON_INTERPRET at import."""
+    pytest.importorskip("triton")
+    made = subprocess.run(
+        [sys.executable, "-m", "helpers.rounds_cases", "20"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "TRITON_INTERPRET": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
+        },
+    )
+    assert made.stdout.split() == ["20"], made.stderr

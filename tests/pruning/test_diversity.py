@@ -1,0 +1,92 @@
+"""The diverse part of VisPruner: each backend selects the same, and a backend that fails is replaced."""
+
+import importlib
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.oracle_vispruner import select_row
+from helpers.selection_inputs import EXACT_TIES, make_inputs
+from llava.pruning import diversity, get_pruner
+
+
+@pytest.mark.parametrize("kind", ["gauss", "cluster", *EXACT_TIES, "zero"])
+def test_similarities_without_syncs_select_the_same(kind, monkeypatch):
+    """A row with ties or zero norms and one without in a batch: each is selected as if alone."""
+    special, normal = (make_inputs(one, 3, 1, 100, 48, 2) for one in (kind, "gauss"))
+    features, attention = (
+        torch.from_numpy(np.concatenate([a, b])) for a, b in zip(special, normal, strict=True)
+    )
+    monkeypatch.setattr(diversity, "_similarity_of_rows", diversity._similarity_of_rows_without_syncs)
+    kept = get_pruner("vispruner", 20, 0.5).keep(features, attention)
+    for row in range(2):
+        expected, important = select_row(features[row].numpy(), attention[row].numpy(), 20, 0.5)
+        assert kept.indices[row].tolist() == expected
+        assert set(kept.indices[row][kept.important[row]].tolist()) == important
+
+
+def test_similarities_without_syncs_refuse_too_large_features(monkeypatch):
+    monkeypatch.setattr(diversity, "_similarity_of_rows", diversity._similarity_of_rows_without_syncs)
+    for scale in (1e60, 1e90, 1e200):
+        with pytest.raises(ValueError, match="too large"):
+            get_pruner("vispruner", 2, 0.5).select(scale * torch.randn(1, 6, 3).double(), torch.rand(1, 1, 6))
+
+
+def test_a_kernel_that_fails_is_replaced_with_one_warning(monkeypatch):
+    monkeypatch.setattr(diversity, "_failed", failed := set())
+    monkeypatch.setattr(diversity, "rounds_backend", lambda _: "torch" if failed else "triton")
+
+    def broken(*_):
+        raise RuntimeError("no compiler")
+
+    package = importlib.import_module("llava.pruning.kernels")
+    monkeypatch.setitem(sys.modules, f"{package.__name__}.rounds", SimpleNamespace(remove_duplicates=broken))
+    monkeypatch.setattr(package, "rounds", sys.modules[f"{package.__name__}.rounds"], raising=False)
+    features, attention = map(torch.from_numpy, make_inputs("gauss", 1, 1, 60, 8, 2))
+    with pytest.warns(UserWarning, match="falls back to torch.*RuntimeError: no compiler") as caught:
+        kept = [get_pruner("vispruner", 16, 0.5).select(features, attention)[0].tolist() for _ in range(2)]
+    assert failed == {"triton"} and len(caught) == 1
+    assert kept == 2 * [select_row(features[0].numpy(), attention[0].numpy(), 16, 0.5)[0]]
+
+
+def test_backend_is_triton_on_cuda_where_it_is_installed_and_has_not_failed(monkeypatch):
+    monkeypatch.setattr(diversity, "_failed", failed := set())
+    monkeypatch.delenv("VISPRUNER_ROUNDS", raising=False)
+    monkeypatch.setattr(diversity, "find_spec", lambda name: None)
+    assert diversity.rounds_backend("cuda") == "torch"
+    monkeypatch.setattr(diversity, "find_spec", lambda name: object())
+    assert diversity.rounds_backend("cuda") == "triton" and diversity.rounds_backend("cpu") == "torch"
+    for value in ("triton", "torch"):
+        monkeypatch.setenv("VISPRUNER_ROUNDS", value)
+        assert diversity.rounds_backend("cuda:1") == value and diversity.rounds_backend("cpu") == "torch"
+    monkeypatch.setenv("VISPRUNER_ROUNDS", "triton")
+    failed.add("triton")
+    assert diversity.rounds_backend("cuda") == "torch"
+
+
+@pytest.mark.parametrize("value", ["tritn", "Torch", "graph"])
+def test_unknown_values_of_the_environment_variable_are_refused(value, monkeypatch):
+    pruner = get_pruner("vispruner", 4)
+    monkeypatch.setenv("VISPRUNER_ROUNDS", value)
+    with pytest.raises(ValueError, match=f"VISPRUNER_ROUNDS: .*'{value}' .choose from triton, torch"):
+        pruner.select(torch.randn(1, 20, 3), torch.rand(1, 2, 20))
+    with pytest.raises(ValueError, match="VISPRUNER_ROUNDS"):  # so commands refuse it before loading a model
+        get_pruner("vispruner", 4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_every_backend_keeps_the_same_on_cuda(backend, monkeypatch):
+    monkeypatch.setenv("VISPRUNER_ROUNDS", backend)
+    for seed, kind in enumerate(["gauss", "cluster", *EXACT_TIES, "zero"]):
+        features, attention = map(torch.from_numpy, make_inputs(kind, seed, 5, 576, 64, 4))
+        for tokens in (128, 33):
+            pruner = get_pruner("vispruner", tokens, 0.5)
+            assert torch.equal(
+                pruner.select(features.cuda(), attention.cuda()).cpu(), pruner.select(features, attention)
+            )
+    assert backend not in diversity._failed
