@@ -17,6 +17,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from llava import argtypes, paths
 from llava.eval import cli
 from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark, list_benchmarks
 from llava.eval.metrics.comparison import compare, other_prompts
-from llava.eval.metrics.scorecard import NAME, Scorecard
+from llava.eval.metrics.scorecard import NAME
 from llava.eval.store.atomic import write_atomically
 from llava.eval.tables.table import csv_text, text_table
 
@@ -99,8 +100,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _benchmark_of(files: list[Path]) -> str:
     """Return the benchmark named by the score.json beside these files. Raises DataError."""
-    cards = [path.with_name(NAME) for path in files]
-    found = {str(Scorecard.read(card).benchmark) for card in cards if card.is_file()}
+    found = set()
+    for path in files:
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            found.add(str(json.loads(path.with_name(NAME).read_bytes())["benchmark"]))
     known = list_benchmarks()
     if len(found) != 1 or not found <= set(known):
         named = f"the score.json files name {', '.join(sorted(found))}"
