@@ -16,10 +16,12 @@ from typing import Any
 from llava import paths
 from llava.argtypes import at_least, ratio
 from llava.environment import check_environment
-from llava.eval.benchmarks import DataError, DataIssue, benchmark_name
+from llava.eval.benchmarks import Benchmark, DataError, DataIssue, benchmark_name
 from llava.eval.jobs.execute import ModelError
 from llava.eval.jobs.job import Job, resolve_job
+from llava.eval.metrics.scorecard import Scorecard
 from llava.eval.store.answer_file import AnswerFileError
+from llava.eval.tables.table import number, text_table
 
 DTYPES = ("float32", "float16", "bfloat16")
 _SHOWN = 50  # failures listed at the end
@@ -195,3 +197,17 @@ def report_issues(issues: Sequence[DataIssue | str], what: str = "questions were
         print(f"  {issue}", file=sys.stderr)
     if len(issues) > _SHOWN:
         print(f"  ... and {len(issues) - _SHOWN} more", file=sys.stderr)
+
+
+def print_settings(benchmark: Benchmark, cards: Sequence[Scorecard]) -> None:
+    """Print one table row per setting of a benchmark."""
+    header = ["method", "ratio", "tokens", benchmark.metric, "95% CI", "visual tokens", "prefill GFLOPs"]
+    rows = []
+    for card in cards:
+        speed, budget = card.speed or {}, "all" if card.tokens is None else str(card.tokens)
+        interval = "-" if card.ci_low is None else f"[{card.ci_low:.1f}, {card.ci_high:.1f}]"
+        row = [card.method, number(card.important_ratio, "g"), budget, number(card.score, ".2f"), interval]
+        row += [number(card.visual_tokens, ".1f"), number(card.llm_gflops, ".3g"), str(card.answered)]
+        row += [number(speed.get(f"questions_per_second{key}"), ".1f") for key in ("", "_without_vision")]
+        rows.append(row)
+    print(text_table([*header, "answered", "questions/s", "w/o vision"], rows))

@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing:
         print(f"{missing} answers have no readable reply; run the command again to retry", file=sys.stderr)
     score = benchmark.score(data, rows)
-    print_score(score)
+    print_score(score.document())
     document = {**score.document(), "judge": score.details.get("judge") or model}
     print(json.dumps({**document, "replies": str(output), "missing": missing}))
     return 1 if missing else 0

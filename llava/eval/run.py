@@ -32,7 +32,6 @@ from llava.eval.jobs import execute, processes
 from llava.eval.jobs.execute import Session, SettingRun
 from llava.eval.jobs.job import Task, read_task, resolve_pruner, setting_name
 from llava.eval.score import print_score
-from llava.eval.tables.table import number, text_table
 from llava.model.checkpoint.config import stored_config
 
 
@@ -190,36 +189,9 @@ def _finish(args: argparse.Namespace, task: Task, run: SettingRun) -> int:
     if not run.answers.is_file():
         print("error: no question could be answered", file=sys.stderr)
         return 1
-    scored = execute.score(task, run, args.fixed or task.partial, extra=extra)
-    card = scored.card
-    print_score(scored.result)
-    interval = "-" if card.ci_low is None else f"[{card.ci_low:.1f}, {card.ci_high:.1f}]"
-    print(
-        text_table(
-            [
-                "method",
-                "ratio",
-                "tokens",
-                task.benchmark.metric,
-                "95% CI",
-                "visual tokens",
-                "answered",
-                "questions/s",
-            ],
-            [
-                [
-                    card.method,
-                    number(card.important_ratio, "g"),
-                    "all" if card.tokens is None else str(card.tokens),
-                    number(card.score, ".2f"),
-                    interval,
-                    number(card.visual_tokens, ".1f"),
-                    f"{card.answered}/{card.questions}",
-                    number(card.questions_per_second, ".1f"),
-                ]
-            ],
-        )
-    )
+    card = execute.score(task, run, args.fixed or task.partial, extra=extra).card
+    print_score(card.document())
+    cli.print_settings(task.benchmark, [card])
     print(json.dumps({**card.document(), "answers": card.answers_file}))
     return 1 if failures else 0
 

@@ -13,9 +13,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from llava.eval import cli
-from llava.eval.benchmarks import Score, get_benchmark, list_benchmarks
+from llava.eval.benchmarks import get_benchmark, list_benchmarks
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,13 +28,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def print_score(score: Score) -> None:
-    """Print the details to standard output and the warnings to standard error."""
-    for name, value in score.details.items():
+def print_score(document: dict[str, Any]) -> None:
+    """Print the details of a score's document to standard output, and its warnings to standard error."""
+    for name, value in document["details"].items():
+        if name == "warnings":
+            continue
         if isinstance(value, dict):
             value = "  ".join(f"{key} {_short(part)}" for key, part in value.items())
         print(f"{name:<12} {_short(value)}")
-    cli.print_warnings(score.warnings)
+    cli.print_warnings(document["details"]["warnings"])
 
 
 def _short(value: object) -> str:
@@ -45,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     benchmark = get_benchmark(args.benchmark)
     data, answers = benchmark.locate(args.data), benchmark.read_answers(args.answers)
-    score = benchmark.score(data, answers, fixed=args.fixed)
-    print_score(score)
-    print(json.dumps(score.document()))
+    document = benchmark.score(data, answers, fixed=args.fixed).document()
+    print_score(document)
+    print(json.dumps(document))
     return 0
 
 

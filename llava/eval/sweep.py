@@ -32,13 +32,14 @@ from llava.eval import cli
 from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark, list_benchmarks
 from llava.eval.cli import ModelError
 from llava.eval.jobs import execute
-from llava.eval.jobs.execute import ScoredRun, Session, SettingRun
+from llava.eval.jobs.execute import Session, SettingRun
 from llava.eval.jobs.job import Task, common_anyres, read_task, setting_name
+from llava.eval.metrics.scorecard import ScoredSetting
 from llava.eval.metrics.statistics import paired_bootstrap
 from llava.eval.store.answer_file import AnswerFileError
 from llava.eval.store.atomic import write_atomically
-from llava.eval.tables.summary import ScoredBenchmark, ScoredSetting, build_summary
-from llava.eval.tables.table import number, text_table
+from llava.eval.tables.summary import ScoredBenchmark, build_summary
+from llava.eval.tables.table import text_table
 from llava.model.checkpoint.config import stored_config
 
 
@@ -133,8 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if found is None:
                 unscored.append(task.benchmark)
                 continue
-            settings = [ScoredSetting(one.name, one.card, one.counts) for one in found]
-            scored.append(ScoredBenchmark(task.benchmark, task.folder, task.asked, settings))
+            scored.append(ScoredBenchmark(task.benchmark, task.folder, task.asked, found))
             tables.append(_show(args, task, found, vision))
         except ModelError:  # without a model no benchmark can be evaluated
             raise
@@ -213,7 +213,7 @@ def _answer(
 
 def _score(
     args: argparse.Namespace, task: Task, runs: Sequence[SettingRun], failures: Failures
-) -> list[ScoredRun] | None:
+) -> list[ScoredSetting] | None:
     """Score all settings that have answers; return None if the benchmark has no score here."""
     found, warnings = [], []
     for run in runs:
@@ -227,11 +227,12 @@ def _score(
         except Exception as error:
             failures.note(f"{task.title}, {run.name}", error)
             continue
+        said = one.card.details["warnings"]
         if one.counts is None:  # test sets and judged ones: the answers exist, the score does not
-            reason = one.result.warnings[-1] if one.result.warnings else "it comes from a server or a judge"
+            reason = said[-1] if said else "it comes from a server or a judge"
             print(f"{task.title}: no score here: {reason}", flush=True)
             return None
-        new = [warning for warning in one.result.warnings if warning not in warnings]
+        new = [warning for warning in said if warning not in warnings]
         warnings += new  # a problem of the data occurs in every setting
         cli.print_warnings([f"{run.name}: {warning}" for warning in new])
         found.append(one)
@@ -252,7 +253,7 @@ def _summarize(
 
 
 def _show(
-    args: argparse.Namespace, task: Task, scored: Sequence[ScoredRun], vision: dict[str, Any]
+    args: argparse.Namespace, task: Task, scored: Sequence[ScoredSetting], vision: dict[str, Any]
 ) -> dict[str, Any]:
     """Print paired differences and the table of one benchmark; return them as a JSON value."""
     benchmark = task.benchmark
@@ -277,24 +278,7 @@ def _show(
         "tokens.\nQuestions/s: each setting alone, loading and encoding of its images included; "
         f"w/o vision:\nwithout these, which are shared in this pass{shared}.\n"
     )
-    rows = []
-    for card in (one.card for one in scored):
-        speed = card.speed or {}
-        rows.append(
-            [
-                card.method,
-                number(card.important_ratio, "g"),
-                "all" if card.tokens is None else str(card.tokens),
-                number(card.score, ".2f"),
-                f"[{card.ci_low:.1f}, {card.ci_high:.1f}]",
-                f"{card.visual_tokens:.1f}",
-                number(card.llm_gflops, ".3g"),
-                number(speed.get("questions_per_second"), ".0f"),
-                number(speed.get("questions_per_second_without_vision"), ".0f"),
-            ]
-        )
-    header = ["method", "ratio", "tokens", benchmark.metric, "95% CI", "visual tokens", "prefill GFLOPs"]
-    print(text_table([*header, "questions/s", "w/o vision"], rows))
+    cli.print_settings(benchmark, [one.card for one in scored])
     return {
         "benchmark": benchmark.name,
         "questions": len(task.asked),
@@ -305,14 +289,14 @@ def _show(
     }
 
 
-def _cell(scored: ScoredRun) -> dict[str, Any]:
+def _cell(scored: ScoredSetting) -> dict[str, Any]:
     """Return one setting's entry of the JSON document: its scorecard without what changes at every start."""
     left_out = {"details", "prefill", "gflops", "generated", "asked", "seconds", "failures"}
     document = {key: value for key, value in scored.card.document().items() if key not in left_out}
     return {**document, "answers": scored.card.answered}  # its name in earlier versions
 
 
-def _paired(args: argparse.Namespace, task: Task, scored: Sequence[ScoredRun]) -> list[dict[str, Any]]:
+def _paired(args: argparse.Namespace, task: Task, scored: Sequence[ScoredSetting]) -> list[dict[str, Any]]:
     """Compare VisPruner at the first ratio with every other setting of its budget, and with none."""
     ours = [one for one in scored if one.card.method == "vispruner"]
     ours = [one for one in ours if one.card.important_ratio == ours[0].card.important_ratio]

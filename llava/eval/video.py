@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.answers is None and score.score is not None:
         card.write(folder)
     if not args.judge:
-        print_score(score)
+        print_score(score.document())
     print(json.dumps({**card.document(), "answers": str(answers)}))
     return 0
 

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava.eval.benchmarks import DataError, DataIssue, PerImageCounts, Question, Score
+from llava.eval.benchmarks import DataError, DataIssue, Question
 from llava.eval.jobs import processes
 from llava.eval.jobs.job import Job, Task, setting_name
 from llava.eval.jobs.processes import ALONE, RankInfo
-from llava.eval.metrics.scorecard import Scorecard
+from llava.eval.metrics.scorecard import Scorecard, ScoredSetting
 from llava.eval.metrics.statistics import bootstrap_interval
 from llava.eval.store.answer_file import AnswerFile, AnswerFileError
 from llava.eval.store.provenance import Configuration
@@ -358,16 +358,6 @@ def merge(task: Task, run: SettingRun, size: int, rank: int | None = None) -> tu
 # -- scores ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ScoredRun:
-    """The score of a setting; `counts` behind its interval, None without ground truth here."""
-
-    name: str
-    result: Score
-    card: Scorecard
-    counts: PerImageCounts | None
-
-
 def score(
     task: Task,
     run: SettingRun,
@@ -375,7 +365,7 @@ def score(
     bootstrap_iters: int = 2000,
     seed: int = 0,
     extra: dict[str, Any] | None = None,
-) -> ScoredRun:
+) -> ScoredSetting:
     """Score the answers of a setting and write score.json beside them.
 
     With --limit, only the answers to the first N questions count. A score.json of more answers is kept then.
@@ -424,7 +414,7 @@ def score(
     card = card.replace(llm_gflops=_gflops(run.prefill, card.visual_tokens))
     if len(rows) == len(every) or not (run.folder / "score.json").is_file():
         card.write(run.folder)
-    return ScoredRun(run.name, result, card, counts)
+    return ScoredSetting(run.name, card, counts)
 
 
 def _prefill(engine: Any, task: Task) -> dict[str, Any]:

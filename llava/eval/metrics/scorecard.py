@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import DataError, Score
+from llava.eval.benchmarks import DataError, PerImageCounts, Score
 from llava.eval.store.atomic import write_atomically
 
 NAME = "score.json"
@@ -161,3 +161,12 @@ class Scorecard:
         names = {one.name for one in fields(cls)} - {"extra"}
         known = {key: rest.pop(key) for key in list(rest) if key in names}
         return cls(**known, extra=rest)
+
+
+@dataclass(frozen=True)
+class ScoredSetting:
+    """One setting of one benchmark: its scorecard, and the counts to resample; None without ground truth."""
+
+    name: str
+    card: Scorecard
+    counts: PerImageCounts | None = None
