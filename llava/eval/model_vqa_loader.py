@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         issues.clear()
     task = Task(questions)
     configuration = job.configuration(task, pruner)
-    with AnswerFile(args.answers_file.expanduser(), chunk, configuration, job.name) as file:
+    with AnswerFile(args.answers_file.expanduser(), chunk, configuration) as file:
         if file.missing:
             from llava.eval.inference.engine import PassSetting
 

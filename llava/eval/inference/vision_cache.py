@@ -64,13 +64,12 @@ class VisionCache:
 
     def put(self, key: Hashable, features: Any) -> None:
         """Store `features` (a dataclass of tensors), dropping the least recently used ones to make room."""
-        tensors = _tensors(features)
+        tensors = [value for value in vars(features).values() if isinstance(value, torch.Tensor)]
         size = sum(tensor.nbytes for tensor in tensors)
         if size > self.limit_bytes:
             return
         home = tensors[0].device if tensors else torch.device("cpu")
-        # a view would keep alive the whole batch that it was cut from
-        kept = _copied(features) if self.device in (None, home) else _moved(features, self.device)
+        kept = _moved(features, self.device or home)
         with self._lock:
             old = self._items.pop(key, None)
             self.bytes += size - (old[2] if old else 0)
@@ -101,25 +100,11 @@ def image_key(image: Any, load_image: Callable[[Any], Any], protocol: str | None
     return type(image), image, reader, protocol
 
 
-def _tensors(features: Any) -> list[torch.Tensor]:
-    return [value for value in _fields(features).values() if isinstance(value, torch.Tensor)]
-
-
-def _fields(features: Any) -> dict[str, Any]:
-    return {field.name: getattr(features, field.name) for field in dataclasses.fields(features)}
-
-
-def _copied(features: Any) -> Any:
-    fresh = {
-        name: value.clone()
-        for name, value in _fields(features).items()
-        if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() > value.nbytes
-    }
-    return dataclasses.replace(features, **fresh)
-
-
 def _moved(features: Any, device: torch.device) -> Any:
-    moved = {
-        name: value.to(device) for name, value in _fields(features).items() if isinstance(value, torch.Tensor)
-    }
+    """Return `features` on a device, in tensors that own their memory: a view keeps its whole batch alive."""
+    moved = {}
+    for name, value in vars(features).items():
+        if isinstance(value, torch.Tensor):
+            value = value.to(device)
+            moved[name] = value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
     return dataclasses.replace(features, **moved)

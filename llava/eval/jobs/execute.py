@@ -156,7 +156,6 @@ class SettingRun:
         shards = Shards(folder, task.questions, configuration)
         shards.check_free(size, exclusive)
         found = shards.scan()
-        shards.check(found)
         card = None
         if (folder / "score.json").is_file():
             try:
@@ -184,7 +183,7 @@ class SettingRun:
 
     def missing(self, task: Task) -> set[int]:
         """Return the indices of the asked questions without an answer when the run was opened."""
-        return {question.index for question in task.asked} - self.found.where.keys()
+        return {question.index for question in task.asked} - self.found.keys()
 
     def add_cost(self, setting: PassSetting, passes: Sequence[InferenceStats], vision: float) -> None:
         """Record what a pass cost this setting; `vision` is its part of loading and encoding, in seconds."""
@@ -233,7 +232,7 @@ def _order(run: SettingRun, task: Task) -> None:
     if run.found.elsewhere(run.answers):
         run.shards.merge(run.shards.scan())
     elif run.answers.is_file():
-        with AnswerFile(run.answers, task.questions, run.configuration, run.configuration.model) as file:
+        with AnswerFile(run.answers, task.questions, run.configuration) as file:
             file.finalize()
 
 
@@ -257,7 +256,7 @@ def _pass(
             path = run.shards.path(rank.rank, rank.size)
             only = share - run.found.elsewhere(path)
             try:
-                file = AnswerFile(path, task.questions, run.configuration, run.configuration.model, only)
+                file = AnswerFile(path, task.questions, run.configuration, only)
             except AnswerFileError as error:
                 if len(runs) == 1:
                     raise
@@ -304,9 +303,9 @@ def answer_share(session: Session, task: Task, run: SettingRun, rank: RankInfo) 
     run.shards.clear_report(rank.rank, rank.size)
     shares, whole_batches = processes.shard(task.asked, session.job.batch_size, rank.size)
     share = shares[rank.rank]
-    if share - run.found.where.keys():
+    if share - run.found.keys():
         own = [question for question in task.asked if question.index in share]
-        first = not any(shares[other] - run.found.where.keys() for other in rank.neighbors)
+        first = not any(shares[other] - run.found.keys() for other in rank.neighbors)
         _pass(session, task, [run], share, task.asked if whole_batches else own, rank, first)
     report = ShardReport(run.configuration.hash(), run.generated, run.seconds, run.failures, run.failed)
     run.shards.write_report(rank.rank, rank.size, report)
@@ -341,9 +340,8 @@ def merge(task: Task, run: SettingRun, size: int, rank: int | None = None) -> tu
         # the scan finds stay valid.
         reports = run.shards.reports(size)
         found = run.shards.scan()
-        run.shards.check(found)
         given_up = {index for report in reports.values() for index in report.failed}
-        missing = len({question.index for question in task.asked} - found.where.keys() - given_up)
+        missing = len({question.index for question in task.asked} - found.keys() - given_up)
         if missing or (rank is not None and len(reports) < size):
             return missing, False
         run.shards.merge(found)

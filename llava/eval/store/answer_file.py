@@ -65,11 +65,10 @@ class AnswerFile:
         path: str | Path,
         questions: Sequence[Question],
         configuration: Configuration,
-        model_id: str,
         only: Collection[int] | None = None,
     ) -> None:
         self.path = Path(path)
-        self._lines = AnswerLines(questions, configuration, model_id)
+        self._lines = AnswerLines(questions, configuration)
         self._wanted = frozenset(self._lines.questions if only is None else only)
         self._where: dict[int, tuple[int, int]] = {}  # question index -> (offset, length) of its line
         self._size = 0

@@ -29,10 +29,9 @@ class ForeignAnswerError(AnswerFileError):
 class AnswerLines:
     """Writes and recognizes the answer lines of one configuration to these questions."""
 
-    def __init__(self, questions: Sequence[Question], configuration: Configuration, model_id: str) -> None:
+    def __init__(self, questions: Sequence[Question], configuration: Configuration) -> None:
         self.questions: Mapping[int, Question] = {question.index: question for question in questions}
         self._configuration = configuration
-        self._model_id = model_id
         self._metadata = configuration.metadata()
 
     def write(self, answer: Answer) -> bytes:
@@ -43,7 +42,7 @@ class AnswerLines:
             "prompt": _prompt(question),
             "text": answer.text,
             "answer_id": shortuuid.uuid(),
-            "model_id": self._model_id,
+            "model_id": self._configuration.model,
             **{key: value for key, value in question.extra.items() if key != "prompt"},
             "metadata": {"index": answer.index, "visual_tokens": answer.visual_tokens, **self._metadata},
         }

@@ -47,16 +47,12 @@ class LineLocation:
     digest: int
 
 
-@dataclass
-class FoundAnswers:
-    """Where the answers are, by question index, and what is duplicated or foreign."""
-
-    where: dict[int, LineLocation] = field(default_factory=dict)
-    trouble: list[str] = field(default_factory=list)
+class FoundAnswers(dict[int, LineLocation]):
+    """Where the answers are, by question index."""
 
     def elsewhere(self, path: Path) -> set[int]:
         """Return the indices answered in files other than `path`."""
-        return {index for index, location in self.where.items() if location.file != path}
+        return {index for index, location in self.items() if location.file != path}
 
 
 class Shards:
@@ -64,7 +60,7 @@ class Shards:
 
     def __init__(self, folder: Path, questions: Sequence[Question], configuration: Configuration) -> None:
         self.folder, self.merged = folder, folder / ANSWERS
-        self._lines = AnswerLines(questions, configuration, configuration.model)
+        self._lines = AnswerLines(questions, configuration)
         self._config = configuration.hash()
 
     def path(self, rank: int, size: int) -> Path:
@@ -98,12 +94,16 @@ class Shards:
                 )
 
     def scan(self) -> FoundAnswers:
-        """Locate all answers. Raises AnswerFileError for files of another configuration or origin."""
+        """Locate all answers.
+
+        Raises:
+            AnswerFileError: Files of another configuration or origin, duplicate or foreign answers.
+        """
         found, foreign, twice = FoundAnswers(), [], []
         for path in self.files():
-            if path != self.merged and len(found.where) == len(self._lines.questions):
-                if not found.elsewhere(self.merged):
-                    break  # finished and merged
+            complete = len(found) == len(self._lines.questions) and not found.elsewhere(self.merged)
+            if complete and path != self.merged:
+                break  # finished and merged
             for number, offset, raw in _stream(path):
                 where = f"{path}:{number}"
                 try:
@@ -114,36 +114,33 @@ class Shards:
                 if index is None:
                     continue  # incomplete: the process was killed, or is writing now
                 here = LineLocation(path, offset, len(raw), hash(raw.rstrip(b"\n")))
-                other = found.where.setdefault(index, here)
+                other = found.setdefault(index, here)
                 if other.digest != here.digest or (other is not here and other.file == path):
                     identity = self._lines.questions[index].question_id
                     twice.append(f"{identity!r} in {where} and {other.file.name}")
+        trouble = []
         if twice:
-            found.trouble.append(f"{len(twice)} questions are answered twice (first: question {twice[0]})")
+            trouble.append(f"{len(twice)} questions are answered twice (first: question {twice[0]})")
         if foreign:
-            found.trouble.append(
+            trouble.append(
                 f"{len(foreign)} answers are to questions that are not asked (first: {foreign[0]})"
             )
-        return found
-
-    def check(self, found: FoundAnswers) -> None:
-        """Raise AnswerFileError, with counts, if answers are duplicated or foreign."""
-        if found.trouble:
+        if trouble:
             raise AnswerFileError(
-                f"{self.folder}: shard files cannot be merged: {'; '.join(found.trouble)}. Delete those "
-                "lines, or the shard files of the folder, and run again"
+                f"{self.folder}: shard files cannot be merged: {'; '.join(trouble)}. Delete those lines, or "
+                "the shard files of the folder, and run again"
             )
+        return found
 
     def merge(self, found: FoundAnswers) -> None:
         """Write the merged file in question order, atomically; leave it if it is already complete.
 
         Raises:
-            AnswerFileError: Answers are duplicated or foreign, or a file changed since the scan.
+            AnswerFileError: A file changed since the scan.
         """
-        self.check(found)
         contents: dict[Path, bytes] = {}
         lines = []
-        for _, location in sorted(found.where.items()):
+        for _, location in sorted(found.items()):
             if location.file not in contents:
                 contents[location.file] = location.file.read_bytes()
             raw = contents[location.file][location.offset : location.offset + location.length]

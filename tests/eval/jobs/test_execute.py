@@ -55,7 +55,7 @@ def test_a_process_that_finishes_during_the_merge_does_no_harm(data, tmp_path, m
     shards, questions = setting.shards, task.questions
     answers = [Answer(question.index, f"text {question.index}", 16) for question in questions]
     files = [
-        AnswerFile(shards.path(rank, 2), questions, setting.configuration, "m", range(rank, 60, 2))
+        AnswerFile(shards.path(rank, 2), questions, setting.configuration, range(rank, 60, 2))
         for rank in range(2)
     ]
     for rank in range(2):

@@ -35,7 +35,7 @@ QUESTIONS = [Question(index, index // 2, Path("a.png"), f"q{index % 4 // 2} é\u
 
 
 def opened(path: Path, configuration: Configuration = CONFIGURATION, questions=QUESTIONS) -> AnswerFile:
-    return AnswerFile(path, questions, configuration, "toy")
+    return AnswerFile(path, questions, configuration)
 
 
 def said(index: int) -> Answer:

@@ -35,7 +35,7 @@ def shards(tmp_path) -> Shards:
 
 
 def answer(path: Path, indices: list[int], made_by: Configuration = MADE_BY) -> None:
-    with AnswerFile(path, QUESTIONS, made_by, "m") as file:
+    with AnswerFile(path, QUESTIONS, made_by) as file:
         file.write([Answer(index, f"answer {index}", 1) for index in indices])
 
 
@@ -50,8 +50,7 @@ def test_files_of_any_number_of_processes_make_one_whole(shards):
     with shards.path(2, 3).open("ab") as file:
         file.write(b'{"question_id": 3, "pro')  # killed while it wrote
     found = shards.scan()
-    shards.check(found)
-    assert sorted(found.where) == [0, 1, 2, 3, 5, 7, 8]
+    assert sorted(found) == [0, 1, 2, 3, 5, 7, 8]
     assert found.elsewhere(shards.path(1, 2)) == {0, 1, 5, 7, 8}
     answer(shards.path(0, 2), [4, 6])
     shards.path(0, 2).write_bytes(shards.path(0, 2).read_bytes()[:-1])  # all but the newline
@@ -67,7 +66,7 @@ def test_files_of_any_number_of_processes_make_one_whole(shards):
 def test_a_whole_beside_its_parts_is_not_answered_twice(shards):
     answer(shards.path(0, 2), [0, 1, 2])
     shards.merge(shards.scan())  # incomplete: as after a picture that cannot be read
-    shards.check(shards.scan())
+    shards.scan()
     assert merged_indices(shards) == [0, 1, 2]
 
 
@@ -80,7 +79,7 @@ def test_doubled_and_foreign_answers_are_counted(shards):
         file.write(json.dumps(foreign) + "\n")
         file.write(json.dumps({**line, "metadata": {**line["metadata"], "index": 70}}) + "\n")
     with pytest.raises(AnswerFileError) as caught:
-        shards.merge(shards.scan())
+        shards.scan()
     said = str(caught.value)
     assert "2 questions are answered twice (first: question 1 in " in said
     assert "2_1.jsonl:1 and 2_0.jsonl" in said
@@ -92,7 +91,7 @@ def test_one_line_twice_in_one_file_is_doubled(shards):
     answer(shards.path(0, 2), [0])
     shards.path(0, 2).write_bytes(2 * shards.path(0, 2).read_bytes())
     with pytest.raises(AnswerFileError, match="1 questions are answered twice"):
-        shards.check(shards.scan())
+        shards.scan()
 
 
 def test_parts_of_another_configuration_are_refused(shards):
@@ -105,11 +104,11 @@ def test_other_files_of_the_folder_are_left_alone(shards):
     shards.folder.mkdir()
     for name in ("score.json", "2_0.jsonl.bak", "x2_0.jsonl", "2_0.report.json"):
         (shards.folder / name).write_text("something else")
-    assert shards.files() == [] and not shards.scan().where and shards.reports(2) == {}
+    assert shards.files() == [] and not shards.scan() and shards.reports(2) == {}
 
 
 def test_a_run_with_another_number_of_processes_is_noticed_while_it_is_at_work(shards):
-    with AnswerFile(shards.path(0, 2), QUESTIONS, MADE_BY, "m") as file:
+    with AnswerFile(shards.path(0, 2), QUESTIONS, MADE_BY) as file:
         file.write([Answer(0, "yes", 1)])
         shards.check_free(2)  # one of our own company
         for size, alone in ((1, False), (3, False), (2, True)):
@@ -131,7 +130,7 @@ def test_reports_are_of_this_configuration(shards):
 def test_a_merge_never_copies_by_stale_offsets(shards):
     answer(shards.path(0, 2), [4, 1, 0])
     found = shards.scan()
-    with AnswerFile(shards.path(0, 2), QUESTIONS, MADE_BY, "m") as file:
+    with AnswerFile(shards.path(0, 2), QUESTIONS, MADE_BY) as file:
         file.finalize()  # the process finishes between the scan and the merge: other offsets
     with pytest.raises(AnswerFileError, match="2_0.jsonl: the file changed while it was merged"):
         shards.merge(found)
