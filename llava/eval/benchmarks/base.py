@@ -1,6 +1,6 @@
 """The protocol of a benchmark: files, questions, official score, submission.
 
-A benchmark reads files and computes numbers. It contains no loop over a model and knows no pruner; the engine
+A benchmark reads files and computes numbers. It contains no loop over a model and no pruner; the engine
 knows no benchmark. `Benchmark` implements what benchmarks share, for a score that is the mean of one credit
 per question; a new benchmark declares its files, reads its ground truth and states its rule
 (docs/add_a_benchmark.md).

@@ -144,7 +144,7 @@ def read_task(benchmark: Benchmark, data: Path | None, limit: int | None = None)
         raise DataError(f"{issues[0]}{more}: no readable question")
     asked = questions[:limit]
     lines = {question.line for question in asked}
-    if limit is not None:  # what lies beyond the limit concerns nobody
+    if limit is not None:  # lines beyond the limit are not evaluated
         issues = [issue for issue in issues if not lines or issue.line <= max(lines)]
     return Task(questions, issues, benchmark, folder, limit, benchmark.check(folder, asked))
 
