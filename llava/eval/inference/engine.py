@@ -167,15 +167,21 @@ class Engine:
         self._encode_at_once = 2 * self.model.get_vision_tower().crops_per_pass if self._cuda else 1
 
     def run(
-        self, questions: Sequence[Question], settings: Sequence[PassSetting], progress: bool = True
+        self,
+        questions: Sequence[Question],
+        settings: Sequence[PassSetting],
+        progress: bool = True,
+        stats: InferenceStats | None = None,
     ) -> InferenceStats:
-        """Answer every question that a setting's writer wants; report failures of single questions.
+        """Answer every question that a setting's writer requests; report failures of single questions.
+
+        Cost and failures are added to `stats` (default: a new one), which is returned.
 
         Raises:
             Whatever a writer's `write` raises, and errors of the model. Unreadable images do not raise.
         """
         self._adopt(settings)
-        stats, start = InferenceStats(), time.monotonic()
+        stats, start = stats or InferenceStats(), time.monotonic()
         groups = [
             group
             for group in plan(questions, self.batch_size)
@@ -198,7 +204,7 @@ class Engine:
         ):
             for group in groups:
                 self._run_group(group, questions, settings, loaded, stats, bar)
-        stats.seconds = time.monotonic() - start
+        stats.seconds += time.monotonic() - start
         return stats
 
     # -- one group --------------------------------------------------------------------------------

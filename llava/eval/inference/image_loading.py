@@ -156,8 +156,8 @@ class _Source:
         except BrokenProcessPool:  # also for images that another image's process took down
             self._give_up()
             return self.local.submit(self.loader, image).result()
-        if found[1] is None and isinstance(found[0], _Packed):
-            return found[0].unpack(), None
+        if found[1] is None and isinstance(found[0], tuple) and not isinstance(found[0][0], torch.Tensor):
+            return (torch.from_numpy(found[0][0]), found[0][1]), None
         return found
 
     def _give_up(self) -> None:
@@ -170,16 +170,6 @@ class _Source:
         for pool in (self.pool, self.local):
             if pool is not None:
                 pool.shutdown(wait=False, cancel_futures=True)
-
-
-class _Packed:
-    """Pixels sent between processes as bytes through a pipe; shared memory is scarce in containers."""
-
-    def __init__(self, pixels: torch.Tensor, size: tuple[int, int]) -> None:
-        self.array, self.size = pixels.numpy(), size
-
-    def unpack(self) -> tuple[torch.Tensor, tuple[int, int]]:
-        return torch.from_numpy(self.array), self.size
 
 
 _loader: Callable[[Any], LoadedImage] | None = None  # of a worker process
@@ -204,7 +194,8 @@ def _end_with_parent() -> None:
 def _work(image: Any) -> LoadedImage:
     assert _loader is not None
     found, error = _loader(image)
-    return (None, error) if error is not None else (_Packed(*found), None)
+    # As an array, so that pixels go through a pipe: tensors use shared memory, which is scarce in containers.
+    return (None, error) if error is not None else ((found[0].numpy(), found[1]), None)
 
 
 def _done(value: Any) -> Future:

@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,23 +185,23 @@ class SettingRun:
         """Return the indices of the asked questions without an answer when the run was opened."""
         return {question.index for question in task.asked} - self.found.keys()
 
-    def add_cost(self, setting: PassSetting, passes: Sequence[InferenceStats], vision: float) -> None:
-        """Record what a pass cost this setting; `vision` is its part of loading and encoding, in seconds."""
-        alone = setting.seconds + vision
-        self.generated = setting.generated
-        self.seconds = passes[0].seconds if len(passes) == 1 else alone
-        self.failures = list(dict.fromkeys(issue for stats in passes for issue in stats.failures))
+    def add_cost(self, setting: PassSetting, stats: InferenceStats, vision: float, alone: bool) -> None:
+        """Record what a pass cost this setting.
 
-        def rate(seconds: float) -> float | None:
-            return setting.generated / seconds if setting.generated else None
-
+        Args:
+            vision: Seconds of loading and encoding the images of this setting.
+            alone: The pass had no other setting, so that its duration is this setting's.
+        """
+        count, seconds = setting.generated, setting.seconds
+        self.generated, self.failures = count, list(dict.fromkeys(stats.failures))
+        self.seconds = stats.seconds if alone else seconds + vision
         self.speed = {
-            "generated": setting.generated,
-            "asked": setting.generated,  # its name in earlier versions
-            "own_seconds": setting.seconds,
+            "generated": count,
+            "asked": count,  # its name in earlier versions
+            "own_seconds": seconds,
             "vision_seconds": vision,
-            "questions_per_second": rate(alone),
-            "questions_per_second_without_vision": rate(setting.seconds),
+            "questions_per_second": count / (seconds + vision) if count else None,
+            "questions_per_second_without_vision": count / seconds if count else None,
         }
 
 
@@ -246,10 +246,9 @@ def _pass(
     progress: bool = True,
 ) -> dict[str, Any]:
     """Answer the questions of `share` in one pass; batches are formed of `questions`."""
-    from llava.eval.inference.engine import PassSetting
+    from llava.eval.inference.engine import InferenceStats, PassSetting
 
-    engine = session.engine(task)
-    passes: list[InferenceStats] = []
+    engine, stats = session.engine(task), InferenceStats()
     with ExitStack() as stack:
         settings: dict[str, PassSetting] = {}
         for run in runs:
@@ -265,7 +264,7 @@ def _pass(
             settings[run.name] = PassSetting(run.name, run.pruner, stack.enter_context(file))
         opened = [run for run in runs if run.name in settings]
         try:
-            passes.append(engine.run(questions, list(settings.values()), progress))
+            engine.run(questions, list(settings.values()), progress, stats)
         except Exception as error:  # a pruner, the device, a full disk: one setting at a time shows which
             if len(runs) == 1:
                 raise
@@ -273,25 +272,23 @@ def _pass(
             print(f"{task.title}: {reason}; answering the settings one by one", file=sys.stderr)
             for run in opened:
                 try:
-                    passes.append(engine.run(questions, [settings[run.name]], progress))
+                    engine.run(questions, [settings[run.name]], progress, stats)
                 except Exception as own:
                     run.error = own
-        session.images += sum(stats.images for stats in passes)
-        session.seconds += sum(stats.vision_seconds for stats in passes)
+        session.images += stats.images
+        session.seconds += stats.vision_seconds
         per_image = session.seconds / session.images if session.images else 0.0
         prefill = _prefill(engine, task)
-        for run in opened:
-            if run.error is None:
-                setting = settings[run.name]
-                setting.writer.finalize()
-                run.failed = setting.writer.missing
-                run.prefill = prefill
-                run.add_cost(setting, passes, per_image * setting.images)
+        for run in (run for run in opened if run.error is None):
+            setting = settings[run.name]
+            setting.writer.finalize()
+            run.failed, run.prefill = setting.writer.missing, prefill
+            run.add_cost(setting, stats, per_image * setting.images, len(runs) == 1)
     return {
-        "images": sum(stats.images for stats in passes),
-        "reused": sum(stats.reused for stats in passes),
-        "seconds": sum(stats.vision_seconds for stats in passes),
-        "pass_seconds": sum(stats.seconds for stats in passes),
+        "images": stats.images,
+        "reused": stats.reused,
+        "seconds": stats.vision_seconds,
+        "pass_seconds": stats.seconds,
     }
 
 
@@ -409,7 +406,7 @@ def score(
         failures=[str(issue) for issue in dict.fromkeys([*task.issues, *run.failures])],
         extra=extra or {},
     )
-    card = card.replace(llm_gflops=_gflops(run.prefill, card.visual_tokens))
+    card = replace(card, llm_gflops=_gflops(run.prefill, card.visual_tokens))
     if len(rows) == len(every) or not (run.folder / "score.json").is_file():
         card.write(run.folder)
     return ScoredSetting(run.name, card, counts)
