@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import Benchmark, DataFile, Score, mean
-from llava.eval.benchmarks.files import DataError, DataIssue, Question, Row, read_json
+from .base import LETTER_ANSWER, Benchmark, DataFile, Score, mean
+from .files import DataError, DataIssue, Question, Row, read_json
 
 ALL, WITH_IMAGE = "llava_test_CQM-A.json", "llava_test_CQM-I.json"
 SPLITS, PROBLEMS = "pid_splits.json", "problems.json"
-LETTER = "\nAnswer with the option's letter from the given choices directly."
 OPTIONS = "ABCDE"
 FAILED = "FAILED"
 _SENTENCE = re.compile(r"The answer is ([A-Z]).")  # the last dot is any character, as in the original
@@ -61,28 +60,22 @@ class ScienceQA(Benchmark):
     only_images = True
 
     def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
-        path = self.find(data, ALL)
+        path, index = self.find(data, ALL), 0
         if path.name != ALL and not self.only_images:
             raise DataError(f"{data / ALL}: not found. {path.name} contains only questions with an image.")
-        return self._read(path, read_json(path, list, ("id", "conversations")), problems)
-
-    def _read(self, path: Path, rows: list[Row], problems: list[DataIssue]) -> Iterator[Question]:
-        index = 0
-        for number, row in enumerate(rows, 1):
+        for number, row in enumerate(read_json(path, list, ("id", "conversations")), 1):
+            image = row.get("image")
             try:
                 value = row["conversations"][0]["value"]
-                text = value.replace("<image>", "").strip() + LETTER
+                text = value.replace("<image>", "").strip() + LETTER_ANSWER
             except (LookupError, TypeError, AttributeError):
                 problems.append(DataIssue(str(path), number, "entry without a human turn"))
                 continue
-            image = row.get("image")
             if image is None and self.only_images:
                 continue
             if (image is None) == ("<image>" in value):
-                what = (
-                    "has <image> but no image file" if image is None else "has an image file but no <image>"
-                )
-                problems.append(DataIssue(str(path), number, f"entry {row['id']} {what}"))
+                has, lacks = ("an image file", "<image>") if image else ("<image>", "an image file")
+                problems.append(DataIssue(str(path), number, f"entry {row['id']} has {has} but not {lacks}"))
                 continue
             where = None if image is None else path.parent / "images" / "test" / image
             # the scorer recognizes questions with an image by their prompt
@@ -103,48 +96,43 @@ class ScienceQA(Benchmark):
             )
         return {key: problems[key] for key in split}
 
+    def wanted(self, data: Path) -> tuple[()]:
+        return ()  # `score` distinguishes questions with and without image
+
     def key(self, row: Row) -> str:
         return str(row["question_id"])
 
     def credit(self, entry: Row, row: Row) -> float | None:
-        return self._right(entry, row) if "<image>" in str(row.get("prompt", "")) else None
-
-    @staticmethod
-    def _right(entry: Row, row: Row) -> float:
-        return float(choice_index(parse_answer(row["text"]), entry["choices"]) == entry["answer"])
+        return _right(entry, row) if "<image>" in str(row.get("prompt", "")) else None
 
     def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
         truth = self.truth(data)
-        rows, warnings, _ = self.join(data, answers, wanted=())
-        right = {key: self._right(truth[key], row) for key, row in rows.items()}
-        images = [one for key, row in rows.items() if (one := self.credit(truth[key], row)) is not None]
-        correct = int(sum(right.values()))
-        count = len(rows) if fixed and rows else len(truth)
+        rows, warnings, _ = self.join(data, answers)
+        correct = int(sum(_right(truth[key], row) for key, row in rows.items()))
+        images = [one.value for one in self.question_scores(data, answers)]
         details: dict[str, Any] = {
             "count": len(truth),
             "correct": correct,
-            "accuracy": 100 * correct / count,
+            "accuracy": 100 * correct / (len(rows) if fixed and rows else len(truth)),
             "img_count": len(images),
             "img_correct": int(sum(images)),
             "img_accuracy": 100 * mean(images) if images else None,
             "unparsed": sum(parse_answer(row["text"]) == FAILED for row in rows.values()),
         }
-        with_image = [key for key, entry in truth.items() if entry.get("image")]
-        missing = sum(key not in rows for key in with_image)
-        missing_texts = len(truth) - len(rows) - missing
         if not images:
             warnings.append(
                 "no answer has <image> in its prompt, by which the official scorer recognizes questions with "
                 "an image; there is no IMG-Accuracy"
             )
-        if missing:
+        with_image = [key for key, entry in truth.items() if entry.get("image")]
+        if missing := sum(key not in rows for key in with_image):
             warnings.append(
                 f"{missing} of {len(with_image)} questions with an image have no answer; IMG-Accuracy is "
                 "that of the others"
             )
-        if missing_texts:
+        if missing := len(truth) - len(rows) - missing:
             effect = "" if fixed else "; the overall accuracy counts them as wrong and is not meaningful"
-            warnings.append(f"{missing_texts} questions without an image have no answer{effect}")
+            warnings.append(f"{missing} questions without an image have no answer{effect}")
         return Score(self.name, details["img_accuracy"], details, warnings)
 
 
@@ -155,3 +143,7 @@ class ScienceQAFull(ScienceQA):
     title = "ScienceQA"
     asks_without_image = True
     only_images = False
+
+
+def _right(entry: Row, row: Row) -> float:
+    return float(choice_index(parse_answer(row["text"]), entry["choices"]) == entry["answer"])

@@ -14,9 +14,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import Benchmark, DataFile, Score, mean, most_common
-from llava.eval.benchmarks.files import DataError, Row, read_json
-from llava.eval.benchmarks.normalize import evalai, soft_accuracy
+from .base import Benchmark, DataFile, Score, mean, most_common
+from .files import DataError, Row, read_json
+from .normalize import evalai, soft_accuracy
 
 QUESTIONS, TRUTH = "llava_textvqa_val_v051_ocr.jsonl", "TextVQA_0.5.1_val.json"
 _OCR_LINE = "Reference OCR token: "
@@ -54,6 +54,7 @@ class TextVQA(Benchmark):
     )
     truth_files = (TRUTH,)
     key_name = "image and question"
+    repeats = "the official scorer counts each, --fixed only the last one"
 
     @staticmethod
     def read_truth(path: Path) -> dict[tuple[str, str], list[str]]:
@@ -85,8 +86,7 @@ class TextVQA(Benchmark):
         return soft_accuracy(_normalized(row["text"]), [_normalized(answer) for answer in entry])
 
     def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
-        repeats = "only the last one is scored" if fixed else "the official scorer counts each"
-        rows, warnings, missing = self.join(data, answers, repeats=repeats)
+        rows, warnings, missing = self.join(data, answers)
         if missing:
             warnings[-1] += "; the official scorer averages over the answers in the file"
         truth = self.truth(data)

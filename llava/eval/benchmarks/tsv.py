@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.files import DataError, DataIssue
+from .files import DataError, DataIssue
 
 _NEEDS = ("index", "question", "A", "B", "answer", "image")
 # What pandas reads as a missing cell, and therefore LLaVA as well; an option "None" is lost.

@@ -9,22 +9,15 @@ left out of the mean, with a warning.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from llava.eval.benchmarks.base import (
-    SHORT_ANSWER,
-    DataFile,
-    Submission,
-    check_foreign,
-    group_percents,
-    mean,
-    to_json,
-)
-from llava.eval.benchmarks.files import DataError, Question, Row, parse_once, read_json, read_jsonl
-from llava.eval.benchmarks.normalize import soft_accuracy, vizwiz_official
-from llava.eval.benchmarks.vqa import UploadedVQA, uploaded
+from .base import SHORT_ANSWER, DataFile
+from .files import DataError, Row, parse_once, read_json, read_jsonl
+from .normalize import soft_accuracy, vizwiz_official
+from .vqa import UploadedVQA
 
 LLAVA_TEST, LLAVA_VAL, TRUTH = "llava_test.jsonl", "llava_val.jsonl", "val.json"
 MAY_REFUSE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
@@ -60,8 +53,8 @@ class VizWiz(UploadedVQA):
     folder = "vizwiz"
     marker = LLAVA_TEST
     markers = (TRUTH, LLAVA_VAL)
-    test_file, test_images, test_list = LLAVA_TEST, "test", LLAVA_TEST
-    val_files, val_images = (LLAVA_VAL, TRUTH), "val"
+    question_files = (LLAVA_TEST, LLAVA_VAL, TRUTH)
+    test_file, test_images, val_images = LLAVA_TEST, "test", "val"
     sizes = {8000: "test", 4319: "validation"}
     files = (
         DataFile(LLAVA_TEST, "test questions", also=(TRUTH,)),
@@ -71,14 +64,16 @@ class VizWiz(UploadedVQA):
     truth_files = (TRUTH,)
     key_name = "image"
     list_keys = ("image", "answer")
+    upload_files = (LLAVA_TEST, LLAVA_VAL)
+    upload_all = True
     server = "EvalAI challenge 2185 (VizWiz VQA)"
     total = "accuracy"
+    tables = {"perAnswerType": "type"}
     accuracy = staticmethod(accuracy)
 
-    def official_questions(self, path: Path, images: Path) -> Iterator[Question]:
+    def official_questions(self, path: Path) -> Iterable[tuple[Any, str, str]]:
         for index, row in enumerate(read_json(path, list, ("image", "question"))):
-            text = row["question"] + MAY_REFUSE + SHORT_ANSWER
-            yield Question(index, index, images / row["image"], text, file=str(path), line=index + 1)
+            yield index, row["image"], row["question"] + MAY_REFUSE + SHORT_ANSWER
 
     @staticmethod
     def read_truth(path: Path) -> dict[str, Row]:
@@ -101,25 +96,24 @@ class VizWiz(UploadedVQA):
     def key(self, row: Row) -> str:
         return row["image"]
 
-    def keys(self, data: Path, answers: Sequence[Row]) -> list[str]:
+    def keys(self, data: Path, answers: Sequence[Row]) -> list[Hashable]:
         """Return the image of every answer, from the question file whose ids and prompts match best."""
         if all("image" in row for row in answers):
-            return [self.key(row) for row in answers]
+            return super().keys(data, answers)
+        asked = {
+            name: parse_once(_asked, data / name)
+            for name in (LLAVA_VAL, LLAVA_TEST)
+            if (data / name).is_file()
+        }
+        if (data / TRUTH).is_file():  # numbered by position
+            asked[TRUTH] = dict(enumerate((key, row["question"]) for key, row in self.truth(data).items()))
         best, found = -1, []
-        for name in (LLAVA_VAL, LLAVA_TEST, TRUTH):
-            if not (data / name).is_file():
-                continue
-            if name == TRUTH:  # numbered by position
-                rows = enumerate(self.truth(data).items())
-                asked = {number: (image, entry["question"]) for number, (image, entry) in rows}
-            else:
-                asked = parse_once(_asked, data / name)
-            if any(row["question_id"] not in asked for row in answers):
-                continue
-            pairs = [(asked[row["question_id"]], str(row.get("prompt", ""))) for row in answers]
-            agree = sum(prompt.startswith(text) for (_, text), prompt in pairs)
-            if agree > best:  # the ids of both splits count from 0; prompts distinguish them
-                best, found = agree, [image for (image, _), _ in pairs]
+        for questions in asked.values():
+            if all(row["question_id"] in questions for row in answers):
+                pairs = [(questions[row["question_id"]], str(row.get("prompt", ""))) for row in answers]
+                agree = sum(prompt.startswith(text) for (_, text), prompt in pairs)
+                if agree > best:  # the ids of both splits count from 0; prompts distinguish them
+                    best, found = agree, [image for (image, _), _ in pairs]
         if best < 0:
             raise DataError(
                 f"{data}: no question file ({LLAVA_VAL}, {LLAVA_TEST} or {TRUTH}) has all ids of these "
@@ -127,30 +121,13 @@ class VizWiz(UploadedVQA):
             )
         return found
 
-    def summary(self, found: list[tuple[Row, str, float]]) -> Row:
-        predicted = [_normalized(text) == "unanswerable" for _, text, _ in found]
-        return {
-            "accuracy": round(100 * mean(value for _, _, value in found), 2),
-            "perAnswerType": group_percents(((row["type"], value) for row, _, value in found), 2),
+    def summary(self, found: list[tuple[Row, Row]], text: Callable[[Row], str]) -> Row:
+        predicted = [_normalized(text(row)) == "unanswerable" for _, row in found]
+        true = [entry["unanswerable"] for entry, _ in found]
+        return super().summary(found, text) | {
             "said_unanswerable": sum(predicted),
-            "unanswerability_from_text": unanswerability(
-                predicted, [row["unanswerable"] for row, _, _ in found]
-            ),
+            "unanswerability_from_text": unanswerability(predicted, true),
         }
-
-    def submission(self, data: Path | None, answers: list[Row], questions: Path | None = None) -> Submission:
-        """Return [{"image", "answer"}] in the order of the question file; every question must be answered."""
-        path, wanted = self.listed(data, questions, LLAVA_TEST, LLAVA_VAL, needs=("question_id", "image"))
-        rows = {row["question_id"]: row for row in answers}
-        check_foreign(list(rows), {row["question_id"] for row in wanted}, path)
-        missing = [row["image"] for row in wanted if row["question_id"] not in rows]
-        if missing:
-            raise DataError(
-                f"{len(missing)} of {len(wanted)} images have no answer (first: {missing[0]}). The server "
-                "requires all of them."
-            )
-        document = [{"image": row["image"], "answer": uploaded(rows[row["question_id"]])} for row in wanted]
-        return Submission({"vizwiz_submission.json": to_json(document)}, len(document), self.server)
 
 
 class VizWizVal(VizWiz):
@@ -160,7 +137,7 @@ class VizWizVal(VizWiz):
     title = "VizWiz val"
     marker = TRUTH
     markers = (LLAVA_VAL,)
-    val_only = True
+    question_files = (LLAVA_VAL, TRUTH)
     files = VAL_DATA
 
 

@@ -68,7 +68,7 @@ def test_missing_answers():
     rows = answers("majority")[2:]
     score = vizwiz.score(GOLDEN, rows)
     assert score.details["answered"] == 62 and "2 of 64 questions have no answer" in score.warnings[0]
-    with pytest.raises(DataError, match="2 of 64 images have no answer .first: VizWiz_val_00000000.jpg"):
+    with pytest.raises(DataError, match="2 of 64 questions have no answer .first: VizWiz_val_00000000.jpg"):
         vizwiz.submission(GOLDEN, rows)
     with pytest.raises(DataError, match="no question file .* has all ids"):
         vizwiz.score(GOLDEN, [{**row, "question_id": row["question_id"] + 5000} for row in rows])
