@@ -242,6 +242,11 @@ class Benchmark(ABC):
             warnings.append(f"{missing} of {len(wanted)} questions have no answer")
         return Joined(rows, warnings, missing)
 
+    def counted(self, data: Path, answers: Sequence[Row], fixed: bool) -> list[tuple[Any, Row]]:
+        """Return (key, answer) of every answer in file order; of repeated ones only the last if `fixed`."""
+        pairs = list(zip(self.keys(data, answers), answers, strict=True))
+        return list(dict(pairs).items()) if fixed else pairs
+
     def matched(self, data: Path, answers: Sequence[Row]) -> list[tuple[Any, Any, Row]]:
         """Return (key, entry, answer) of the answered questions, in the order of the ground truth."""
         rows = self.join(data, answers).rows

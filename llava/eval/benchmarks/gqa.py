@@ -9,6 +9,7 @@ stop; `fixed` averages over the answered ones.
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,7 @@ class GQA(Benchmark):
     truth_files = (f"data/{TRUTH}",)
     list_keys = ("questionId", "prediction")
 
-    @staticmethod
-    def read_truth(path: Path) -> dict[str, Row]:
-        return read_json(path, dict)
+    read_truth = staticmethod(partial(read_json, kind=dict))
 
     def key(self, row: Row) -> str:
         return str(row.get("questionId", row.get("question_id")))
@@ -92,19 +91,14 @@ class GQA(Benchmark):
         found = [(entry, row) for _, entry, row in self.matched(data, answers) if entry["isBalanced"]]
         values = [(entry, self.credit(entry, row)) for entry, row in found]
         is_open = grouped((entry["types"]["structural"] == "query", value) for entry, value in values)
+        groups = [(entry["groups"]["global"], entry["answer"], prediction(row)) for entry, row in found]
         details |= {
             "accuracy": 100 * mean(value for _, value in values),
             "binary": 100 * mean(is_open.get("False", [])),
             "open": 100 * mean(is_open.get("True", [])),
             "validity": 0.0,
             "plausibility": 0.0,
-            "distribution": distribution(
-                [
-                    (entry["groups"]["global"], entry["answer"], prediction(row))
-                    for entry, row in found
-                    if entry["groups"]["global"] is not None
-                ]
-            ),
+            "distribution": distribution([group for group in groups if group[0] is not None]),
         }
         for name, group in TABLES.items():
             groups = grouped((group(entry), value) for entry, value in values)

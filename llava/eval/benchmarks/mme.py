@@ -109,16 +109,15 @@ class MME(Benchmark):
     def credit(self, entry: tuple[str, str], row: Row) -> float:
         return float(parse_answer(row["text"]) == entry[1].lower())
 
-    def _lines(self, data: Path, keyed: Iterable[tuple[Any, Row]]) -> dict[str, list[Line]]:
+    def _lines(self, data: Path, answers: list[Row], fixed: bool = False) -> dict[str, list[Line]]:
         """Return {task: result lines} in the order of the answers."""
-        truth = self.truth(data)
-        return grouped((key[0], (key[1], *truth[key], row["text"])) for key, row in keyed)
+        truth, counted = self.truth(data), self.counted(data, answers, fixed)
+        return grouped((key[0], (key[1], *truth[key], row["text"])) for key, row in counted)
 
     def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
-        rows, warnings, _ = self.join(data, answers)
-        every = rows.items() if fixed else zip(self.keys(data, answers), answers, strict=True)
+        warnings = self.join(data, answers).warnings
         raises, detail, points = unreadable(answers), {}, {}
-        for task, lines in self._lines(data, every).items():
+        for task, lines in self._lines(data, answers, fixed).items():
             if fixed:
                 pairs = list(grouped((line[0], line) for line in lines).values())
             else:
@@ -166,11 +165,10 @@ class MME(Benchmark):
 
     def submission(self, data: Path | None, answers: list[Row], questions: Path | None = None) -> Submission:
         """Return one `<task>.txt` per task, which the official calculator reads."""
-        keys = self.keys(self.needed(data), answers)
-        warnings = self.join(data, answers).warnings
+        warnings = self.join(self.needed(data), answers).warnings
         warnings += [f"{what}, which the calculator cannot read" for what in unreadable(answers)]
         files = {
             f"{task}.txt": "".join("\t".join(line) + "\n" for line in lines).encode()
-            for task, lines in self._lines(data, zip(keys, answers, strict=True)).items()
+            for task, lines in self._lines(data, answers).items()
         }
         return Submission(files, len(answers), "MME's eval_tool (calculation.py --results_dir)", warnings)

@@ -24,6 +24,7 @@ from .files import DataError, DataIssue, Question, Row, read_jsonl, read_rows
 CATEGORIES, OUTCOMES = ("adversarial", "popular", "random"), ("TP", "FP", "TN", "FN")
 QUESTIONS = "llava_pope_test.jsonl"
 LABELS = tuple(f"coco/coco_pope_{category}.json" for category in CATEGORIES)
+_BY_POSITION = "The official scorer joins by position without checking, so this score is not valid."
 Keyed = list[tuple[tuple[str, Any], Row]]
 _PAGE = "POPE (github.com/RUCAIBox/POPE), the release with 2,910 random rows"
 _LATER = (
@@ -62,35 +63,24 @@ def category_metrics(pairs: list[tuple[Row, Row]], rows: list[Row], fixed: bool)
         return found | {"f1": None, "raises": f"ZeroDivisionError: {error}"}
 
 
-def wrong_positions(inside: Keyed, labels: Keyed) -> list[str]:
-    """Return the warning that joining by position pairs answers with labels of other questions."""
-    joined = enumerate(zip(inside, labels, strict=False), 1)
-    wrong = [(place, row, label) for place, ((key, row), (other, label)) in joined if key != other]
-    if len(inside) == len(labels) and not wrong:
+def wrong_labels(inside: Keyed, labels: Keyed, fixed: bool) -> list[str]:
+    """Return the warning that answers are joined with labels of other questions."""
+    wrong = []
+    for place, ((key, row), (other, label)) in enumerate(zip(inside, labels, strict=False), 1):
+        prompt, text = str(row.get("prompt", "")), label.get("text", "")
+        if key != other or (fixed and prompt and text not in prompt):
+            ids = f"question_id {row['question_id']} with {label['question_id']}"
+            wrong.append(f"from position {place} on, are joined with the label of another question ({ids}")
+            if fixed:
+                wrong[-1] += f", {prompt!r} with {text!r}"
+    if not wrong and len(inside) == len(labels):
         return []
     what = f"{len(inside)} answers, {len(labels)} labels"
-    for place, row, label in wrong[:1]:
-        what += (
-            f"; {len(wrong)} answers, from position {place} on, are joined with the label of another "
-            f"question (question_id {row['question_id']} with {label['question_id']})"
-        )
-    later = f" {_LATER}." if len(labels) == 3000 and labels[0][0][0] == "random" else ""
-    rule = "The official scorer joins by position without checking, so this score is not valid."
-    return [f"{what}. {rule}{later} --fixed joins by id"]
-
-
-def wrong_labels(inside: Keyed, labels: Keyed) -> list[str]:
-    """Return the warning that labels and answers of the same id belong to different questions."""
-    texts = [
-        (label.get("text"), str(row.get("prompt", "")))
-        for (_, row), (_, label) in zip(inside, labels, strict=True)
-    ]
-    wrong = [(text, prompt) for text, prompt in texts if text and prompt and text not in prompt]
-    return [
-        f"{len(wrong)} labels belong to another question than the answer of the same id (first: {text!r} in "
-        f"the label file, {prompt!r} in the answer). Use labels of the release of LLaVA's questions"
-        for text, prompt in wrong[:1]
-    ]
+    what += f"; {len(wrong)} answers, {wrong[0]})" if wrong else ""
+    if fixed:
+        return [f"{what}. Use the labels of the release that LLaVA's questions belong to"]
+    later = f"{_LATER}. " if len(labels) == 3000 and labels[0][0][0] == "random" else ""
+    return [f"{what}. {_BY_POSITION} {later}--fixed joins by id"]
 
 
 class Pope(Benchmark):
@@ -156,16 +146,16 @@ class Pope(Benchmark):
             warnings.append(f"answers of unknown categories are not scored: {', '.join(unknown)}")
         warnings += self.parsed(data)["issues"]
         details: dict[str, Any] = {"rule": "fixed: joined by id" if fixed else "official: joined by position"}
-        every = list(zip(self.keys(data, answers), answers, strict=True))
+        truth, counted = self.truth(data), self.counted(data, answers, fixed)
         for category in CATEGORIES:
-            labels = [one for one in self.truth(data).items() if one[0][0] == category]
-            inside = [one for one in every if one[0][0] == category]
+            inside = [one for one in counted if one[0][0] == category]
+            labels = [one for one in truth.items() if one[0][0] == category]
             if fixed:
-                labels = [one for one in labels if one[0] in rows]
-                inside = [(key, rows[key]) for key, _ in labels]
+                inside = [one for one in inside if one[0] in truth]
+                labels = [(key, truth[key]) for key, _ in inside]
                 if not inside:
                     continue  # a category without answers has no F1
-            doubt = (wrong_labels if fixed else wrong_positions)(inside, labels)
+            doubt = wrong_labels(inside, labels, fixed)
             pairs = [(row, label) for (_, row), (_, label) in zip(inside, labels, strict=False)]
             details[category] = found = category_metrics(pairs, [row for _, row in inside], fixed)
             if found["f1"] is None:

@@ -26,9 +26,7 @@ _PAGE = "ScienceQA (scienceqa.github.io)"
 
 def parse_answer(text: str) -> str:
     """Return the letter of an answer by LLaVA's rule, or FAILED."""
-    if text in OPTIONS and len(text) == 1:
-        return text
-    if len(text) >= 3 and text[0] in OPTIONS and text[1:3] == ". ":
+    if text[:1] and text[0] in OPTIONS and (len(text) == 1 or text[1:3] == ". "):
         return text[0]
     found = _SENTENCE.findall(text)
     return found[0] if len(found) == 1 else FAILED
@@ -36,7 +34,12 @@ def parse_answer(text: str) -> str:
 
 def choice_index(letter: str, choices: list[str]) -> int:
     """Return the index of a letter among the choices; -1 for letters after the last one and for FAILED."""
-    return OPTIONS.index(letter) if letter in OPTIONS[: len(choices)] and len(letter) == 1 else -1
+    return OPTIONS.index(letter) if letter in tuple(OPTIONS[: len(choices)]) else -1
+
+
+def right(entry: Row, row: Row) -> float:
+    """Return 1 for a right answer, else 0."""
+    return float(choice_index(parse_answer(row["text"]), entry["choices"]) == entry["answer"])
 
 
 class ScienceQA(Benchmark):
@@ -64,22 +67,23 @@ class ScienceQA(Benchmark):
         if path.name != ALL and not self.only_images:
             raise DataError(f"{data / ALL}: not found. {path.name} contains only questions with an image.")
         for number, row in enumerate(read_json(path, list, ("id", "conversations")), 1):
-            image = row.get("image")
+            image, problem = row.get("image"), ""
             try:
                 value = row["conversations"][0]["value"]
                 text = value.replace("<image>", "").strip() + LETTER_ANSWER
             except (LookupError, TypeError, AttributeError):
-                problems.append(DataIssue(str(path), number, "entry without a human turn"))
+                problem = "entry without a human turn"
+            else:
+                if image is None and self.only_images:
+                    continue
+                if (image is None) == ("<image>" in value):
+                    problem = f"entry {row['id']} has only one of <image> and an image file"
+            if problem:
+                problems.append(DataIssue(str(path), number, problem))
                 continue
-            if image is None and self.only_images:
-                continue
-            if (image is None) == ("<image>" in value):
-                has, lacks = ("an image file", "<image>") if image else ("<image>", "an image file")
-                problems.append(DataIssue(str(path), number, f"entry {row['id']} has {has} but not {lacks}"))
-                continue
-            where = None if image is None else path.parent / "images" / "test" / image
+            where = image and path.parent / "images" / "test" / image
             # the scorer recognizes questions with an image by their prompt
-            extra = {"prompt": text if image is None else "<image>\n" + text}
+            extra = {"prompt": "<image>\n" + text if image else text}
             yield Question(index, row["id"], where, text, file=str(path), line=number, extra=extra)
             index += 1
 
@@ -90,10 +94,8 @@ class ScienceQA(Benchmark):
         problems = read_json(path, dict)
         missing = [key for key in split if key not in problems]
         if missing or not split:
-            raise DataError(
-                f"{path}: {len(missing)} of {len(split)} questions of {splits.name} are missing. Use the "
-                "files of one release."
-            )
+            what = f"{len(missing)} of {len(split)} questions of {splits.name} are missing"
+            raise DataError(f"{path}: {what}. Use the files of one release.")
         return {key: problems[key] for key in split}
 
     def wanted(self, data: Path) -> tuple[()]:
@@ -103,12 +105,12 @@ class ScienceQA(Benchmark):
         return str(row["question_id"])
 
     def credit(self, entry: Row, row: Row) -> float | None:
-        return _right(entry, row) if "<image>" in str(row.get("prompt", "")) else None
+        return right(entry, row) if "<image>" in str(row.get("prompt", "")) else None
 
     def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
         truth = self.truth(data)
         rows, warnings, _ = self.join(data, answers)
-        correct = int(sum(_right(truth[key], row) for key, row in rows.items()))
+        correct = int(sum(right(truth[key], row) for key, row in rows.items()))
         images = [one.value for one in self.question_scores(data, answers)]
         details: dict[str, Any] = {
             "count": len(truth),
@@ -121,15 +123,12 @@ class ScienceQA(Benchmark):
         }
         if not images:
             warnings.append(
-                "no answer has <image> in its prompt, by which the official scorer recognizes questions with "
-                "an image; there is no IMG-Accuracy"
+                "no answer has <image> in its prompt, so that the official IMG-Accuracy is undefined"
             )
         with_image = [key for key, entry in truth.items() if entry.get("image")]
         if missing := sum(key not in rows for key in with_image):
-            warnings.append(
-                f"{missing} of {len(with_image)} questions with an image have no answer; IMG-Accuracy is "
-                "that of the others"
-            )
+            what = f"{missing} of {len(with_image)} questions with an image have no answer"
+            warnings.append(f"{what}; IMG-Accuracy is that of the others")
         if missing := len(truth) - len(rows) - missing:
             effect = "" if fixed else "; the overall accuracy counts them as wrong and is not meaningful"
             warnings.append(f"{missing} questions without an image have no answer{effect}")
@@ -143,7 +142,3 @@ class ScienceQAFull(ScienceQA):
     title = "ScienceQA"
     asks_without_image = True
     only_images = False
-
-
-def _right(entry: Row, row: Row) -> float:
-    return float(choice_index(parse_answer(row["text"]), entry["choices"]) == entry["answer"])

@@ -28,14 +28,14 @@ def question_of(prompt: str) -> str:
     """Return the lower-case question in a prompt. Raises ValueError for an unknown form of prompt."""
     lines = prompt.split("\n")
     if prompt.startswith("OCR tokens: "):
-        found = _OLD_PROMPT.search(prompt)
-        if found:
-            return found.group(1).lower()
+        lines = _OLD_PROMPT.findall(prompt)[:1]
     elif _OCR_LINE in prompt and len(lines) == 3:
-        return lines[1 if prompt.startswith(_OCR_LINE) else 0].lower()
-    elif len(lines) == 2:
-        return lines[0].lower()
-    raise ValueError("expected a question line, optionally an OCR line, and an instruction line")
+        lines = lines[1:] if prompt.startswith(_OCR_LINE) else lines
+    elif len(lines) != 2:
+        lines = []
+    if not lines:
+        raise ValueError("expected a question line, optionally an OCR line, and an instruction line")
+    return lines[0].lower()
 
 
 class TextVQA(Benchmark):
@@ -61,12 +61,10 @@ class TextVQA(Benchmark):
         """Return {(image, lower-case question): ten reference answers}."""
         rows = read_json(path, dict, ("data",))["data"]
         truth = {(str(row["image_id"]), row["question"].lower()): row["answers"] for row in rows}
-        wrong = [(image, answers) for (image, _), answers in truth.items() if len(answers) != 10]
-        if wrong:
-            raise DataError(
-                f"{path}: {len(wrong)} questions do not have 10 answers (first: image {wrong[0][0]}, "
-                f"{len(wrong[0][1])} answers). Use the validation file, not the test file."
-            )
+        for (image, _), answers in truth.items():
+            if len(answers) != 10:
+                what = f"image {image} has a question with {len(answers)} answers, expected 10"
+                raise DataError(f"{path}: {what}. Use the validation file, not the test file.")
         return truth
 
     def key(self, row: Row) -> tuple[str, str]:
@@ -76,7 +74,7 @@ class TextVQA(Benchmark):
             reason = "has no prompt" if isinstance(error, KeyError) else f"has an unknown prompt ({error})"
             raise DataError(
                 f"{self.title}: the answer to question_id {row['question_id']!r} {reason}. The official "
-                "scorer finds the question in the prompt; use LLaVA's prompts and keep the key 'prompt'."
+                "scorer finds the question in it. Use LLaVA's prompts and keep the key 'prompt'."
             ) from error
 
     def image_of(self, key: Hashable, entry: Any) -> str:
@@ -86,12 +84,11 @@ class TextVQA(Benchmark):
         return soft_accuracy(_normalized(row["text"]), [_normalized(answer) for answer in entry])
 
     def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
-        rows, warnings, missing = self.join(data, answers)
+        _, warnings, missing = self.join(data, answers)
         if missing:
             warnings[-1] += "; the official scorer averages over the answers in the file"
         truth = self.truth(data)
-        pairs = rows.items() if fixed else zip(self.keys(data, answers), answers, strict=True)
-        credits = [self.credit(truth[key], row) for key, row in pairs]
+        credits = [self.credit(truth[key], row) for key, row in self.counted(data, answers, fixed)]
         details = {
             "rule": "fixed: each question once" if fixed else "official: mean over the answers",
             "accuracy": 100 * mean(credits),

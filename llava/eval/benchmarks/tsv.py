@@ -66,9 +66,8 @@ def rows_of(path: Path, problems: list[DataIssue]) -> Iterator[tuple[int, TableI
         header = next(reader, [])
         missing = [name for name in _NEEDS if name not in header]
         if missing:
-            raise DataError(
-                f"{path}:1: missing columns {', '.join(missing)}. Check that it is the right file."
-            )
+            fix = "Check that it is the right file."
+            raise DataError(f"{path}:1: missing columns {', '.join(missing)}. {fix}")
         column, start = header.index("image"), end
         for cells in reader:
             offset, length, start = start, end - start, end

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from .base import SHORT_ANSWER, DataFile
-from .files import DataError, Row, parse_once, read_json, read_jsonl
+from .files import DataError, Row, parse_once, read_json
 from .normalize import soft_accuracy, vizwiz_official
-from .vqa import UploadedVQA
+from .vqa import UploadedVQA, asked
 
 LLAVA_TEST, LLAVA_VAL, TRUTH = "llava_test.jsonl", "llava_val.jsonl", "val.json"
 MAY_REFUSE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
@@ -83,9 +83,7 @@ class VizWiz(UploadedVQA):
                 "question": row.get("question", ""),
                 "answers": tuple(one["answer"] for one in row["answers"]),
                 "type": row.get("answer_type", "unknown"),
-                "unanswerable": not row["answerable"]
-                if "answerable" in row
-                else row["answer_type"] == "unanswerable",
+                "unanswerable": not row.get("answerable", row.get("answer_type") != "unanswerable"),
             }
             for row in read_json(path, list, ("image", "answers"))
         }
@@ -100,26 +98,24 @@ class VizWiz(UploadedVQA):
         """Return the image of every answer, from the question file whose ids and prompts match best."""
         if all("image" in row for row in answers):
             return super().keys(data, answers)
-        asked = {
-            name: parse_once(_asked, data / name)
-            for name in (LLAVA_VAL, LLAVA_TEST)
-            if (data / name).is_file()
-        }
+        paths = [data / name for name in (LLAVA_VAL, LLAVA_TEST) if (data / name).is_file()]
+        files = [parse_once(asked, path) for path in paths]
         if (data / TRUTH).is_file():  # numbered by position
-            asked[TRUTH] = dict(enumerate((key, row["question"]) for key, row in self.truth(data).items()))
-        best, found = -1, []
-        for questions in asked.values():
-            if all(row["question_id"] in questions for row in answers):
-                pairs = [(questions[row["question_id"]], str(row.get("prompt", ""))) for row in answers]
-                agree = sum(prompt.startswith(text) for (_, text), prompt in pairs)
-                if agree > best:  # the ids of both splits count from 0; prompts distinguish them
-                    best, found = agree, [image for (image, _), _ in pairs]
-        if best < 0:
+            files.append(dict(enumerate((key, one["question"]) for key, one in self.truth(data).items())))
+        ids = [row["question_id"] for row in answers]
+        files = [{one: questions[one] for one in ids} for questions in files if questions.keys() >= set(ids)]
+        if not files:
             raise DataError(
                 f"{data}: no question file ({LLAVA_VAL}, {LLAVA_TEST} or {TRUTH}) has all ids of these "
                 f"{len(answers)} answers. Pass the --data of the same benchmark, split and release."
             )
-        return found
+        # The ids of both splits count from 0; prompts distinguish them.
+        agree = [
+            sum(str(row.get("prompt", "")).startswith(file[row["question_id"]][1]) for row in answers)
+            for file in files
+        ]
+        best = files[agree.index(max(agree))]
+        return [best[one][0] for one in ids]
 
     def summary(self, found: list[tuple[Row, Row]], text: Callable[[Row], str]) -> Row:
         predicted = [_normalized(text(row)) == "unanswerable" for _, row in found]
@@ -139,9 +135,3 @@ class VizWizVal(VizWiz):
     markers = (LLAVA_VAL,)
     question_files = (LLAVA_VAL, TRUTH)
     files = VAL_DATA
-
-
-def _asked(path: Path) -> dict[Hashable, tuple[str, str]]:
-    """Return {question_id: (image, prompt)} of LLaVA's question file."""
-    rows = read_jsonl(path, [], ("question_id", "image", "text"))
-    return {row["question_id"]: (row["image"], row["text"]) for _, row in rows}

@@ -12,13 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from .base import Benchmark, Score, Submission, check_foreign, grouped, mean, most_common, to_json
-from .files import DataError, DataIssue, Question, Row, read_questions, read_rows
+from .files import DataError, DataIssue, Question, Row, read_jsonl, read_questions, read_rows
 from .normalize import evalai
 
 
 def uploaded(row: Row) -> str:
     """Return the answer as LLaVA uploads it; rows of a result file already contain it."""
     return evalai(row["text"]) if "text" in row else row["answer"]
+
+
+def asked(path: Path) -> dict[Any, tuple[str, str]]:
+    """Return {question_id: (image, prompt)} of LLaVA's question file."""
+    rows = read_jsonl(path, [], ("question_id", "image", "text"))
+    return {row["question_id"]: (row["image"], row["text"]) for _, row in rows}
 
 
 class UploadedVQA(Benchmark):

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from .base import SHORT_ANSWER, DataFile
-from .files import Row, parse_once, read_json, read_jsonl
+from .files import Row, parse_once, read_json
 from .normalize import one_line, soft_accuracy, vqa_official
-from .vqa import UploadedVQA
+from .vqa import UploadedVQA, asked
 
 TEST_DEV, ALL_TEST = "llava_vqav2_mscoco_test-dev2015.jsonl", "llava_vqav2_mscoco_test2015.jsonl"
 LLAVA_VAL = ("llava_vqav2_val.jsonl", "llava_vqav2_mscoco_val2014.jsonl")
@@ -85,7 +85,7 @@ class VQAv2(UploadedVQA):
 
     def is_test(self, data: Path, answers: list[Row]) -> bool:
         path = data / TEST_DEV
-        return path.is_file() and any(row["question_id"] in parse_once(_ids, path) for row in answers)
+        return path.is_file() and any(row["question_id"] in parse_once(asked, path) for row in answers)
 
 
 class VQAv2Val(VQAv2):
@@ -96,7 +96,3 @@ class VQAv2Val(VQAv2):
     marker = ANNOTATIONS
     markers = question_files = (*LLAVA_VAL, VAL_QUESTIONS)
     files = VAL_DATA
-
-
-def _ids(path: Path) -> frozenset[Any]:
-    return frozenset(row["question_id"] for _, row in read_jsonl(path, [], ("question_id",)))
