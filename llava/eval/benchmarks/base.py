@@ -113,7 +113,7 @@ class Benchmark(ABC):
     optional_files: tuple[DataFile, ...] = ()
     truth_files: tuple[str, ...] = ()  # paths from `files` that `read_truth` receives
     key_name: str = "question_id"  # what identifies an answer, for messages
-    image_key: str = ""  # where the ground truth names the image; default: its own key is the image
+    image_key: str = ""  # of the image in an entry of the ground truth
     repeats: str = "only the last one counts"  # effect of several answers to one question, for messages
     list_keys: tuple[str, ...] = ()  # of a JSON list of answers that is accepted besides LLaVA's jsonl
     constant_answers: tuple[str, ...] = ()  # for the constant-answer baseline
@@ -138,13 +138,13 @@ class Benchmark(ABC):
     def find(self, data: Path, *names: str) -> Path:
         """Return the first of these files that exists; of a single one also its alternatives in `files`.
 
-        Raises:
-            DataError: None exists; the message names the content and its source.
+        Raises DataError that names content and source if none exists.
         """
         listed = {file.path: file for file in (*self.optional_files, *self.files)}
-        wanted = [listed.get(name, DataFile(name)) if len(names) == 1 else DataFile(name) for name in names]
-        if found := next(filter(None, (file.find(data) for file in wanted)), None):
-            return found
+        for name in names:
+            file = listed.get(name) if len(names) == 1 else None
+            if found := (file or DataFile(name)).find(data):
+                return found
         file = next(listed[name] for name in names if name in listed)
         others = sorted({*names, *file.also} - {file.path})
         accepted = f" Also accepted: {', '.join(others)}." if others else ""
@@ -168,12 +168,10 @@ class Benchmark(ABC):
     def check(self, data: Path, questions: list[Question]) -> list[str]:
         """Return warnings about these questions. Raises DataError if none can be asked."""
         warnings = check_questions(self.title, questions)
-        bare = [question for question in questions if question.image is None]
+        bare = [f"{question.file}:{question.line}" for question in questions if question.image is None]
         if bare and not self.asks_without_image:
-            warnings.append(
-                f"{len(bare)} of {len(questions)} questions have no image and are asked without one "
-                f"(first: {bare[0].file}:{bare[0].line})"
-            )
+            what = f"{len(bare)} of {len(questions)} questions have no image"
+            warnings.append(f"{what} and are asked without one (first: {bare[0]})")
         return warnings + self.check_truth(Path(data), questions)
 
     @staticmethod
@@ -219,14 +217,12 @@ class Benchmark(ABC):
             truth = self.truth(data)
         except DataError as error:
             return [f"cannot be scored: {error}"]
-        unknown = [question for question in questions if self.question_key(question) not in truth]
+        unknown = [f"{one.file}:{one.line}" for one in questions if self.question_key(one) not in truth]
         if not unknown:
             return []
         files = ", ".join(str(path.relative_to(data)) for path in self.truth_paths(data))
-        return [
-            f"{len(unknown)} of {len(questions)} questions have no ground truth in {files} (first: "
-            f"{unknown[0].file}:{unknown[0].line}). Use question file and ground truth of the same release"
-        ]
+        what = f"{len(unknown)} of {len(questions)} questions have no ground truth in {files}"
+        return [f"{what} (first: {unknown[0]}). Use question file and ground truth of the same release"]
 
     def join(self, data: Path, answers: Sequence[Row]) -> Joined:
         """Join answers with the ground truth by key. Raises DataError for answers to other questions."""
@@ -274,8 +270,10 @@ class Benchmark(ABC):
         raise NotImplementedError
 
     def image_of(self, key: Hashable, entry: Any) -> str:
-        """Return the image of a question in the ground truth."""
-        return str(entry[self.image_key] if self.image_key else key)
+        """Return the image of a question, by default its key; tuples end with the question."""
+        if self.image_key:
+            return str(entry[self.image_key])
+        return "/".join(key[:-1]) if isinstance(key, tuple) else str(key)
 
     def question_scores(self, data: Path, answers: list[Row]) -> list[QuestionScore]:
         """Return one credit per answered question, joined by key, in the order of the ground truth."""
@@ -331,34 +329,28 @@ def check_questions(benchmark_title: str, questions: list[Question]) -> list[str
     counted = Counter((question.question_id, question.text) for question in questions)
     repeated = [identity for (identity, _), times in counted.items() if times > 1]
     if repeated:
-        warnings.append(
-            f"{len(repeated)} questions occur more than once (first: question_id {repeated[0]!r})"
-        )
-    images = dict.fromkeys(question.image for question in questions if isinstance(question.image, Path))
+        what = f"{len(repeated)} questions occur more than once"
+        warnings.append(f"{what} (first: question_id {repeated[0]!r})")
+    images = {question.image for question in questions if isinstance(question.image, Path)}
     missing = {image for image in images if not image.is_file()}
     if missing:
         affected = [question for question in questions if question.image in missing]
         first = affected[0]
-        message = (
-            f"{len(missing)} of {len(images)} images are missing; {len(affected)} questions use them "
-            f"(first: {first.file}:{first.line} uses {first.image})"
-        )
+        message = f"{len(missing)} of {len(images)} images are missing; {len(affected)} questions use them"
+        message += f" (first: {first.file}:{first.line} uses {first.image})"
         if len(missing) == len(images):
             raise DataError(f"{benchmark_title}: {message}. Put the images into {first.image.parent}.")
         warnings.append(message)
     return warnings
 
 
-def check_foreign(
-    keys: Sequence[Hashable], known: Collection[Hashable], path: Path, key_name: str = "question_id"
-) -> None:
+def check_foreign(keys: Sequence[Hashable], known: Collection[Hashable], path: Path, key_name: str) -> None:
     """Raise DataError if there are answers whose key is not known; `path` is the file that lists the keys."""
     foreign = [key for key in keys if key not in known]
     if foreign:
-        raise DataError(
-            f"{len(foreign)} of {len(keys)} answers match no question in {path} (first {key_name}: "
-            f"{foreign[0]!r}). Pass the --data of the same benchmark, split and release."
-        )
+        what = f"{len(foreign)} of {len(keys)} answers match no question in {path}"
+        fix = "Pass the --data of the same benchmark, split and release."
+        raise DataError(f"{what} (first {key_name}: {foreign[0]!r}). {fix}")
 
 
 def most_common(texts: Iterable[str]) -> list[str]:

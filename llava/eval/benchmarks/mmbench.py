@@ -87,8 +87,8 @@ class MMBench(Benchmark):
         for index, (number, image, row) in enumerate(rows_of(path, problems)):
             if isinstance(image, str):  # some releases refer to the image of another row
                 if image not in images:
-                    message = f"refers to the image of row {image}, which is not above it"
-                    problems.append(DataIssue(str(path), number, message))
+                    what = f"refers to the image of row {image}, which is not above it"
+                    problems.append(DataIssue(str(path), number, what))
                     continue
                 image = images[image]
             images[row["index"]] = image
@@ -113,10 +113,7 @@ class MMBench(Benchmark):
         if orphans := sum(key % ROTATION not in known for key in rotations):
             warnings.append(f"{orphans} of {len(known)} rows are rotations of missing questions")
         if not rotations and len(known) > 1:
-            warnings.append(
-                "no row is a rotation (index >= 1,000,000): a release without circular rows, or only the "
-                "first questions; the accuracy is then the vanilla one"
-            )
+            warnings.append("no row is a rotation (index >= 1,000,000); the accuracy is then the vanilla one")
         return warnings
 
     @staticmethod
@@ -156,10 +153,8 @@ class MMBench(Benchmark):
         warnings = [*self.parsed(data)["issues"], *warnings]
         unresolved = sum(self.letter(truth[key], row) is None for key, row in rows.items())
         if unresolved:
-            warnings.append(
-                f"{unresolved} answers name no option; exact matching counts them as wrong, the server would "
-                "ask a judge"
-            )
+            what = f"{unresolved} answers name no option"
+            warnings.append(f"{what}; exact matching counts them as wrong, the server would ask a judge")
         right = {
             key: self.credit(entry, rows[key]) if key in rows else 0.0
             for key, entry in truth.items()

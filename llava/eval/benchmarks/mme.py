@@ -11,7 +11,7 @@ applies; `fixed` pairs by image and scores such a task by its accuracy, 0.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +102,6 @@ class MME(Benchmark):
         task, _, name = str(row["question_id"]).partition("/")
         file = name.split("/")[-1].split(".")[0] + ".txt"
         return task, file, row["prompt"].replace(SHORT_ANSWER.strip(), "").strip()
-
-    def image_of(self, key: Hashable, entry: Any) -> str:
-        return f"{key[0]}/{key[1]}"
 
     def credit(self, entry: tuple[str, str], row: Row) -> float:
         return float(parse_answer(row["text"]) == entry[1].lower())

@@ -67,7 +67,7 @@ def wrong_labels(inside: Keyed, labels: Keyed, fixed: bool) -> list[str]:
     """Return the warning that answers are joined with labels of other questions."""
     wrong = []
     for place, ((key, row), (other, label)) in enumerate(zip(inside, labels, strict=False), 1):
-        prompt, text = str(row.get("prompt", "")), label.get("text", "")
+        prompt, text = str(row.get("prompt", "")), label.get("text") or ""
         if key != other or (fixed and prompt and text not in prompt):
             ids = f"question_id {row['question_id']} with {label['question_id']}"
             wrong.append(f"from position {place} on, are joined with the label of another question ({ids}")

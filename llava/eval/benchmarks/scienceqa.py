@@ -81,9 +81,9 @@ class ScienceQA(Benchmark):
             if problem:
                 problems.append(DataIssue(str(path), number, problem))
                 continue
-            where = image and path.parent / "images" / "test" / image
+            where = None if image is None else path.parent / "images" / "test" / image
             # the scorer recognizes questions with an image by their prompt
-            extra = {"prompt": "<image>\n" + text if image else text}
+            extra = {"prompt": text if image is None else "<image>\n" + text}
             yield Question(index, row["id"], where, text, file=str(path), line=number, extra=extra)
             index += 1
 

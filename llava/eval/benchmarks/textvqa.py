@@ -9,10 +9,8 @@ lower the score; a warning counts them. `fixed` scores each question once.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from .base import Benchmark, DataFile, Score, mean, most_common
 from .files import DataError, Row, read_json
@@ -76,9 +74,6 @@ class TextVQA(Benchmark):
                 f"{self.title}: the answer to question_id {row['question_id']!r} {reason}. The official "
                 "scorer finds the question in it. Use LLaVA's prompts and keep the key 'prompt'."
             ) from error
-
-    def image_of(self, key: Hashable, entry: Any) -> str:
-        return key[0]
 
     def credit(self, entry: tuple[str, ...], row: Row) -> float:
         return soft_accuracy(_normalized(row["text"]), [_normalized(answer) for answer in entry])

@@ -74,16 +74,15 @@ def rows_of(path: Path, problems: list[DataIssue]) -> Iterator[tuple[int, TableI
             if not cells:
                 continue
             if len(cells) != len(header) or not cells[header.index("index")].isdigit():
-                message = f"{len(cells)} cells for {len(header)} columns, or no index"
-                problems.append(DataIssue(str(path), reader.line_num, message))
+                what = f"{len(cells)} cells for {len(header)} columns, or no index"
+                problems.append(DataIssue(str(path), reader.line_num, what))
                 continue
             row = dict(zip(header, cells, strict=True))
-            text = row.pop("image")
-            if text.isdigit() and len(text) < 64:
-                yield reader.line_num, text, row
-            else:
-                name = hashlib.sha256(text.encode()).hexdigest()[:32]
-                yield reader.line_num, TableImage(name, path, offset, length, column), row
+            image = row.pop("image")
+            if not image.isdigit() or len(image) >= 64:
+                name = hashlib.sha256(image.encode()).hexdigest()[:32]
+                image = TableImage(name, path, offset, length, column)
+            yield reader.line_num, image, row
 
 
 def is_missing(cell: str) -> bool:

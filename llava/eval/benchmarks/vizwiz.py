@@ -29,11 +29,6 @@ VAL_DATA = (
 )
 
 
-def accuracy(prediction: str, references: list[str] | tuple[str, ...]) -> float:
-    """Return the official accuracy in [0, 1]: normalized prediction, unmodified reference answers."""
-    return soft_accuracy(_normalized(prediction), references)
-
-
 def unanswerability(predicted: list[bool], true: list[bool]) -> dict[str, float]:
     """Return average precision and F1 (percent) of "unanswerable", derived from the answers' text alone.
 
@@ -69,11 +64,15 @@ class VizWiz(UploadedVQA):
     server = "EvalAI challenge 2185 (VizWiz VQA)"
     total = "accuracy"
     tables = {"perAnswerType": "type"}
-    accuracy = staticmethod(accuracy)
 
     def official_questions(self, path: Path) -> Iterable[tuple[Any, str, str]]:
         for index, row in enumerate(read_json(path, list, ("image", "question"))):
             yield index, row["image"], row["question"] + MAY_REFUSE + SHORT_ANSWER
+
+    @staticmethod
+    def accuracy(prediction: str, references: list[str] | tuple[str, ...]) -> float:
+        """Return the official accuracy in [0, 1]: normalized prediction, unmodified reference answers."""
+        return soft_accuracy(_normalized(prediction), references)
 
     @staticmethod
     def read_truth(path: Path) -> dict[str, Row]:

@@ -107,7 +107,7 @@ class UploadedVQA(Benchmark):
         needs = dict.fromkeys(("question_id", self.key_name))
         listed = read_rows(path, needs, "A question list cannot be used in part; replace it")
         texts = {row["question_id"]: uploaded(row) for row in answers}
-        check_foreign(list(texts), {row["question_id"] for row in listed}, path)
+        check_foreign(list(texts), {row["question_id"] for row in listed}, path, "question_id")
         missing = [row[self.key_name] for row in listed if row["question_id"] not in texts]
         what = f"{len(missing)} of {len(listed)} questions have no answer"
         if missing and self.upload_all:

@@ -32,14 +32,6 @@ VAL_DATA = (
 )
 
 
-def accuracy(prediction: str, references: list[str] | tuple[str, ...]) -> float:
-    """Return the official accuracy in [0, 1]; identical reference answers switch normalization off."""
-    references, prediction = [one_line(answer) for answer in references], one_line(prediction)
-    if len(set(references)) > 1:
-        references, prediction = [_normalized(answer) for answer in references], _normalized(prediction)
-    return soft_accuracy(prediction, references)
-
-
 class VQAv2(UploadedVQA):
     name = "vqav2"
     title = "VQAv2"
@@ -64,12 +56,19 @@ class VQAv2(UploadedVQA):
     total = "overall"
     tables = {"perAnswerType": "answer_type", "perQuestionType": "question_type"}
     needs_all = True
-    accuracy = staticmethod(accuracy)
 
     def official_questions(self, path: Path) -> Iterable[tuple[Any, str, str]]:
         for row in read_json(path, dict, ("questions",))["questions"]:
             image = f"COCO_val2014_{row['image_id']:012d}.jpg"
             yield row["question_id"], image, row["question"] + SHORT_ANSWER
+
+    @staticmethod
+    def accuracy(prediction: str, references: list[str] | tuple[str, ...]) -> float:
+        """Return the official accuracy in [0, 1]; identical reference answers switch normalization off."""
+        references, prediction = [one_line(answer) for answer in references], one_line(prediction)
+        if len(set(references)) > 1:
+            references, prediction = [_normalized(answer) for answer in references], _normalized(prediction)
+        return soft_accuracy(prediction, references)
 
     @staticmethod
     def read_truth(path: Path) -> dict[Any, Row]:
