@@ -87,9 +87,9 @@ class PerImageCounts:
 
 
 class Joined(NamedTuple):
-    """Answers by their key in the ground truth; of repeated answers the last one."""
+    """Answers joined with the ground truth."""
 
-    rows: dict[Hashable, Row]
+    rows: dict[Hashable, Row]  # by key; of repeated answers the last one
     warnings: list[str]
     missing: int  # wanted keys without an answer
 

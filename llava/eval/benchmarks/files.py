@@ -131,13 +131,11 @@ def read_answers(path: str | Path, list_keys: tuple[str, ...] = ()) -> list[Row]
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such answer file")
-    if list_keys:
-        with path.open("rb") as file:
-            is_list = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
-        rows = read_json(path, list, list_keys) if is_list else None
+    with path.open("rb") as file:
+        is_list = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    if list_keys and is_list:
+        rows = read_json(path, list, list_keys)
     else:
-        rows = None
-    if rows is None:
         rows = read_rows(path, ("question_id", "text"), "Fix or delete such lines before scoring")
     if not rows:
         raise DataError(f"{path}: contains no answers")

@@ -9,7 +9,6 @@ stop; `fixed` averages over the answered ones.
 from __future__ import annotations
 
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +70,9 @@ class GQA(Benchmark):
     truth_files = (f"data/{TRUTH}",)
     list_keys = ("questionId", "prediction")
 
-    read_truth = staticmethod(partial(read_json, kind=dict))
+    @staticmethod
+    def read_truth(path: Path) -> dict[str, Row]:
+        return read_json(path, dict)
 
     def key(self, row: Row) -> str:
         return str(row.get("questionId", row.get("question_id")))

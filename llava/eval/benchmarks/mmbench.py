@@ -22,6 +22,7 @@ from .tsv import MISSING_CELLS, TableImage, is_missing, rows_of
 OPTIONS = "ABCD"
 ROTATION = 1_000_000
 SERVER = "MMBench's server (mmbench.opencompass.org.cn), dev"
+_WHAT, _PAGE = "questions, images and answers", "github.com/open-compass/MMBench"
 _NOT_UPLOADED = ("hint", "category", "source", "image", "comment", "l2-category")
 _ABBREVIATIONS = {
     "coarse_perception": "CP",
@@ -73,8 +74,7 @@ class MMBench(Benchmark):
     marker = "mmbench_dev_20230712.tsv"
     markers = ("mmbench_dev_[e2]*.tsv",)  # other releases, of which the latest is used
     sizes = {4377: "dev 20230712", 4329: "dev 20231003"}
-    source = "MMBench dev, release 20230712 (github.com/open-compass/MMBench)"
-    files = (DataFile(marker, "questions, images and answers", source, also=markers),)
+    files = (DataFile(marker, _WHAT, f"MMBench dev, release 20230712 ({_PAGE})", also=markers),)
     truth_files = (marker,)
     constant_answers = tuple(OPTIONS)  # with rotations, each of them scores 0
     instruction = LETTER_ANSWER
@@ -155,11 +155,8 @@ class MMBench(Benchmark):
         if unresolved:
             what = f"{unresolved} answers name no option"
             warnings.append(f"{what}; exact matching counts them as wrong, the server would ask a judge")
-        right = {
-            key: self.credit(entry, rows[key]) if key in rows else 0.0
-            for key, entry in truth.items()
-            if key in rows or not fixed
-        }
+        counted = [key for key in truth if key in rows or not fixed]
+        right = {key: self.credit(truth[key], rows[key]) if key in rows else 0.0 for key in counted}
         circular = _circular(right)
         first = [(truth[key], circular[key]) for key in right if key < ROTATION]
         report = {"Overall": mean(value for _, value in first)}
@@ -214,8 +211,7 @@ class MMBenchCN(MMBench):
     marker = "mmbench_dev_cn_20231003.tsv"
     markers = ("mmbench_dev_cn*.tsv",)
     sizes = {4329: "dev 20231003"}
-    source = "MMBench-CN dev, release 20231003 (github.com/open-compass/MMBench)"
-    files = (DataFile(marker, "questions, images and answers", source, also=markers),)
+    files = (DataFile(marker, _WHAT, f"MMBench-CN dev, release 20231003 ({_PAGE})", also=markers),)
     truth_files = (marker,)
     instruction = "\n请直接回答选项字母。"
 

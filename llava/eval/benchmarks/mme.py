@@ -26,9 +26,8 @@ PARTS = {"perception": PERCEPTION, "cognition": COGNITION}
 TASKS = PERCEPTION + COGNITION
 QUESTIONS, RELEASE = "llava_mme.jsonl", "MME_Benchmark_release_version"
 _SUFFIX = "Please answer yes or no."
-Line = tuple[
-    str, str, str, str
-]  # of a task's result file: label file (one per image), question, Yes or No, answer
+# One line of a task's result file: label file (one per image), question, Yes or No, answer.
+Line = tuple[str, str, str, str]
 
 
 def parse_answer(text: str) -> str:
@@ -44,8 +43,8 @@ def task_score(pairs: list[list[Line]]) -> Row:
         said = [(parse_answer(text), label.lower()) for _, _, label, text in pair]
         right.append([predicted == label for predicted, label in said])
         for predicted, label in said:
-            name = ("T" if predicted == label else "F") + ("P" if predicted == "yes" else "N")
-            counts["other" if predicted == "other" else name] += 1
+            outcome = ("T" if predicted == label else "F") + ("P" if predicted == "yes" else "N")
+            counts["other" if predicted == "other" else outcome] += 1
     accuracies = {"acc": mean(sum(right, [])), "acc_plus": mean(map(all, right))}
     return {"n_images": len(pairs), **accuracies, **counts}
 

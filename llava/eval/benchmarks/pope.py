@@ -25,10 +25,10 @@ CATEGORIES, OUTCOMES = ("adversarial", "popular", "random"), ("TP", "FP", "TN", 
 QUESTIONS = "llava_pope_test.jsonl"
 LABELS = tuple(f"coco/coco_pope_{category}.json" for category in CATEGORIES)
 _BY_POSITION = "The official scorer joins by position without checking, so this score is not valid."
-Keyed = list[tuple[tuple[str, Any], Row]]
+Keyed = list[tuple[tuple[str, Any], Row]]  # ((category, id in the label file), answer or label)
 _PAGE = "POPE (github.com/RUCAIBox/POPE), the release with 2,910 random rows"
 _LATER = (
-    "3,000 random labels are a later release of POPE's file; LLaVA's questions belong to the one with 2,910"
+    "3,000 random labels are a later release of POPE's file than the one of LLaVA's questions, with 2,910"
 )
 
 
@@ -160,10 +160,9 @@ class Pope(Benchmark):
             details[category] = found = category_metrics(pairs, [row for _, row in inside], fixed)
             if found["f1"] is None:
                 why = "no yes is right" if found["FP"] else "no answer is a yes"
-                doubt += [
-                    f"the official scorer divides by zero here ({why}) and reports no score; --fixed counts "
-                    "such an F1 as 0"
-                ]
+                doubt.append(
+                    f"the official scorer divides by zero here ({why}); --fixed counts such an F1 as 0"
+                )
             warnings += [f"{category}: {text}" for text in doubt]
         scores = [details[category]["f1"] for category in CATEGORIES if category in details]
         details["mean_f1"] = mean_f1 = None if None in scores or not scores else mean(scores)

@@ -102,18 +102,15 @@ class VizWiz(UploadedVQA):
         if (data / TRUTH).is_file():  # numbered by position
             files.append(dict(enumerate((key, one["question"]) for key, one in self.truth(data).items())))
         ids = [row["question_id"] for row in answers]
-        files = [{one: questions[one] for one in ids} for questions in files if questions.keys() >= set(ids)]
+        files = [questions for questions in files if questions.keys() >= set(ids)]
         if not files:
-            raise DataError(
-                f"{data}: no question file ({LLAVA_VAL}, {LLAVA_TEST} or {TRUTH}) has all ids of these "
-                f"{len(answers)} answers. Pass the --data of the same benchmark, split and release."
+            what = (
+                f"no question file ({LLAVA_VAL}, {LLAVA_TEST} or {TRUTH}) has all ids of {len(ids)} answers"
             )
+            raise DataError(f"{data}: {what}. Pass the --data of the same benchmark, split and release.")
         # The ids of both splits count from 0; prompts distinguish them.
-        agree = [
-            sum(str(row.get("prompt", "")).startswith(file[row["question_id"]][1]) for row in answers)
-            for file in files
-        ]
-        best = files[agree.index(max(agree))]
+        prompts = [(row["question_id"], str(row.get("prompt", ""))) for row in answers]
+        best = max(files, key=lambda file: sum(prompt.startswith(file[one][1]) for one, prompt in prompts))
         return [best[one][0] for one in ids]
 
     def summary(self, found: list[tuple[Row, Row]], text: Callable[[Row], str]) -> Row:
