@@ -53,20 +53,14 @@ _ALIASES = {
     "sqa": "scienceqa",
     "scienceqa_img": "scienceqa",
     "vqa": "vqav2",
-    "mm-vet": "mmvet",
     "mm_vet": "mmvet",
     "mmbench_en": "mmbench",
-    "mmbench-cn": "mmbench_cn",
-    "activitynet_qa": "activitynet",
-    "msvd_qa": "msvd",
-    "msrvtt_qa": "msrvtt",
-    "tgif_qa": "tgif",
 }
 
 
 def benchmark_name(text: str) -> str:
     """Return the registered name of an alias; unknown names are returned for argparse to reject."""
-    name = text.lower()
+    name = text.lower().replace("-", "_").removesuffix("_qa")
     return name if name in _MODULES else _ALIASES.get(name, text)
 
 

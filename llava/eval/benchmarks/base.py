@@ -18,18 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llava.eval.benchmarks.files import (
-    DataError,
-    DataIssue,
-    Question,
-    Row,
-    parse_once,
-    read_answers,
-    read_questions,
-    read_rows,
-)
+from .files import DataError, DataIssue, Question, Row, parse_once, read_answers, read_questions
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+LETTER_ANSWER = "\nAnswer with the option's letter from the given choices directly."
 LLAVA_EVAL_ZIP = "eval.zip of LLaVA (its docs/Evaluation.md)"
 
 
@@ -44,11 +36,8 @@ class Score:
 
     def document(self) -> Row:
         """Return the JSON document that the commands print last."""
-        return {
-            "benchmark": self.benchmark,
-            "score": self.score,
-            "details": {**self.details, "warnings": self.warnings},
-        }
+        details = {**self.details, "warnings": self.warnings}
+        return {"benchmark": self.benchmark, "score": self.score, "details": details}
 
 
 @dataclass(frozen=True)
@@ -62,21 +51,13 @@ class QuestionScore:
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file or folder of a benchmark.
+    """A file or folder of a benchmark."""
 
-    Attributes:
-        path: Relative to the benchmark's folder.
-        what: Content, in a few words.
-        source: Name of the dataset and its official page.
-        purpose: ask, score or submit.
-        also: Other names, patterns allowed, that are accepted instead.
-    """
-
-    path: str
-    what: str
-    source: str = LLAVA_EVAL_ZIP
-    purpose: str = "ask"
-    also: tuple[str, ...] = ()
+    path: str  # relative to the benchmark's folder
+    what: str = ""  # content, in a few words
+    source: str = LLAVA_EVAL_ZIP  # name of the dataset and its official page
+    purpose: str = "ask"  # or score, or submit
+    also: tuple[str, ...] = ()  # other names, patterns allowed, that are accepted instead
 
     def find(self, folder: Path) -> Path | None:
         """Return the file, or the last match of an alternative, if it exists and is not an empty folder."""
@@ -99,82 +80,57 @@ class Submission:
 
 @dataclass(frozen=True)
 class PerImageCounts:
-    """Sufficient statistics of a score per image.
-
-    `counts` is (images, ...) float64. `Benchmark.score_counts` turns a sum over images into the score, so
-    that a bootstrap over images does not have to score answers again.
-    """
+    """Sums per image from which `Benchmark.score_counts` computes the score, as a bootstrap needs them."""
 
     images: tuple[str, ...]
-    counts: np.ndarray
+    counts: np.ndarray  # (images, ...) float64
 
 
 class Joined(NamedTuple):
-    """Answers by their key in the ground truth; of repeated answers the last one."""
+    """Answers joined with the ground truth."""
 
-    rows: dict[Hashable, Row]
+    rows: dict[Hashable, Row]  # by key; of repeated answers the last one
     warnings: list[str]
     missing: int  # wanted keys without an answer
 
 
 class Benchmark(ABC):
-    """One benchmark; class attributes declare its files, methods read and score.
+    """One benchmark; class attributes declare its files, methods read and score."""
 
-    Attributes:
-        name: Name on the command line.
-        folder: Default folder under DATA_DIR; `other_folders` are accepted as well.
-        unit, metric: Unit of the score and heading of its column.
-        media: "image" or "video".
-        asks_without_image: True if some questions have no image.
-        marker: LLaVA's question file; it or one of `markers` (patterns allowed) identifies the folder.
-        image_folder: Folder of the images.
-        files: Files of a full set; `optional_files` are used if present.
-        truth_files: Paths from `files` that `read_truth` receives.
-        key_name: What identifies an answer, for messages.
-        list_keys: Keys of a JSON list of answers that is accepted besides LLaVA's jsonl.
-        constant_answers: Answers for the constant-answer baseline.
-        sizes: Number of questions -> release.
-    """
-
-    name: str
+    name: str  # on the command line
     title: str
-    folder: str
+    folder: str  # default folder under DATA_DIR; `other_folders` are accepted as well
     other_folders: tuple[str, ...] = ()
     max_new_tokens: int = 128
     unit: str = "%"
-    metric: str = "score"
-    media: str = "image"
-    asks_without_image: bool = False
-    marker: str
+    metric: str = "score"  # heading of the score's column
+    media: str = "image"  # or video
+    asks_without_image: bool = False  # some questions have no image
+    marker: str  # LLaVA's question file; it or one of `markers` (patterns allowed) identifies the folder
     markers: tuple[str, ...] = ()
     image_folder: str = ""
-    files: tuple[DataFile, ...] = ()
+    files: tuple[DataFile, ...] = ()  # of a full set; `optional_files` are used if present
     optional_files: tuple[DataFile, ...] = ()
-    truth_files: tuple[str, ...] = ()
-    key_name: str = "question_id"
-    list_keys: tuple[str, ...] = ()
-    constant_answers: tuple[str, ...] = ()
-    sizes: Mapping[int, str] = {}
-
-    # -- files ------------------------------------------------------------------------------------
+    truth_files: tuple[str, ...] = ()  # paths from `files` that `read_truth` receives
+    key_name: str = "question_id"  # what identifies an answer, for messages
+    image_key: str = ""  # of the image in an entry of the ground truth
+    repeats: str = "only the last one counts"  # effect of several answers to one question, for messages
+    list_keys: tuple[str, ...] = ()  # of a JSON list of answers that is accepted besides LLaVA's jsonl
+    constant_answers: tuple[str, ...] = ()  # for the constant-answer baseline
+    sizes: Mapping[int, str] = {}  # number of questions -> release
 
     def owns(self, folder: Path) -> bool:
         """Return True if the folder contains the benchmark's own files."""
         return any(any(folder.glob(name)) for name in (self.marker, *self.markers))
 
     def locate(self, data: str | Path) -> Path:
-        """Return the benchmark's own folder: `data`, or its subfolder `folder` if the files are there.
-
-        Raises:
-            DataError: `data` is not a folder.
-        """
+        """Return `data` or its subfolder with the files. Raises DataError if `data` is not a folder."""
         data = Path(data)
-        if self.owns(data):
-            return data
-        for above in (data,) if data.is_dir() else (data, data.parent):
-            for name in (self.folder, *self.other_folders):
-                if self.owns(above / name):
-                    return above / name
+        above = (data,) if data.is_dir() else (data, data.parent)
+        names = (self.folder, *self.other_folders)
+        for folder in (data, *(one / name for one in above for name in names)):
+            if self.owns(folder):
+                return folder
         if not data.is_dir():
             raise DataError(f"{data}: no such folder. Set --data to the folder that contains {self.marker}.")
         return data
@@ -182,36 +138,26 @@ class Benchmark(ABC):
     def find(self, data: Path, *names: str) -> Path:
         """Return the first of these files that exists; of a single one also its alternatives in `files`.
 
-        Raises:
-            DataError: None exists; the message names the content and its source.
+        Raises DataError that names content and source if none exists.
         """
         listed = {file.path: file for file in (*self.optional_files, *self.files)}
         for name in names:
             file = listed.get(name) if len(names) == 1 else None
-            found = (file or DataFile(name, "", "")).find(data)
-            if found:
+            if found := (file or DataFile(name)).find(data):
                 return found
         file = next(listed[name] for name in names if name in listed)
         others = sorted({*names, *file.also} - {file.path})
         accepted = f" Also accepted: {', '.join(others)}." if others else ""
         raise DataError(f"{data / file.path}: not found. Add the {file.what} from {file.source}.{accepted}")
 
-    # -- questions --------------------------------------------------------------------------------
-
     def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
-        """Stream the questions in file order.
+        """Stream the questions in file order. Raises DataError if the file cannot be used.
 
         Args:
             problems: Receives the lines that cannot be used.
-        Raises:
-            DataError: The question file is missing or cannot be used.
         """
-        return read_questions(self.find(data, self.marker), self.images(data, self.image_folder), problems)
-
-    def images(self, data: Path, name: str) -> Path:
-        """Return the image folder of that name or an alternative of it, whether it exists or not."""
-        file = next((file for file in self.files if file.path == name), None)
-        return (file and file.find(data)) or data / name
+        images = next((file.find(data) for file in self.files if file.path == self.image_folder), None)
+        return read_questions(self.find(data, self.marker), images or data / self.image_folder, problems)
 
     def load_image(self, image: Any) -> Any:
         """Return a question's `image` as PIL image (RGB). Raises OSError or ValueError naming the file."""
@@ -222,15 +168,11 @@ class Benchmark(ABC):
     def check(self, data: Path, questions: list[Question]) -> list[str]:
         """Return warnings about these questions. Raises DataError if none can be asked."""
         warnings = check_questions(self.title, questions)
-        bare = [question for question in questions if question.image is None]
+        bare = [f"{question.file}:{question.line}" for question in questions if question.image is None]
         if bare and not self.asks_without_image:
-            warnings.append(
-                f"{len(bare)} of {len(questions)} questions have no image and are asked without one "
-                f"(first: {bare[0].file}:{bare[0].line})"
-            )
+            what = f"{len(bare)} of {len(questions)} questions have no image"
+            warnings.append(f"{what} and are asked without one (first: {bare[0]})")
         return warnings + self.check_truth(Path(data), questions)
-
-    # -- ground truth -----------------------------------------------------------------------------
 
     @staticmethod
     def read_truth(*paths: Path) -> dict[Hashable, Any]:
@@ -257,24 +199,9 @@ class Benchmark(ABC):
         """Return the keys of all answers. Raises DataError."""
         return [self.key(row) for row in answers]
 
-    def known(self, data: Path) -> Collection[Hashable]:
-        """Return the keys that answers may have."""
+    def wanted(self, data: Path) -> Collection[Hashable]:
+        """Return the keys that should have an answer; answers to others need an entry in the ground truth."""
         return self.truth(data).keys()
-
-    def check_truth(self, data: Path, questions: list[Question]) -> list[str]:
-        """Return warnings if the ground truth is missing or belongs to another release."""
-        try:
-            truth = self.truth(data)
-        except DataError as error:
-            return [f"cannot be scored: {error}"]
-        unknown = [question for question in questions if self.question_key(question) not in truth]
-        if not unknown:
-            return []
-        files = ", ".join(str(path.relative_to(data)) for path in self.truth_paths(data))
-        return [
-            f"{len(unknown)} of {len(questions)} questions have no ground truth in {files} (first: "
-            f"{unknown[0].file}:{unknown[0].line}). Use question file and ground truth of the same release"
-        ]
 
     def question_key(self, question: Question) -> Hashable:
         """Return the key of a question in the ground truth, None if it has none."""
@@ -284,39 +211,42 @@ class Benchmark(ABC):
         except DataError:
             return None
 
-    def join(
-        self,
-        data: Path,
-        answers: Sequence[Row],
-        wanted: Collection[Hashable] | None = None,
-        noun: str = "questions",
-        repeats: str = "only the last one is scored",
-    ) -> Joined:
-        """Join answers with the ground truth by key.
+    def check_truth(self, data: Path, questions: list[Question]) -> list[str]:
+        """Return warnings if the ground truth is missing or belongs to another release."""
+        try:
+            truth = self.truth(data)
+        except DataError as error:
+            return [f"cannot be scored: {error}"]
+        unknown = [f"{one.file}:{one.line}" for one in questions if self.question_key(one) not in truth]
+        if not unknown:
+            return []
+        files = ", ".join(str(path.relative_to(data)) for path in self.truth_paths(data))
+        what = f"{len(unknown)} of {len(questions)} questions have no ground truth in {files}"
+        return [f"{what} (first: {unknown[0]}). Use question file and ground truth of the same release"]
 
-        Args:
-            wanted: Keys that should have an answer, called `noun` in the warning; default: all.
-            repeats: Effect of several answers to one question, for the warning.
-        Raises:
-            DataError: There are answers to other questions.
-        """
-        keys, known = self.keys(data, answers), self.known(data)
-        check_foreign(keys, known, self.truth_paths(data)[0], self.key_name)
+    def join(self, data: Path, answers: Sequence[Row]) -> Joined:
+        """Join answers with the ground truth by key. Raises DataError for answers to other questions."""
+        keys, truth, wanted = self.keys(data, answers), self.truth(data), self.wanted(data)
+        check_foreign(keys, {*truth, *wanted}, self.truth_paths(data)[0], self.key_name)
         rows, warnings = dict(zip(keys, answers, strict=True)), []
-        if len(rows) < len(answers):
-            warnings.append(
-                f"{len(answers) - len(rows)} answers repeat the {self.key_name} of another; {repeats}"
-            )
-        wanted = known if wanted is None else wanted
         missing = sum(key not in rows for key in wanted)
-        unlabeled = len(rows.keys() - self.truth(data).keys())
-        if unlabeled:
+        if repeated := len(answers) - len(rows):
+            warnings.append(f"{repeated} answers repeat the {self.key_name} of another; {self.repeats}")
+        if unlabeled := len(rows.keys() - truth.keys()):
             warnings.append(f"{unlabeled} answers have no ground truth; left out")
         if missing:
-            warnings.append(f"{missing} of {len(wanted)} {noun} have no answer")
+            warnings.append(f"{missing} of {len(wanted)} questions have no answer")
         return Joined(rows, warnings, missing)
 
-    # -- rule -------------------------------------------------------------------------------------
+    def counted(self, data: Path, answers: Sequence[Row], fixed: bool) -> list[tuple[Any, Row]]:
+        """Return (key, answer) of every answer in file order; of repeated ones only the last if `fixed`."""
+        pairs = list(zip(self.keys(data, answers), answers, strict=True))
+        return list(dict(pairs).items()) if fixed else pairs
+
+    def matched(self, data: Path, answers: Sequence[Row]) -> list[tuple[Any, Any, Row]]:
+        """Return (key, entry, answer) of the answered questions, in the order of the ground truth."""
+        rows = self.join(data, answers).rows
+        return [(key, entry, rows[key]) for key, entry in self.truth(data).items() if key in rows]
 
     def read_answers(self, path: str | Path) -> list[Row]:
         """Return the answers of LLaVA's jsonl or of a file that the benchmark's own tools read."""
@@ -324,134 +254,108 @@ class Benchmark(ABC):
 
     @abstractmethod
     def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
-        """Score by the official rules.
+        """Score by the official rules. Raises DataError as `join` does.
 
         Args:
             fixed: Work around known bugs of the official scorer.
-        Raises:
-            DataError: Files are missing, or there are answers to other questions.
         """
+
+    def stopped(self, details: Row, warnings: list[str], raises: str) -> Score:
+        """Return the missing score of answers at which the official scorer raises an error."""
+        note = f"the official scorer stops here ({raises}) and reports no score. Use --fixed to get one"
+        return Score(self.name, None, {**details, "raises": raises}, [*warnings, note])
 
     def credit(self, entry: Any, row: Row) -> float | None:
         """Return the credit in [0, 1] of an answer, given its ground truth; None if it is left out."""
         raise NotImplementedError
 
     def image_of(self, key: Hashable, entry: Any) -> str:
-        """Return the image of a question in the ground truth."""
-        return str(key)
+        """Return the image of a question, by default its key; tuples end with the question."""
+        if self.image_key:
+            return str(entry[self.image_key])
+        return "/".join(key[:-1]) if isinstance(key, tuple) else str(key)
 
     def question_scores(self, data: Path, answers: list[Row]) -> list[QuestionScore]:
         """Return one credit per answered question, joined by key, in the order of the ground truth."""
-        rows, found = self.join(data, answers).rows, []
-        for key, entry in self.truth(data).items():
-            value = self.credit(entry, rows[key]) if key in rows else None
+        found = []
+        for key, entry, row in self.matched(data, answers):
+            value = self.credit(entry, row)
             if value is not None:
                 name = "/".join(map(str, key)) if isinstance(key, tuple) else str(key)
                 found.append(QuestionScore(name, self.image_of(key, entry), float(value)))
         return found
 
-    def per_image_counts(self, data: Path, answers: list[Row]) -> PerImageCounts:
-        """Return per-image counts of these answers, joined by key; here (images, 2): credits, questions."""
-        table: dict[str, np.ndarray] = {}
-        for one in self.question_scores(data, answers):
-            table.setdefault(one.image, np.zeros(2))[:] += one.value, 1
-        return self._per_image(table)
+    def image_counts(self, data: Path, answers: list[Row]) -> Iterable[tuple[str, Any]]:
+        """Yield (image, counts) whose sums per image `score_counts` receives; here credit and 1."""
+        return ((one.image, (one.value, 1)) for one in self.question_scores(data, answers))
 
-    def _per_image(self, table: dict[str, np.ndarray]) -> PerImageCounts:
+    def per_image_counts(self, data: Path, answers: list[Row]) -> PerImageCounts:
+        """Return per-image sums of `image_counts`. Raises DataError if no answer matches."""
+        table: dict[str, np.ndarray] = {}
+        for image, counts in self.image_counts(data, answers):
+            table[image] = table.get(image, 0.0) + np.asarray(counts, float)
         if not table:
             raise DataError(f"{self.title}: no answer matches the ground truth")
         return PerImageCounts(tuple(table), np.stack(list(table.values())))
 
     def score_counts(self, counts: np.ndarray) -> np.ndarray:
         """Return the scores (...) in `unit` of sums over images (..., counts); undefined ones are 0."""
-        total, number = counts[..., 0], counts[..., 1]
-        return 100 * np.divide(total, number, out=np.zeros_like(total), where=number > 0)
-
-    def stopped(self, details: Row, warnings: list[str], raises: str, why: str = "") -> Score:
-        """Return the missing score of answers at which the official scorer raises an error."""
-        note = (
-            f"the official scorer stops here ({why or raises}) and reports no score. Use --fixed to get one"
-        )
-        return Score(self.name, None, {**details, "raises": raises}, [*warnings, note])
+        return 100 * ratio(counts[..., 0], counts[..., 1])
 
     def constants(self, data: Path) -> list[str]:
         """Return answers to give to every question for the constant-answer baseline."""
         return list(self.constant_answers)
 
-    # -- submission -------------------------------------------------------------------------------
-
     def submission(self, data: Path | None, answers: list[Row], questions: Path | None = None) -> Submission:
-        """Return the input of the server.
+        """Return the input of the server. Raises DataError if there is none, or answers or files are missing.
 
         Args:
             questions: File that lists the questions; default: the one in `data`.
-        Raises:
-            DataError: There is no server, or answers or files are missing.
         """
         raise DataError(f"{self.title} has no server. Score it with python -m llava.eval.score.")
-
-    def listed(
-        self, data: Path | None, questions: Path | None, *names: str, needs: Iterable[str] = ()
-    ) -> tuple[Path, list[Row]]:
-        """Return the jsonl that lists the questions of a submission, and its rows. Raises DataError."""
-        path = questions or self.find(self.needed(data, "--questions FILE"), *names)
-        return path, read_rows(path, needs, "A question list cannot be used in part; replace it")
 
     def needed(self, data: Path | None, instead: str = "") -> Path:
         """Return `data`. Raises DataError if it is None."""
         if data is None:
-            other = f", or {instead}" if instead else ""
-            raise DataError(f"{self.title}: the submission needs files of the benchmark; give --data{other}")
+            raise DataError(f"{self.title}: the submission needs the benchmark's files; give --data{instead}")
         return data
 
 
 def check_questions(benchmark_title: str, questions: list[Question]) -> list[str]:
-    """Return warnings about repeated questions and missing image files.
-
-    Raises:
-        DataError: There is no question, or none of the images exists.
-    """
+    """Return warnings about repeated questions and missing images. Raises DataError if none can be asked."""
     if not questions:
         raise DataError(f"{benchmark_title}: no readable question")
     warnings = []
     counted = Counter((question.question_id, question.text) for question in questions)
     repeated = [identity for (identity, _), times in counted.items() if times > 1]
     if repeated:
-        warnings.append(
-            f"{len(repeated)} questions occur more than once (first: question_id {repeated[0]!r})"
-        )
-    images = dict.fromkeys(question.image for question in questions if isinstance(question.image, Path))
-    missing = {image: None for image in images if not image.is_file()}
+        what = f"{len(repeated)} questions occur more than once"
+        warnings.append(f"{what} (first: question_id {repeated[0]!r})")
+    images = {question.image for question in questions if isinstance(question.image, Path)}
+    missing = {image for image in images if not image.is_file()}
     if missing:
         affected = [question for question in questions if question.image in missing]
         first = affected[0]
-        message = (
-            f"{len(missing)} of {len(images)} images are missing; {len(affected)} questions use them "
-            f"(first: {first.file}:{first.line} uses {first.image})"
-        )
+        message = f"{len(missing)} of {len(images)} images are missing; {len(affected)} questions use them"
+        message += f" (first: {first.file}:{first.line} uses {first.image})"
         if len(missing) == len(images):
-            raise DataError(
-                f"{benchmark_title}: {message}. Put the images into {next(iter(missing)).parent}."
-            )
+            raise DataError(f"{benchmark_title}: {message}. Put the images into {first.image.parent}.")
         warnings.append(message)
     return warnings
 
 
-def check_foreign(
-    keys: Sequence[Hashable], known: Collection[Hashable], path: Path, key_name: str = "question_id"
-) -> None:
+def check_foreign(keys: Sequence[Hashable], known: Collection[Hashable], path: Path, key_name: str) -> None:
     """Raise DataError if there are answers whose key is not known; `path` is the file that lists the keys."""
     foreign = [key for key in keys if key not in known]
     if foreign:
-        raise DataError(
-            f"{len(foreign)} of {len(keys)} answers match no question in {path} (first {key_name}: "
-            f"{foreign[0]!r}). Pass the --data of the same benchmark, split and release."
-        )
+        what = f"{len(foreign)} of {len(keys)} answers match no question in {path}"
+        fix = "Pass the --data of the same benchmark, split and release."
+        raise DataError(f"{what} (first {key_name}: {foreign[0]!r}). {fix}")
 
 
-def most_common(texts: Iterable[str], number: int = 5) -> list[str]:
-    """Return the most frequent texts; ties in order of first appearance."""
-    return [text for text, _ in Counter(texts).most_common(number)]
+def most_common(texts: Iterable[str]) -> list[str]:
+    """Return the five most frequent texts; ties in order of first appearance."""
+    return [text for text, _ in Counter(texts).most_common(5)]
 
 
 def mean(values: Iterable[float]) -> float:
@@ -460,17 +364,17 @@ def mean(values: Iterable[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def grouped(pairs: Iterable[tuple[Any, float]]) -> dict[str, list[float]]:
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return part / whole, 0 where the whole is 0."""
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+def grouped(pairs: Iterable[tuple[Any, Any]]) -> dict[str, list[Any]]:
     """Return {group: values} of (group, value) pairs, in order of first appearance."""
-    groups: dict[str, list[float]] = {}
+    groups: dict[str, list[Any]] = {}
     for group, value in pairs:
         groups.setdefault(str(group), []).append(value)
     return groups
-
-
-def group_percents(pairs: Iterable[tuple[Any, float]], digits: int) -> dict[str, float]:
-    """Return {group: 100 x mean, rounded}."""
-    return {group: round(100 * mean(values), digits) for group, values in grouped(pairs).items()}
 
 
 def to_json(document: Any, indent: int | None = None) -> bytes:

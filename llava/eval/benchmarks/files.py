@@ -7,7 +7,7 @@ that is missing or cannot be used as a whole raises `DataError`. Independent of 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -35,26 +35,16 @@ class DataIssue:
 
 @dataclass(frozen=True)
 class Question:
-    """One question as given to the model.
+    """One question as given to the model."""
 
-    Attributes:
-        index: Position among the readable questions of the file (0-based); the only unique key, because
-            several questions share a `question_id` in some benchmarks.
-        image: Anything that the benchmark's `load_image` accepts (usually a path), or None. Questions with
-            equal `image` share one encoding.
-        text: Prompt without image token and conversation template.
-        line: 1-based line, or entry of a JSON list.
-        extra: Further keys of the answer line.
-    """
-
-    index: int
+    index: int  # among the readable questions of the file, from 0; unique, unlike `question_id`
     question_id: int | str
-    image: Path | None
-    text: str
+    image: Path | None  # or whatever `Benchmark.load_image` accepts; equal images share one encoding
+    text: str  # prompt without image token and conversation template
     category: str = "default"
     file: str = ""
-    line: int = 0
-    extra: Row = field(default_factory=dict, compare=False)
+    line: int = 0  # from 1; or entry of a JSON list
+    extra: Row = field(default_factory=dict, compare=False)  # further keys of the answer line
 
 
 @dataclass(frozen=True)
@@ -67,11 +57,7 @@ class Answer:
 
 
 def read_jsonl(path: Path, problems: list[DataIssue], needs: Iterable[str] = ()) -> Iterator[tuple[int, Row]]:
-    """Stream (line number, object) of a jsonl file.
-
-    Args:
-        problems: Receives the lines that are not an object with all keys of `needs`.
-    """
+    """Stream (line number, object) of a jsonl file; `problems` receives lines without all keys of `needs`."""
     needs = tuple(needs)
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
@@ -84,13 +70,14 @@ def read_jsonl(path: Path, problems: list[DataIssue], needs: Iterable[str] = ())
             except ValueError as error:
                 problems.append(DataIssue(str(path), number, f"not a JSON line ({error})"))
                 continue
-            message = None if isinstance(row, dict) else f"a JSON {type(row).__name__}, not an object"
-            if message is None and (missing := [key for key in needs if key not in row]):
-                message = f"missing key {', '.join(map(repr, missing))}"
-            if message:
-                problems.append(DataIssue(str(path), number, message))
-            else:
+            missing = [key for key in needs if not isinstance(row, dict) or key not in row]
+            if isinstance(row, dict) and not missing:
                 yield number, row
+                continue
+            what = (
+                f"missing key {', '.join(map(repr, missing))}" if isinstance(row, dict) else "not an object"
+            )
+            problems.append(DataIssue(str(path), number, what))
 
 
 def read_rows(path: Path, needs: Iterable[str] = (), fix: str = "Fix or replace the file") -> list[Row]:
@@ -110,10 +97,7 @@ def read_questions(
 ) -> Iterator[Question]:
     """Stream LLaVA's question jsonl: {"question_id", "image" (relative, optional), "text", "category"}.
 
-    Args:
-        problems: Receives the lines that cannot be used.
-    Raises:
-        DataError: The file is missing.
+    `problems` receives the lines that cannot be used. Raises DataError if the file is missing.
     """
     path, image_folder = Path(path), Path(image_folder)
     if not path.is_file():
@@ -121,54 +105,49 @@ def read_questions(
     index = 0
     for number, row in read_jsonl(path, problems, ("question_id", "text")):
         identity, text, image = row["question_id"], row["text"], row.get("image")
-        message = None
         if isinstance(identity, bool) or not isinstance(identity, int | str):
             message = f"question_id is {identity!r}, expected a number or a string"
         elif not isinstance(text, str):
             message = f"text is {text!r}, expected a string"
         elif image is not None and (not isinstance(image, str) or not image):
             message = f"image is {image!r}, expected a file name"
-        if message:
-            problems.append(DataIssue(str(path), number, message))
+        else:
+            where, category = image and image_folder / image, str(row.get("category", "default"))
+            yield Question(index, identity, where, text, category, str(path), number)
+            index += 1
             continue
-        where = None if image is None else image_folder / image
-        yield Question(index, identity, where, text, str(row.get("category", "default")), str(path), number)
-        index += 1
+        problems.append(DataIssue(str(path), number, message))
 
 
 def read_answers(path: str | Path, list_keys: tuple[str, ...] = ()) -> list[Row]:
     """Return all answers of a jsonl file, objects with at least question_id and text.
 
+    Raises DataError if the file is missing, empty or malformed anywhere: a score over a part of the answers
+    would look like a score.
+
     Args:
         list_keys: If given, a JSON list of objects with these keys is accepted as well.
-    Raises:
-        DataError: The file is missing, empty or malformed anywhere: a score over a part of the answers would
-            look like a score.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such answer file")
-    if list_keys:
-        with path.open("rb") as file:
-            is_list = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
-        rows = read_json(path, list, list_keys) if is_list else None
+    with path.open("rb") as file:
+        is_list = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    if list_keys and is_list:
+        rows = read_json(path, list, list_keys)
     else:
-        rows = None
-    if rows is None:
         rows = read_rows(path, ("question_id", "text"), "Fix or delete such lines before scoring")
     if not rows:
         raise DataError(f"{path}: contains no answers")
     return rows
 
 
-def read_json(path: Path, kind: type, keys: Iterable[str] = ()) -> Any:
-    """Return a JSON document.
+def read_json(path: Path, kind: type, keys: Sequence[str] = ()) -> Any:
+    """Return a JSON document. Raises DataError if the file is missing or has another content.
 
     Args:
         kind: Expected type of the top level, dict or list.
         keys: Required keys of the dict, or of every object of the list.
-    Raises:
-        DataError: The file is missing or has another content.
     """
     try:
         document = json.loads(path.read_bytes())
@@ -176,34 +155,29 @@ def read_json(path: Path, kind: type, keys: Iterable[str] = ()) -> Any:
         raise DataError(f"{path}: no such file") from None
     except ValueError as error:
         raise DataError(f"{path}: not a JSON document ({error})") from error
-    fix = "Check that it is the right file"
+    fix = "Check that it is the right file."
     if not isinstance(document, kind):
-        raise DataError(
-            f"{path}: contains a JSON {type(document).__name__}, expected a {kind.__name__}. {fix}."
-        )
-    keys = tuple(keys)
+        what = f"a JSON {type(document).__name__}, expected a {kind.__name__}"
+        raise DataError(f"{path}: contains {what}. {fix}")
     for number, part in enumerate([document] if kind is dict else document, 1):
         missing = [key for key in keys if not isinstance(part, dict) or key not in part]
         if missing:
             where = "" if kind is dict else f" in entry {number}"
-            raise DataError(f"{path}: missing key {', '.join(map(repr, missing))}{where}. {fix}.")
+            raise DataError(f"{path}: missing key {', '.join(map(repr, missing))}{where}. {fix}")
     return document
 
 
 def parse_once(parse: Callable[..., Any], *paths: Path) -> Any:
-    """Return `parse(*paths)`, computed once per process and version of the files.
+    """Return `parse(*paths)`, computed once per process and version (time and size) of the files.
 
-    A sweep scores every setting against the same ground truth, which takes minutes to parse for VQAv2. The
-    version of a file is its modification time and size; a folder counts as all its *.txt files. The last 16
-    results are kept. They are shared, and therefore read-only: dicts become mapping proxies, lists tuples.
-
-    Args:
-        parse: A function, not a bound method, so that all instances of a benchmark share the result.
+    A sweep scores every setting against the same ground truth, which takes minutes to parse for VQAv2. A
+    folder counts as all its *.txt files. The last 16 results are kept. They are shared, and therefore
+    read-only: dicts become mapping proxies, lists tuples. `parse` must be a function, not a bound method, so
+    that all instances of a benchmark share the result.
     """
     files = [one for path in paths for one in (sorted(path.rglob("*.txt")) if path.is_dir() else [path])]
-    return _parsed(
-        parse, paths, tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-    )
+    version = tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    return _parsed(parse, paths, version)
 
 
 @lru_cache(maxsize=16)

@@ -9,22 +9,12 @@ stop; `fixed` averages over the answered ones.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import (
-    Benchmark,
-    DataFile,
-    Score,
-    Submission,
-    grouped,
-    mean,
-    most_common,
-    to_json,
-)
-from llava.eval.benchmarks.files import Row, read_json
-from llava.eval.benchmarks.normalize import gqa as converted
+from .base import Benchmark, DataFile, Score, Submission, grouped, mean, most_common, to_json
+from .files import Row, read_json
+from .normalize import gqa as converted
 
 QUESTIONS, TRUTH = "llava_gqa_testdev_balanced.jsonl", "testdev_balanced_questions.json"
 _NOT_A_STEP = ("exist", "query: name", "choose name")
@@ -42,21 +32,23 @@ def steps(question: Row) -> int:
     return sum(not any(word in operation for word in _NOT_A_STEP) for operation in operations)
 
 
+TABLES = {
+    "accuracyPerStructuralType": lambda question: question["types"]["structural"],
+    "accuracyPerSemanticType": lambda question: question["types"]["semantic"],
+    "accuracyPerSteps": steps,
+    "accuracyPerLength": lambda question: len(question["question"].split()),
+}
+
+
 def distribution(pairs: list[tuple[str, str, str]]) -> float:
     """Return the distance of predicted from true answers over (group, true, predicted); 0 is best.
 
     It is chi-squared per group, weighted by the size of the group, divided by 100.
     """
-    true: dict[str, Counter] = {}
-    predicted: dict[str, Counter] = {}
-    for group, answer, text in pairs:
-        true.setdefault(group, Counter())[answer] += 1
-        predicted.setdefault(group, Counter())[text] += 1
-    total = sum(
-        counts.total()
-        * sum((predicted[group][answer] - expected) ** 2 / expected for answer, expected in counts.items())
-        for group, counts in true.items()
-    )
+    total = 0.0
+    for inside in grouped((group, (answer, text)) for group, answer, text in pairs).values():
+        true, predicted = (Counter(texts) for texts in zip(*inside, strict=True))
+        total += len(inside) * sum((predicted[text] - count) ** 2 / count for text, count in true.items())
     return total / len(pairs) / 100 if pairs else 0.0
 
 
@@ -74,6 +66,7 @@ class GQA(Benchmark):
         DataFile(f"data/{TRUTH}", "answers", f"{_PAGE}, questions 1.2", "score", (TRUTH,)),
         DataFile("data/images", "images", f"{_PAGE}, images", also=("images",)),
     )
+    image_key = "imageId"
     truth_files = (f"data/{TRUTH}",)
     list_keys = ("questionId", "prediction")
 
@@ -84,47 +77,34 @@ class GQA(Benchmark):
     def key(self, row: Row) -> str:
         return str(row.get("questionId", row.get("question_id")))
 
-    def image_of(self, key: Hashable, entry: Row) -> str:
-        return str(entry["imageId"])
+    def wanted(self, data: Path) -> set[str]:
+        return {key for key, entry in self.truth(data).items() if entry["isBalanced"]}
 
     def credit(self, entry: Row, row: Row) -> float | None:
         return float(entry["answer"] == prediction(row)) if entry["isBalanced"] else None
 
     def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
-        balanced = {key: row for key, row in self.truth(data).items() if row["isBalanced"]}
-        rows, warnings, missing = self.join(data, answers, balanced, "balanced questions")
-        details: dict[str, Any] = {"questions": len(balanced), "answered": len(balanced) - missing}
+        _, warnings, missing = self.join(data, answers)
+        questions = len(self.wanted(data))
+        details: dict[str, Any] = {"questions": questions, "answered": questions - missing}
         if missing and not fixed:
             return self.stopped(details, warnings, "missing predictions")
-        found = [(entry, rows[key]) for key, entry in balanced.items() if key in rows]
-        details |= self._summary([(entry, self.credit(entry, row), prediction(row)) for entry, row in found])
-        return Score(self.name, details["accuracy"], details, warnings)
-
-    @staticmethod
-    def _summary(found: list[tuple[Row, float, str]]) -> Row:
-        kinds = {
-            "accuracyPerStructuralType": lambda entry: entry["types"]["structural"],
-            "accuracyPerSemanticType": lambda entry: entry["types"]["semantic"],
-            "accuracyPerSteps": steps,
-            "accuracyPerLength": lambda entry: len(entry["question"].split()),
-        }
-        tables = {
-            name: grouped((kind(entry), value) for entry, value, _ in found) for name, kind in kinds.items()
-        }
-        is_open = grouped((entry["types"]["structural"] == "query", value) for entry, value, _ in found)
-        groups = [(entry["groups"]["global"], entry["answer"], text) for entry, _, text in found]
-        return {
-            "accuracy": 100 * mean(value for _, value, _ in found),
+        found = [(entry, row) for _, entry, row in self.matched(data, answers) if entry["isBalanced"]]
+        values = [(entry, self.credit(entry, row)) for entry, row in found]
+        is_open = grouped((entry["types"]["structural"] == "query", value) for entry, value in values)
+        groups = [(entry["groups"]["global"], entry["answer"], prediction(row)) for entry, row in found]
+        details |= {
+            "accuracy": 100 * mean(value for _, value in values),
             "binary": 100 * mean(is_open.get("False", [])),
             "open": 100 * mean(is_open.get("True", [])),
             "validity": 0.0,
             "plausibility": 0.0,
             "distribution": distribution([group for group in groups if group[0] is not None]),
-            **{
-                name: {kind: [100 * mean(values), len(values)] for kind, values in table.items()}
-                for name, table in tables.items()
-            },
         }
+        for name, group in TABLES.items():
+            groups = grouped((group(entry), value) for entry, value in values)
+            details[name] = {kind: [100 * mean(inside), len(inside)] for kind, inside in groups.items()}
+        return Score(self.name, details["accuracy"], details, warnings)
 
     def constants(self, data: Path) -> list[str]:
         return most_common(entry["answer"] for entry in self.truth(data).values() if entry["isBalanced"])

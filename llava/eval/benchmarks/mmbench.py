@@ -11,16 +11,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from io import BytesIO
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import Benchmark, DataFile, QuestionScore, Score, Submission, grouped, mean
-from llava.eval.benchmarks.files import DataError, DataIssue, Question, Row
-from llava.eval.benchmarks.tsv import MISSING_CELLS, TableImage, is_missing, rows_of
+from .base import LETTER_ANSWER, Benchmark, DataFile, QuestionScore, Score, Submission, grouped, mean
+from .files import DataError, DataIssue, Question, Row
+from .tsv import MISSING_CELLS, TableImage, is_missing, rows_of
 
 OPTIONS = "ABCD"
 ROTATION = 1_000_000
 SERVER = "MMBench's server (mmbench.opencompass.org.cn), dev"
+_WHAT, _PAGE = "questions, images and answers", "github.com/open-compass/MMBench"
 _NOT_UPLOADED = ("hint", "category", "source", "image", "comment", "l2-category")
 _ABBREVIATIONS = {
     "coarse_perception": "CP",
@@ -72,34 +74,30 @@ class MMBench(Benchmark):
     marker = "mmbench_dev_20230712.tsv"
     markers = ("mmbench_dev_[e2]*.tsv",)  # other releases, of which the latest is used
     sizes = {4377: "dev 20230712", 4329: "dev 20231003"}
-    source = "MMBench dev, release 20230712 (github.com/open-compass/MMBench)"
-    files = (DataFile(marker, "questions, images and answers", source, also=markers),)
+    files = (DataFile(marker, _WHAT, f"MMBench dev, release 20230712 ({_PAGE})", also=markers),)
+    truth_files = (marker,)
     constant_answers = tuple(OPTIONS)  # with rotations, each of them scores 0
-    instruction = "\nAnswer with the option's letter from the given choices directly."
+    instruction = LETTER_ANSWER
+
+    def find(self, data: Path, *names: str) -> Path:
+        return data if data.is_file() else super().find(data, *names)  # `data` may be the TSV itself
 
     def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
-        return self._questions(self.table(data), problems)
-
-    def _questions(self, path: Path, problems: list[DataIssue]) -> Iterator[Question]:
-        images: dict[str, TableImage] = {}
+        path, images = self.find(data, self.marker), {}
         for index, (number, image, row) in enumerate(rows_of(path, problems)):
             if isinstance(image, str):  # some releases refer to the image of another row
                 if image not in images:
-                    message = f"refers to the image of row {image}, which is not above it"
-                    problems.append(DataIssue(str(path), number, message))
+                    what = f"refers to the image of row {image}, which is not above it"
+                    problems.append(DataIssue(str(path), number, what))
                     continue
                 image = images[image]
             images[row["index"]] = image
-            letters = _options(row)
-            prompt = row["question"] + "".join(f"\n{letter}. {text}" for letter, text in letters.items())
+            texts = list(takewhile(lambda text: not is_missing(text), (row.get(one, "") for one in OPTIONS)))
+            letters = list(OPTIONS[: len(texts)])
+            prompt = "\n".join([row["question"], *map("{}. {}".format, letters, texts)])
             if not is_missing(row.get("hint", "")):
                 prompt = f"{row['hint']}\n{prompt}"
-            extra = {
-                "prompt": prompt,
-                "round_id": 0,
-                "options": list(letters.values()),
-                "option_char": list(letters),
-            }
+            extra = {"prompt": prompt, "round_id": 0, "options": texts, "option_char": letters}
             text, category = prompt + self.instruction, row.get("category", "default")
             yield Question(index, int(row["index"]), image, text, category, str(path), number, extra)
 
@@ -107,18 +105,15 @@ class MMBench(Benchmark):
         return image.load()
 
     def check_truth(self, data: Path, questions: list[Question]) -> list[str]:
-        path, warnings = self.table(data), []
+        path, warnings = self.find(data, self.marker), []
+        known = {question.question_id for question in questions}
+        rotations = [key for key in known if key >= ROTATION]
         if path.name != self.marker:
             warnings.append(f"{path.name} is another release than {self.marker}, which papers use")
-        known = {question.question_id for question in questions}
-        orphans = sum(key >= ROTATION and key % ROTATION not in known for key in known)
-        if orphans:
+        if orphans := sum(key % ROTATION not in known for key in rotations):
             warnings.append(f"{orphans} of {len(known)} rows are rotations of missing questions")
-        if not any(key >= ROTATION for key in known) and len(known) > 1:
-            warnings.append(
-                "no row is a rotation (index >= 1,000,000): a release without circular rows, or only the "
-                "first questions; the accuracy is then the vanilla one"
-            )
+        if not rotations and len(known) > 1:
+            warnings.append("no row is a rotation (index >= 1,000,000); the accuracy is then the vanilla one")
         return warnings
 
     @staticmethod
@@ -130,13 +125,6 @@ class MMBench(Benchmark):
 
     def truth(self, data: Path) -> Mapping[int, Mapping[str, str]]:
         return self.parsed(data)["rows"]
-
-    def table(self, data: Path) -> Path:
-        """Return the TSV, by default of the release that papers use; `data` may be the TSV itself."""
-        return data if data.is_file() else self.find(data, self.marker)
-
-    def truth_paths(self, data: Path) -> list[Path]:
-        return [self.table(data)]
 
     def read_answers(self, path: str | Path) -> list[Row]:
         """Return the answers of LLaVA's jsonl, or of an xlsx made for the server."""
@@ -150,43 +138,31 @@ class MMBench(Benchmark):
         table = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
         return [{"question_id": row["index"], "text": str(row["prediction"] or "")} for row in table]
 
-    def letters(self, data: Path, answers: list[Row]) -> dict[int, str | None]:
-        """Return the letter inferred from every answer, by index."""
-        truth, found = self.truth(data), {}
-        for key, answer in self.join(data, answers).rows.items():
-            row = truth[key]
-            choices = {letter: row[letter] for letter in OPTIONS if row.get(letter, "") not in MISSING_CELLS}
-            found[key] = infer_letter(str(answer["text"]), choices)
-        return found
+    def letter(self, entry: Mapping[str, str], row: Row) -> str | None:
+        """Return the option that an answer means (see `infer_letter`)."""
+        choices = {one: entry[one] for one in OPTIONS if entry.get(one, "") not in MISSING_CELLS}
+        return infer_letter(str(row["text"]), choices)
+
+    def credit(self, entry: Mapping[str, str], row: Row) -> float:
+        return float(self.letter(entry, row) == entry["answer"])
 
     def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
-        truth, letters = self.truth(data), self.letters(data, answers)
-        warnings = [*self.parsed(data)["issues"], *self.join(data, answers).warnings]
-        if len(letters) < len(truth) and not fixed:
+        truth, (rows, warnings, missing) = self.truth(data), self.join(data, answers)
+        if missing and not fixed:
             warnings[-1] += "; they count as wrong. --fixed leaves them out"
-        unresolved = sum(letter is None for letter in letters.values())
+        warnings = [*self.parsed(data)["issues"], *warnings]
+        unresolved = sum(self.letter(truth[key], row) is None for key, row in rows.items())
         if unresolved:
-            warnings.append(
-                f"{unresolved} answers name no option; exact matching counts them as wrong, the server would "
-                "ask a judge"
-            )
-        right = {
-            key: float(letters.get(key) == row["answer"])
-            for key, row in truth.items()
-            if key in letters or not fixed
-        }
+            what = f"{unresolved} answers name no option"
+            warnings.append(f"{what}; exact matching counts them as wrong, the server would ask a judge")
+        counted = [key for key in truth if key in rows or not fixed]
+        right = {key: self.credit(truth[key], rows[key]) if key in rows else 0.0 for key in counted}
         circular = _circular(right)
         first = [(truth[key], circular[key]) for key in right if key < ROTATION]
-        levels = (
-            (
-                (_ABBREVIATIONS.get(row.get("l2-category"), row.get("l2-category")), value)
-                for row, value in first
-            ),
-            ((row.get("category"), value) for row, value in first),
-        )
         report = {"Overall": mean(value for _, value in first)}
-        for level in levels:
-            groups = grouped((name, value) for name, value in level if name)
+        for level in ("l2-category", "category"):
+            pairs = ((_ABBREVIATIONS.get(row.get(level), row.get(level)), value) for row, value in first)
+            groups = grouped((name, value) for name, value in pairs if name)
             report |= {name: mean(values) for name, values in sorted(groups.items())}
         details = {
             "rule": "circular, exact matching",
@@ -201,32 +177,28 @@ class MMBench(Benchmark):
 
     def question_scores(self, data: Path, answers: list[Row]) -> list[QuestionScore]:
         """Return 1 for questions whose answered rotations are all right."""
-        truth, letters = self.truth(data), self.letters(data, answers)
-        right = {key: float(letters[key] == truth[key]["answer"]) for key in truth if key in letters}
+        right = {key: self.credit(entry, row) for key, entry, row in self.matched(data, answers)}
         return [QuestionScore(str(key), str(key), value) for key, value in _circular(right).items()]
 
     def submission(self, data: Path | None, answers: list[Row], questions: Path | None = None) -> Submission:
         """Return the server's xlsx: the table without images, with a column of predictions."""
         from openpyxl import Workbook
 
-        data = questions or self.needed(data, "--questions with the TSV")
-        rows, warnings, _ = self.join(data, answers, repeats="only the last one is submitted")
+        data = questions or self.needed(data, ", or --questions with the TSV")
+        truth, (rows, warnings, _) = self.truth(data), self.join(data, answers)
         book = Workbook()
         sheet = book.active
         sheet.title = "Sheet1"
-        columns: list[str] = []
-        for key, row in self.truth(data).items():
-            if not columns:
-                columns = [name for name in row if name not in _NOT_UPLOADED]
-                sheet.append([*columns[:6], "prediction", *columns[6:]])
+        columns = [name for name in next(iter(truth.values()), ()) if name not in _NOT_UPLOADED]
+        sheet.append([*columns[:6], "prediction", *columns[6:]])
+        for key, row in truth.items():
             cells = [key if name == "index" else _cell(row[name]) for name in columns]
             text = _ILLEGAL.sub("", rows[key]["text"]) if key in rows else None
             sheet.append([*cells[:6], text, *cells[6:]])
         content = BytesIO()
         book.save(content)
         files = {f"{self.name}_submission.xlsx": content.getvalue()}
-        warnings = [*self.parsed(data)["issues"], *warnings]
-        return Submission(files, len(self.truth(data)), SERVER, warnings)
+        return Submission(files, len(truth), SERVER, [*self.parsed(data)["issues"], *warnings])
 
 
 class MMBenchCN(MMBench):
@@ -239,8 +211,8 @@ class MMBenchCN(MMBench):
     marker = "mmbench_dev_cn_20231003.tsv"
     markers = ("mmbench_dev_cn*.tsv",)
     sizes = {4329: "dev 20231003"}
-    source = "MMBench-CN dev, release 20231003 (github.com/open-compass/MMBench)"
-    files = (DataFile(marker, "questions, images and answers", source, also=markers),)
+    files = (DataFile(marker, _WHAT, f"MMBench-CN dev, release 20231003 ({_PAGE})", also=markers),)
+    truth_files = (marker,)
     instruction = "\n请直接回答选项字母。"
 
 
@@ -248,16 +220,6 @@ def _circular(right: dict[int, float]) -> dict[int, float]:
     """Return {index of the question: 1.0 if every rotation is right}."""
     groups = grouped((key % ROTATION, value) for key, value in right.items())
     return {int(key): min(values) for key, values in groups.items()}
-
-
-def _options(row: Mapping[str, str]) -> dict[str, str]:
-    """Return the options before the first missing one."""
-    found = {}
-    for letter in OPTIONS:
-        if is_missing(row.get(letter, "")):
-            break
-        found[letter] = row[letter]
-    return found
 
 
 def _cell(text: str) -> str | None:

@@ -11,14 +11,14 @@ applies; `fixed` pairs by image and scores such a task by its accuracy, 0.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from llava.eval.benchmarks.base import SHORT_ANSWER, Benchmark, DataFile, PerImageCounts, Score, Submission
-from llava.eval.benchmarks.files import DataError, Row
+from .base import SHORT_ANSWER, Benchmark, DataFile, Score, Submission, grouped, mean, ratio
+from .files import DataError, Row
 
 PERCEPTION = tuple("existence count position color posters celebrity scene landmark artwork OCR".split())
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
@@ -26,18 +26,8 @@ PARTS = {"perception": PERCEPTION, "cognition": COGNITION}
 TASKS = PERCEPTION + COGNITION
 QUESTIONS, RELEASE = "llava_mme.jsonl", "MME_Benchmark_release_version"
 _SUFFIX = "Please answer yes or no."
-
-
-class ResultLine(NamedTuple):
-    """One line of a task's result file."""
-
-    file: str  # name of the label file, one per image
-    question: str
-    label: str  # Yes or No
-    text: str
-
-    def right(self) -> bool:
-        return parse_answer(self.text) == self.label.lower()
+# One line of a task's result file: label file (one per image), question, Yes or No, answer.
+Line = tuple[str, str, str, str]
 
 
 def parse_answer(text: str) -> str:
@@ -46,19 +36,23 @@ def parse_answer(text: str) -> str:
     return "yes" if "yes" in start else "no" if "no" in start else "other"
 
 
-def task_score(pairs: list[list[ResultLine]]) -> Row:
+def task_score(pairs: list[list[Line]]) -> Row:
     """Return counts and accuracies of one task, given the lines of each image."""
-    found: Row = {"n_images": len(pairs), "acc": 0.0, "acc_plus": 0.0}
-    found |= dict.fromkeys(("TP", "FN", "TN", "FP", "other"), 0)
-    lines = [line for pair in pairs for line in pair]
-    for line in lines:
-        predicted = parse_answer(line.text)
-        outcome = ("T" if line.right() else "F") + ("P" if predicted == "yes" else "N")
-        found["other" if predicted == "other" else outcome] += 1
-    if pairs:
-        found["acc"] = sum(line.right() for line in lines) / len(lines)
-        found["acc_plus"] = sum(all(line.right() for line in pair) for pair in pairs) / len(pairs)
-    return found
+    right, counts = [], dict.fromkeys(("TP", "FN", "TN", "FP", "other"), 0)
+    for pair in pairs:
+        said = [(parse_answer(text), label.lower()) for _, _, label, text in pair]
+        right.append([predicted == label for predicted, label in said])
+        for predicted, label in said:
+            outcome = ("T" if predicted == label else "F") + ("P" if predicted == "yes" else "N")
+            counts["other" if predicted == "other" else outcome] += 1
+    accuracies = {"acc": mean(sum(right, [])), "acc_plus": mean(map(all, right))}
+    return {"n_images": len(pairs), **accuracies, **counts}
+
+
+def unreadable(answers: list[Row]) -> list[str]:
+    """Return what the official calculator cannot read, if there is anything."""
+    broken = sum("\t" in row["text"] or "\n" in row["text"] for row in answers)
+    return [f"{broken} answers contain a tab or a line break"] if broken else []
 
 
 class MME(Benchmark):
@@ -108,104 +102,69 @@ class MME(Benchmark):
         file = name.split("/")[-1].split(".")[0] + ".txt"
         return task, file, row["prompt"].replace(SHORT_ANSWER.strip(), "").strip()
 
-    def image_of(self, key: Hashable, entry: Any) -> str:
-        return f"{key[0]}/{key[1]}"
-
     def credit(self, entry: tuple[str, str], row: Row) -> float:
         return float(parse_answer(row["text"]) == entry[1].lower())
 
-    def _lines(self, data: Path, answers: list[Row]) -> dict[str, list[ResultLine]]:
+    def _lines(self, data: Path, answers: list[Row], fixed: bool = False) -> dict[str, list[Line]]:
         """Return {task: result lines} in the order of the answers."""
-        truth, lines = self.truth(data), {}
-        for key, row in zip(self.keys(data, answers), answers, strict=True):
-            lines.setdefault(key[0], []).append(ResultLine(key[1], *truth[key], row["text"]))
-        return lines
+        truth, counted = self.truth(data), self.counted(data, answers, fixed)
+        return grouped((key[0], (key[1], *truth[key], row["text"])) for key, row in counted)
 
     def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
         warnings = self.join(data, answers).warnings
-        lines = self._lines(data, answers)
-        broken = _unreadable(lines)
-        raises = [f"{broken} answers contain a tab or a line break"] if broken else []
-        detail = {}
-        for task, inside in lines.items():
-            detail[task] = task_score(_pairs(task, inside, fixed, warnings))
-            if len(inside) % 2 and not fixed:
+        raises, detail, points = unreadable(answers), {}, {}
+        for task, lines in self._lines(data, answers, fixed).items():
+            if fixed:
+                pairs = list(grouped((line[0], line) for line in lines).values())
+            else:
+                pairs = [lines[place : place + 2] for place in range(0, len(lines), 2)]
+                mixed = [pair for pair in pairs if len(pair) < 2 or pair[0][0] != pair[1][0]]
+                if mixed:
+                    warnings.append(
+                        f"{task}: {len(mixed)} of {len(pairs)} pairs are not of one image (first: "
+                        f"{' and '.join(line[0] for line in mixed[0])}). The official calculator pairs by "
+                        "position without checking, so accuracy+ is not valid. --fixed pairs by image"
+                    )
+            detail[task] = found = task_score(pairs)
+            points[task] = 100 * found["acc"] + 100 * found["acc_plus"]
+            if len(lines) % 2:
                 raises.append(f"{task} has an odd number of answers")
-            if detail[task]["other"] == len(inside):
+            if found["other"] == len(lines):
                 raises.append(f"no answer of {task} is a yes or no")
-        details: dict[str, Any] = {
-            "rule": "fixed: paired by image" if fixed else "official: paired by position"
-        }
+        rule = "fixed: paired by image" if fixed else "official: paired by position"
+        details: dict[str, Any] = {"rule": rule}
         for part, names in PARTS.items():
-            scores = {
-                task: 100 * detail[task]["acc"] + 100 * detail[task]["acc_plus"]
-                for task in names
-                if task in detail
-            }
+            scores = {task: points[task] for task in names if task in points}
             details[part] = {"total": sum(scores.values()), "subtasks": scores}
             if 0 < len(scores) < len(names):
                 absent = ", ".join(task for task in names if task not in scores)
-                warnings.append(
-                    f"{part} is the sum of {len(scores)} of {len(names)} tasks; no answers for {absent}"
-                )
+                what = f"{part} is the sum of {len(scores)} of {len(names)} tasks"
+                warnings.append(f"{what}; no answers for {absent}")
         details["detail"] = detail
         if raises and not fixed:
             return self.stopped(details, warnings, raises[0])
         perception = details["perception"]
         return Score(self.name, perception["total"] if perception["subtasks"] else None, details, warnings)
 
-    def per_image_counts(self, data: Path, answers: list[Row]) -> PerImageCounts:
-        """Return counts (images, tasks, 4): right answers, answers, images all right, images."""
-        table: dict[str, np.ndarray] = {}
-        for one in self.question_scores(data, answers):
-            counts = table.setdefault(one.image, np.zeros((len(TASKS), 4)))
-            counts[TASKS.index(one.image.split("/")[0])] += one.value, 1, 0, 0
-        for counts in table.values():
-            counts[:, 2] = (counts[:, 1] > 0) & (counts[:, 0] == counts[:, 1])
-            counts[:, 3] = counts[:, 1] > 0
-        return self._per_image(table)
+    def image_counts(self, data: Path, answers: list[Row]) -> Iterable[tuple[str, np.ndarray]]:
+        """Yield (image, counts (tasks, 4)): right answers, answers, images all right, images."""
+        values = grouped((one.image, one.value) for one in self.question_scores(data, answers))
+        for image, inside in values.items():
+            counts = np.zeros((len(TASKS), 4))
+            counts[TASKS.index(image.split("/")[0])] = sum(inside), len(inside), all(inside), 1
+            yield image, counts
 
     def score_counts(self, counts: np.ndarray) -> np.ndarray:
         """Return perception points (...) of counts (..., tasks, 4)."""
-        right, asked, both, images = (counts[..., : len(PERCEPTION), column] for column in range(4))
-        accuracy = np.divide(right, asked, out=np.zeros_like(right), where=asked > 0)
-        accuracy += np.divide(both, images, out=np.zeros_like(both), where=images > 0)
-        return 100 * accuracy.sum(-1)
+        right, asked, both, images = np.moveaxis(counts[..., : len(PERCEPTION), :], -1, 0)
+        return 100 * (ratio(right, asked) + ratio(both, images)).sum(-1)
 
     def submission(self, data: Path | None, answers: list[Row], questions: Path | None = None) -> Submission:
         """Return one `<task>.txt` per task, which the official calculator reads."""
-        data = self.needed(data)
-        warnings = self.join(data, answers).warnings
-        lines = self._lines(data, answers)
-        if broken := _unreadable(lines):
-            warnings.append(
-                f"{broken} answers contain a tab or a line break, which the calculator cannot read"
-            )
+        warnings = self.join(self.needed(data), answers).warnings
+        warnings += [f"{what}, which the calculator cannot read" for what in unreadable(answers)]
         files = {
-            f"{task}.txt": "".join("\t".join(line) + "\n" for line in inside).encode()
-            for task, inside in lines.items()
+            f"{task}.txt": "".join("\t".join(line) + "\n" for line in lines).encode()
+            for task, lines in self._lines(data, answers).items()
         }
-        server = "MME's eval_tool (calculation.py --results_dir)"
-        return Submission(files, len(answers), server, warnings)
-
-
-def _unreadable(lines: dict[str, list[ResultLine]]) -> int:
-    return sum("\t" in line.text or "\n" in line.text for inside in lines.values() for line in inside)
-
-
-def _pairs(task: str, lines: list[ResultLine], fixed: bool, warnings: list[str]) -> list[list[ResultLine]]:
-    """Return the lines of each image: by position, or by label file if `fixed`."""
-    if fixed:
-        by_file: dict[str, dict[str, ResultLine]] = {}
-        for line in lines:
-            by_file.setdefault(line.file, {})[line.question] = line
-        return [list(pair.values()) for pair in by_file.values()]
-    pairs = [lines[place : place + 2] for place in range(0, len(lines), 2)]
-    mixed = [pair for pair in pairs if len({line.file for line in pair}) > 1 or len(pair) < 2]
-    if mixed:
-        warnings.append(
-            f"{task}: {len(mixed)} of {len(pairs)} pairs are not of one image (first: "
-            f"{' and '.join(line.file for line in mixed[0])}). The official calculator pairs by position "
-            "without checking, so accuracy+ is not valid. --fixed pairs by image"
-        )
-    return pairs
+        return Submission(files, len(answers), "MME's eval_tool (calculation.py --results_dir)", warnings)

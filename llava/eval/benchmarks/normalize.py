@@ -35,27 +35,17 @@ _ONE_OF_TWO_APOSTROPHES = """
     couldn't've hadn't've he'd've I'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've
     something'd've there'd've they'd've we'd've who'd've wouldn't've you'd've
 """.split()
-_SPECIAL = {
-    "let's": "let's",
-    "she's": "she's",
-    "somebody'd": "somebodyd",
-    "ow's'at": "'ow's'at",
-    "'ows'at": "'ow's'at",
-    "'ow'sat": "'ow's'at",
-    "yall'll": "y'all'll",
-    "y'allll": "y'all'll",
-    "yall'd've": "y'all'd've",
-    "y'alld've": "y'all'd've",
-    "y'all'dve": "y'all'd've",
-}
+_SPECIAL = """
+    let's:let's she's:she's somebody'd:somebodyd ow's'at:'ow's'at 'ows'at:'ow's'at 'ow'sat:'ow's'at
+    yall'll:y'all'll y'allll:y'all'll yall'd've:y'all'd've y'alld've:y'all'd've y'all'dve:y'all'd've
+""".split()
 _ASCII_KEYS_IN_VIZWIZ = {"couldn'tve", "hadn'tve"}
 _ASCII_IN_VIZWIZ = {"ain't", "aren't", "can't", "could've", "couldn't", "we've", "where's", "who've"}
 
 
 def _contractions() -> dict[str, str]:
-    table = dict(_SPECIAL)
-    for word in _WITHOUT_APOSTROPHE:
-        table[word.replace("'", "")] = word
+    table = dict(pair.split(":") for pair in _SPECIAL)
+    table |= {word.replace("'", ""): word for word in _WITHOUT_APOSTROPHE}
     for word in _ONE_OF_TWO_APOSTROPHES:
         first, second, third = word.split("'")
         table[f"{first}{second}'{third}"] = table[f"{first}'{second}{third}"] = word

@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import Benchmark, DataFile, Score, mean
-from llava.eval.benchmarks.files import DataError, DataIssue, Question, Row, read_json
+from .base import LETTER_ANSWER, Benchmark, DataFile, Score, mean
+from .files import DataError, DataIssue, Question, Row, read_json
 
 ALL, WITH_IMAGE = "llava_test_CQM-A.json", "llava_test_CQM-I.json"
 SPLITS, PROBLEMS = "pid_splits.json", "problems.json"
-LETTER = "\nAnswer with the option's letter from the given choices directly."
 OPTIONS = "ABCDE"
 FAILED = "FAILED"
 _SENTENCE = re.compile(r"The answer is ([A-Z]).")  # the last dot is any character, as in the original
@@ -27,9 +26,7 @@ _PAGE = "ScienceQA (scienceqa.github.io)"
 
 def parse_answer(text: str) -> str:
     """Return the letter of an answer by LLaVA's rule, or FAILED."""
-    if text in OPTIONS and len(text) == 1:
-        return text
-    if len(text) >= 3 and text[0] in OPTIONS and text[1:3] == ". ":
+    if text[:1] and text[0] in OPTIONS and (len(text) == 1 or text[1:3] == ". "):
         return text[0]
     found = _SENTENCE.findall(text)
     return found[0] if len(found) == 1 else FAILED
@@ -37,7 +34,12 @@ def parse_answer(text: str) -> str:
 
 def choice_index(letter: str, choices: list[str]) -> int:
     """Return the index of a letter among the choices; -1 for letters after the last one and for FAILED."""
-    return OPTIONS.index(letter) if letter in OPTIONS[: len(choices)] and len(letter) == 1 else -1
+    return OPTIONS.index(letter) if letter in tuple(OPTIONS[: len(choices)]) else -1
+
+
+def right(entry: Row, row: Row) -> float:
+    """Return 1 for a right answer, else 0."""
+    return float(choice_index(parse_answer(row["text"]), entry["choices"]) == entry["answer"])
 
 
 class ScienceQA(Benchmark):
@@ -61,28 +63,23 @@ class ScienceQA(Benchmark):
     only_images = True
 
     def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
-        path = self.find(data, ALL)
+        path, index = self.find(data, ALL), 0
         if path.name != ALL and not self.only_images:
             raise DataError(f"{data / ALL}: not found. {path.name} contains only questions with an image.")
-        return self._read(path, read_json(path, list, ("id", "conversations")), problems)
-
-    def _read(self, path: Path, rows: list[Row], problems: list[DataIssue]) -> Iterator[Question]:
-        index = 0
-        for number, row in enumerate(rows, 1):
+        for number, row in enumerate(read_json(path, list, ("id", "conversations")), 1):
+            image, problem = row.get("image"), ""
             try:
                 value = row["conversations"][0]["value"]
-                text = value.replace("<image>", "").strip() + LETTER
+                text = value.replace("<image>", "").strip() + LETTER_ANSWER
             except (LookupError, TypeError, AttributeError):
-                problems.append(DataIssue(str(path), number, "entry without a human turn"))
-                continue
-            image = row.get("image")
-            if image is None and self.only_images:
-                continue
-            if (image is None) == ("<image>" in value):
-                what = (
-                    "has <image> but no image file" if image is None else "has an image file but no <image>"
-                )
-                problems.append(DataIssue(str(path), number, f"entry {row['id']} {what}"))
+                problem = "entry without a human turn"
+            else:
+                if image is None and self.only_images:
+                    continue
+                if (image is None) == ("<image>" in value):
+                    problem = f"entry {row['id']} has only one of <image> and an image file"
+            if problem:
+                problems.append(DataIssue(str(path), number, problem))
                 continue
             where = None if image is None else path.parent / "images" / "test" / image
             # the scorer recognizes questions with an image by their prompt
@@ -97,54 +94,44 @@ class ScienceQA(Benchmark):
         problems = read_json(path, dict)
         missing = [key for key in split if key not in problems]
         if missing or not split:
-            raise DataError(
-                f"{path}: {len(missing)} of {len(split)} questions of {splits.name} are missing. Use the "
-                "files of one release."
-            )
+            what = f"{len(missing)} of {len(split)} questions of {splits.name} are missing"
+            raise DataError(f"{path}: {what}. Use the files of one release.")
         return {key: problems[key] for key in split}
+
+    def wanted(self, data: Path) -> tuple[()]:
+        return ()  # `score` distinguishes questions with and without image
 
     def key(self, row: Row) -> str:
         return str(row["question_id"])
 
     def credit(self, entry: Row, row: Row) -> float | None:
-        return self._right(entry, row) if "<image>" in str(row.get("prompt", "")) else None
-
-    @staticmethod
-    def _right(entry: Row, row: Row) -> float:
-        return float(choice_index(parse_answer(row["text"]), entry["choices"]) == entry["answer"])
+        return right(entry, row) if "<image>" in str(row.get("prompt", "")) else None
 
     def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
         truth = self.truth(data)
-        rows, warnings, _ = self.join(data, answers, wanted=())
-        right = {key: self._right(truth[key], row) for key, row in rows.items()}
-        images = [one for key, row in rows.items() if (one := self.credit(truth[key], row)) is not None]
-        correct = int(sum(right.values()))
-        count = len(rows) if fixed and rows else len(truth)
+        rows, warnings, _ = self.join(data, answers)
+        correct = int(sum(right(truth[key], row) for key, row in rows.items()))
+        images = [one.value for one in self.question_scores(data, answers)]
         details: dict[str, Any] = {
             "count": len(truth),
             "correct": correct,
-            "accuracy": 100 * correct / count,
+            "accuracy": 100 * correct / (len(rows) if fixed and rows else len(truth)),
             "img_count": len(images),
             "img_correct": int(sum(images)),
             "img_accuracy": 100 * mean(images) if images else None,
             "unparsed": sum(parse_answer(row["text"]) == FAILED for row in rows.values()),
         }
-        with_image = [key for key, entry in truth.items() if entry.get("image")]
-        missing = sum(key not in rows for key in with_image)
-        missing_texts = len(truth) - len(rows) - missing
         if not images:
             warnings.append(
-                "no answer has <image> in its prompt, by which the official scorer recognizes questions with "
-                "an image; there is no IMG-Accuracy"
+                "no answer has <image> in its prompt, so that the official IMG-Accuracy is undefined"
             )
-        if missing:
-            warnings.append(
-                f"{missing} of {len(with_image)} questions with an image have no answer; IMG-Accuracy is "
-                "that of the others"
-            )
-        if missing_texts:
+        with_image = [key for key, entry in truth.items() if entry.get("image")]
+        if missing := sum(key not in rows for key in with_image):
+            what = f"{missing} of {len(with_image)} questions with an image have no answer"
+            warnings.append(f"{what}; IMG-Accuracy is that of the others")
+        if missing := len(truth) - len(rows) - missing:
             effect = "" if fixed else "; the overall accuracy counts them as wrong and is not meaningful"
-            warnings.append(f"{missing_texts} questions without an image have no answer{effect}")
+            warnings.append(f"{missing} questions without an image have no answer{effect}")
         return Score(self.name, details["img_accuracy"], details, warnings)
 
 

@@ -9,14 +9,12 @@ lower the score; a warning counts them. `fixed` scores each question once.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from llava.eval.benchmarks.base import Benchmark, DataFile, Score, mean, most_common
-from llava.eval.benchmarks.files import DataError, Row, read_json
-from llava.eval.benchmarks.normalize import evalai, soft_accuracy
+from .base import Benchmark, DataFile, Score, mean, most_common
+from .files import DataError, Row, read_json
+from .normalize import evalai, soft_accuracy
 
 QUESTIONS, TRUTH = "llava_textvqa_val_v051_ocr.jsonl", "TextVQA_0.5.1_val.json"
 _OCR_LINE = "Reference OCR token: "
@@ -28,14 +26,14 @@ def question_of(prompt: str) -> str:
     """Return the lower-case question in a prompt. Raises ValueError for an unknown form of prompt."""
     lines = prompt.split("\n")
     if prompt.startswith("OCR tokens: "):
-        found = _OLD_PROMPT.search(prompt)
-        if found:
-            return found.group(1).lower()
+        lines = _OLD_PROMPT.findall(prompt)[:1]
     elif _OCR_LINE in prompt and len(lines) == 3:
-        return lines[1 if prompt.startswith(_OCR_LINE) else 0].lower()
-    elif len(lines) == 2:
-        return lines[0].lower()
-    raise ValueError("expected a question line, optionally an OCR line, and an instruction line")
+        lines = lines[1:] if prompt.startswith(_OCR_LINE) else lines
+    elif len(lines) != 2:
+        lines = []
+    if not lines:
+        raise ValueError("expected a question line, optionally an OCR line, and an instruction line")
+    return lines[0].lower()
 
 
 class TextVQA(Benchmark):
@@ -54,18 +52,17 @@ class TextVQA(Benchmark):
     )
     truth_files = (TRUTH,)
     key_name = "image and question"
+    repeats = "the official scorer counts each, --fixed only the last one"
 
     @staticmethod
     def read_truth(path: Path) -> dict[tuple[str, str], list[str]]:
         """Return {(image, lower-case question): ten reference answers}."""
         rows = read_json(path, dict, ("data",))["data"]
         truth = {(str(row["image_id"]), row["question"].lower()): row["answers"] for row in rows}
-        wrong = [(image, answers) for (image, _), answers in truth.items() if len(answers) != 10]
-        if wrong:
-            raise DataError(
-                f"{path}: {len(wrong)} questions do not have 10 answers (first: image {wrong[0][0]}, "
-                f"{len(wrong[0][1])} answers). Use the validation file, not the test file."
-            )
+        for (image, _), answers in truth.items():
+            if len(answers) != 10:
+                what = f"image {image} has a question with {len(answers)} answers, expected 10"
+                raise DataError(f"{path}: {what}. Use the validation file, not the test file.")
         return truth
 
     def key(self, row: Row) -> tuple[str, str]:
@@ -75,23 +72,18 @@ class TextVQA(Benchmark):
             reason = "has no prompt" if isinstance(error, KeyError) else f"has an unknown prompt ({error})"
             raise DataError(
                 f"{self.title}: the answer to question_id {row['question_id']!r} {reason}. The official "
-                "scorer finds the question in the prompt; use LLaVA's prompts and keep the key 'prompt'."
+                "scorer finds the question in it. Use LLaVA's prompts and keep the key 'prompt'."
             ) from error
-
-    def image_of(self, key: Hashable, entry: Any) -> str:
-        return key[0]
 
     def credit(self, entry: tuple[str, ...], row: Row) -> float:
         return soft_accuracy(_normalized(row["text"]), [_normalized(answer) for answer in entry])
 
     def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
-        repeats = "only the last one is scored" if fixed else "the official scorer counts each"
-        rows, warnings, missing = self.join(data, answers, repeats=repeats)
+        _, warnings, missing = self.join(data, answers)
         if missing:
             warnings[-1] += "; the official scorer averages over the answers in the file"
         truth = self.truth(data)
-        pairs = rows.items() if fixed else zip(self.keys(data, answers), answers, strict=True)
-        credits = [self.credit(truth[key], row) for key, row in pairs]
+        credits = [self.credit(truth[key], row) for key, row in self.counted(data, answers, fixed)]
         details = {
             "rule": "fixed: each question once" if fixed else "official: mean over the answers",
             "accuracy": 100 * mean(credits),

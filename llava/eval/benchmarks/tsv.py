@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.files import DataError, DataIssue
+from .files import DataError, DataIssue
 
 _NEEDS = ("index", "question", "A", "B", "answer", "image")
 # What pandas reads as a missing cell, and therefore LLaVA as well; an option "None" is lost.
@@ -66,25 +66,23 @@ def rows_of(path: Path, problems: list[DataIssue]) -> Iterator[tuple[int, TableI
         header = next(reader, [])
         missing = [name for name in _NEEDS if name not in header]
         if missing:
-            raise DataError(
-                f"{path}:1: missing columns {', '.join(missing)}. Check that it is the right file."
-            )
+            fix = "Check that it is the right file."
+            raise DataError(f"{path}:1: missing columns {', '.join(missing)}. {fix}")
         column, start = header.index("image"), end
         for cells in reader:
             offset, length, start = start, end - start, end
             if not cells:
                 continue
             if len(cells) != len(header) or not cells[header.index("index")].isdigit():
-                message = f"{len(cells)} cells for {len(header)} columns, or no index"
-                problems.append(DataIssue(str(path), reader.line_num, message))
+                what = f"{len(cells)} cells for {len(header)} columns, or no index"
+                problems.append(DataIssue(str(path), reader.line_num, what))
                 continue
             row = dict(zip(header, cells, strict=True))
-            text = row.pop("image")
-            if text.isdigit() and len(text) < 64:
-                yield reader.line_num, text, row
-            else:
-                name = hashlib.sha256(text.encode()).hexdigest()[:32]
-                yield reader.line_num, TableImage(name, path, offset, length, column), row
+            image = row.pop("image")
+            if not image.isdigit() or len(image) >= 64:
+                name = hashlib.sha256(image.encode()).hexdigest()[:32]
+                image = TableImage(name, path, offset, length, column)
+            yield reader.line_num, image, row
 
 
 def is_missing(cell: str) -> bool:

@@ -9,22 +9,15 @@ left out of the mean, with a warning.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from llava.eval.benchmarks.base import (
-    SHORT_ANSWER,
-    DataFile,
-    Submission,
-    check_foreign,
-    group_percents,
-    mean,
-    to_json,
-)
-from llava.eval.benchmarks.files import DataError, Question, Row, parse_once, read_json, read_jsonl
-from llava.eval.benchmarks.normalize import soft_accuracy, vizwiz_official
-from llava.eval.benchmarks.vqa import UploadedVQA, uploaded
+from .base import SHORT_ANSWER, DataFile
+from .files import DataError, Row, parse_once, read_json
+from .normalize import soft_accuracy, vizwiz_official
+from .vqa import UploadedVQA, asked
 
 LLAVA_TEST, LLAVA_VAL, TRUTH = "llava_test.jsonl", "llava_val.jsonl", "val.json"
 MAY_REFUSE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
@@ -34,11 +27,6 @@ VAL_DATA = (
     DataFile(TRUTH, "validation questions and reference answers", _PAGE),
     DataFile("val", "validation images", _PAGE),
 )
-
-
-def accuracy(prediction: str, references: list[str] | tuple[str, ...]) -> float:
-    """Return the official accuracy in [0, 1]: normalized prediction, unmodified reference answers."""
-    return soft_accuracy(_normalized(prediction), references)
 
 
 def unanswerability(predicted: list[bool], true: list[bool]) -> dict[str, float]:
@@ -60,8 +48,8 @@ class VizWiz(UploadedVQA):
     folder = "vizwiz"
     marker = LLAVA_TEST
     markers = (TRUTH, LLAVA_VAL)
-    test_file, test_images, test_list = LLAVA_TEST, "test", LLAVA_TEST
-    val_files, val_images = (LLAVA_VAL, TRUTH), "val"
+    question_files = (LLAVA_TEST, LLAVA_VAL, TRUTH)
+    test_file, test_images, val_images = LLAVA_TEST, "test", "val"
     sizes = {8000: "test", 4319: "validation"}
     files = (
         DataFile(LLAVA_TEST, "test questions", also=(TRUTH,)),
@@ -71,14 +59,20 @@ class VizWiz(UploadedVQA):
     truth_files = (TRUTH,)
     key_name = "image"
     list_keys = ("image", "answer")
+    upload_files = (LLAVA_TEST, LLAVA_VAL)
+    upload_all = True
     server = "EvalAI challenge 2185 (VizWiz VQA)"
     total = "accuracy"
-    accuracy = staticmethod(accuracy)
+    tables = {"perAnswerType": "type"}
 
-    def official_questions(self, path: Path, images: Path) -> Iterator[Question]:
+    def official_questions(self, path: Path) -> Iterable[tuple[Any, str, str]]:
         for index, row in enumerate(read_json(path, list, ("image", "question"))):
-            text = row["question"] + MAY_REFUSE + SHORT_ANSWER
-            yield Question(index, index, images / row["image"], text, file=str(path), line=index + 1)
+            yield index, row["image"], row["question"] + MAY_REFUSE + SHORT_ANSWER
+
+    @staticmethod
+    def accuracy(prediction: str, references: list[str] | tuple[str, ...]) -> float:
+        """Return the official accuracy in [0, 1]: normalized prediction, unmodified reference answers."""
+        return soft_accuracy(_normalized(prediction), references)
 
     @staticmethod
     def read_truth(path: Path) -> dict[str, Row]:
@@ -88,9 +82,7 @@ class VizWiz(UploadedVQA):
                 "question": row.get("question", ""),
                 "answers": tuple(one["answer"] for one in row["answers"]),
                 "type": row.get("answer_type", "unknown"),
-                "unanswerable": not row["answerable"]
-                if "answerable" in row
-                else row["answer_type"] == "unanswerable",
+                "unanswerable": not row.get("answerable", row.get("answer_type") != "unanswerable"),
             }
             for row in read_json(path, list, ("image", "answers"))
         }
@@ -101,56 +93,33 @@ class VizWiz(UploadedVQA):
     def key(self, row: Row) -> str:
         return row["image"]
 
-    def keys(self, data: Path, answers: Sequence[Row]) -> list[str]:
+    def keys(self, data: Path, answers: Sequence[Row]) -> list[Hashable]:
         """Return the image of every answer, from the question file whose ids and prompts match best."""
         if all("image" in row for row in answers):
-            return [self.key(row) for row in answers]
-        best, found = -1, []
-        for name in (LLAVA_VAL, LLAVA_TEST, TRUTH):
-            if not (data / name).is_file():
-                continue
-            if name == TRUTH:  # numbered by position
-                rows = enumerate(self.truth(data).items())
-                asked = {number: (image, entry["question"]) for number, (image, entry) in rows}
-            else:
-                asked = parse_once(_asked, data / name)
-            if any(row["question_id"] not in asked for row in answers):
-                continue
-            pairs = [(asked[row["question_id"]], str(row.get("prompt", ""))) for row in answers]
-            agree = sum(prompt.startswith(text) for (_, text), prompt in pairs)
-            if agree > best:  # the ids of both splits count from 0; prompts distinguish them
-                best, found = agree, [image for (image, _), _ in pairs]
-        if best < 0:
-            raise DataError(
-                f"{data}: no question file ({LLAVA_VAL}, {LLAVA_TEST} or {TRUTH}) has all ids of these "
-                f"{len(answers)} answers. Pass the --data of the same benchmark, split and release."
+            return super().keys(data, answers)
+        paths = [data / name for name in (LLAVA_VAL, LLAVA_TEST) if (data / name).is_file()]
+        files = [parse_once(asked, path) for path in paths]
+        if (data / TRUTH).is_file():  # numbered by position
+            files.append(dict(enumerate((key, one["question"]) for key, one in self.truth(data).items())))
+        ids = [row["question_id"] for row in answers]
+        files = [questions for questions in files if questions.keys() >= set(ids)]
+        if not files:
+            what = (
+                f"no question file ({LLAVA_VAL}, {LLAVA_TEST} or {TRUTH}) has all ids of {len(ids)} answers"
             )
-        return found
+            raise DataError(f"{data}: {what}. Pass the --data of the same benchmark, split and release.")
+        # The ids of both splits count from 0; prompts distinguish them.
+        prompts = [(row["question_id"], str(row.get("prompt", ""))) for row in answers]
+        best = max(files, key=lambda file: sum(prompt.startswith(file[one][1]) for one, prompt in prompts))
+        return [best[one][0] for one in ids]
 
-    def summary(self, found: list[tuple[Row, str, float]]) -> Row:
-        predicted = [_normalized(text) == "unanswerable" for _, text, _ in found]
-        return {
-            "accuracy": round(100 * mean(value for _, _, value in found), 2),
-            "perAnswerType": group_percents(((row["type"], value) for row, _, value in found), 2),
+    def summary(self, found: list[tuple[Row, Row]], text: Callable[[Row], str]) -> Row:
+        predicted = [_normalized(text(row)) == "unanswerable" for _, row in found]
+        true = [entry["unanswerable"] for entry, _ in found]
+        return super().summary(found, text) | {
             "said_unanswerable": sum(predicted),
-            "unanswerability_from_text": unanswerability(
-                predicted, [row["unanswerable"] for row, _, _ in found]
-            ),
+            "unanswerability_from_text": unanswerability(predicted, true),
         }
-
-    def submission(self, data: Path | None, answers: list[Row], questions: Path | None = None) -> Submission:
-        """Return [{"image", "answer"}] in the order of the question file; every question must be answered."""
-        path, wanted = self.listed(data, questions, LLAVA_TEST, LLAVA_VAL, needs=("question_id", "image"))
-        rows = {row["question_id"]: row for row in answers}
-        check_foreign(list(rows), {row["question_id"] for row in wanted}, path)
-        missing = [row["image"] for row in wanted if row["question_id"] not in rows]
-        if missing:
-            raise DataError(
-                f"{len(missing)} of {len(wanted)} images have no answer (first: {missing[0]}). The server "
-                "requires all of them."
-            )
-        document = [{"image": row["image"], "answer": uploaded(rows[row["question_id"]])} for row in wanted]
-        return Submission({"vizwiz_submission.json": to_json(document)}, len(document), self.server)
 
 
 class VizWizVal(VizWiz):
@@ -160,11 +129,5 @@ class VizWizVal(VizWiz):
     title = "VizWiz val"
     marker = TRUTH
     markers = (LLAVA_VAL,)
-    val_only = True
+    question_files = (LLAVA_VAL, TRUTH)
     files = VAL_DATA
-
-
-def _asked(path: Path) -> dict[Hashable, tuple[str, str]]:
-    """Return {question_id: (image, prompt)} of LLaVA's question file."""
-    rows = read_jsonl(path, [], ("question_id", "image", "text"))
-    return {row["question_id"]: (row["image"], row["text"]) for _, row in rows}

@@ -7,13 +7,13 @@ The score is the official one of what LLaVA uploads, that is, of answers after t
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import Benchmark, Score, most_common
-from llava.eval.benchmarks.files import DataIssue, Question, Row, read_questions
-from llava.eval.benchmarks.normalize import evalai
+from .base import Benchmark, Score, Submission, check_foreign, grouped, mean, most_common, to_json
+from .files import DataError, DataIssue, Question, Row, read_jsonl, read_questions, read_rows
+from .normalize import evalai
 
 
 def uploaded(row: Row) -> str:
@@ -21,60 +21,51 @@ def uploaded(row: Row) -> str:
     return evalai(row["text"]) if "text" in row else row["answer"]
 
 
+def asked(path: Path) -> dict[Any, tuple[str, str]]:
+    """Return {question_id: (image, prompt)} of LLaVA's question file."""
+    rows = read_jsonl(path, [], ("question_id", "image", "text"))
+    return {row["question_id"]: (row["image"], row["text"]) for _, row in rows}
+
+
 class UploadedVQA(Benchmark):
-    """A VQA benchmark with both splits; ground truth entries have `answers`, the reference answers.
+    """A VQA benchmark with both splits; ground truth entries have `answers`, the reference answers."""
 
-    Attributes:
-        test_file, test_images: Test questions, used if they exist, and their images.
-        test_split: Name of the test split.
-        test_list: File that lists the questions of the submission.
-        val_files, val_images: LLaVA's validation questions, else the official ones, and their images.
-        val_only: Use the validation split even if the test split exists.
-        needs_all: The official scorer stops if an answer is missing.
-        total: Entry of `summary` that is the score.
-    """
-
-    test_file: str
+    metric = "accuracy"
+    question_files: tuple[str, ...]  # of which the first existing one is used
+    test_file: str  # the one of the test split, with images in `test_images`
     test_images: str
     test_split = "test"
-    test_list: str
-    val_files: tuple[str, ...]
     val_images: str
-    val_only = False
-    needs_all = False
-    total: str
+    upload_files: tuple[str, ...]  # lists of the submission's questions; the first existing one is used
+    upload_all = False  # the server requires all answers; else missing ones are submitted as ''
     server: str
-    metric = "accuracy"
+    needs_all = False  # the official scorer stops if an answer is missing
+    accuracy: Callable[[str, Sequence[str]], float]  # the official accuracy, in [0, 1]
+    total: str  # name of the score in the details
+    tables: dict[str, str]  # name in the details -> key of the ground truth, of the scores per group
 
     def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
-        if not self.val_only and (data / self.test_file).is_file():
-            return read_questions(data / self.test_file, data / self.test_images, problems)
-        names = self.val_files if self.val_only else (*self.val_files, self.test_file)
-        path = self.find(data, *names)
+        path = self.find(data, *self.question_files)
+        images = data / (self.test_images if path.name == self.test_file else self.val_images)
         if path.suffix == ".jsonl":
-            return read_questions(path, data / self.val_images, problems)
-        return self.official_questions(path, data / self.val_images)
+            return read_questions(path, images, problems)
+        return (
+            Question(index, identity, images / image, text, file=str(path), line=index + 1)
+            for index, (identity, image, text) in enumerate(self.official_questions(path))
+        )
 
     @abstractmethod
-    def official_questions(self, path: Path, images: Path) -> Iterator[Question]:
-        """Yield the questions of the official validation file with LLaVA's prompts."""
+    def official_questions(self, path: Path) -> Iterable[tuple[Any, str, str]]:
+        """Yield (id, image, LLaVA's prompt) of the official validation file."""
 
     @abstractmethod
     def is_test(self, data: Path, answers: list[Row]) -> bool:
         """Return True for answers to the test split."""
 
-    @abstractmethod
-    def accuracy(self, prediction: str, references: tuple[str, ...]) -> float:
-        """Return the official accuracy in [0, 1]."""
-
-    @abstractmethod
-    def summary(self, found: list[tuple[Row, str, float]]) -> Row:
-        """Return the official numbers of (ground truth, prediction, accuracy)."""
-
     def check_truth(self, data: Path, questions: list[Question]) -> list[str]:
         if Path(questions[0].file).name != self.test_file:
             return super().check_truth(data, questions)
-        listed = data / self.test_list
+        listed = data / self.upload_files[0]
         missing = f"{listed} is missing: the answers cannot be submitted without its ids"
         return [] if listed.is_file() else [missing]
 
@@ -91,19 +82,40 @@ class UploadedVQA(Benchmark):
         rows, warnings, missing = self.join(data, answers)
         details: dict[str, Any] = {"split": "validation", "answered": len(rows)}
         if missing and self.needs_all and not fixed:
-            return self.stopped(details, warnings, "AssertionError", "AssertionError: missing answers")
-        truth = self.truth(data)
-        texts = {key: uploaded(row) for key, row in rows.items()}
-        details |= self._summary(truth, texts)
+            return self.stopped(details, warnings, "AssertionError")
+        found = [(self.truth(data)[key], row) for key, row in rows.items()]
+        details |= self.summary(found, uploaded)
         if any("text" in row for row in rows.values()):
-            raw = {key: row.get("text", row.get("answer")) for key, row in rows.items()}
-            details["raw_text"] = self._summary(truth, raw)
+            details["raw_text"] = self.summary(found, lambda row: row.get("text", row.get("answer")))
         return Score(self.name, details[self.total], details, warnings)
 
-    def _summary(self, truth: Mapping[Any, Any], texts: dict[Any, str]) -> Row:
-        return self.summary(
-            [(truth[key], text, self.accuracy(text, truth[key]["answers"])) for key, text in texts.items()]
-        )
+    def summary(self, found: list[tuple[Row, Row]], text: Callable[[Row], str]) -> Row:
+        """Return the official numbers of (ground truth, answer), given what is scored of an answer."""
+        values = [(entry, self.accuracy(text(row), entry["answers"])) for entry, row in found]
+        numbers: dict[str, Any] = {self.total: round(100 * mean(value for _, value in values), 2)}
+        for name, key in self.tables.items():
+            groups = grouped((entry[key], value) for entry, value in values)
+            numbers[name] = {group: round(100 * mean(inside), 2) for group, inside in groups.items()}
+        return numbers
 
     def constants(self, data: Path) -> list[str]:
         return most_common(answer for entry in self.truth(data).values() for answer in entry["answers"])
+
+    def submission(self, data: Path | None, answers: list[Row], questions: Path | None = None) -> Submission:
+        """Return [{`key_name`, "answer"}] of all listed questions, in their order."""
+        path = questions or self.find(self.needed(data, ", or --questions FILE"), *self.upload_files)
+        needs = dict.fromkeys(("question_id", self.key_name))
+        listed = read_rows(path, needs, "A question list cannot be used in part; replace it")
+        texts = {row["question_id"]: uploaded(row) for row in answers}
+        check_foreign(list(texts), {row["question_id"] for row in listed}, path, "question_id")
+        missing = [row[self.key_name] for row in listed if row["question_id"] not in texts]
+        what = f"{len(missing)} of {len(listed)} questions have no answer"
+        if missing and self.upload_all:
+            raise DataError(f"{what} (first: {missing[0]}). The server requires all of them.")
+        document = [
+            {self.key_name: row[self.key_name], "answer": texts.get(row["question_id"], "")} for row in listed
+        ]
+        warnings = [f"{what}; they are submitted as ''"] if missing else []
+        return Submission(
+            {f"{self.folder}_submission.json": to_json(document)}, len(listed), self.server, warnings
+        )

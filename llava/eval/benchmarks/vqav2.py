@@ -9,23 +9,15 @@ makes the official program stop; `fixed` averages over the answered questions.
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import (
-    SHORT_ANSWER,
-    DataFile,
-    Submission,
-    check_foreign,
-    group_percents,
-    mean,
-    to_json,
-)
-from llava.eval.benchmarks.files import Question, Row, parse_once, read_json, read_jsonl
-from llava.eval.benchmarks.normalize import one_line, soft_accuracy, vqa_official
-from llava.eval.benchmarks.vqa import UploadedVQA, uploaded
+from .base import SHORT_ANSWER, DataFile
+from .files import Row, parse_once, read_json
+from .normalize import one_line, soft_accuracy, vqa_official
+from .vqa import UploadedVQA, asked
 
 TEST_DEV, ALL_TEST = "llava_vqav2_mscoco_test-dev2015.jsonl", "llava_vqav2_mscoco_test2015.jsonl"
 LLAVA_VAL = ("llava_vqav2_val.jsonl", "llava_vqav2_mscoco_val2014.jsonl")
@@ -40,23 +32,15 @@ VAL_DATA = (
 )
 
 
-def accuracy(prediction: str, references: list[str] | tuple[str, ...]) -> float:
-    """Return the official accuracy in [0, 1]; identical reference answers switch normalization off."""
-    references, prediction = [one_line(answer) for answer in references], one_line(prediction)
-    if len(set(references)) > 1:
-        references, prediction = [_normalized(answer) for answer in references], _normalized(prediction)
-    return soft_accuracy(prediction, references)
-
-
 class VQAv2(UploadedVQA):
     name = "vqav2"
     title = "VQAv2"
     folder = "vqav2"
     marker = TEST_DEV
     markers = (ANNOTATIONS, *LLAVA_VAL, VAL_QUESTIONS)
-    test_file, test_images, test_list = TEST_DEV, "test2015", ALL_TEST
+    question_files = (TEST_DEV, *LLAVA_VAL, VAL_QUESTIONS)
+    test_file, test_images, val_images = TEST_DEV, "test2015", "val2014"
     test_split = "test-dev"
-    val_files, val_images = (*LLAVA_VAL, VAL_QUESTIONS), "val2014"
     sizes = {107394: "test-dev", 447793: "test", 214354: "validation"}
     files = (
         DataFile(TEST_DEV, "test-dev questions", also=(VAL_QUESTIONS, *LLAVA_VAL)),
@@ -64,17 +48,27 @@ class VQAv2(UploadedVQA):
         DataFile(ALL_TEST, "list of all test ids", purpose="submit", also=(ANNOTATIONS,)),
     )
     optional_files = VAL_DATA
+    image_key = "image_id"
     truth_files = (ANNOTATIONS,)
     list_keys = ("question_id", "answer")
+    upload_files = (ALL_TEST, *LLAVA_VAL)
     server = "EvalAI challenge 830 (VQA), phase test-dev"
     total = "overall"
+    tables = {"perAnswerType": "answer_type", "perQuestionType": "question_type"}
     needs_all = True
-    accuracy = staticmethod(accuracy)
 
-    def official_questions(self, path: Path, images: Path) -> Iterator[Question]:
-        for index, row in enumerate(read_json(path, dict, ("questions",))["questions"]):
-            image, text = images / f"COCO_val2014_{row['image_id']:012d}.jpg", row["question"] + SHORT_ANSWER
-            yield Question(index, row["question_id"], image, text, file=str(path), line=index + 1)
+    def official_questions(self, path: Path) -> Iterable[tuple[Any, str, str]]:
+        for row in read_json(path, dict, ("questions",))["questions"]:
+            image = f"COCO_val2014_{row['image_id']:012d}.jpg"
+            yield row["question_id"], image, row["question"] + SHORT_ANSWER
+
+    @staticmethod
+    def accuracy(prediction: str, references: list[str] | tuple[str, ...]) -> float:
+        """Return the official accuracy in [0, 1]; identical reference answers switch normalization off."""
+        references, prediction = [one_line(answer) for answer in references], one_line(prediction)
+        if len(set(references)) > 1:
+            references, prediction = [_normalized(answer) for answer in references], _normalized(prediction)
+        return soft_accuracy(prediction, references)
 
     @staticmethod
     def read_truth(path: Path) -> dict[Any, Row]:
@@ -90,30 +84,7 @@ class VQAv2(UploadedVQA):
 
     def is_test(self, data: Path, answers: list[Row]) -> bool:
         path = data / TEST_DEV
-        return path.is_file() and any(row["question_id"] in parse_once(_ids, path) for row in answers)
-
-    def image_of(self, key: Hashable, entry: Row) -> str:
-        return str(entry["image_id"])
-
-    def summary(self, found: list[tuple[Row, str, float]]) -> Row:
-        return {
-            "overall": round(100 * mean(value for _, _, value in found), 2),
-            "perAnswerType": group_percents(((row["answer_type"], value) for row, _, value in found), 2),
-            "perQuestionType": group_percents(((row["question_type"], value) for row, _, value in found), 2),
-        }
-
-    def submission(self, data: Path | None, answers: list[Row], questions: Path | None = None) -> Submission:
-        """Return [{"question_id", "answer"}] over all test ids, in their order, '' for unanswered ones."""
-        path, listed = self.listed(data, questions, ALL_TEST, *LLAVA_VAL, needs=("question_id",))
-        ids = [row["question_id"] for row in listed]
-        rows = {row["question_id"]: row for row in answers}
-        check_foreign(list(rows), set(ids), path)
-        document = [{"question_id": key, "answer": uploaded(rows[key]) if key in rows else ""} for key in ids]
-        empty = len(ids) - len(rows)
-        warnings = (
-            [f"{empty} of {len(ids)} questions are not answered; they are submitted as ''"] if empty else []
-        )
-        return Submission({"vqav2_submission.json": to_json(document)}, len(ids), self.server, warnings)
+        return path.is_file() and any(row["question_id"] in parse_once(asked, path) for row in answers)
 
 
 class VQAv2Val(VQAv2):
@@ -122,10 +93,5 @@ class VQAv2Val(VQAv2):
     name = "vqav2_val"
     title = "VQAv2 val"
     marker = ANNOTATIONS
-    markers = (*LLAVA_VAL, VAL_QUESTIONS)
-    val_only = True
+    markers = question_files = (*LLAVA_VAL, VAL_QUESTIONS)
     files = VAL_DATA
-
-
-def _ids(path: Path) -> frozenset[Any]:
-    return frozenset(row["question_id"] for _, row in read_jsonl(path, [], ("question_id",)))

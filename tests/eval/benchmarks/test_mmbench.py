@@ -60,7 +60,10 @@ def test_golden_scores(language, case, capsys):
     hits = {mark.key: mark.value for mark in benchmark.question_scores(GOLDEN, rows)}
     assert hits == circular["hits"]
     if expected["prefetch"] is not None:
-        letters = {str(key): letter or False for key, letter in benchmark.letters(GOLDEN, rows).items()}
+        letters = {
+            str(key): benchmark.letter(entry, row) or False
+            for key, entry, row in benchmark.matched(GOLDEN, rows)
+        }
         assert letters == expected["prefetch"]
     total = benchmark.per_image_counts(GOLDEN, rows).counts.sum(0)
     assert benchmark.score_counts(total) == pytest.approx(document["score"])

@@ -107,4 +107,4 @@ def test_malformed_entries_are_named(tmp_path):
     assert question.question_id == "3" and [problem.line for problem in problems] == [1, 2]
     (tmp_path / "llava_test_CQM-I.json").write_text("{}")
     with pytest.raises(DataError, match="contains a JSON dict, expected a list"):
-        scienceqa.questions(tmp_path, [])
+        list(scienceqa.questions(tmp_path, []))

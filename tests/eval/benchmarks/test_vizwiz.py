@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from llava.eval.benchmarks import DataError, get_benchmark
-from llava.eval.benchmarks.vizwiz import accuracy
 from llava.eval.score import main as score_main
 
 GOLDEN = Path(__file__).parents[2] / "data" / "benchmarks" / "vizwiz"
@@ -60,15 +59,15 @@ def test_upload_is_llavas(case):
 
 
 def test_only_the_prediction_is_normalised():
-    assert accuracy("The Cat", ["cat"] * 10) == 1 and accuracy("cat", ["Cat"] * 10) == 0
-    assert accuracy("dont know", ["don't know"] * 10) == 0
+    assert vizwiz.accuracy("The Cat", ["cat"] * 10) == 1 and vizwiz.accuracy("cat", ["Cat"] * 10) == 0
+    assert vizwiz.accuracy("dont know", ["don't know"] * 10) == 0
 
 
 def test_missing_answers():
     rows = answers("majority")[2:]
     score = vizwiz.score(GOLDEN, rows)
     assert score.details["answered"] == 62 and "2 of 64 questions have no answer" in score.warnings[0]
-    with pytest.raises(DataError, match="2 of 64 images have no answer .first: VizWiz_val_00000000.jpg"):
+    with pytest.raises(DataError, match="2 of 64 questions have no answer .first: VizWiz_val_00000000.jpg"):
         vizwiz.submission(GOLDEN, rows)
     with pytest.raises(DataError, match="no question file .* has all ids"):
         vizwiz.score(GOLDEN, [{**row, "question_id": row["question_id"] + 5000} for row in rows])

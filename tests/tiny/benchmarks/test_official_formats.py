@@ -79,7 +79,7 @@ def right_answers(benchmark, folder):
             for path in folder.rglob("*.txt")
             for line in path.read_text().splitlines()
         }
-    with open(benchmark.table(folder), encoding="utf-8", newline="") as file:
+    with open(benchmark.find(folder, benchmark.marker), encoding="utf-8", newline="") as file:
         return {int(row["index"]): row["answer"] for row in csv.DictReader(file, delimiter="\t")}
 
 
@@ -213,7 +213,7 @@ def test_signs_and_tables_are_true():
     world_of = scenes()
     for name in ("mmbench", "mmbench_cn"):
         benchmark, folder = get_benchmark(name), ROOT / name
-        with open(benchmark.table(folder), encoding="utf-8", newline="") as file:
+        with open(benchmark.find(folder, benchmark.marker), encoding="utf-8", newline="") as file:
             rows = {int(row["index"]): row for row in csv.DictReader(file, delimiter="\t")}
         for index, row in rows.items():
             image = rows[int(row["image"])]["image"] if row["image"].isdigit() else row["image"]
