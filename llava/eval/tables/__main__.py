@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava import argtypes
-from llava.eval.cli import guarded
+from llava.eval.cli import guarded, new_parser
 from llava.eval.jobs.job import model_name
 from llava.eval.store.atomic import write_atomically
 from llava.eval.tables.collect import read_results
@@ -32,11 +32,7 @@ ALL = "all"
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of this command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.tables",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("tables", __doc__)
     parser.add_argument(
         "--table", default=ALL, help=f"{', '.join(load_published())}, several by commas, or all (default)"
     )
@@ -114,15 +110,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen = choose_tables(args.table, load_published())
         if args.columns is not None:
             chosen = [restrict(table, _names(args.columns)) for table in chosen]
-        models = dict.fromkeys(model for table in chosen for model in table.models)
+        known = dict.fromkeys(f"{model}=NAME" for table in chosen for model in table.models)
         for text in args.model:
             if not any(_checkpoints([text], table) for table in chosen):
-                known = ", ".join(f"{model}=NAME" for model in models)
-                raise ValueError(f"--model {text}: no table has this model. Choose from {known}.")
+                raise ValueError(f"--model {text}: no table has this model. Choose from {', '.join(known)}.")
     except ValueError as error:
         parser.error(str(error))
-    folders = args.results or [folder for folder in [Path("outputs")] if folder.is_dir()]
-    results, warnings = read_results(folders)
+    results, warnings = read_results(args.results or filter(Path.is_dir, [Path("outputs")]))
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     tables = [

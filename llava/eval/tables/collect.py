@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,13 +61,10 @@ def read_results(folders: Iterable[Path]) -> tuple[list[MeasuredResult], list[st
     """
     paths: list[Path] = []
     for folder in folders:
-        if folder.is_dir():
-            paths += sorted(folder.rglob(NAME))
-            paths += [path for path in sorted(folder.rglob(SERVER)) if not path.with_name(NAME).exists()]
-        elif folder.is_file():
-            paths.append(folder)
-        else:
+        if not folder.exists():
             raise DataError(f"{folder}: no such folder. Pass the --output of runs and sweeps to --results.")
+        paths += sorted(folder.rglob(NAME)) if folder.is_dir() else [folder]
+        paths += [path for path in sorted(folder.rglob(SERVER)) if not path.with_name(NAME).exists()]
     warnings: list[str] = []
     found: dict[Any, MeasuredResult] = {}
     for path in {path.resolve(): path for path in paths}.values():  # a file once, however it was named
@@ -120,10 +118,9 @@ def _read(path: Path, warnings: list[str]) -> MeasuredResult:
     card = Scorecard.of_document(document)
     server = path.with_name(SERVER)
     if server.is_file():
-        try:
+        given = None
+        with suppress(ValueError, KeyError, TypeError):
             given = json.loads(server.read_bytes())["score"]
-        except (ValueError, KeyError, TypeError):
-            given = None
         if is_number(given):
             score = given
         else:
@@ -141,12 +138,13 @@ def _read(path: Path, warnings: list[str]) -> MeasuredResult:
 
 def _first_metadata(path: Path) -> dict[str, Any]:
     """Read the setting from the first answer next to a score; earlier sweeps did not repeat it there."""
-    try:
-        with path.with_name("answers.jsonl").open("rb") as file:
-            metadata = json.loads(file.readline())["metadata"]
+    with (
+        suppress(OSError, ValueError, KeyError, TypeError),
+        path.with_name("answers.jsonl").open("rb") as file,
+    ):
+        metadata = json.loads(file.readline())["metadata"]
         return {key: metadata[key] for key in _SETTING if key in metadata}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    return {}
 
 
 def is_number(value: Any) -> bool:

@@ -46,15 +46,10 @@ class PaperLine:
     results: dict[str, MeasuredResult] = field(default_factory=dict)  # of the measured scores
 
     @property
-    def label(self) -> str:
-        """The method as papers write it, with its ratio where that is not the usual one."""
-        return method_label(self.method, self.important_ratio)
-
-    @property
     def difference(self) -> dict[str, float]:
         """Measured minus published, where there are both."""
-        both = [name for name in self.measured if name in self.published]
-        return {name: self.measured[name] - self.published[name] for name in both}
+        known = self.published
+        return {name: value - known[name] for name, value in self.measured.items() if name in known}
 
     def marks(self, column: str) -> str:
         """Marks of a measured cell: * not the full set, + scored with --fixed; for a mean, of any part."""
@@ -80,13 +75,12 @@ class PaperTable:
             same_model = before is not None and line.model == before.model
             group = not same_model or line.tokens != before.tokens
             front = ["" if same_model else self.published.models[line.model].title] if several else []
-            front += [line.label, str(line.tokens)]
+            front += [method_label(line.method, line.important_ratio), str(line.tokens)]
             for kind in ("published", "measured", "difference"):
                 if getattr(line, kind):
                     texts = [*front, kind, *(_text(line, kind, name) for name in self.published.columns)]
-                    rows.append(
-                        TableRow([TableCell(text, strong=kind == "measured") for text in texts], kind, group)
-                    )
+                    cells = [TableCell(text, strong=kind == "measured") for text in texts]
+                    rows.append(TableRow(cells, kind, group))
                     before, front, group = line, [""] * len(front), False
         header = ["model"] * several + ["method", "tokens", ""]
         header += [COLUMNS[name].title for name in self.published.columns]
@@ -127,12 +121,12 @@ class PaperTable:
     def _chart(self, lines: Sequence[PaperLine], column: str, against: str = "", **options: Any) -> Chart:
         flops, points = against.endswith("FLOPs"), []
         for line in lines:
-            for measured in (False, True):
-                value = (line.measured if measured else line.published).get(column)
+            label = method_label(line.method, line.important_ratio)
+            for measured, values in ((False, line.published), (True, line.measured)):
                 x = flops_of(self.published, line, measured) if flops else float(line.tokens)
-                if value is not None and x:
+                if column in values and x:
                     interval = _interval(line, column) if measured else (None, None)
-                    points.append(ChartPoint(line.label, x, value, *interval, measured))
+                    points.append(ChartPoint(label, x, values[column], *interval, measured))
         full = [line.published[column] for line in lines if line.method == "none" and line.published]
         title, unit = COLUMNS[column].title, "score" if column.endswith("_score") else "%"
         return Chart(
@@ -174,8 +168,8 @@ def build_paper_table(
     names = names or {model.name: set(model.checkpoints) for model in table.models.values()}
     lines: dict[Any, PaperLine] = {}
     for row in table.rows:
-        line = PaperLine(row.model, row.method, None, row.tokens, dict(row.values))
-        lines[row.model, row.method, row.tokens, None] = line
+        key = (row.model, row.method, None, row.tokens)
+        lines[key] = PaperLine(*key, published=dict(row.values))
     used: set[Path] = set()
     for model in table.models.values():
         known = {name.lower() for name in names.get(model.name, ())}
@@ -186,8 +180,8 @@ def build_paper_table(
                 tokens = model.full_tokens if card.tokens is None else card.tokens * table.tokens_per_budget
                 method = "none" if card.tokens is None else card.method
                 other = None if card.important_ratio == ratio else card.important_ratio
-                line = PaperLine(model.name, method, other, tokens)
-                line = lines.setdefault((model.name, method, tokens, other), line)
+                key = (model.name, method, other, tokens)
+                line = lines.setdefault(key, PaperLine(*key))
                 line.measured |= cells
                 line.results |= dict.fromkeys(cells, result)
     models = list(table.models)

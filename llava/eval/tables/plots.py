@@ -19,23 +19,10 @@ from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
-# Names as papers write them. The colors are those of Okabe and Ito, which most color-blind people can tell
-# apart, and some darker ones.
-METHODS = {
-    "none": ("All tokens", "#222222"),
-    "vispruner": ("VisPruner", "#0072b2"),
-    "fastv": ("FastV", "#cc79a7"),
-    "tome": ("ToMe", "#009e73"),
-    "sparsevlm": ("SparseVLM", "#e69f00"),
-    "prumerge+": ("PruMerge+", "#56b4e9"),
-    "visionzip": ("VisionZip", "#8c6d1f"),
-    "fastervlm": ("FasterVLM", "#d55e00"),
-    "random": ("Random", "#4b3fa0"),
-    "prumerge": ("PruMerge", "#b00020"),
-}
+from llava.eval.tables.published import METHODS
+
 # of further methods and ratios, as far as they are free
 _SPARE = ("#56b4e9", "#8c6d1f", "#cc79a7", "#009e73", "#e69f00", "#882255", "#44aa99", "#999933")
-_GREY = "#7f7f7f"  # of what is left
 SMALL = (3.9, 2.7)  # size of charts of single benchmarks
 NO_PLOTS = "This page has no plots because matplotlib is not installed: pip install 'vispruner[plot]'"
 
@@ -77,7 +64,7 @@ def method_colors(settings: Iterable[tuple[str, float | None]]) -> dict[str, str
     found = {label: METHODS[method][1] for method, label in own.items()}
     for label in labels:
         if label not in found:
-            found[label] = next((color for color in _SPARE if color not in found.values()), _GREY)
+            found[label] = next((color for color in _SPARE if color not in found.values()), "#7f7f7f")
     return {label: found[label] for label in labels}
 
 
@@ -139,17 +126,18 @@ def _draw_lines(axes: Any, points: Sequence[ChartPoint], colors: Mapping[str, st
     """Draw all lines, measured ones on top; return the text of the elements point_0, point_1, ..."""
     texts: list[str] = []
     spread = 0.012 * math.log(max(point.x for point in points) / min(point.x for point in points))
-    points = sorted(points, key=lambda point: point.measured)
-    for measured, name in dict.fromkeys((point.measured, point.name) for point in points):
-        line = [point for point in points if (point.measured, point.name) == (measured, name)]
+    lines: dict[tuple[bool, str], list[ChartPoint]] = {}
+    for point in sorted(points, key=lambda point: point.measured):
+        lines.setdefault((point.measured, point.name), []).append(point)
+    whiskers = {(point.measured, point.name, point.x) for point in points if point.ci_low is not None}
+    for (measured, name), line in lines.items():
         line.sort(key=lambda point: (point.x, point.y))
         color, xs = colors[name], []
         for point in line:
             xs.append(point.x)
             if point.ci_low is not None:  # whiskers at one x are drawn side by side
-                same = [other.name for other in points if other.x == point.x and other.ci_low is not None]
-                place = list(dict.fromkeys(same)).index(name) - (len(set(same)) - 1) / 2
-                xs[-1] *= math.exp(spread * place)
+                same = [key for key in lines if (*key, point.x) in whiskers]
+                xs[-1] *= math.exp(spread * (same.index((measured, name)) - (len(same) - 1) / 2))
                 axes.plot([xs[-1]] * 2, [point.ci_low, point.ci_high], color=color, linewidth=1.2)
         dashes = {"linewidth": 1.8} if measured else {"linewidth": 1.2, "dashes": (4, 3)}
         axes.plot(xs, [point.y for point in line], color=color, **dashes)

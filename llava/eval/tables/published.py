@@ -19,6 +19,9 @@ import numpy as np
 
 PUBLISHED = Path(__file__).with_name("published.json")
 _DOCUMENT = json.loads(PUBLISHED.read_bytes())
+# Names as papers write them. The colors are those of Okabe and Ito, which most color-blind people can tell
+# apart, and some darker ones.
+METHODS = _DOCUMENT["methods"]
 NOTES = _DOCUMENT["notes"]  # by the column, method, mark or chart that they explain
 TEXT_TOKENS = 80  # of a prompt; the paper's efficiency table follows from the shapes with this number
 RATIO = 0.5  # share of important tokens in all published rows of VisPruner
@@ -125,11 +128,7 @@ def relative(
 def derived_columns(
     columns: Sequence[str], values: Mapping[str, float], full: Mapping[str, float] | None
 ) -> dict[str, float]:
-    """Compute the derived columns that follow from the scores; a mean needs all of its columns.
-
-    Args:
-        full: Scores of the same model with all tokens, if known.
-    """
+    """Compute the derived columns that follow from the scores; Rel. needs `full`, those with all tokens."""
     found: dict[str, float] = {}
     for name in (name for name in columns if COLUMNS[name].mean_of is not None):
         ending = COLUMNS[name].mean_of
@@ -145,10 +144,9 @@ def derived_columns(
 
 def restrict(table: PublishedTable, columns: Sequence[str]) -> PublishedTable:
     """Return the table with some of its benchmarks only, and its means over these. Raises ValueError."""
-    unknown = [name for name in columns if name not in table.scored]
-    if unknown:
+    for name in (name for name in columns if name not in table.scored):
         known = ", ".join(table.scored) or "none in this table"
-        raise ValueError(f"table {table.name} has no column {unknown[0]!r}; choose from {known}")
+        raise ValueError(f"table {table.name} has no column {name!r}; choose from {known}")
     kept = tuple(name for name in table.columns if name in columns or not COLUMNS[name].benchmark)
     full = {row.model: row.values for row in table.rows if row.method == "none"}
     rows = []

@@ -24,15 +24,7 @@ import numpy as np
 from llava.eval.benchmarks import Benchmark, PerImageCounts, Question
 from llava.eval.metrics.scorecard import Scorecard
 from llava.eval.metrics.statistics import resampled_sums
-from llava.eval.tables.plots import (
-    SMALL,
-    Chart,
-    ChartPoint,
-    charts_html,
-    html_page,
-    method_colors,
-    method_label,
-)
+from llava.eval.tables import plots
 from llava.eval.tables.published import accuracy, relative
 from llava.eval.tables.table import Table, TableCell, TableRow, csv_text, number
 
@@ -118,7 +110,7 @@ class SummaryRow:
     def label(self) -> list[str]:
         """The method with its ratio, and the budget."""
         one = self.overall
-        method = method_label(str(one.method), one.important_ratio)
+        method = plots.method_label(str(one.method), one.important_ratio)
         return [method, "all" if one.tokens is None else str(one.tokens)]
 
     def card(self, key: str) -> Scorecard | None:
@@ -251,33 +243,34 @@ class Summary:
         parts += [differences.html()] if differences.rows else []
         each = [self.benchmark_table(column).html(3) for column in self.columns]
         parts += ["<h2>Benchmarks</h2>", '<div class="side">', *each, "</div>"]
-        return html_page(f"Sweep of {self.model}", parts)
+        return plots.html_page(f"Sweep of {self.model}", parts)
 
     def _charts(self) -> str:
         ticks = sorted({round(count) for row in self.rows if (count := row.overall.visual_tokens)})
         label, unit = "visual tokens", "Acc. (%)"
         charts = [
-            Chart("Acc. against tokens", label, unit, self._points("acc", "visual_tokens"), ticks),
-            Chart("Acc. against FLOPs", "prefill GFLOPs", unit, self._points("acc", "llm_gflops")),
+            plots.Chart("Acc. against tokens", label, unit, self._points("acc", "visual_tokens"), ticks),
+            plots.Chart("Acc. against FLOPs", "prefill GFLOPs", unit, self._points("acc", "llm_gflops")),
         ]
         for one in self.columns:
             points = self._points(one.benchmark.name, "visual_tokens")
             unit = f"{one.benchmark.metric} ({one.benchmark.unit})"
-            charts.append(Chart(one.title, label, unit, points, ticks, one.constant, SMALL))
+            charts.append(plots.Chart(one.title, label, unit, points, ticks, one.constant, plots.SMALL))
         note = "Whiskers: 95% intervals. Dotted line: the constant answer."
-        settings = [row.overall for row in self.rows]
-        return charts_html(charts, method_colors((one.method, one.important_ratio) for one in settings), note)
+        settings = [(row.overall.method, row.overall.important_ratio) for row in self.rows]
+        return plots.charts_html(charts, plots.method_colors(settings), note)
 
-    def _points(self, key: str, cost: str) -> list[ChartPoint]:
+    def _points(self, key: str, cost: str) -> list[plots.ChartPoint]:
         """Collect the points of all methods; every line ends at the point with all tokens."""
-        points = []
+        full: list[plots.ChartPoint] = []
+        pruned: list[plots.ChartPoint] = []
         for row in self.rows:
             card, x = row.card(key), getattr(row.overall, cost)
             if card and x:
-                points.append(ChartPoint(row.label[0], x, card.score, card.ci_low, card.ci_high))
-        full = [point for point in points if point.name == method_label(FULL, None)]
-        pruned = [point for point in points if point not in full]
-        ends = [ChartPoint(name, *end[1:3]) for name in {point.name: 0 for point in pruned} for end in full]
+                point = plots.ChartPoint(row.label[0], x, card.score, card.ci_low, card.ci_high)
+                (full if card.method == FULL else pruned).append(point)
+        names = dict.fromkeys(point.name for point in pruned)
+        ends = [plots.ChartPoint(name, end.x, end.y) for name in names for end in full]
         return pruned + ends + full  # all tokens on top
 
     def files(self) -> dict[str, str]:
