@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava import argtypes
-from llava.eval.cli import guarded
+from llava.eval.cli import guarded, new_parser
 from llava.eval.jobs.job import model_name
 from llava.eval.store.atomic import write_atomically
 from llava.eval.tables.collect import read_results
-from llava.eval.tables.page import html_page
 from llava.eval.tables.paper import build_paper_table
+from llava.eval.tables.plots import html_page
 from llava.eval.tables.published import RATIO, PublishedTable, load_published, restrict
 
 ALL = "all"
@@ -32,11 +32,7 @@ ALL = "all"
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of this command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.tables",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("tables", __doc__)
     parser.add_argument(
         "--table", default=ALL, help=f"{', '.join(load_published())}, several by commas, or all (default)"
     )
@@ -80,37 +76,28 @@ def _names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _plain(name: str) -> str:
-    """Map llava_1_5_7b and LLaVA-1.5-7B to the same name."""
-    return "".join(character for character in name.lower() if character.isalnum())
-
-
 def choose_tables(text: str, tables: dict[str, PublishedTable]) -> list[PublishedTable]:
-    """Return the tables that --table names. Raises ValueError."""
-    by_name = {_plain(name): table for name, table in tables.items()}
+    """Return the tables that --table names, as llava_1_5_7b or LLaVA-1.5-7B. Raises ValueError."""
+
+    def plain(name: str) -> str:
+        return "".join(character for character in name.lower() if character.isalnum())
+
+    by_name = {plain(name): table for name, table in tables.items()}
     given = list(tables) if text.strip().lower() == ALL else list(dict.fromkeys(_names(text)))
-    unknown = [name for name in given if _plain(name) not in by_name]
-    if unknown or not given:
-        name = unknown[0] if unknown else text
-        raise ValueError(f"--table {name}: no such table. Choose from {', '.join(tables)} and {ALL}.")
-    return [by_name[_plain(name)] for name in given]
+    for name in given or [text]:
+        if plain(name) not in by_name:
+            raise ValueError(f"--table {name}: no such table. Choose from {', '.join(tables)} and {ALL}.")
+    return [by_name[plain(name)] for name in given]
 
 
-def _checkpoints(given: Sequence[str], tables: Sequence[PublishedTable]) -> list[dict[str, set[str]]]:
-    """Return checkpoint names by model of every table, none where none are given. Raises ValueError."""
-    found: list[dict[str, set[str]]] = [{} for _ in tables]
+def _checkpoints(given: Sequence[str], table: PublishedTable) -> dict[str, set[str]]:
+    """Return the names of checkpoints that --model gives for models of a table."""
+    found: dict[str, set[str]] = {}
     for text in given:
         row, _, name = text.rpartition("=")
-        fitting = [
-            (names, row or next(iter(table.models)))
-            for table, names in zip(tables, found, strict=True)
-            if row in table.models or (not row and len(table.models) == 1)
-        ]
-        if not fitting:
-            models = dict.fromkeys(f"{model}=NAME" for table in tables for model in table.models)
-            raise ValueError(f"--model {text}: no table has this model. Choose from {', '.join(models)}.")
-        for names, model in fitting:
-            names.setdefault(model, set()).add(model_name(name.rstrip("/")))
+        for model in table.models:
+            if row == model or (not row and len(table.models) == 1):
+                found.setdefault(model, set()).add(model_name(name.rstrip("/")))
     return found
 
 
@@ -123,15 +110,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen = choose_tables(args.table, load_published())
         if args.columns is not None:
             chosen = [restrict(table, _names(args.columns)) for table in chosen]
-        names = _checkpoints(args.model, chosen)
+        known = dict.fromkeys(f"{model}=NAME" for table in chosen for model in table.models)
+        for text in args.model:
+            if not any(_checkpoints([text], table) for table in chosen):
+                raise ValueError(f"--model {text}: no table has this model. Choose from {', '.join(known)}.")
     except ValueError as error:
         parser.error(str(error))
-    folders = args.results or [folder for folder in [Path("outputs")] if folder.is_dir()]
-    results, warnings = read_results(folders)
+    results, warnings = read_results(args.results or filter(Path.is_dir, [Path("outputs")]))
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     tables = [
-        build_paper_table(table, results, args.ratio, own) for table, own in zip(chosen, names, strict=True)
+        build_paper_table(table, results, args.ratio, _checkpoints(args.model, table)) for table in chosen
     ]
     args.output.mkdir(parents=True, exist_ok=True)
     files: dict[Path, str] = {}

@@ -8,8 +8,8 @@ left out with a warning that names what to add. Where only a server scores (VQAv
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from llava.eval.benchmarks.base import DataError
 from llava.eval.metrics.scorecard import NAME, Scorecard
 
 SERVER = "server.json"
+_SETTING = ("model", "method", "tokens", "important_ratio")
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,7 @@ class MeasuredResult:
 
     path: Path
     card: Scorecard
-    validation: bool = False  # of a validation set, where papers print the server's score of the test set
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What identifies a result; of several, one is used."""
-        card = self.card
-        return card.model, card.benchmark, card.method, card.tokens, card.important_ratio
+    validation: bool  # of a validation set, where papers print the server's score of the test set
 
     @property
     def full_set(self) -> bool:
@@ -66,13 +61,10 @@ def read_results(folders: Iterable[Path]) -> tuple[list[MeasuredResult], list[st
     """
     paths: list[Path] = []
     for folder in folders:
-        if folder.is_dir():
-            paths += sorted(folder.rglob(NAME))
-            paths += [path for path in sorted(folder.rglob(SERVER)) if not path.with_name(NAME).exists()]
-        elif folder.is_file():
-            paths.append(folder)
-        else:
+        if not folder.exists():
             raise DataError(f"{folder}: no such folder. Pass the --output of runs and sweeps to --results.")
+        paths += sorted(folder.rglob(NAME)) if folder.is_dir() else [folder]
+        paths += [path for path in sorted(folder.rglob(SERVER)) if not path.with_name(NAME).exists()]
     warnings: list[str] = []
     found: dict[Any, MeasuredResult] = {}
     for path in {path.resolve(): path for path in paths}.values():  # a file once, however it was named
@@ -81,11 +73,9 @@ def read_results(folders: Iterable[Path]) -> tuple[list[MeasuredResult], list[st
         except DataError as error:
             warnings.append(f"{path}: left out, {error}")
             continue
-        other = found.setdefault(result.key, result)
-        if other is result:
-            continue
-        better, worse = sorted([other, result], key=_rank, reverse=True)
-        found[result.key] = better
+        key = (result.card.benchmark, *(getattr(result.card, name) for name in _SETTING))
+        better, worse = sorted([found.get(key, result), result], key=_rank, reverse=True)
+        found[key] = better
         if better.card.score != worse.card.score:
             why = "newer" if worse.full_set == better.full_set else "complete"
             warnings.append(
@@ -93,11 +83,6 @@ def read_results(folders: Iterable[Path]) -> tuple[list[MeasuredResult], list[st
                 f"({_shown(better)}) and is {why}"
             )
     return list(found.values()), warnings
-
-
-def count_models(results: Sequence[MeasuredResult]) -> Counter[str]:
-    """Count the results of every model."""
-    return Counter(str(result.card.model) for result in results)
 
 
 def _rank(result: MeasuredResult) -> tuple[bool, bool, float]:
@@ -117,58 +102,51 @@ def _read(path: Path, warnings: list[str]) -> MeasuredResult:
     if not isinstance(document, dict) or not {"benchmark", "score"} <= document.keys():
         raise DataError("not a score of a benchmark; it needs the keys 'benchmark' and 'score'")
     name = benchmark_name(str(document["benchmark"]))
-    if name not in list_benchmarks():
-        raise DataError(f"unknown benchmark {document['benchmark']!r}")
-    if not _is_number(document["score"], True):
-        raise DataError(f"its score is {document['score']!r}, not a number")
-    document = {**_first_metadata(path), **document}
+    score, document = document["score"], {**_first_metadata(path), **document}
     missing = [key for key in ("model", "method", "tokens") if key not in document]
-    if missing:
-        raise DataError(
-            f"it has no {' and no '.join(missing)}; add {', '.join(map(repr, missing))} to it "
-            "(tokens: null for all of them)"
-        )
-    if not _is_number(document["tokens"], True):
-        raise DataError(f"its tokens are {document['tokens']!r}, neither a number nor null")
+    tokens = document.get("tokens")
+    checks = {
+        f"unknown benchmark {document['benchmark']!r}": name in list_benchmarks(),
+        f"its score is {score!r}, not a number": score is None or is_number(score),
+        f"it has no {' and no '.join(missing)}; add {', '.join(map(repr, missing))} to it "
+        "(tokens: null for all of them)": not missing,
+        f"its tokens are {tokens!r}, neither a number nor null": tokens is None or is_number(tokens),
+    }
+    for problem, passed in checks.items():
+        if not passed:
+            raise DataError(problem)
     card = Scorecard.of_document(document)
+    server = path.with_name(SERVER)
+    if server.is_file():
+        given = None
+        with suppress(ValueError, KeyError, TypeError):
+            given = json.loads(server.read_bytes())["score"]
+        if is_number(given):
+            score = given
+        else:
+            warnings.append(f'{server}: left out, not {{"score": NUMBER}}')
     card = card.replace(
         benchmark=name,
         model=str(card.model),
         method=str(card.method),
         details=card.details if isinstance(card.details, dict) else {},
-        answered=card.answered if _is_number(card.answered) else None,
-        score=_server(path, card.score, warnings),
+        answered=card.answered if is_number(card.answered) else None,
+        score=score,
     )
-    validation = card.details.get("split") == "validation" and not path.with_name(SERVER).is_file()
-    return MeasuredResult(path, card, validation)
+    return MeasuredResult(path, card, card.details.get("split") == "validation" and not server.is_file())
 
 
 def _first_metadata(path: Path) -> dict[str, Any]:
     """Read the setting from the first answer next to a score; earlier sweeps did not repeat it there."""
-    try:
-        with path.with_name("answers.jsonl").open("rb") as file:
-            metadata = json.loads(file.readline())["metadata"]
-        return {
-            key: metadata[key] for key in ("model", "method", "tokens", "important_ratio") if key in metadata
-        }
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    with (
+        suppress(OSError, ValueError, KeyError, TypeError),
+        path.with_name("answers.jsonl").open("rb") as file,
+    ):
+        metadata = json.loads(file.readline())["metadata"]
+        return {key: metadata[key] for key in _SETTING if key in metadata}
+    return {}
 
 
-def _server(path: Path, score: float | None, warnings: list[str]) -> float | None:
-    """Return the server's score where there is one, else this one."""
-    server = path.with_name(SERVER)
-    if not server.is_file():
-        return score
-    try:
-        given = json.loads(server.read_bytes())["score"]
-    except (ValueError, KeyError, TypeError):
-        given = None
-    if _is_number(given):
-        return given
-    warnings.append(f'{server}: left out, not {{"score": NUMBER}}')
-    return score
-
-
-def _is_number(value: Any, null: bool = False) -> bool:
-    return (null and value is None) or (isinstance(value, int | float) and not isinstance(value, bool))
+def is_number(value: Any) -> bool:
+    """True for numbers, which true and false of JSON are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -7,37 +7,29 @@ instead, with intervals and the file of a measured score.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llava.eval.tables.collect import MeasuredResult, count_models
-from llava.eval.tables.plots import SMALL, Chart, Series, charts_html, method_colors, method_label
+from llava.eval.tables.collect import MeasuredResult, is_number
+from llava.eval.tables.plots import SMALL, Chart, ChartPoint, charts_html, method_colors, method_label
 from llava.eval.tables.published import (
     COLUMNS,
+    NOTES,
     RATIO,
-    TEXT_TOKENS,
     PublishedModel,
     PublishedTable,
     derived_columns,
     prefill_flops,
 )
-from llava.eval.tables.table import Table, TableCell, TableColumn, TableRow, csv_text
+from llava.eval.tables.table import Table, TableCell, TableRow, csv_text
 
-_MARKS = {
-    "*": "* not the full set of questions (for Acc. and Rel.: of some column).",
-    "+": "+ scored with --fixed, not by the official rule.",
-}
-_CHART_NOTE = (
-    "The dotted line is the published score with all tokens. FLOPs: prefill of the language model, 2 per "
-    "multiply-accumulate; measured points as a sweep recorded them, all others from the model's shapes with "
-    f"{TEXT_TOKENS} text tokens. FastV's first two layers process all tokens; SparseVLM is left out, because "
-    "its tokens per layer are not published. Whiskers: 95% bootstrap intervals over images."
-)
+_SETTING = ("model", "method", "important_ratio", "tokens")
 _FIELDS = (
-    *("table", "model", "method", "important_ratio", "tokens", "column", "published", "measured"),
-    *("difference", "low", "high", "visual_tokens", "answered", "full_set", "official_rule", "file"),
+    *("table", *_SETTING, "column", "published", "measured", "difference", "low", "high"),
+    *("visual_tokens", "answered", "full_set", "official_rule", "file"),
 )
 
 
@@ -47,22 +39,17 @@ class PaperLine:
 
     model: str
     method: str
-    ratio: float | None  # None: the published one, or a method without
+    important_ratio: float | None  # None: the published one, or a method without
     tokens: int  # in total
     published: dict[str, float] = field(default_factory=dict)
     measured: dict[str, float] = field(default_factory=dict)
     results: dict[str, MeasuredResult] = field(default_factory=dict)  # of the measured scores
 
     @property
-    def label(self) -> str:
-        """The method as papers write it, with its ratio where that is not the usual one."""
-        return method_label(self.method, self.ratio)
-
-    @property
     def difference(self) -> dict[str, float]:
         """Measured minus published, where there are both."""
-        both = [name for name in self.measured if name in self.published]
-        return {name: self.measured[name] - self.published[name] for name in both}
+        known = self.published
+        return {name: value - known[name] for name, value in self.measured.items() if name in known}
 
     def marks(self, column: str) -> str:
         """Marks of a measured cell: * not the full set, + scored with --fixed; for a mean, of any part."""
@@ -82,40 +69,34 @@ class PaperTable:
     def table(self) -> Table:
         """Build the table in order of reading; model, method and tokens are shown once for several rows."""
         several = len(self.published.models) > 1
-        columns = [TableColumn("model", left=True)] if several else []
-        columns += [TableColumn("method", left=True), TableColumn("tokens"), TableColumn("")]
-        columns += [TableColumn(COLUMNS[name].title) for name in self.published.columns]
         rows = []
         before: PaperLine | None = None
-        for line, kind in self._strips():
-            same_model = before is not None and line.model == before.model
-            front = ["" if same_model else self.published.models[line.model].title] if several else []
-            front += ["", ""] if line is before else [line.label, str(line.tokens)]
-            texts = [*front, kind, *(_text(line, kind, name) for name in self.published.columns)]
-            cells = [TableCell(text, strong=kind == "measured") for text in texts]
-            group = before is None or (line.model, line.tokens) != (before.model, before.tokens)
-            rows.append(TableRow(cells, kind, group))
-            before = line
-        marks = {mark for line in self.lines for name in line.measured for mark in line.marks(name)}
-        notes = self.notes + [text for mark, text in _MARKS.items() if mark in marks]
-        return Table(self.published.title, columns, rows, notes)
-
-    def _strips(self) -> Iterator[tuple[PaperLine, str]]:
         for line in self.lines:
+            same_model = before is not None and line.model == before.model
+            group = not same_model or line.tokens != before.tokens
+            front = ["" if same_model else self.published.models[line.model].title] if several else []
+            front += [method_label(line.method, line.important_ratio), str(line.tokens)]
             for kind in ("published", "measured", "difference"):
                 if getattr(line, kind):
-                    yield line, kind
+                    texts = [*front, kind, *(_text(line, kind, name) for name in self.published.columns)]
+                    cells = [TableCell(text, strong=kind == "measured") for text in texts]
+                    rows.append(TableRow(cells, kind, group))
+                    before, front, group = line, [""] * len(front), False
+        header = ["model"] * several + ["method", "tokens", ""]
+        header += [COLUMNS[name].title for name in self.published.columns]
+        marks = {mark for line in self.lines for name in line.measured for mark in line.marks(name)}
+        notes = self.notes + [NOTES[mark] for mark in "*+" if mark in marks]
+        return Table(self.published.title, header, rows, notes, ["left"] * (1 + several))
 
     def csv(self) -> str:
         """Return one row per cell of every line."""
         rows = []
         for line in self.lines:
             for name in self.published.columns:
-                one = line.results.get(name)
-                row = [self.published.name, line.model, line.method, line.ratio, line.tokens, name]
+                row = [self.published.name, *(getattr(line, key) for key in _SETTING), name]
                 row += [values.get(name) for values in (line.published, line.measured, line.difference)]
                 row += _interval(line, name)
-                if one is not None:
+                if one := line.results.get(name):
                     row += [one.card.visual_tokens, one.card.answered, str(one.full_set).lower()]
                     row += [str(not one.fixed).lower(), one.path]
                 rows.append(row + [None] * (len(_FIELDS) - len(row)))
@@ -127,65 +108,46 @@ class PaperTable:
 
     def _charts(self, model: str) -> str:
         """Draw the mean against tokens and FLOPs, and every measured benchmark against tokens."""
-        mean, title = self.published.mean, self.published.models[model].title
         lines = [line for line in self.lines if line.model == model]
-        if mean is None:
-            return ""
-        about = f"{title}: {COLUMNS[mean].title} against"
-        charts = [
-            self._chart(lines, mean, f"{about} tokens", False),
-            self._chart(lines, mean, f"{about} FLOPs", True),
-        ]
-        for name in self.published.scored:
-            if any(name in line.measured for line in lines):
-                charts.append(self._chart(lines, name, f"{title}: {COLUMNS[name].title}", False, SMALL))
-        return charts_html(charts, method_colors((line.method, line.ratio) for line in lines), _CHART_NOTE)
+        measured = {name for line in lines for name in line.measured}
+        charts = []
+        for mean in {"acc", "avg_acc"} & set(self.published.columns):
+            charts = [self._chart(lines, mean, f" against {axis}") for axis in ("tokens", "FLOPs")]
+            shown = [name for name in self.published.scored if name in measured]
+            charts += [self._chart(lines, name, size=SMALL) for name in shown]
+        colors = method_colors((line.method, line.important_ratio) for line in lines)
+        return charts_html(charts, colors, NOTES["charts"])
 
-    def _chart(
-        self, lines: Sequence[PaperLine], column: str, title: str, flops: bool, size: Any = Chart.size
-    ) -> Chart:
-        series = []
-        for measured in (False, True):
-            points: dict[str, list[Any]] = {}
-            for line in lines:
-                value = (line.measured if measured else line.published).get(column)
+    def _chart(self, lines: Sequence[PaperLine], column: str, against: str = "", **options: Any) -> Chart:
+        flops, points = against.endswith("FLOPs"), []
+        for line in lines:
+            label = method_label(line.method, line.important_ratio)
+            for measured, values in ((False, line.published), (True, line.measured)):
                 x = flops_of(self.published, line, measured) if flops else float(line.tokens)
-                if value is not None and x:
+                if column in values and x:
                     interval = _interval(line, column) if measured else (None, None)
-                    points.setdefault(line.label, []).append((x, value, *interval))
-            series += [Series(name, inside, measured) for name, inside in points.items()]
-        unit = "points" if column == "mme" else "score" if column.endswith("_score") else "%"
+                    points.append(ChartPoint(label, x, values[column], *interval, measured))
         full = [line.published[column] for line in lines if line.method == "none" and line.published]
+        title, unit = COLUMNS[column].title, "score" if column.endswith("_score") else "%"
         return Chart(
-            title,
+            f"{self.published.models[lines[0].model].title}: {title}{against}",
             "prefill TFLOPs" if flops else "visual tokens",
-            f"{COLUMNS[column].title} ({unit})",
-            series,
-            None if flops else sorted({float(line.tokens) for line in lines}),
-            full[0] if full else None,
-            size,
+            f"{title} ({'points' if column == 'mme' else unit})",
+            points,
+            ticks=None if flops else sorted({float(line.tokens) for line in lines}),
+            level=full[0] if full else None,
+            **options,
         )
 
     def document(self) -> dict[str, Any]:
         """Return the table as a JSON value."""
-        rows = [
-            {
-                "model": line.model,
-                "method": line.method,
-                "important_ratio": line.ratio,
-                "tokens": line.tokens,
-                "published": line.published,
-                "measured": line.measured,
-                "difference": line.difference,
-            }
-            for line in self.lines
-        ]
+        keys = (*_SETTING, "published", "measured", "difference")
         return {
             "table": self.published.name,
             "source": self.published.source,
             "columns": list(self.published.columns),
             "measured_cells": sum(len(line.measured) for line in self.lines),
-            "rows": rows,
+            "rows": [{key: getattr(line, key) for key in keys} for line in self.lines],
         }
 
 
@@ -198,47 +160,41 @@ def build_paper_table(
     """Join a published table with measured results.
 
     Args:
-        table: The published table.
         results: What was measured. Settings that the paper does not have get lines after those of the same
             number of tokens.
         ratio: Ratio of the measured results to compare with the published ones.
         names: Checkpoint names by model of the table (default: the published ones).
     """
     names = names or {model.name: set(model.checkpoints) for model in table.models.values()}
-    lines = {
-        (row.model, row.method, row.tokens, None): PaperLine(
-            row.model, row.method, None, row.tokens, dict(row.values)
-        )
-        for row in table.rows
-    }
+    lines: dict[Any, PaperLine] = {}
+    for row in table.rows:
+        key = (row.model, row.method, None, row.tokens)
+        lines[key] = PaperLine(*key, published=dict(row.values))
     used: set[Path] = set()
     for model in table.models.values():
         known = {name.lower() for name in names.get(model.name, ())}
-        for result in results:
-            card = result.card
-            cells = _cells(table, model, result) if str(card.model).lower() in known else {}
-            if not cells:
-                continue
-            tokens = model.full_tokens if card.tokens is None else card.tokens * table.tokens_per_budget
-            other = None if card.important_ratio == ratio else card.important_ratio
-            method = "none" if card.tokens is None else str(card.method)
-            line = lines.setdefault(
-                (model.name, method, tokens, other), PaperLine(model.name, method, other, tokens)
-            )
-            used.add(result.path)
-            line.measured |= cells
-            line.results |= dict.fromkeys(cells, result)
+        for result in (one for one in results if one.card.model.lower() in known):
+            card, cells = result.card, _cells(table, model, result)
+            if cells:
+                used.add(result.path)
+                tokens = model.full_tokens if card.tokens is None else card.tokens * table.tokens_per_budget
+                method = "none" if card.tokens is None else card.method
+                other = None if card.important_ratio == ratio else card.important_ratio
+                key = (model.name, method, other, tokens)
+                line = lines.setdefault(key, PaperLine(*key))
+                line.measured |= cells
+                line.results |= dict.fromkeys(cells, result)
     models = list(table.models)
-    ordered = sorted(  # stable: published lines stay in the paper's order
-        lines.values(),
-        key=lambda line: (
-            (models.index(line.model), -line.tokens, not line.published)
-            + (() if line.published else (line.method, line.ratio or 0))
-        ),
-    )
+
+    def place(line: PaperLine) -> tuple[Any, ...]:
+        """Keep the paper's order of published lines; `sorted` is stable."""
+        other = () if line.published else (line.method, line.important_ratio or 0)
+        return (models.index(line.model), -line.tokens, not line.published, *other)
+
+    ordered = sorted(lines.values(), key=place)
+    full = {line.model: line.measured for line in reversed(ordered) if line.method == "none"}
     for line in ordered:
-        full = next((one for one in ordered if (one.model, one.method) == (line.model, "none")), None)
-        line.measured |= derived_columns(table.columns, line.measured, full.measured if full else None)
+        line.measured |= derived_columns(table.columns, line.measured, full.get(line.model))
     return PaperTable(table, ordered, _notes(table, results, used, ratio))
 
 
@@ -253,52 +209,36 @@ def _cells(table: PublishedTable, model: PublishedModel, result: MeasuredResult)
     if "flops_T" in table.columns and card.benchmark == "pope":
         # one benchmark, because prompts differ in length; POPE is the most common one
         found["flops_T"] = None if card.llm_gflops is None else card.llm_gflops / 1000
-        own = _is_own(model, result)
-        elements = result.kv_elements or (2 * model.language[0] * model.language[1] if own else None)
+        shape = 2 * model.language[0] * model.language[1] if _is_own(model, result) else None
+        elements = result.kv_elements or shape
         if card.visual_tokens is not None and elements:
             found["kv_cache_MB"] = 2 * elements * card.visual_tokens / 2**20  # half precision
-    return {
-        name: float(value)
-        for name, value in found.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    return {name: float(value) for name, value in found.items() if is_number(value)}
 
 
 def _is_own(model: PublishedModel, result: MeasuredResult) -> bool:
     """True if the result is of the published checkpoint, so that the shapes of its model hold."""
-    return str(result.card.model).lower() in {name.lower() for name in model.checkpoints}
+    return result.card.model.lower() in {name.lower() for name in model.checkpoints}
 
 
 def _notes(
     table: PublishedTable, results: Sequence[MeasuredResult], used: set[Path], ratio: float
 ) -> list[str]:
-    notes = [f"Published: {table.source}."]
-    if "rel" in table.columns:
-        notes.append(
-            "Acc.: mean of the columns, MME as MME / 2000 x 100. Rel.: 100 x mean of score / score "
-            "with all tokens; measured rows are relative to the measured model with all tokens."
-        )
-    if "vispruner" in {row.method for row in table.rows}:
-        notes.append(f"VisPruner: published with r = {RATIO:g}, measured with r = {ratio:g} unless noted.")
-    if "flops_T" in table.columns:
-        notes.append(
-            "FLOPs: 2 per multiply-accumulate. Measured: prefill of the language model for a question of "
-            "POPE, and KV cache of the visual tokens in half precision, both computed from the tokens fed to "
-            "the language model; published: the whole model with about 80 text tokens. The published rows "
-            "of 640 tokens follow from the shapes only with 720."
-        )
-    shown = count_models([result for result in results if result.path in used])
-    other = [result for result in results if result.path not in used]
-    if shown:
-        notes.append(f"Measured: {', '.join(sorted(shown))}.")
+    shown = sorted({one.card.model for one in results if one.path in used})
+    other = [one for one in results if one.path not in used]
+    left_out = sorted(Counter(one.card.model for one in other).items())
     validation = {one.card.benchmark for one in other if one.validation and one.card.model in shown}
+    explained = {*table.columns, *(row.method for row in table.rows)}
+    notes = [f"Published: {table.source}."]
+    notes += [text.format(ratio=ratio) for about, text in NOTES.items() if about in explained]
+    notes += [f"Measured: {', '.join(shown)}."] if shown else []
     if validation:
         notes.append(
             f"Validation scores ({', '.join(sorted(validation))}) are not compared with the published ones, "
             "which a server computed on the test set: python -m llava.eval.submit writes its file."
         )
-    if other:
-        listed = ", ".join(f"{name} ({count})" for name, count in sorted(count_models(other).items()))
+    if left_out:
+        listed = ", ".join(f"{name} ({count})" for name, count in left_out)
         notes.append(f"Results not in this table: {listed}; --model shows those of another checkpoint.")
     return notes
 
@@ -309,10 +249,9 @@ def flops_of(table: PublishedTable, line: PaperLine, measured: bool) -> float | 
     recorded = [one.card.llm_gflops for one in results if one.card.llm_gflops is not None]
     if recorded:
         return sum(recorded) / len(recorded) / 1000
-    model = table.models[line.model]
-    if not all(_is_own(model, one) for one in results):
-        return None  # the shapes of another model are unknown
-    found = prefill_flops(line.method, line.tokens, model)
+    model = table.models[line.model]  # the shapes of another model are unknown
+    own = all(_is_own(model, one) for one in results)
+    found = prefill_flops(line.method, line.tokens, model) if own else None
     return None if found is None else found / 1e12
 
 

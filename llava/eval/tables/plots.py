@@ -1,7 +1,8 @@
-"""Line charts as SVG for the pages, drawn by matplotlib (extra `plot`), which is imported when it is used.
+"""The HTML page and its line charts as SVG, drawn by matplotlib (extra `plot`), imported when it is used.
 
 Scores over a logarithmic axis of tokens or FLOPs. Published points are open rings on dashed lines, measured
 points are filled dots on solid lines with 95% intervals as whiskers. Every method has one color on all pages.
+A page is one file that loads nothing from elsewhere.
 """
 
 from __future__ import annotations
@@ -9,39 +10,31 @@ from __future__ import annotations
 import io
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
-from xml.etree import ElementTree
+from importlib.util import find_spec
+from pathlib import Path
+from string import Template
+from typing import Any, NamedTuple
 
-# Names as papers write them. The colors are those of Okabe and Ito, which most color-blind people can tell
-# apart, and some darker ones.
-METHODS = {
-    "none": ("All tokens", "#222222"),
-    "vispruner": ("VisPruner", "#0072b2"),
-    "fastv": ("FastV", "#cc79a7"),
-    "tome": ("ToMe", "#009e73"),
-    "sparsevlm": ("SparseVLM", "#e69f00"),
-    "prumerge+": ("PruMerge+", "#56b4e9"),
-    "visionzip": ("VisionZip", "#8c6d1f"),
-    "fastervlm": ("FasterVLM", "#d55e00"),
-    "random": ("Random", "#4b3fa0"),
-    "prumerge": ("PruMerge", "#b00020"),
-}
+from llava.eval.tables.published import METHODS
+
 # of further methods and ratios, as far as they are free
 _SPARE = ("#56b4e9", "#8c6d1f", "#cc79a7", "#009e73", "#e69f00", "#882255", "#44aa99", "#999933")
-_GREY = "#7f7f7f"  # of what is left
 SMALL = (3.9, 2.7)  # size of charts of single benchmarks
-_SVG = "http://www.w3.org/2000/svg"
+NO_PLOTS = "This page has no plots because matplotlib is not installed: pip install 'vispruner[plot]'"
 
 
-@dataclass(frozen=True)
-class Series:
-    """Points (x, y, ci_low, ci_high) of one method; x > 0; None where there is no interval."""
+class ChartPoint(NamedTuple):
+    """A point of the line `name`; x > 0; the ends of its interval are None where there is none."""
 
     name: str
-    points: Sequence[tuple[float, float, float | None, float | None]]
+    x: float
+    y: float
+    ci_low: float | None = None
+    ci_high: float | None = None
     measured: bool = True
 
 
@@ -52,7 +45,7 @@ class Chart:
     title: str
     x_label: str
     y_label: str
-    series: Sequence[Series]
+    points: Sequence[ChartPoint]
     ticks: Sequence[float] | None = None
     level: float | None = None
     size: tuple[float, float] = (5.4, 3.5)  # inches of 96 pixels
@@ -71,30 +64,31 @@ def method_colors(settings: Iterable[tuple[str, float | None]]) -> dict[str, str
     found = {label: METHODS[method][1] for method, label in own.items()}
     for label in labels:
         if label not in found:
-            found[label] = next((color for color in _SPARE if color not in found.values()), _GREY)
+            found[label] = next((color for color in _SPARE if color not in found.values()), "#7f7f7f")
     return {label: found[label] for label in labels}
 
 
-def has_matplotlib() -> bool:
-    """True if plots can be drawn."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return False
-    return True
+def html_page(title: str, parts: Sequence[str]) -> str:
+    """Fill `page.html` with this heading and HTML parts; without matplotlib, warn and name the extra."""
+    body = list(parts)
+    if find_spec("matplotlib") is None:
+        print(f"warning: {NO_PLOTS}", file=sys.stderr)
+        body.insert(0, f'<p class="notes">{escape(NO_PLOTS)}</p>')
+    page = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+    return page.substitute(title=escape(title), body="\n".join(body))
 
 
 def charts_html(charts: Sequence[Chart], colors: Mapping[str, str], note: str) -> str:
     """Draw charts under one legend and above a note; return "" without charts or without matplotlib."""
-    charts = [chart for chart in charts if chart.series]
-    if not charts or not has_matplotlib():
+    charts = [chart for chart in charts if chart.points]
+    if not charts or find_spec("matplotlib") is None:
         return ""
-    series = [one for chart in charts for one in chart.series]
-    shown = [name for name in colors if name in {one.name for one in series}]
+    points = [point for chart in charts for point in chart.points]
+    shown = [name for name in colors if name in {point.name for point in points}]
     legend = "\n".join(
         f'<span><b style="color:{colors[name]}">&#9679;</b> {escape(name)}</span>' for name in shown
     )
-    if not all(one.measured for one in series):
+    if not all(point.measured for point in points):
         legend += "\n<span>&#9679; measured, solid</span> <span>&#9675; published, dashed</span>"
     drawn = "\n".join(draw(chart, colors) for chart in charts)
     return f'<p class="legend">{legend}</p>\n<div class="charts">{drawn}</div>\n<p class="notes">{note}</p>'
@@ -118,36 +112,41 @@ def draw(chart: Chart, colors: Mapping[str, str]) -> str:
         axes.tick_params(axis="y", length=0)
         if chart.level is not None:
             axes.axhline(chart.level, color="#444444", linestyle=":", linewidth=1)
-        series = sorted(chart.series, key=lambda one: one.measured)  # measured ones on top
-        for place, one in enumerate(series):
-            _draw_series(axes, one, colors[one.name], f"series-{place}", _spread(series, one))
+        texts = _draw_lines(axes, chart.points, colors)
         _set_ticks(axes, chart.ticks)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    return _inline(out.getvalue(), chart.title, series)
+    svg = out.getvalue()  # in a page: without prolog and ids, with texts to point at
+    svg = svg[svg.index("<svg") :].replace(">", f' role="img">\n<title>{escape(chart.title)}</title>', 1)
+    svg = re.sub(r' id="point_(\d+)">', lambda found: f"><title>{escape(texts[int(found[1])])}</title>", svg)
+    return re.sub(r' id="[\w.]+[-_]\d+"', "", svg)
 
 
-def _spread(series: Sequence[Series], one: Series) -> dict[float, float]:
-    """Return where to draw the x values of a series, so that whiskers at one x stand side by side."""
-    xs = [math.log(point[0]) for other in series for point in other.points]
-    step = 0.012 * (max(xs) - min(xs))
-    found = {}
-    for x, _, low, _ in one.points:
-        here = [other for other in series if any(p[0] == x and p[2] is not None for p in other.points)]
-        place = here.index(one) - (len(here) - 1) / 2 if low is not None else 0
-        found[x] = x * math.exp(step * place)
-    return found
-
-
-def _draw_series(axes: Any, one: Series, color: str, gid: str, x_of: Mapping[float, float]) -> None:
-    points = sorted(one.points, key=lambda point: point[:2])
-    for x, _, low, high in points:
-        if low is not None and high is not None:
-            axes.plot([x_of[x]] * 2, [low, high], color=color, linewidth=1.2)
-    line = {"linewidth": 1.8} if one.measured else {"linewidth": 1.2, "dashes": (4, 3)}
-    marker = {"markersize": 5} if one.measured else {"markersize": 7.5, "markerfacecolor": "white"}
-    xs, ys = [x_of[point[0]] for point in points], [point[1] for point in points]
-    axes.plot(xs, ys, color=color, marker="o", markeredgewidth=1.2, gid=gid, **line, **marker)
+def _draw_lines(axes: Any, points: Sequence[ChartPoint], colors: Mapping[str, str]) -> list[str]:
+    """Draw all lines, measured ones on top; return the text of the elements point_0, point_1, ..."""
+    texts: list[str] = []
+    spread = 0.012 * math.log(max(point.x for point in points) / min(point.x for point in points))
+    lines: dict[tuple[bool, str], list[ChartPoint]] = {}
+    for point in sorted(points, key=lambda point: point.measured):
+        lines.setdefault((point.measured, point.name), []).append(point)
+    whiskers = {(point.measured, point.name, point.x) for point in points if point.ci_low is not None}
+    for (measured, name), line in lines.items():
+        line.sort(key=lambda point: (point.x, point.y))
+        color, xs = colors[name], []
+        for point in line:
+            xs.append(point.x)
+            if point.ci_low is not None:  # whiskers at one x are drawn side by side
+                same = [key for key in lines if (*key, point.x) in whiskers]
+                xs[-1] *= math.exp(spread * (same.index((measured, name)) - (len(same) - 1) / 2))
+                axes.plot([xs[-1]] * 2, [point.ci_low, point.ci_high], color=color, linewidth=1.2)
+        dashes = {"linewidth": 1.8} if measured else {"linewidth": 1.2, "dashes": (4, 3)}
+        axes.plot(xs, [point.y for point in line], color=color, **dashes)
+        marker = {"markersize": 5} if measured else {"markersize": 7.5, "markerfacecolor": "white"}
+        for x, point in zip(xs, line, strict=True):
+            gid = f"point_{len(texts)}"
+            axes.plot(x, point.y, color=color, marker="o", markeredgewidth=1.2, gid=gid, **marker)
+            texts.append(f"{name}, {'measured' if measured else 'published'}: {point.x:.4g}, {point.y:.2f}")
+    return texts
 
 
 def _set_ticks(axes: Any, ticks: Sequence[float] | None) -> None:
@@ -160,21 +159,3 @@ def _set_ticks(axes: Any, ticks: Sequence[float] | None) -> None:
             kept.append(tick)  # labels do not overlap
     axes.set_xticks(kept, [f"{tick:g}" for tick in kept])
     axes.minorticks_off()
-
-
-def _inline(svg: str, title: str, series: Sequence[Series]) -> str:
-    """Turn matplotlib's file into an element for a page: without prolog and ids, with texts to point at."""
-    ElementTree.register_namespace("", _SVG)
-    ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
-    root = ElementTree.fromstring(svg)
-    root.set("role", "img")
-    head = ElementTree.Element(f"{{{_SVG}}}title")
-    head.text = title
-    root.insert(0, head)
-    for place, one in enumerate(series):
-        group = root.find(f".//*[@id='series-{place}']")
-        marks = group.iter(f"{{{_SVG}}}use") if group is not None else ()
-        kind = "measured" if one.measured else "published"
-        for mark, (x, y, _, _) in zip(marks, sorted(one.points, key=lambda point: point[:2]), strict=False):
-            ElementTree.SubElement(mark, f"{{{_SVG}}}title").text = f"{one.name}, {kind}: {x:.4g}, {y:.2f}"
-    return re.sub(r' id="[\w.]+[-_]\d+"', "", ElementTree.tostring(root, encoding="unicode"))

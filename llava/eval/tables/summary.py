@@ -12,8 +12,10 @@ resample the images of every benchmark, with the same draws for all settings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,12 @@ import numpy as np
 from llava.eval.benchmarks import Benchmark, PerImageCounts, Question
 from llava.eval.metrics.scorecard import Scorecard
 from llava.eval.metrics.statistics import resampled_sums
-from llava.eval.tables.page import html_page
-from llava.eval.tables.plots import SMALL, Chart, Series, charts_html, method_colors, method_label
+from llava.eval.tables import plots
 from llava.eval.tables.published import accuracy, relative
-from llava.eval.tables.table import Table, TableCell, TableColumn, TableRow, csv_text, number
+from llava.eval.tables.table import Table, TableCell, TableRow, csv_text, number
 
 FULL = "none"  # the method that keeps all tokens
+MEANS = ("acc", "rel")
 _FIELDS = (  # of the CSV file; names of its first version, which scripts read
     *("set", "counted", "questions", "pictures", "majority", "method", "important_ratio", "tokens"),
     *("score", "low", "high", "visual_tokens", "llm_gflops", "questions_per_second", "answers"),
@@ -52,41 +54,31 @@ class ScoredBenchmark:
     questions: Sequence[Question]
     settings: Sequence[ScoredSetting]
 
+    @cached_property
+    def images(self) -> int:
+        """Number of images that the questions are about."""
+        return len({question.image for question in self.questions})
 
-@dataclass(frozen=True)
-class Estimate:
-    """A score with its 95% interval, and the bootstrap draws (resamples,) behind it, where they are known."""
+    @cached_property
+    def constant(self) -> float | None:
+        """The best score of one answer to all questions; None without candidates."""
+        scores = []
+        for text in self.benchmark.constants(self.folder):
+            rows: list[dict[str, Any]] = [
+                {"question_id": one.question_id, "prompt": one.extra.get("prompt", one.text), "text": text}
+                for one in self.questions
+            ]
+            counts = self.benchmark.per_image_counts(self.folder, rows).counts
+            scores.append(float(self.benchmark.score_counts(counts.sum(0))))
+        return max(scores, default=None)
 
-    value: float
-    ci_low: float | None
-    ci_high: float | None
-    draws: np.ndarray | None = None
-
-    @classmethod
-    def of(cls, value: float | np.ndarray, draws: float | np.ndarray) -> Estimate:
-        """Take the interval from the draws."""
-        low, high = np.quantile(draws, [0.025, 0.975])
-        return cls(float(value), float(low), float(high), np.asarray(draws))
-
-    @property
-    def significant(self) -> bool:
-        """True if the interval excludes 0."""
-        return self.ci_low > 0 or self.ci_high < 0
-
-    def interval(self, form: str = ".1f") -> str:
-        """Return the interval as text."""
-        return "" if self.ci_low is None else f"[{self.ci_low:{form}}, {self.ci_high:{form}}]"
-
-
-@dataclass(frozen=True)
-class SummaryColumn:
-    """One benchmark; `constant` is the score of the constant-answer baseline."""
-
-    benchmark: Benchmark
-    questions: int
-    images: int
-    constant: float | None
-    in_mean: bool  # part of Acc. and Rel.
+    @cached_property
+    def in_mean(self) -> bool:
+        """True if the benchmark is part of Acc. and Rel."""
+        cards, least = [setting.card for setting in self.settings], self.constant
+        full = next((card for card in cards if card.method == FULL), None)
+        above = full is None or least is None or (full.ci_low is not None and full.ci_low > least)
+        return above and all(card.score is not None for card in cards)
 
     @property
     def title(self) -> str:
@@ -96,193 +88,197 @@ class SummaryColumn:
 
 @dataclass
 class SummaryRow:
-    """One setting: scorecards by benchmark, and estimates by benchmark and of "acc" and "rel"."""
+    """One setting: its scorecards by benchmark, and of the means "acc" and "rel" as if they were benchmarks.
+
+    `draws` are the bootstrap draws (resamples,) of the scores, where they are known.
+    """
 
     name: str
-    method: str
-    ratio: float | None
-    tokens: int | None  # the budget; None: all
     cards: dict[str, Scorecard] = field(default_factory=dict)
-    estimates: dict[str, Estimate] = field(default_factory=dict)
+    draws: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def overall(self) -> Scorecard:
+        """The setting without a score, with the mean cost on all benchmarks."""
+        cards, costs = [card for name, card in self.cards.items() if name not in MEANS], {}
+        for name in ("visual_tokens", "llm_gflops"):
+            known = [value for card in cards if (value := getattr(card, name)) is not None]
+            costs[name] = float(np.mean(known)) if known else None
+        return cards[0].replace(score=None, speed=None, answered=None, **costs)
 
     @property
     def label(self) -> list[str]:
         """The method with its ratio, and the budget."""
-        return [method_label(self.method, self.ratio), "all" if self.tokens is None else str(self.tokens)]
+        one = self.overall
+        method = plots.method_label(str(one.method), one.important_ratio)
+        return [method, "all" if one.tokens is None else str(one.tokens)]
 
-    def mean(self, name: str) -> float | None:
-        """Return the mean of a field of the scorecards, where it is known."""
-        values = [value for card in self.cards.values() if (value := getattr(card, name)) is not None]
-        return float(np.mean(values)) if values else None
+    def card(self, key: str) -> Scorecard | None:
+        """Return the scorecard of a benchmark or a mean; None without a score."""
+        card = self.cards.get(key)
+        return None if card is None or card.score is None else card
+
+    def add_mean(self, key: str, score: float | np.ndarray, draws: float | np.ndarray) -> None:
+        """Add a mean, with the interval of its draws."""
+        low, high = map(float, np.quantile(draws, [0.025, 0.975]))
+        self.draws[key] = np.asarray(draws)
+        self.cards[key] = self.overall.replace(benchmark=key, score=float(score), ci_low=low, ci_high=high)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A sweep over several benchmarks.
-
-    Attributes:
-        model: Name of the model.
-        columns, rows: Benchmarks and settings.
-        contrasts: (first, second, difference in Acc.) of settings with the same budget.
-        unscored: Titles of benchmarks whose answers are not scored here.
-    """
+    """A sweep over several benchmarks."""
 
     model: str
-    columns: Sequence[SummaryColumn]
+    columns: Sequence[ScoredBenchmark]
     rows: Sequence[SummaryRow]
-    contrasts: Sequence[tuple[SummaryRow, SummaryRow, Estimate]]
-    unscored: Sequence[str]
+    unscored: Sequence[str]  # titles of benchmarks whose answers are not scored here
 
     @property
     def notes(self) -> list[str]:
         """Explanations below the table."""
         means = ", ".join(one.benchmark.title for one in self.columns if one.in_mean) or "no benchmark"
         left_out = ", ".join(one.benchmark.title for one in self.columns if not one.in_mean)
-        found = [
+        notes = [
             f"Model: {self.model}. Brackets: 95% bootstrap intervals over images; they do not cover other "
             "training runs. Constant answer: the best score that one answer to all questions can get.",
             f"Acc.: mean over {means} (MME in percent of its highest score). Rel.: 100 x mean of score / "
             "score with all tokens." + (" Bold: the best of a budget." if len(self.rows) > 1 else ""),
-        ]
-        if left_out:
-            found.append(
-                "† Not in the means, because the model with all tokens is not clearly above the "
-                f"constant answer: {left_out}."
-            )
-        if self.unscored:
-            found.append(f"Answered, but not scored here: {', '.join(self.unscored)}.")
-        return [
-            *found,
+            "† Not in the means, because the model with all tokens is not clearly above the "
+            f"constant answer: {left_out}.",
+            f"Answered, but not scored here: {', '.join(self.unscored)}.",
             "Prefill GFLOPs: the language model's prefill of one question, visual and text tokens, 2 per "
             "multiply-accumulate; mean over the benchmarks.",
         ]
+        return list(compress(notes, [True, True, left_out, self.unscored, True]))
 
     def table(self) -> Table:
         """Build the table over all benchmarks; its first row is the constant-answer baseline."""
-        columns = [TableColumn("method", left=True), TableColumn("tokens")]
-        columns += [TableColumn(title, kind="mean") for title in ("Acc.", "Rel.")]
-        columns += [TableColumn(one.title, kind="" if one.in_mean else "muted") for one in self.columns]
+        header = ["method", "tokens", "Acc.", "Rel.", *(one.title for one in self.columns)]
+        kinds = ["left", "", "mean", "mean", *("" if one.in_mean else "muted" for one in self.columns)]
         constants = ["Constant answer", "", "", "", *(number(one.constant, ".1f") for one in self.columns)]
-        rows = [TableRow([TableCell(text) for text in constants], "constant")]
-        best = {key: self._best(key) for key in ("acc", "rel")}
-        best |= {one.benchmark.name: self._best(one.benchmark.name, one.in_mean) for one in self.columns}
-        tokens: Any = ...
-        for row in self.rows:
-            cells = [TableCell(text) for text in row.label]
+        rows = [TableRow(list(map(TableCell, constants)), "constant")]
+        shown = dict.fromkeys(MEANS, True) | {one.benchmark.name: one.in_mean for one in self.columns}
+        best = {key: self._best(key) if in_mean else set() for key, in_mean in shown.items()}
+        for before, row in zip([None, *self.rows], self.rows, strict=False):
+            cells = list(map(TableCell, row.label))
             for key, winners in best.items():
-                found = row.estimates.get(key)
-                shown = ("", "") if found is None else (f"{found.value:.1f}", found.interval())
-                cells.append(TableCell(*shown, strong=row.name in winners))
-            rows.append(TableRow(cells, "", row.tokens != tokens))
-            tokens = row.tokens
+                card = row.card(key)
+                texts = (f"{card.score:.1f}", _interval(card)) if card else ()
+                cells.append(TableCell(*texts, strong=row.name in winners))
+            group = before is None or row.overall.tokens != before.overall.tokens
+            rows.append(TableRow(cells, starts_group=group))
         title = f"{self.model}: {len(self.rows)} settings on {len(self.columns)} benchmarks"
-        return Table(title, columns, rows, self.notes)
+        return Table(title, header, rows, self.notes, kinds)
 
-    def _best(self, key: str, in_mean: bool = True) -> set[str]:
+    def _best(self, key: str) -> set[str]:
         """Return the names of the rows that are best among several pruned ones of their budget."""
-        groups: dict[int | None, list[SummaryRow]] = {}
+        groups: dict[int | None, dict[str, float]] = {}
         for row in self.rows:
-            if in_mean and row.method != FULL and key in row.estimates:
-                groups.setdefault(row.tokens, []).append(row)
-        several = [group for group in groups.values() if len(group) > 1]
-        return {max(group, key=lambda row: row.estimates[key].value).name for group in several}
+            card = row.card(key)
+            if card and card.method != FULL:
+                groups.setdefault(card.tokens, {})[row.name] = card.score
+        return {max(group, key=group.__getitem__) for group in groups.values() if len(group) > 1}
 
     def differences(self) -> Table:
-        """Build the table of differences in Acc."""
-        rows = []
-        for first, second, one in self.contrasts:
-            shown = f"{one.value:+.1f}", one.interval("+.1f"), "yes" if one.significant else "no"
-            rows.append(TableRow.of(f"{first.label[0]} - {second.label[0]}", first.label[1], *shown))
+        """Compare VisPruner's Acc. at its first ratio with all others of its budget."""
+        rows, complete = [], [row for row in self.rows if row.card("acc")]
+        ours = [row for row in complete if row.overall.method == "vispruner"]
+        for one in (row for row in ours if row.overall.important_ratio == ours[0].overall.important_ratio):
+            for other in complete:
+                if other is not one and other.overall.tokens == one.overall.tokens:
+                    points = one.cards["acc"].score - other.cards["acc"].score
+                    low, high = np.quantile(one.draws["acc"] - other.draws["acc"], [0.025, 0.975])
+                    significant = "yes" if low > 0 or high < 0 else "no"
+                    method, tokens = one.label
+                    texts = [f"{method} - {other.label[0]}", tokens, f"{points:+.1f}"]
+                    texts += [f"[{low:+.1f}, {high:+.1f}]", significant]
+                    rows.append(TableRow(list(map(TableCell, texts))))
         note = (
             "Both sides are computed from the same draws, so that images that are difficult for all methods "
             "do not widen the interval. Significant: the interval excludes 0."
         )
-        columns = TableColumn.of("difference in Acc.", "tokens", "points", "95% CI", "significant")
-        return Table("Differences in Acc.", columns, rows, [note])
+        header = ["difference in Acc.", "tokens", "points", "95% CI", "significant"]
+        return Table("Differences in Acc.", header, rows, [note])
 
-    def benchmark_table(self, column: SummaryColumn) -> Table:
+    def benchmark_table(self, column: ScoredBenchmark) -> Table:
         """Build the table of one benchmark, with tokens, FLOPs and speed."""
-        rows, key = [], column.benchmark.name
-        for row in (row for row in self.rows if key in row.estimates):
-            card, found = row.cards[key], row.estimates[key]
-            score = [f"{found.value:.2f}", found.interval(), number(card.visual_tokens, ".1f")]
-            rate = (card.speed or {}).get("questions_per_second")
-            rows.append(TableRow.of(*row.label, *score, number(card.llm_gflops, ".3g"), number(rate, ".0f")))
-        notes = [
-            f"{column.benchmark.metric}; {column.questions:,} questions, {column.images:,} images, "
+        rows = []
+        for row in self.rows:
+            if card := row.card(column.benchmark.name):
+                texts = [*row.label, f"{card.score:.2f}", _interval(card), number(card.visual_tokens, ".1f")]
+                texts += [number(card.llm_gflops, ".3g"), number(_rate(card), ".0f")]
+                rows.append(TableRow(list(map(TableCell, texts))))
+        note = (
+            f"{column.benchmark.metric}; {len(column.questions):,} questions, {column.images:,} images, "
             f"constant answer {number(column.constant, '.1f')}"
-        ]
-        header = ("method", "tokens", "score", "95% CI", "visual tokens", "prefill GFLOPs", "questions/s")
-        return Table(column.title, TableColumn.of(*header), rows, notes)
+        )
+        header = ["method", "tokens", "score", "95% CI", "visual tokens", "prefill GFLOPs", "questions/s"]
+        return Table(column.title, header, rows, [note])
 
     def text(self) -> str:
-        """Return the table with title and notes for a terminal, without intervals."""
+        """Return the table for a terminal, without intervals."""
         return self.table().text()
-
-    def markdown(self) -> str:
-        """Return the table with intervals, and the differences."""
-        return self.table().markdown() + ("\n" + self.differences().markdown(2) if self.contrasts else "")
 
     def csv(self) -> str:
         """Return one row per benchmark and setting, then Acc. and Rel. as if they were benchmarks."""
-        rows: list[list[Any]] = []
+        found: list[tuple[list[Any], Scorecard | None]] = []
         for one in self.columns:
             key = one.benchmark.name
-            about = [key, str(one.in_mean).lower(), one.questions, one.images, one.constant]
-            for row in self.rows:
-                if key in row.estimates:
-                    card = row.cards[key]
-                    rate = (card.speed or {}).get("questions_per_second")
-                    cost = [card.visual_tokens, card.llm_gflops, rate, card.answered]
-                    rows.append([*about, *_numbers(row, key), *cost])
-        for row in self.rows:
-            for key in ("acc", "rel"):
-                if key in row.estimates:
-                    cost = [row.mean("visual_tokens"), row.mean("llm_gflops"), None, None]
-                    rows.append([key, *[None] * 4, *_numbers(row, key), *cost])
+            about = [key, str(one.in_mean).lower(), len(one.questions), one.images, one.constant]
+            found += [(about, row.card(key)) for row in self.rows]
+        found += [([key, *[None] * 4], row.card(key)) for row in self.rows for key in MEANS]
+        rows = []
+        for about, card in found:
+            if card:
+                setting = [card.method, card.important_ratio, card.tokens]
+                score = [card.score, card.ci_low, card.ci_high]
+                cost = [card.visual_tokens, card.llm_gflops, _rate(card), card.answered]
+                rows.append([*about, *setting, *score, *cost])
         return csv_text(_FIELDS, rows)
 
     def html(self) -> str:
         """Return the page: the table, charts, differences, and a table of every benchmark."""
-        parts = [self.table().html(), self._charts()]
-        if self.contrasts:
-            parts.append(self.differences().html())
+        parts, differences = [self.table().html(), self._charts()], self.differences()
+        parts += [differences.html()] if differences.rows else []
         each = [self.benchmark_table(column).html(3) for column in self.columns]
         parts += ["<h2>Benchmarks</h2>", '<div class="side">', *each, "</div>"]
-        return html_page(f"Sweep of {self.model}", parts)
+        return plots.html_page(f"Sweep of {self.model}", parts)
 
     def _charts(self) -> str:
-        tokens = {row.name: row.mean("visual_tokens") for row in self.rows}
-        flops = {row.name: row.mean("llm_gflops") for row in self.rows}
-        ticks = sorted({round(count) for count in tokens.values() if count})
-        title, label, unit = "Acc. against tokens", "visual tokens", "Acc. (%)"
+        ticks = sorted({round(count) for row in self.rows if (count := row.overall.visual_tokens)})
+        label, unit = "visual tokens", "Acc. (%)"
         charts = [
-            Chart(title, label, unit, self._series("acc", tokens), ticks),
-            Chart("Acc. against FLOPs", "prefill GFLOPs", unit, self._series("acc", flops)),
+            plots.Chart("Acc. against tokens", label, unit, self._points("acc", "visual_tokens"), ticks),
+            plots.Chart("Acc. against FLOPs", "prefill GFLOPs", unit, self._points("acc", "llm_gflops")),
         ]
         for one in self.columns:
-            series = self._series(one.benchmark.name, tokens)
+            points = self._points(one.benchmark.name, "visual_tokens")
             unit = f"{one.benchmark.metric} ({one.benchmark.unit})"
-            charts.append(Chart(one.title, label, unit, series, ticks, one.constant, SMALL))
+            charts.append(plots.Chart(one.title, label, unit, points, ticks, one.constant, plots.SMALL))
         note = "Whiskers: 95% intervals. Dotted line: the constant answer."
-        return charts_html(charts, method_colors((row.method, row.ratio) for row in self.rows), note)
+        settings = [(row.overall.method, row.overall.important_ratio) for row in self.rows]
+        return plots.charts_html(charts, plots.method_colors(settings), note)
 
-    def _series(self, key: str, xs: Mapping[str, float | None]) -> list[Series]:
+    def _points(self, key: str, cost: str) -> list[plots.ChartPoint]:
         """Collect the points of all methods; every line ends at the point with all tokens."""
-        found: dict[str, list[Any]] = {}
+        full: list[plots.ChartPoint] = []
+        pruned: list[plots.ChartPoint] = []
         for row in self.rows:
-            one, x = row.estimates.get(key), xs[row.name]
-            if one is not None and x:
-                found.setdefault(row.label[0], []).append((x, one.value, one.ci_low, one.ci_high))
-        full = method_label(FULL, None)
-        ends = [(x, y, None, None) for x, y, _, _ in found.get(full, [])]
-        series = [Series(name, points + ends) for name, points in found.items() if name != full]
-        return series + ([Series(full, found[full])] if full in found else [])  # on top
+            card, x = row.card(key), getattr(row.overall, cost)
+            if card and x:
+                point = plots.ChartPoint(row.label[0], x, card.score, card.ci_low, card.ci_high)
+                (full if card.method == FULL else pruned).append(point)
+        names = dict.fromkeys(point.name for point in pruned)
+        ends = [plots.ChartPoint(name, end.x, end.y) for name in names for end in full]
+        return pruned + ends + full  # all tokens on top
 
     def files(self) -> dict[str, str]:
         """Return file name -> content of all forms."""
-        tables = {"grid.md": self.markdown(), "grid.csv": self.csv(), "grid.tex": self.table().latex()}
-        return {"grid.html": self.html(), **tables}
+        table, differences = self.table(), self.differences()
+        markdown = table.markdown() + ("\n" + differences.markdown(2) if differences.rows else "")
+        files = {"grid.html": self.html(), "grid.md": markdown}
+        return {**files, "grid.csv": self.csv(), "grid.tex": table.latex()}
 
     def document(self) -> dict[str, Any]:
         """Return the means as a JSON value; renamed entries also have their first names."""
@@ -291,24 +287,12 @@ class Summary:
         rows: list[dict[str, Any]] = []
         for row in self.rows:
             rows.append({"setting": row.name, "cell": row.name})
-            for key in ("acc", "rel"):
-                one = row.estimates.get(key)
-                rows[-1][key] = one and one.value
-                rows[-1][f"{key}_interval"] = one and (one.ci_low, one.ci_high)
+            for key in MEANS:
+                card = row.card(key)
+                rows[-1][key] = card and card.score
+                rows[-1][f"{key}_interval"] = card and (card.ci_low, card.ci_high)
         new = {"in_mean": in_mean, "constant_answer": constants, "summary": rows}
         return {**new, "counted": in_mean, "majority": constants, "sums": rows}
-
-
-def constant_answer_score(benchmark: Benchmark, folder: Path, questions: Sequence[Question]) -> float | None:
-    """Compute the best score of one answer to all questions; None without candidates."""
-    scores = []
-    for text in benchmark.constants(folder):
-        rows: list[dict[str, Any]] = [
-            {"question_id": one.question_id, "prompt": one.extra.get("prompt", one.text), "text": text}
-            for one in questions
-        ]
-        scores.append(float(benchmark.score_counts(benchmark.per_image_counts(folder, rows).counts.sum(0))))
-    return max(scores, default=None)
 
 
 def build_summary(
@@ -321,73 +305,43 @@ def build_summary(
     """Summarize the benchmarks of a sweep; those without a scored setting are left out.
 
     Args:
-        model: Name of the model.
-        scored: Benchmarks with their scored settings.
         unscored: Titles of benchmarks whose answers are not scored here.
-        resamples: Number of bootstrap draws.
-        seed: Seed of the draws.
+        resamples, seed: Number and seed of the bootstrap draws.
     """
-    columns, rows, mme_tasks = [], {}, 0
+    mme_tasks = 0
+    by_name: dict[str, SummaryRow] = {}
     for place, one in enumerate(scored):
-        if not one.settings:
-            continue
-        columns.append(_column(one))
         for setting in one.settings:
-            card, key = setting.card, one.benchmark.name
-            row = SummaryRow(setting.name, str(card.method), card.important_ratio, card.tokens)
-            row = rows.setdefault(setting.name, row)
-            row.cards[key] = card
-            if card.score is not None:
-                draws = None
-                if setting.counts is not None:
-                    sums = resampled_sums(setting.counts.counts, resamples, seed + place)
-                    draws = one.benchmark.score_counts(sums)
-                row.estimates[key] = Estimate(card.score, card.ci_low, card.ci_high, draws)
+            row = by_name.setdefault(setting.name, SummaryRow(setting.name))
+            row.cards[one.benchmark.name] = setting.card
+            if setting.card.score is not None and setting.counts is not None:
+                sums = resampled_sums(setting.counts.counts, resamples, seed + place)
+                row.draws[one.benchmark.name] = one.benchmark.score_counts(sums)
             if one.benchmark.unit == "points":
-                mme_tasks = max(mme_tasks, len(card.details["perception"]["subtasks"]))
+                mme_tasks = max(mme_tasks, len(setting.card.details["perception"]["subtasks"]))
+    rows, columns = list(by_name.values()), [one for one in scored if one.settings]
     keys = [column.benchmark.name for column in columns if column.in_mean]
-    drawn = {name: {k for k, e in row.estimates.items() if e.draws is not None} for name, row in rows.items()}
-    complete = [row for name, row in rows.items() if keys and drawn[name] >= set(keys)]
-    full = next((row for row in complete if row.method == FULL), None)
+    complete = [row for row in rows if keys and row.draws.keys() >= set(keys)]
+    full = next((row for row in complete if row.overall.method == FULL), None)
     for row in complete:
-        values, draws = _by_benchmark(row, keys)
-        row.estimates["acc"] = Estimate.of(accuracy(values, mme_tasks), accuracy(draws, mme_tasks))
+        scores, draws = _by_benchmark(row, keys)
+        row.add_mean("acc", accuracy(scores, mme_tasks), accuracy(draws, mme_tasks))
         if full is not None:
-            full_values, full_draws = _by_benchmark(full, keys)
+            full_scores, full_draws = _by_benchmark(full, keys)
             defined = np.all(list(full_draws.values()), axis=0)
-            if all(full_values.values()) and defined.any():
+            if all(full_scores.values()) and defined.any():
                 draws, full_draws = ({k: v[defined] for k, v in of.items()} for of in (draws, full_draws))
-                row.estimates["rel"] = Estimate.of(relative(values, full_values), relative(draws, full_draws))
-    return Summary(model, columns, list(rows.values()), _contrasts(list(rows.values())), list(unscored))
+                row.add_mean("rel", relative(scores, full_scores), relative(draws, full_draws))
+    return Summary(model, columns, rows, list(unscored))
 
 
-def _by_benchmark(row: SummaryRow, keys: Sequence[str]) -> tuple[dict[str, float], dict[str, Any]]:
-    found = {key: row.estimates[key] for key in keys}
-    return {key: one.value for key, one in found.items()}, {key: one.draws for key, one in found.items()}
+def _by_benchmark(row: SummaryRow, keys: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    return {key: row.cards[key].score for key in keys}, {key: row.draws[key] for key in keys}
 
 
-def _column(one: ScoredBenchmark) -> SummaryColumn:
-    constant = constant_answer_score(one.benchmark, one.folder, one.questions)
-    cards = [setting.card for setting in one.settings]
-    full = next((card for card in cards if card.method == FULL), None)
-    in_mean = full is None or constant is None or (full.ci_low is not None and full.ci_low > constant)
-    in_mean = in_mean and all(card.score is not None for card in cards)
-    images = len({question.image for question in one.questions})
-    return SummaryColumn(one.benchmark, len(one.questions), images, constant, in_mean)
+def _interval(card: Scorecard) -> str:
+    return "" if card.ci_low is None else f"[{card.ci_low:.1f}, {card.ci_high:.1f}]"
 
 
-def _contrasts(rows: Sequence[SummaryRow]) -> list[tuple[SummaryRow, SummaryRow, Estimate]]:
-    """Compare VisPruner at its first ratio with all others of its budget, by the same draws."""
-    rows = [row for row in rows if "acc" in row.estimates]
-    ours = [row for row in rows if row.method == "vispruner"]
-    found = []
-    for first in (row for row in ours if row.ratio == ours[0].ratio):
-        for second in (row for row in rows if row is not first and row.tokens == first.tokens):
-            a, b = first.estimates["acc"], second.estimates["acc"]
-            found.append((first, second, Estimate.of(a.value - b.value, a.draws - b.draws)))
-    return found
-
-
-def _numbers(row: SummaryRow, key: str) -> list[Any]:
-    one = row.estimates[key]
-    return [row.method, row.ratio, row.tokens, one.value, one.ci_low, one.ci_high]
+def _rate(card: Scorecard) -> float | None:
+    return (card.speed or {}).get("questions_per_second")

@@ -1,7 +1,7 @@
 """Tables and their text, Markdown, LaTeX and HTML forms; every printed or written table is one of these.
 
     print(text_table(["method", "score"], [["vispruner", number(80.4, ".1f")]]))
-    Table("POPE", columns, rows, notes).markdown()
+    Table("POPE", header, rows, notes).markdown()
 
 The library tabulate lays out columns. Written by hand are only the rules of text and of LaTeX (tabulate
 widens columns by its own header, and before 0.10 drops rules between rows of LaTeX) and HTML (tabulate's has
@@ -16,33 +16,15 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import zip_longest
 from typing import Any
 
 from tabulate import tabulate
 
 _LATEX = str.maketrans(
-    {
-        **{character: f"\\{character}" for character in "&%$#_{}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "†": r"$^\dagger$",
-    }
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "†": r"$^\dagger$"}
 )
-
-
-@dataclass(frozen=True)
-class TableColumn:
-    """A column: its header, alignment, and the HTML class of all its cells."""
-
-    title: str
-    left: bool = False
-    kind: str = ""
-
-    @classmethod
-    def of(cls, *titles: str) -> list[TableColumn]:
-        """Build columns of which the first is aligned to the left."""
-        return [cls(title, left=place == 0) for place, title in enumerate(titles)]
 
 
 @dataclass(frozen=True)
@@ -62,37 +44,35 @@ class TableRow:
     kind: str = ""
     starts_group: bool = False
 
-    @classmethod
-    def of(cls, *texts: str) -> TableRow:
-        """Build a row of plain texts."""
-        return cls([TableCell(text) for text in texts])
-
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a title above and notes below it."""
+    """A table with a title above and notes below it.
+
+    `kinds` are the HTML classes of the first columns; those of kind "left" come first and are aligned to the
+    left in all forms, and all others to the right.
+    """
 
     title: str
-    columns: Sequence[TableColumn]
+    header: Sequence[str]
     rows: Sequence[TableRow]
     notes: Sequence[str] = ()
+    kinds: Sequence[str] = ("left",)
 
     def _layout(self, form: str, show: Callable[[TableCell], str]) -> str:
         """Lay out header and rows in a form of tabulate."""
-        rows = [[TableCell(column.title) for column in self.columns], *(row.cells for row in self.rows)]
-        shown = [[show(cell) for cell in cells] for cells in rows]
-        return _layout(shown, [column.left for column in self.columns], form)
+        rows = [[TableCell(title) for title in self.header], *(row.cells for row in self.rows)]
+        return _layout([[show(cell) for cell in cells] for cells in rows], form, self.kinds.count("left"))
 
     def text(self) -> str:
         """Return the table with title and notes for a terminal, without the notes of cells."""
-        table = _ruled(self._layout("plain", lambda cell: cell.text))
-        return "\n".join([self.title, table, *self.notes])
+        rows = [[cell.text for cell in row.cells] for row in self.rows]
+        return "\n".join([self.title, text_table(self.header, rows, self.kinds.count("left")), *self.notes])
 
     def markdown(self, level: int = 1) -> str:
         """Return a heading of this level, a pipe table and the notes as paragraphs."""
-        title, *notes = map(escape_markdown, [self.title, *self.notes])
-        table = self._layout("pipe", _markdown_cell)
-        return "\n\n".join([f"{'#' * level} {title}", table, *notes]) + "\n"
+        title, *notes = map(_escape_markdown, [self.title, *self.notes])
+        return "\n\n".join([f"{'#' * level} {title}", self._layout("pipe", _markdown_cell), *notes]) + "\n"
 
     def latex(self) -> str:
         r"""Return a tabular with the rules of booktabs (\usepackage{booktabs}); notes are comments."""
@@ -103,29 +83,24 @@ class Table:
         return "\n".join([*lines, r"\bottomrule", end, ""])
 
     def html(self, level: int = 2) -> str:
-        """Return a section of heading, table and notes; `page.html_page` has the style for it."""
+        """Return a section of heading, table and notes; `plots.html_page` has the style for it."""
         lines = [f"<section>\n<h{level}>{escape(self.title)}</h{level}>", '<div class="wide"><table>']
-        header = [TableCell(column.title) for column in self.columns]
-        lines.append(f"<tr>{self._html_cells('th', header)}</tr>")
-        for row in self.rows:
-            group = "group" if row.starts_group else ""
-            lines.append(f"<tr{_classes(row.kind, group)}>{self._html_cells('td', row.cells)}</tr>")
-        lines.append("</table></div>")
-        lines += [f'<p class="notes">{escape(note)}</p>' for note in self.notes]
-        return "\n".join([*lines, "</section>"])
-
-    def _html_cells(self, tag: str, cells: Iterable[TableCell]) -> str:
-        shown = ""
-        for column, cell in zip(self.columns, cells, strict=True):
-            classes = _classes("left" if column.left else "", column.kind, "strong" if cell.strong else "")
-            note = f"<small>{escape(cell.note)}</small>" if cell.note else ""
-            shown += f"<{tag}{classes}>{escape(cell.text)}{note}</{tag}>"
-        return shown
+        header = TableRow([TableCell(title) for title in self.header])
+        for tag, row in [("th", header), *(("td", row) for row in self.rows)]:
+            lines.append(f'<tr class="{row.kind}{" group" * row.starts_group}">')
+            for cell, kind in zip_longest(row.cells, self.kinds, fillvalue=""):
+                note = f"<small>{escape(cell.note)}</small>" if cell.note else ""
+                strong = " strong" * cell.strong
+                lines.append(f'<{tag} class="{kind}{strong}">{escape(cell.text)}{note}</{tag}>')
+            lines.append("</tr>")
+        notes = [f'<p class="notes">{escape(note)}</p>' for note in self.notes]
+        return "\n".join([*lines, "</table></div>", *notes, "</section>"])
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Align columns for a terminal, the first to the left and the others to the right, under a header."""
-    return _ruled(_layout([header, *rows], [place == 0 for place in range(len(header))], "plain"))
+    first, *lines = _layout([header, *rows], "plain", left).split("\n")
+    return "\n".join([first, "-" * max(map(len, [first, *lines])), *lines])
 
 
 def number(value: Any, form: str) -> str:
@@ -140,38 +115,23 @@ def csv_text(fields: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return out.getvalue()
 
 
-def escape_markdown(text: str) -> str:
-    """Escape what Markdown, and a pipe table in it, would take for markup."""
-    return re.sub(r"([\\`*_<|])", r"\\\1", text)
-
-
-def escape_latex(text: str) -> str:
-    """Escape LaTeX's special characters; a signed number is set in math mode, for a true minus sign."""
-    return f"${text}$" if re.fullmatch(r"[+-][\d.]+", text) else text.translate(_LATEX)
-
-
-def _layout(rows: Sequence[Sequence[str]], left: Sequence[bool], form: str) -> str:
-    align = ["left" if one else "right" for one in left]
+def _layout(rows: Sequence[Sequence[str]], form: str, left: int) -> str:
     header = "firstrow" if form == "pipe" else ()
+    align = ["left"] * left + ["right"] * (len(rows[0]) - left)
     return tabulate(rows, header, tablefmt=form, colalign=align, disable_numparse=True)
 
 
-def _ruled(text: str) -> str:
-    """Draw a rule below the first line."""
-    header, *lines = text.split("\n")
-    return "\n".join([header, "-" * max(map(len, [header, *lines])), *lines])
+def _escape_markdown(text: str) -> str:
+    return re.sub(r"([\\`*_<|])", r"\\\1", text)
 
 
 def _markdown_cell(cell: TableCell) -> str:
-    text = escape_markdown(cell.text)
-    return f"{f'**{text}**' if cell.strong and text else text} {escape_markdown(cell.note)}".strip()
+    text = _escape_markdown(cell.text)
+    return f"{f'**{text}**' if cell.strong and text else text} {_escape_markdown(cell.note)}".strip()
 
 
 def _latex_cell(cell: TableCell) -> str:
-    text = escape_latex(cell.text)
+    """Escape LaTeX's special characters; a signed number is set in math mode, for a true minus sign."""
+    signed = re.fullmatch(r"[+-][\d.]+", cell.text)
+    text = f"${cell.text}$" if signed else cell.text.translate(_LATEX)
     return rf"\textbf{{{text}}}" if cell.strong and text else text
-
-
-def _classes(*names: str) -> str:
-    found = " ".join(filter(None, names))
-    return f' class="{found}"' if found else ""

@@ -53,8 +53,9 @@ def test_answers_complete_a_score(tmp_path, name):
     (tmp_path / "answers.jsonl").write_text(json.dumps({"question_id": 1, "metadata": metadata}) + "\n")
     (tmp_path / name).write_text('{"benchmark": "vqav2", "score": 72.5}')
     (result,), warnings = read_results([tmp_path])
-    assert warnings == [] and result.key == (CHECKPOINT, "vqav2", "vispruner", 64, 0.5)
-    assert result.card.score == 72.5
+    card = result.card
+    assert warnings == [] and (card.model, card.benchmark, card.score) == (CHECKPOINT, "vqav2", 72.5)
+    assert (card.method, card.tokens, card.important_ratio) == ("vispruner", 64, 0.5)
 
 
 def test_full_sets_win_over_parts_and_new_files_over_old(tmp_path):

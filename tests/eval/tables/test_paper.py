@@ -9,8 +9,8 @@ import pytest
 
 from helpers.score_files import write_score
 from llava.eval.tables.collect import read_results
-from llava.eval.tables.page import html_page
 from llava.eval.tables.paper import build_paper_table, flops_of
+from llava.eval.tables.plots import html_page
 from llava.eval.tables.published import COLUMNS, PublishedModel, load_published, prefill_flops
 
 TABLES = load_published()
@@ -34,7 +34,7 @@ def build(folder, table=MAIN, **options):
 
 
 def lines_of(paper):
-    return {(line.method, line.tokens, line.ratio): line for line in paper.lines}
+    return {(line.method, line.tokens, line.important_ratio): line for line in paper.lines}
 
 
 def test_measured_next_to_published(measured):

@@ -7,23 +7,27 @@ from xml.etree import ElementTree
 
 import pytest
 
-from llava.eval.tables.page import html_page
 from llava.eval.tables.paper import build_paper_table
-from llava.eval.tables.plots import METHODS, Chart, Series, charts_html, draw, method_colors
+from llava.eval.tables.plots import METHODS, Chart, ChartPoint, charts_html, draw, html_page, method_colors
 from llava.eval.tables.published import load_published
 
 SVG = "{http://www.w3.org/2000/svg}"
-POINTS = ((32, 50.0, 49.0, 51.0), (64, 60.0, None, None), (128, 55.0, None, None))
-CHART = Chart("t < u", "x", "y", [Series("a & b", POINTS), Series("c", ((32, 40.0, None, None),), False)])
+POINTS = [
+    ChartPoint("a & b", 32, 50.0, 49.0, 51.0),
+    ChartPoint("a & b", 64, 60.0),
+    ChartPoint("a & b", 128, 55.0),
+]
+CHART = Chart("t < u", "x", "y", [*POINTS, ChartPoint("c", 32, 40.0, measured=False)])
 COLORS = {"a & b": "#112233", "c": "#445566"}
 
 
 def marks(drawing: str) -> dict[str, tuple[float, float, str]]:
     """(x, y, style) of the points by the text that pointing at them shows."""
     found = {}
-    for one in ElementTree.fromstring(drawing).iter(f"{SVG}use"):
-        title = one.find(f"{SVG}title")
+    for group in ElementTree.fromstring(drawing).iter(f"{SVG}g"):
+        title = group.find(f"{SVG}title")
         if title is not None:
+            (one,) = group.iter(f"{SVG}use")
             found[title.text] = float(one.get("x")), float(one.get("y")), one.get("style")
     return found
 
@@ -55,16 +59,16 @@ def test_the_same_chart_is_the_same_text_and_loads_nothing(matplotlib):
 
 
 def test_published_lines_are_dashed_and_the_level_is_dotted(matplotlib):
-    line = ((32, 50.0, None, None), (64, 60.0, None, None))
     for measured, dashes in ((True, 0), (False, 1)):
-        chart = Chart("t", "x", "y", [Series("c", line, measured)])
-        assert draw(chart, COLORS).count("stroke-dasharray") == dashes
-    level = Chart("t", "x", "y", [Series("c", line)], level=55.0)
+        line = [ChartPoint("c", x, y, measured=measured) for x, y in ((32, 50.0), (64, 60.0))]
+        assert draw(Chart("t", "x", "y", line), COLORS).count("stroke-dasharray") == dashes
+    level = Chart("t", "x", "y", [ChartPoint("c", 32, 50.0), ChartPoint("c", 64, 60.0)], level=55.0)
     assert draw(level, COLORS).count("stroke-dasharray") == 1
 
 
 def test_whiskers_at_one_budget_stand_side_by_side(matplotlib):
-    both = [Series(name, ((32, 50.0, 49.0, 51.0), (64, 60.0, None, None))) for name in COLORS]
+    both = [ChartPoint(name, 32, 50.0, 49.0, 51.0) for name in COLORS]
+    both += [ChartPoint(name, 64, 60.0) for name in COLORS]
     found = marks(draw(Chart("t", "x", "y", both), COLORS))
     xs = [found[f"{name}, measured: 32, 50.00"][0] for name in COLORS]
     assert 2 < xs[1] - xs[0] < 10
@@ -72,8 +76,8 @@ def test_whiskers_at_one_budget_stand_side_by_side(matplotlib):
 
 
 def test_close_ticks_are_left_out(matplotlib):
-    series = Series("c", ((32, 1.0, None, None), (512, 2.0, None, None)))
-    drawing = draw(Chart("t", "x", "y", [series], ticks=[32, 33, 128, 512]), COLORS)
+    points = [ChartPoint("c", 32, 1.0), ChartPoint("c", 512, 2.0)]
+    drawing = draw(Chart("t", "x", "y", points, ticks=[32, 33, 128, 512]), COLORS)
     labels = [one.text for one in ElementTree.fromstring(drawing).iter(f"{SVG}text")]
     assert {"32", "128", "512"} <= set(labels) and "33" not in labels
 
@@ -82,7 +86,7 @@ def test_a_method_has_one_color_on_all_pages():
     found: dict[str, set[str]] = {}
     for table in load_published().values():
         lines = build_paper_table(table, []).lines
-        for label, color in method_colors((line.method, line.ratio) for line in lines).items():
+        for label, color in method_colors((line.method, line.important_ratio) for line in lines).items():
             found.setdefault(label, set()).add(color)
     assert {"VisPruner", "FastV", "SparseVLM", "All tokens"} <= found.keys()
     assert all(len(colors) == 1 for colors in found.values())
@@ -98,7 +102,7 @@ def test_further_ratios_and_methods_have_colors_of_their_own():
 def test_legend_names_what_is_drawn(matplotlib):
     page = charts_html([CHART], {**COLORS, "absent": "#000000"}, "A note.")
     assert "a &amp; b</span>" in page and "absent" not in page and "A note." in page and "published" in page
-    measured = charts_html([Chart("t", "x", "y", [Series("c", POINTS)])], COLORS, "")
+    measured = charts_html([Chart("t", "x", "y", POINTS)], COLORS, "")
     assert "dashed" not in measured
     assert charts_html([Chart("t", "x", "y", [])], COLORS, "A note.") == ""
 

@@ -17,7 +17,6 @@ from llava.eval.tables.summary import (
     ScoredBenchmark,
     ScoredSetting,
     build_summary,
-    constant_answer_score,
 )
 from llava.paths import BUNDLED_DATA
 
@@ -101,45 +100,49 @@ def summary():
 
 
 def acc(row):
-    return row.estimates["acc"].value
+    return row.cards["acc"].score
 
 
 def test_benchmarks_near_the_constant_answer_are_not_in_the_means(summary):
     assert [column.constant for column in summary.columns] == [50, 75, 50]
     assert [column.in_mean for column in summary.columns] == [True, True, False]
-    assert [(column.questions, column.images) for column in summary.columns] == [(80, 40)] * 3
+    assert [(len(column.questions), column.images) for column in summary.columns] == [(80, 40)] * 3
     none, random, half, _ = summary.rows
-    assert acc(none) == pytest.approx((100 + 95) / 2) and none.estimates["rel"].value == 100
+    assert acc(none) == pytest.approx((100 + 95) / 2) and none.cards["rel"].score == 100
     assert acc(random) == pytest.approx((60 + 87.5) / 2)
-    assert random.estimates["rel"].value == pytest.approx(100 * (0.6 + 87.5 / 95) / 2)  # a mean of ratios
-    assert half.estimates["rel"].value != pytest.approx(100 * acc(half) / acc(none), abs=0.01)
+    assert random.cards["rel"].score == pytest.approx(100 * (0.6 + 87.5 / 95) / 2)  # a mean of ratios
+    assert half.cards["rel"].score != pytest.approx(100 * acc(half) / acc(none), abs=0.01)
     for row in summary.rows:
         for key in ("acc", "rel"):
-            one = row.estimates[key]
-            assert one.ci_low <= one.value <= one.ci_high
-    assert random.estimates["acc"].ci_low < random.estimates["acc"].ci_high
+            card = row.cards[key]
+            assert card.ci_low <= card.score <= card.ci_high
+    assert random.cards["acc"].ci_low < random.cards["acc"].ci_high
 
 
 def test_differences_are_computed_from_the_same_draws(summary):
-    found = {second.name: (first, second, one) for first, second, one in summary.contrasts}
-    assert set(found) == {"random-64", "vispruner-r0-64"}
-    first, second, zero = found["vispruner-r0-64"]
-    assert zero.value == pytest.approx((90 - 80 + 92.5 - 90) / 2) and zero.significant
-    both = [row.estimates["acc"].draws for row in (first, second)]
-    assert np.std(zero.draws) < np.sqrt(sum(np.std(draws) ** 2 for draws in both))
+    ours = "VisPruner (r = 0.5)"
+    found = {row.cells[0].text: [cell.text for cell in row.cells[1:]] for row in summary.differences().rows}
+    assert set(found) == {f"{ours} - Random", f"{ours} - VisPruner (r = 0)"}
+    tokens, points, interval, significant = found[f"{ours} - VisPruner (r = 0)"]
+    expected = (90 - 80 + 92.5 - 90) / 2
+    assert (tokens, points, significant) == ("64", f"{expected:+.1f}", "yes")
+    low, high = map(float, interval.strip("[]").split(", "))
+    first, second = (row.draws["acc"] for row in summary.rows[2:])
+    apart = np.quantile(first - np.random.default_rng(0).permutation(second), [0.025, 0.975])
+    assert low <= expected <= high and high - low < apart[1] - apart[0]
     same = build_summary("toy", [scored(Yes("a"), 80, 48, 64, 64)], resamples=500)
-    assert [one.significant for _, _, one in same.contrasts] == [True, False]
+    assert [row.cells[-1].text for row in same.differences().rows] == ["yes", "no"]
 
 
 def test_a_setting_that_is_missing_somewhere_has_no_mean():
     found = build_summary("toy", [scored(Yes("a"), 80, 48, 72), scored(Yes("b"), 76, 60)], resamples=200)
-    assert ["acc" in row.estimates for row in found.rows] == [True, True, False]
+    assert ["acc" in row.cards for row in found.rows] == [True, True, False]
     assert found.text() and found.html()
 
 
 def test_without_a_benchmark_above_the_constant_answer_there_is_no_mean():
     found = build_summary("toy", [scored(Yes("c"), 42, 40)], resamples=200)
-    assert not any("acc" in row.estimates for row in found.rows)
+    assert not any("acc" in row.cards for row in found.rows)
     assert "mean over no benchmark" in " ".join(found.notes)
     assert "Acc. against" not in found.html()
 
@@ -160,14 +163,14 @@ def test_mme_counts_in_percent_of_its_highest_score():
     ]
     found = build_summary("toy", [ScoredBenchmark(mme, Path(), asked(), settings)], resamples=200)
     assert [acc(row) for row in found.rows] == [100, 75]  # of two tasks with 200 points each
-    assert found.rows[1].estimates["acc"].ci_low < 75 < found.rows[1].estimates["acc"].ci_high < 100
-    assert found.rows[1].estimates["rel"].value == pytest.approx(75)
+    assert found.rows[1].cards["acc"].ci_low < 75 < found.rows[1].cards["acc"].ci_high < 100
+    assert found.rows[1].cards["rel"].score == pytest.approx(75)
 
 
 def test_without_all_tokens_every_benchmark_is_in_the_mean():
     one = ScoredBenchmark(Yes("c"), Path(), asked(), [setting(Yes("c"), "vispruner-r0.5-64", 41)])
     (row,) = build_summary("toy", [one], resamples=200).rows
-    assert acc(row) == pytest.approx(51.25) and "rel" not in row.estimates
+    assert acc(row) == pytest.approx(51.25) and "rel" not in row.cards
 
 
 def test_rel_is_undefined_where_all_tokens_score_nothing():
@@ -176,18 +179,18 @@ def test_rel_is_undefined_where_all_tokens_score_nothing():
     benchmark.constants_ = ()
     found = build_summary("toy", [scored(benchmark, 0, 40)], resamples=200)
     assert [acc(row) for row in found.rows] == [0, 50]
-    assert not any("rel" in row.estimates for row in found.rows)
+    assert not any("rel" in row.cards for row in found.rows)
 
 
 def test_scores_without_counts_are_shown_but_not_in_a_mean():
     one = scored(Yes("a"), 80, 48)
     bare = ScoredSetting("random-64", one.settings[1].card.replace(ci_low=None, ci_high=None))
     found = build_summary("toy", [ScoredBenchmark(Yes("a"), Path(), asked(), [one.settings[0], bare])])
-    assert found.rows[1].estimates.keys() == {"a"} and "60.0" in found.text() and found.html()
+    assert found.rows[1].cards.keys() == {"a"} and "60.0" in found.text() and found.html()
 
 
 def test_forms(summary):
-    text, markdown = summary.text(), summary.markdown()
+    text, markdown = summary.text(), summary.files()["grid.md"]
     assert "C†" in text and "Constant answer" in text and "97.5" in text
     assert re.search(r"\*\*91\.2\*\* \[", markdown) and "| Constant answer " in markdown
     assert "† Not in the means" in markdown and "not scored here: FREE" in markdown
@@ -222,7 +225,7 @@ def test_the_page_loads_nothing(summary):
     for drawing in drawings:
         ElementTree.fromstring(drawing)
     table = ElementTree.fromstring(re.search(r"<table>.*?</table>", page, re.S).group(0))
-    assert [row.get("class") for row in table] == [None, "constant", "group", "group", None, None]
+    assert [row.get("class").strip() for row in table] == ["", "constant", "group", "group", "", ""]
     assert "published" not in page and "<h2>Benchmarks</h2>" in page
 
 
@@ -249,5 +252,6 @@ def test_files_are_deterministic(summary):
 def test_the_constant_answer_of_bundled_benchmarks(name, expected):
     benchmark = get_benchmark(name)
     folder = benchmark.locate(BUNDLED_DATA / benchmark.folder)
-    found = constant_answer_score(benchmark, folder, list(benchmark.questions(folder, [])))
+    questions = list(benchmark.questions(folder, []))
+    found = ScoredBenchmark(benchmark, folder, questions, []).constant
     assert found == (None if expected is None else pytest.approx(expected, abs=0.01))
