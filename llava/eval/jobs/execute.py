@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -406,7 +406,7 @@ def score(
         failures=[str(issue) for issue in dict.fromkeys([*task.issues, *run.failures])],
         extra=extra or {},
     )
-    card = replace(card, llm_gflops=_gflops(run.prefill, card.visual_tokens))
+    card = card.replace(llm_gflops=_gflops(run.prefill, card.visual_tokens))
     if len(rows) == len(every) or not (run.folder / "score.json").is_file():
         card.write(run.folder)
     return ScoredSetting(run.name, card, counts)

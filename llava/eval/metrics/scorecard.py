@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,10 @@ class Scorecard:
     def write(self, folder: Path) -> None:
         """Replace score.json in `folder`. Raises OSError."""
         write_atomically(folder / NAME, json.dumps(self.document(), indent=1) + "\n")
+
+    def replace(self, **changes: Any) -> Scorecard:
+        """Return a copy with other values."""
+        return replace(self, **changes)
 
     @classmethod
     def read(cls, path: Path) -> Scorecard:

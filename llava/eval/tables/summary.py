@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from llava.eval.benchmarks import Benchmark, PerImageCounts, Question
-from llava.eval.metrics.scorecard import Scorecard
+from llava.eval.benchmarks import Benchmark, Question
+from llava.eval.metrics.scorecard import Scorecard, ScoredSetting
 from llava.eval.metrics.statistics import resampled_sums
 from llava.eval.tables import plots
 from llava.eval.tables.published import accuracy, relative
@@ -34,15 +34,6 @@ _FIELDS = (  # of the CSV file; names of its first version, which scripts read
     *("set", "counted", "questions", "pictures", "majority", "method", "important_ratio", "tokens"),
     *("score", "low", "high", "visual_tokens", "llm_gflops", "questions_per_second", "answers"),
 )
-
-
-@dataclass(frozen=True)
-class ScoredSetting:
-    """One setting of a sweep on one benchmark: its scorecard, and the counts to resample."""
-
-    name: str
-    card: Scorecard
-    counts: PerImageCounts | None = None
 
 
 @dataclass(frozen=True)
