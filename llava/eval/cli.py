@@ -21,7 +21,7 @@ from llava.eval.jobs.execute import ModelError
 from llava.eval.jobs.job import Job, resolve_job
 from llava.eval.metrics.scorecard import Scorecard
 from llava.eval.store.answer_file import AnswerFileError
-from llava.eval.tables.table import number, text_table
+from llava.table import number, text_table
 
 DTYPES = ("float32", "float16", "bfloat16")
 _SHOWN = 50  # failures listed at the end
@@ -78,13 +78,10 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
         except KeyboardInterrupt:
             print("\nstopped; run the same command to resume", file=sys.stderr)
             return 130
-        except (AnswerFileError, DataError, ModelError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
         except BrokenPipeError:  # the reader of our output is gone: `... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
-        except OSError as error:
+        except (AnswerFileError, DataError, ModelError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
 

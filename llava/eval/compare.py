@@ -27,7 +27,7 @@ from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark, list
 from llava.eval.metrics.comparison import compare, other_prompts
 from llava.eval.metrics.scorecard import NAME
 from llava.eval.store.atomic import write_atomically
-from llava.eval.tables.table import csv_text, text_table
+from llava.table import csv_text, text_table
 
 
 def build_parser() -> argparse.ArgumentParser:

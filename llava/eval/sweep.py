@@ -39,8 +39,8 @@ from llava.eval.metrics.statistics import paired_bootstrap
 from llava.eval.store.answer_file import AnswerFileError
 from llava.eval.store.atomic import write_atomically
 from llava.eval.tables.summary import ScoredBenchmark, build_summary
-from llava.eval.tables.table import text_table
 from llava.model.checkpoint.config import stored_config
+from llava.table import text_table
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -140,10 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         except Exception as error:
             failures.note(task.title, error)
-    summary: dict[str, Any] = {}
+    summary = {}
     if args.report is not None and any(one.settings for one in scored):
-        titles = [benchmark.title for benchmark in unscored]
-        summary = _summarize(args, job.name, scored, titles)
+        summary = _summarize(args, job.name, scored, [benchmark.title for benchmark in unscored])
     cli.report_issues(failures, "failures")
     document = {
         "model": job.name,
@@ -245,11 +244,11 @@ def _summarize(
     """Write the summary over all benchmarks, print its table; return its entries of the JSON document."""
     summary = build_summary(model, scored, unscored, args.bootstrap_iters, args.seed)
     args.report.mkdir(parents=True, exist_ok=True)
-    files = [str(args.report / name) for name in summary.files()]
-    for name, content in summary.files().items():
-        write_atomically(args.report / name, content)
+    files = {str(args.report / name): content for name, content in summary.files().items()}
+    for path, content in files.items():
+        write_atomically(Path(path), content)
     print(f"\n{summary.text()}\n\nwritten: {', '.join(files)}")
-    return {"files": files, **summary.document()}
+    return {"files": list(files), **summary.document()}
 
 
 def _show(

@@ -96,6 +96,11 @@ def llm_prefill_macs(tokens: int | Sequence[int], shape: LanguageShape) -> int:
     return sum(2 * n * d * d + 2 * n * d * kv + 2 * n * n * d + 3 * n * d * m for n in per_layer)
 
 
+def llm_prefill_gflops(tokens: float, shape: Sequence[int | None]) -> float:
+    """Return GFLOPs of the prefill of `tokens` tokens; `shape` has the fields of `LanguageShape`."""
+    return 2 * llm_prefill_macs(round(tokens), LanguageShape(*shape)) / 1e9
+
+
 def kv_cache_bytes(tokens: int | Sequence[int], shape: LanguageShape, bytes_per_element: int = 2) -> int:
     """Count bytes of keys and values: 2 L n d_kv x bytes per element. `tokens` as in `llm_prefill_macs`."""
     n = tokens * shape.layers if isinstance(tokens, int) else sum(tokens)

@@ -8,7 +8,7 @@ from typing import Any
 
 from llava.analysis.efficiency.dummy_models import DUMMY_MODELS
 from llava.argtypes import at_least, ratio
-from llava.eval.tables.table import text_table
+from llava.table import text_table
 
 DTYPES = ("float32", "float16", "bfloat16")
 

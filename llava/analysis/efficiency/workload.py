@@ -17,7 +17,7 @@ from llava.analysis.efficiency.baseline import baseline_answer, baseline_select,
 from llava.analysis.efficiency.dummy_models import build_model, dummy_image
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.base import Question
-from llava.eval.inference.engine import CollectedAnswers, Engine, PassSetting
+from llava.eval.inference.engine import Engine, PassSetting
 from llava.eval.inference.image_loading import ImageLoader
 from llava.eval.inference.vision_cache import VisionCache
 from llava.mm_utils import load_image
@@ -43,6 +43,19 @@ class WordTokenizer:
 
     def decode(self, ids: Sequence[int], **_: Any) -> str:
         return " ".join(map(str, ids))
+
+
+@dataclass
+class CollectedAnswers:
+    """An answer writer in memory: question index -> text."""
+
+    texts: dict[int, str] = field(default_factory=dict)
+
+    def wants(self, index: int) -> bool:
+        return index not in self.texts
+
+    def write(self, answers: Sequence[Answer]) -> None:
+        self.texts |= {answer.index: answer.text for answer in answers}
 
 
 @dataclass

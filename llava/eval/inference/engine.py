@@ -50,19 +50,6 @@ class AnswerWriter(Protocol):
 
 
 @dataclass
-class CollectedAnswers:
-    """An answer writer in memory: question index -> text."""
-
-    texts: dict[int, str] = field(default_factory=dict)
-
-    def wants(self, index: int) -> bool:
-        return index not in self.texts
-
-    def write(self, answers: Sequence[Answer]) -> None:
-        self.texts |= {answer.index: answer.text for answer in answers}
-
-
-@dataclass
 class PassSetting:
     """One pruning setting in a pass over the images, with its answer writer and its own cost."""
 

@@ -82,16 +82,17 @@ def read_ahead(
     count = sensible_workers(len(images)) if num_workers is None else num_workers
     source = _Source(loader, count, warn or (lambda message: print(message, file=sys.stderr)))
     ahead = max(4, 2 * max(count, source.threads))
-    waiting: deque[tuple[Any, Future]] = deque()
+    waiting: deque[tuple[Any, Any, Future | None]] = deque()
 
     def stream() -> Iterator[LoadedImage]:
         for position in range(len(images) + ahead):
             if position < len(images):
                 image = images[position]
                 found = known(image) if known is not None else None
-                waiting.append((image, source.submit(image) if found is None else _done(found)))
+                waiting.append((image, found, source.submit(image) if found is None else None))
             if position >= ahead and waiting:
-                yield source.result(*waiting.popleft())
+                image, found, future = waiting.popleft()
+                yield (found, None) if future is None else source.result(image, future)
 
     try:
         yield stream()
@@ -196,9 +197,3 @@ def _work(image: Any) -> LoadedImage:
     found, error = _loader(image)
     # As an array, so that pixels go through a pipe: tensors use shared memory, which is scarce in containers.
     return (None, error) if error is not None else ((found[0].numpy(), found[1]), None)
-
-
-def _done(value: Any) -> Future:
-    future: Future = Future()
-    future.set_result((value, None))
-    return future

@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from llava.eval.metrics.statistics import bootstrap_interval
 from llava.eval.store.answer_file import AnswerFile, AnswerFileError
 from llava.eval.store.provenance import Configuration
 from llava.eval.store.shards import FoundAnswers, ShardReport, Shards
+from llava.model.flops import LanguageShape, llm_prefill_gflops
 
 if TYPE_CHECKING:
     from llava.eval.inference.engine import InferenceStats, PassSetting
@@ -93,19 +94,11 @@ def load_model(job: Job) -> tuple[Any, Any, Any]:
 
         torch.cuda.set_device(job.device)
     try:
+        same = ("device", "dtype", "tower_dtype", "attn_implementation", "anyres")
+        # Every pruning setting is given, so that environment and config.json are not asked again.
+        pruning = {"method": "none", "visual_token_num": 0, "important_ratio": 0.5}
         tokenizer, model, image_processor, _ = load_pretrained_model(
-            str(job.model),
-            job.model_base,
-            job.name,
-            device=job.device,
-            dtype=job.dtype,
-            tower_dtype=job.tower_dtype,
-            attn_implementation=job.attn_implementation,
-            # Every pruning setting is given, so that environment and config.json are not asked again.
-            method="none",
-            visual_token_num=0,
-            important_ratio=0.5,
-            anyres=job.anyres,
+            str(job.model), job.model_base, job.name, **{name: getattr(job, name) for name in same}, **pruning
         )
     except (ValueError, ImportError, OSError) as error:
         raise ModelError(str(error)) from error
@@ -406,7 +399,9 @@ def score(
         failures=[str(issue) for issue in dict.fromkeys([*task.issues, *run.failures])],
         extra=extra or {},
     )
-    card = card.replace(llm_gflops=_gflops(run.prefill, card.visual_tokens))
+    if run.prefill:
+        tokens = run.prefill["text_tokens"] + card.visual_tokens
+        card = card.replace(llm_gflops=llm_prefill_gflops(tokens, run.prefill["shape"]))
     if len(rows) == len(every) or not (run.folder / "score.json").is_file():
         card.write(run.folder)
     return ScoredSetting(run.name, card, counts)
@@ -414,18 +409,6 @@ def score(
 
 def _prefill(engine: Any, task: Task) -> dict[str, Any]:
     """Return what the FLOPs of the prefill follow from: shape and mean text tokens of a prompt."""
-    from llava.model.flops import LanguageShape
-
     sample = task.asked[:: max(1, len(task.asked) // _PROMPTS)]
     text = sum(sum(token >= 0 for token in engine.prompt_ids(question)) for question in sample) / len(sample)
-    shape = LanguageShape.from_config(engine.model.config)
-    return {"text_tokens": text, "shape": [shape.layers, shape.width, shape.mlp, shape.kv_width]}
-
-
-def _gflops(prefill: dict[str, Any] | None, visual_tokens: float | None) -> float | None:
-    if not prefill or visual_tokens is None:
-        return None
-    from llava.model.flops import LanguageShape, llm_prefill_macs
-
-    tokens = round(prefill["text_tokens"] + visual_tokens)
-    return 2 * llm_prefill_macs(tokens, LanguageShape(*prefill["shape"])) / 1e9
+    return {"text_tokens": text, "shape": list(astuple(LanguageShape.from_config(engine.model.config)))}

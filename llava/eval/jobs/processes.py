@@ -106,6 +106,8 @@ def start(arguments: Sequence[str], count: int, gpus: Sequence[str]) -> list[str
     Returns:
         One line per failed process.
     """
+    from llava.eval.inference.image_loading import usable_cores
+
     command = [sys.executable, "-m", "llava.eval.run", *arguments]
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     children: list[subprocess.Popen] = []
@@ -123,7 +125,7 @@ def start(arguments: Sequence[str], count: int, gpus: Sequence[str]) -> list[str
             if gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = gpus[rank % len(gpus)]
             else:
-                environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // count)))
+                environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // count)))
             # A session of its own, so that Ctrl-C reaches only this process, which then ends the others. The
             # pipe on stdin closes when this process is gone, however it ended.
             children.append(
@@ -171,10 +173,3 @@ def end_with_parent() -> None:
         os._exit(143)  # as after SIGTERM; written answers are kept
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on this platform
-        return os.cpu_count() or 1

@@ -28,12 +28,10 @@ class Comparison:
 
     @property
     def better_a(self) -> list[tuple[QuestionScore, QuestionScore]]:
-        """Return the questions that A answers better."""
         return [pair for pair in self.pairs if pair[0].value > pair[1].value]
 
     @property
     def better_b(self) -> list[tuple[QuestionScore, QuestionScore]]:
-        """Return the questions that B answers better."""
         return [pair for pair in self.pairs if pair[1].value > pair[0].value]
 
     @property

@@ -72,10 +72,10 @@ def _blocks(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def bootstrap_interval(
-    tallies: PerImageCounts, score_of: ScoreOf, resamples: int = 2000, seed: int = 0, level: float = 0.95
+    tallies: PerImageCounts, score_of: ScoreOf, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Return the percentile interval of the score, in its unit, over resampled images."""
-    return _percentiles(score_of(resampled_sums(tallies.counts, resamples, seed)), level)
+    """Return the 95% percentile interval of the score, in its unit, over resampled images."""
+    return _percentiles(score_of(resampled_sums(tallies.counts, resamples, seed)))
 
 
 def paired_bootstrap(
@@ -84,7 +84,6 @@ def paired_bootstrap(
     score_of: ScoreOf,
     resamples: int = 2000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> Difference:
     """Compare two scores over the same images, resampled together.
 
@@ -101,10 +100,10 @@ def paired_bootstrap(
     both = np.stack([a.counts, b.counts[[place[image] for image in a.images]]], axis=1)  # (I, 2, ...)
     scores = score_of(resampled_sums(both, resamples, seed))  # (R, 2)
     whole = score_of(both.sum(0))
-    low, high = _percentiles(scores[:, 0] - scores[:, 1], level)
+    low, high = _percentiles(scores[:, 0] - scores[:, 1])
     return Difference(float(whole[0] - whole[1]), low, high, len(a.images))
 
 
-def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)

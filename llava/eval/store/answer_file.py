@@ -22,7 +22,7 @@ from typing import Any
 
 from llava.eval.benchmarks import Answer, Question
 from llava.eval.store.answer_lines import AnswerFileError, AnswerLines
-from llava.eval.store.atomic import temporary_files, write_atomically
+from llava.eval.store.atomic import write_atomically
 from llava.eval.store.provenance import Configuration
 
 try:
@@ -75,7 +75,7 @@ class AnswerFile:
         self._synced = time.monotonic()
         self._file = self._open()
         try:
-            for left in temporary_files(self.path):  # of a run killed during finalize
+            for left in self.path.parent.glob(f".{self.path.name}.*.tmp"):  # of a run killed in finalize
                 left.unlink(missing_ok=True)
             self._read()
         except BaseException:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import shortuuid
 
@@ -58,22 +57,14 @@ class AnswerLines:
             AnswerFileError: The line is not ours, or of another configuration.
             ForeignAnswerError: It answers another question.
         """
-        record = self._parse(raw, where)
-        return None if record is None else self._accept(record, where)
-
-    @staticmethod
-    def _parse(raw: bytes, where: str) -> dict[str, Any] | None:
         try:
             record = json.loads(raw)
         except ValueError:
             if raw.startswith(_HEAD[: len(raw)]) or not raw.strip(b"\0\n"):  # zeros: a power cut
                 return None
             record = None
-        if isinstance(record, dict) and {"question_id", "prompt", "text"} <= record.keys():
-            return record
-        raise AnswerFileError(f"{where}: not an answer of this program. Use a new --output")
-
-    def _accept(self, record: dict[str, Any], where: str) -> int:
+        if not isinstance(record, dict) or not {"question_id", "prompt", "text"} <= record.keys():
+            raise AnswerFileError(f"{where}: not an answer of this program. Use a new --output")
         metadata = record.get("metadata")
         if not isinstance(metadata, dict) or "config" not in metadata or "index" not in metadata:
             raise AnswerFileError(

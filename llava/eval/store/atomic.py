@@ -24,8 +24,3 @@ def write_atomically(path: Path, content: str | bytes | Iterable[bytes]) -> None
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def temporary_files(path: Path) -> list[Path]:
-    """Return what killed processes left of writing `path`."""
-    return list(path.parent.glob(f".{path.name}.*.tmp"))

@@ -24,7 +24,7 @@ from llava.eval.tables.published import (
     derived_columns,
     prefill_flops,
 )
-from llava.eval.tables.table import Table, TableCell, TableRow, csv_text
+from llava.table import Table, TableCell, TableRow, csv_text
 
 _SETTING = ("model", "method", "important_ratio", "tokens")
 _FIELDS = (

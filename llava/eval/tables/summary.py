@@ -26,7 +26,7 @@ from llava.eval.metrics.scorecard import Scorecard, ScoredSetting
 from llava.eval.metrics.statistics import resampled_sums
 from llava.eval.tables import plots
 from llava.eval.tables.published import accuracy, relative
-from llava.eval.tables.table import Table, TableCell, TableRow, csv_text, number
+from llava.table import Table, TableCell, TableRow, csv_text, number
 
 FULL = "none"  # the method that keeps all tokens
 MEANS = ("acc", "rel")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from llava.analysis.efficiency.workload import CollectedAnswers
 from llava.eval.benchmarks import get_benchmark
-from llava.eval.inference.engine import CollectedAnswers, Engine, PassSetting
+from llava.eval.inference.engine import Engine, PassSetting
 from llava.eval.inference.vision_cache import VisionCache
 from llava.model.decode import Decoding
 from llava.paths import BUNDLED_DATA, BUNDLED_MODEL

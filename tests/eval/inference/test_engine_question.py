@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from llava.analysis.efficiency.workload import CollectedAnswers
 from llava.eval.benchmarks.base import Question
-from llava.eval.inference.engine import CollectedAnswers, Engine, PassSetting
+from llava.eval.inference.engine import Engine, PassSetting
 from llava.eval.inference.image_loading import ImageLoader
 from llava.mm_utils import load_image
 from llava.model.decode import Decoding

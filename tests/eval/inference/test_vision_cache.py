@@ -11,8 +11,9 @@ import torch
 
 from helpers.fake_llava import FakeLlava, FakeProcessor, FakeTokenizer
 from helpers.synthetic_pope import make_pope
+from llava.analysis.efficiency.workload import CollectedAnswers
 from llava.eval.benchmarks import get_benchmark
-from llava.eval.inference.engine import CollectedAnswers, Engine, PassSetting
+from llava.eval.inference.engine import Engine, PassSetting
 from llava.eval.inference.vision_cache import VisionCache, image_key
 from llava.model.features import VisionFeatures
 from llava.pruning import get_pruner

@@ -6,8 +6,8 @@ import csv
 import re
 from xml.etree import ElementTree
 
-from llava.eval.tables import table as module
-from llava.eval.tables.table import Table, TableCell, TableRow, csv_text, number, text_table
+from llava import table as module
+from llava.table import Table, TableCell, TableRow, csv_text, number, text_table
 
 SPECIAL = r"a_b & 50% | *c* <d> {e} \f ~^#$ †"
 TABLE = Table(
