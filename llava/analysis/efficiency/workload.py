@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ import torch
 
 from llava.analysis.efficiency.baseline import baseline_answer, baseline_select, baseline_tower
 from llava.analysis.efficiency.dummy_models import build_model, dummy_image
-from llava.eval.benchmarks import get_benchmark
+from llava.eval.benchmarks import Answer, get_benchmark
 from llava.eval.benchmarks.base import Question
 from llava.eval.inference.engine import Engine, PassSetting
 from llava.eval.inference.image_loading import ImageLoader
