@@ -138,11 +138,9 @@ def _read(path: Path, warnings: list[str]) -> MeasuredResult:
 
 def _first_metadata(path: Path) -> dict[str, Any]:
     """Read the setting from the first answer next to a score; earlier sweeps did not repeat it there."""
-    with (
-        suppress(OSError, ValueError, KeyError, TypeError),
-        path.with_name("answers.jsonl").open("rb") as file,
-    ):
-        metadata = json.loads(file.readline())["metadata"]
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        with path.with_name("answers.jsonl").open("rb") as file:
+            metadata = json.loads(file.readline())["metadata"]
         return {key: metadata[key] for key in _SETTING if key in metadata}
     return {}
 

@@ -219,13 +219,11 @@ class Summary:
             about = [key, str(one.in_mean).lower(), len(one.questions), one.images, one.constant]
             found += [(about, row.card(key)) for row in self.rows]
         found += [([key, *[None] * 4], row.card(key)) for row in self.rows for key in MEANS]
+        names = "method important_ratio tokens score ci_low ci_high visual_tokens llm_gflops".split()
         rows = []
         for about, card in found:
             if card:
-                setting = [card.method, card.important_ratio, card.tokens]
-                score = [card.score, card.ci_low, card.ci_high]
-                cost = [card.visual_tokens, card.llm_gflops, _rate(card), card.answered]
-                rows.append([*about, *setting, *score, *cost])
+                rows.append([*about, *(getattr(card, name) for name in names), _rate(card), card.answered])
         return csv_text(_FIELDS, rows)
 
     def html(self) -> str:
