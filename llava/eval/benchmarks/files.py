@@ -74,9 +74,9 @@ def read_jsonl(path: Path, problems: list[DataIssue], needs: Iterable[str] = ())
             if isinstance(row, dict) and not missing:
                 yield number, row
                 continue
-            what = (
-                f"missing key {', '.join(map(repr, missing))}" if isinstance(row, dict) else "not an object"
-            )
+            what = f"a JSON {type(row).__name__}, not an object"
+            if isinstance(row, dict):
+                what = f"missing key {', '.join(map(repr, missing))}"
             problems.append(DataIssue(str(path), number, what))
 
 
