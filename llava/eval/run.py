@@ -134,7 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{shard}: asked {run.generated} questions in {run.seconds:.0f} s", flush=True)
             return 0
         own, seconds = run.generated, run.seconds
-        missing, last = (0, rank.rank == 0) if finished else execute.merge(task, run, size, rank.rank)
+        missing, last = 0, False
+        if not finished or rank.rank == 0:  # of a finished run, one process puts the answers in order
+            missing, last = execute.merge(task, run, size, None if finished else rank.rank)
         if not last:
             path = run.shards.path(rank.rank, rank.size)
             document = {

@@ -346,6 +346,17 @@ def test_a_finished_run_starts_nobody(data, whole, tmp_path, capsys, monkeypatch
         assert (document["score"] is None) == (rank == "1")
 
 
+def test_a_finished_but_unordered_file_is_ordered_by_the_first_process(data, whole, tmp_path, monkeypatch):
+    """A run of one process was killed between its last answer and the reordering."""
+    rows = [{**row, "answer_id": "x"} for row in reversed(whole)]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert run.main(arguments(data, tmp_path)) == 0
+    assert without_ids(tmp_path / "answers.jsonl") == whole
+
+
 def test_gpus_are_dealt_out_in_turn(monkeypatch, tmp_path):
     seen = tmp_path / "seen"
     code = (
