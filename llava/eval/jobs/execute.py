@@ -297,7 +297,8 @@ def answer_share(session: Session, task: Task, run: SettingRun, rank: RankInfo) 
         own = [question for question in task.asked if question.index in share]
         first = not any(shares[other] - run.found.keys() for other in rank.neighbors)
         _pass(session, task, [run], share, task.asked if whole_batches else own, rank, first)
-    report = ShardReport(run.configuration.hash(), run.generated, run.seconds, run.failures, run.failed)
+    done = (run.generated, run.seconds, run.failures, run.failed, run.prefill)
+    report = ShardReport(run.configuration.hash(), *done)
     run.shards.write_report(rank.rank, rank.size, report)
 
 
@@ -340,6 +341,7 @@ def merge(task: Task, run: SettingRun, size: int, rank: int | None = None) -> tu
     run.failures = [failure for one in sorted(reports) for failure in reports[one].failures]
     run.generated = sum(report.asked for report in reports.values())
     run.seconds = max((report.seconds for report in reports.values()), default=0.0)
+    run.prefill = next((one.prefill for one in reports.values() if one.prefill), run.prefill)
     return 0, True
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llava.eval.benchmarks import DataIssue, Question
 from llava.eval.store.answer_file import fcntl, is_locked
@@ -35,6 +36,7 @@ class ShardReport:
     seconds: float = 0.0
     failures: list[DataIssue] = field(default_factory=list)  # questions that cannot be answered
     failed: list[int] = field(default_factory=list)  # their indices
+    prefill: dict[str, Any] | None = None  # what the FLOPs of the prefill follow from
 
 
 @dataclass(frozen=True)
