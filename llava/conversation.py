@@ -161,14 +161,12 @@ class Conversation:
         Raises:
             ValueError: unknown `image_process_mode`.
         """
-        from PIL import Image
-
-        from llava.mm_utils import expand2square
+        from llava.mm_utils import classical_resize, expand2square
 
         if image_process_mode == "Pad":
             image = expand2square(image, (122, 116, 104))
         elif image_process_mode == "Resize":
-            image = image.resize((336, 336))
+            image = classical_resize(image, (336, 336))
         elif image_process_mode not in ("Default", "Crop"):
             raise ValueError(
                 f"image_process_mode: {image_process_mode!r} is unknown. Use Crop, Resize, Pad or Default."
@@ -179,7 +177,7 @@ class Conversation:
             longest = int(shortest * long / short)
             shortest = max(int(shortest), 1)
             size = (longest, shortest) if image.width > image.height else (shortest, longest)
-            image = image.resize(size, Image.Resampling.BICUBIC)
+            image = classical_resize(image, size)
         if return_pil:
             return image
         buffer = BytesIO()

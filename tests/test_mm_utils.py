@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from llava import mm_utils
+from llava.mm_utils import classical_resize, process_images
+from llava.model.checkpoint.tower import clip_processor
 from llava.model.image_processor import load_image_processor
 from llava.model.tokenizer import load_tokenizer
 
@@ -289,3 +291,33 @@ def test_keywords_stop_row_by_row(tokenizer, with_prompt):
     output = torch.cat([prompt.expand(2, -1), new], 1) if with_prompt else new
     assert stop(output, None).tolist() == [True, False]
     assert stop(output[:, :-6]).tolist() == [False, False]
+
+
+@pytest.mark.parametrize("size", [(300, 500), (500, 300), (77, 336), (336, 336)])
+def test_images_are_resized_rows_first_under_every_pillow(size):
+    """The order decides the rounding between the passes; Pillow 13 reverses it for portrait images."""
+    image = Image.effect_noise(size, 80).convert("RGB")
+    for target in ((100, 77), (33, 200), (336, 336)):
+        rows = image.resize((target[0], size[1]), Image.Resampling.BICUBIC)
+        expected = rows.resize(target, Image.Resampling.BICUBIC)
+        assert classical_resize(image, target).tobytes() == expected.tobytes()
+
+
+def test_every_resize_of_an_image_takes_rows_first(monkeypatch):
+    """Base crop, tiles of the grid, shortest edge: none calls Pillow for both directions at once."""
+    resize = Image.Image.resize
+
+    def checked(self, size, *more, **options):
+        assert size[0] == self.width or size[1] == self.height, f"{self.size} -> {size} in one call"
+        return resize(self, size, *more, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", checked)
+    processor = load_image_processor(clip_processor(56))
+    image = Image.effect_noise((90, 240), 80).convert("RGB")
+    for config in (
+        {"image_aspect_ratio": "pad"},
+        {"image_aspect_ratio": None},
+        {"image_aspect_ratio": "anyres", "image_grid_pinpoints": [[56, 112], [112, 112]]},
+        {"image_aspect_ratio": "anyres", "anyres_protocol": "paper"},
+    ):
+        assert process_images([image], processor, config).shape[-2:] == (56, 56)

@@ -67,9 +67,9 @@ def differences(there: dict[str, Any], here: Configuration) -> list[str]:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Return the versions of this package, torch and transformers."""
+    """Return the versions of this package, torch, transformers and Pillow."""
     found = {}
-    for name in ("vispruner", "torch", "transformers"):
+    for name in ("vispruner", "torch", "transformers", "pillow"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # run from a source tree that is not installed
