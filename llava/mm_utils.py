@@ -234,8 +234,8 @@ def _pixels(image: Image.Image, processor: Any) -> torch.Tensor:
     """(3, H, W)"""
     # Explicit, because older processors guess: they take the rows of a 3 pixel high image for channels.
     options = {"return_tensors": "pt", "input_data_format": "channels_last"}
-    edge = dict(processor.size).get("shortest_edge")
-    if processor.do_resize and edge:
+    edge = dict(getattr(processor, "size", None) or {}).get("shortest_edge")
+    if edge and getattr(processor, "do_resize", False):
         width, height = image.size
         longer = int(edge * max(width, height) / min(width, height))
         size = (edge, longer) if width <= height else (longer, edge)

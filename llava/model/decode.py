@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llava.constants import IMAGE_TOKEN_INDEX
 
+_INVALID = -1  # the token of a row whose logits are not finite
 _ROOM = 16  # tokens of an answer that the copied cache has room for from the start
 # generation settings of a checkpoint that our greedy loop does not know, with the values that mean "off"
 _NEUTRAL = {
@@ -94,8 +95,14 @@ def stop_ids(model: Any, tokenizer: Any) -> set[int]:
 
 
 @torch.inference_mode()
-def generate(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding) -> list[list[int]]:
-    """Decode all rows by one call of `model.generate`, left-padded; return new ids per row."""
+def generate(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding) -> list[list[int] | None]:
+    """Decode all rows by one call of `model.generate`, left-padded.
+
+    Returns:
+        New token ids per row, without the stop token; None for a row with NaN or infinite logits.
+    """
+    from transformers import LogitsProcessorList
+
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     width = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), width), pad, dtype=torch.long)  # (B, L)
@@ -109,14 +116,35 @@ def generate(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding
         attention_mask=mask.to(model.device),
         visual=visual or None,
         pad_token_id=pad,
+        logits_processor=LogitsProcessorList([check := _FiniteCheck()]),
         **decoding.arguments(),
     )
     stops = stop_ids(model, tokenizer)
-    return [_until(line, stops) for line in new.tolist()]
+    finite = check.rows(len(rows))
+    return [_until(line, stops) if valid else None for line, valid in zip(new.tolist(), finite, strict=True)]
+
+
+class _FiniteCheck:
+    """A logits processor that changes nothing and remembers, on the device, which rows had invalid logits."""
+
+    finite: Tensor | None = None
+
+    def __call__(self, _ids: Tensor, scores: Tensor) -> Tensor:
+        now = torch.isfinite(scores.max(-1).values)  # the maximum of a row with NaN is NaN
+        self.finite = now if self.finite is None else self.finite & now
+        return scores
+
+    def rows(self, count: int) -> list[bool]:
+        """Return one value per row; a row may have several beams."""
+        if self.finite is None:
+            return [True] * count
+        return self.finite.view(count, -1).all(1).tolist()
 
 
 @torch.inference_mode()
-def generate_shared(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding) -> list[list[int]]:
+def generate_shared(
+    model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding
+) -> list[list[int] | None]:
     """Decode all rows greedily, prefilling each shared prefix (text and image) once.
 
     Prefixes and suffixes are left-padded; positions count real tokens only, so padding changes nothing.
@@ -127,7 +155,7 @@ def generate_shared(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: D
         rows: Prompts with exactly one image each (see `can_share`).
 
     Returns:
-        New token ids per row, without the stop token.
+        New token ids per row, without the stop token; None for a row with NaN or infinite logits.
     """
     from transformers import DynamicCache
 
@@ -186,10 +214,11 @@ def generate_shared(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: D
     alive = list(range(len(rows)))  # rows in the batch, ended ones too until they are many
     ended: set[int] = set()
     for step in range(decoding.max_new_tokens):
-        chosen = head(last).argmax(-1)  # (B,)
+        best, chosen = head(last).max(-1)  # (B,) each; the maximum of a row with NaN is NaN
+        chosen = torch.where(torch.isfinite(best), chosen, _INVALID)
         for line, token in zip(alive, chosen.tolist(), strict=True):
             said[line].append(token)
-            if token in stops:
+            if token in stops or token == _INVALID:
                 ended.add(line)
         left = [place for place, line in enumerate(alive) if line not in ended]
         if step + 1 == decoding.max_new_tokens or not left:
@@ -200,11 +229,11 @@ def generate_shared(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: D
                 layer.batch_select_indices(keep)
             mask, seen, chosen, alive = mask[keep], seen[keep], chosen[keep], [alive[one] for one in left]
         mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-        last = _forward(decoder, embed(chosen)[:, None], mask, seen, cache)[:, -1]
+        last = _forward(decoder, embed(chosen.clamp(min=0))[:, None], mask, seen, cache)[:, -1]
         seen = seen + 1
-    answers: list[list[int]] = [[] for _ in rows]
+    answers: list[list[int] | None] = [None] * len(rows)
     for line, ids in zip(order, said, strict=True):
-        answers[line] = _until(ids, stops)
+        answers[line] = None if _INVALID in ids else _until(ids, stops)
     return answers
 
 

@@ -167,6 +167,25 @@ def test_bad_pictures_and_lines_stop_only_themselves(data, whole, tmp_path, caps
     assert "--fixed" in captured.err  # the official scorer would misalign silently
 
 
+def test_an_overflow_in_the_language_model_is_no_answer(data, tmp_path, capsys, monkeypatch):
+    """POPE counts an empty answer as yes: 66.67 with exit code 0, if nobody looks."""
+    from llava.eval.jobs import execute
+
+    load = execute.load_model
+
+    def overflowing(job):
+        model, *others = load(job)
+        model.lm_head.weight.data.fill_(float("nan"))
+        return model, *others
+
+    monkeypatch.setattr(execute, "load_model", overflowing)
+    assert run.main(arguments(data, tmp_path)) == 1
+    said = capsys.readouterr().err
+    assert "60 questions were not answered" in said and "llava_pope_test.jsonl:1: the language model" in said
+    assert "NaN or infinite logits" in said and "no question could be answered" in said
+    assert not (tmp_path / "answers.jsonl").exists()
+
+
 def test_chunks_are_merged_by_the_last(data, whole, tmp_path, capsys):
     for index in (2, 0, 1):
         assert run.main(arguments(data, tmp_path, "--num-chunks", "3", "--chunk-idx", str(index))) == 0

@@ -164,3 +164,16 @@ def test_cuts_are_the_cheapest_there_are(lengths, cost):
             every.append(list(zip(edges, edges[1:], strict=False)))
     found = cut_by_length(lengths, cost)
     assert found in every and expense(found) == min(map(expense, every))
+
+
+@pytest.mark.parametrize("decoding", [Decoding(6), Decoding(6, num_beams=2)], ids=["greedy", "beams"])
+def test_rows_with_invalid_logits_have_no_answer(loaded, decoding):
+    """One image's overflow costs the rows of that image only, in either way of decoding."""
+    tokenizer, model = loaded
+    asked = rows(model)
+    expected = generate(model, tokenizer, asked, decoding)
+    bad = [Row(row.ids, row.visual * torch.nan, row.key) if row.key == 1 else row for row in asked]
+    wanted = [None if row.key == 1 else ids for row, ids in zip(bad, expected, strict=True)]
+    assert generate(model, tokenizer, bad, decoding) == wanted and wanted.count(None) == 4
+    if decoding.greedy:
+        assert generate_shared(model, tokenizer, bad, decoding) == wanted

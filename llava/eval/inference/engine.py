@@ -40,6 +40,8 @@ from llava.mm_utils import load_image, tokenizer_image_token
 from llava.model.decode import Decoding, Row, can_share, generate, generate_shared
 from llava.pruning import Pruner, TextCue
 
+NOT_FINITE = "the language model computed NaN or infinite logits. Use --dtype bfloat16 or float32"
+
 
 class AnswerWriter(Protocol):
     """Destination of one setting's answers; `store.answer_file.AnswerFile` is one."""
@@ -246,9 +248,12 @@ class Engine:
                     rows = [Row(self.prompt_ids(one), embeds.get(one.image), one.image) for one in askable]
                 answers = self._answer(askable, rows)
                 setting.seconds += time.monotonic() - began
-                setting.writer.write(answers)
-                setting.generated += len(new)
-                stats.generated += len(new)
+                setting.writer.write([one for one in answers if one is not None])
+                lost = [one for one, found in zip(askable, answers, strict=True) if found is None]
+                stats.failures += [DataIssue(one.file, one.line, NOT_FINITE) for one in lost]
+                count = sum(not _wanted([setting], question) for question in new)
+                setting.generated += count
+                stats.generated += count
                 bar.update(len(new))
 
     def _encode(
@@ -296,21 +301,21 @@ class Engine:
         visual = self.model.visual_tokens(features[question.image], pruner, asked).embeds
         return Row(self.prompt_ids(question), visual, (question.image, question.text))
 
-    def _answer(self, questions: Sequence[Question], rows: Sequence[Row]) -> list[Answer]:
+    def _answer(self, questions: Sequence[Question], rows: Sequence[Row]) -> list[Answer | None]:
         if not self.decoding.greedy:  # the same draws whether or not the run was interrupted
             torch.manual_seed(zlib.crc32(f"{self.seed}/{questions[0].index}".encode()))
-        return [
-            Answer(
-                question.index,
-                self.tokenizer.decode(ids, skip_special_tokens=True).strip(),
-                0 if row.visual is None else len(row.visual),
-            )
-            for question, row, ids in zip(questions, rows, self._generate(rows), strict=True)
-        ]
+        answers: list[Answer | None] = []
+        for question, row, ids in zip(questions, rows, self._generate(rows), strict=True):
+            if ids is None:
+                answers.append(None)
+                continue
+            text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            answers.append(Answer(question.index, text, 0 if row.visual is None else len(row.visual)))
+        return answers
 
-    def _generate(self, rows: Sequence[Row]) -> list[list[int]]:
+    def _generate(self, rows: Sequence[Row]) -> list[list[int] | None]:
         """Generate ids for all rows; halve the batch when the device runs out of memory."""
-        found: list[list[int]] = []
+        found: list[list[int] | None] = []
         begin = 0
         while begin < len(rows):
             part = rows[begin : begin + self._rows_at_once]
