@@ -70,7 +70,7 @@ def test_a_line_is_llavas_and_says_how_it_was_made(whole):
     assert (metadata["method"], metadata["tokens"], metadata["important_ratio"]) == ("vispruner", 64, 0.5)
     assert metadata["visual_tokens"] == 64 and metadata["dtype"] == metadata["tower_dtype"] == "float32"
     assert metadata["attn_implementation"] == "sdpa" and metadata["seed"] == 0
-    assert set(metadata["versions"]) == {"vispruner", "torch", "transformers"}
+    assert set(metadata["versions"]) == {"vispruner", "torch", "transformers", "pillow"}
     assert whole.read_bytes().isascii()
 
 
