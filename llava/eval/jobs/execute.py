@@ -105,7 +105,7 @@ def load_model(job: Job) -> tuple[Any, Any, Any]:
     return model, tokenizer, image_processor
 
 
-@dataclass
+@dataclass(eq=False)
 class SettingRun:
     """One setting of one task: its folder, its answers so far, and the cost of this start.
 
@@ -214,19 +214,12 @@ def answer(session: Session, task: Task, runs: Sequence[SettingRun]) -> dict[str
     share = {question.index for question in task.asked}
     todo = [run for run in runs if run.missing(task)]
     cost = _pass(session, task, todo, share, task.asked) if todo else {}
-    for run in runs:
-        if run.error is None and (run not in todo or run.found.elsewhere(run.answers)):
-            _order(run, task)
+    for run in runs:  # also those without new answers: the last start may have been killed before it did this
+        if run.error is None and run not in todo:
+            run.shards.merge(run.found)
+        elif run.error is None and run.found.elsewhere(run.answers):
+            run.shards.merge(run.shards.scan())
     return cost
-
-
-def _order(run: SettingRun, task: Task) -> None:
-    """Put the answers in question order in one file; the last start may have been killed before it did."""
-    if run.found.elsewhere(run.answers):
-        run.shards.merge(run.shards.scan())
-    elif run.answers.is_file():
-        with AnswerFile(run.answers, task.questions, run.configuration) as file:
-            file.finalize()
 
 
 def _pass(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.answers import without_ids
 from helpers.synthetic_pope import make_pope
 from llava.eval import run, sweep
 from llava.eval.benchmarks import Answer, get_benchmark
@@ -28,11 +29,6 @@ def data(tmp_path_factory) -> Path:
 def command(data: Path, output: Path, *more: str) -> list[str]:
     given = ["--benchmark", "pope", "--model", str(MODEL), "--data", str(data), "--output", str(output)]
     return [*given, "--tokens", "16", *FAST, *more]
-
-
-def rows(path: Path) -> list[dict]:
-    found = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "answer_id"} for row in found]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +73,7 @@ def test_a_process_that_finishes_during_the_merge_does_no_harm(data, tmp_path, m
     if not merged:  # the other process has reported by now: it merges
         missing, merged = execute.merge(task, setting, 2, rank=1)
     assert (missing, merged) == (0, True)
-    assert [row["text"] for row in rows(setting.answers)] == [one.text for one in answers]
+    assert [row["text"] for row in without_ids(setting.answers)] == [one.text for one in answers]
 
 
 def test_a_sweep_killed_before_the_reordering_is_ordered_by_the_next_start(data, whole, tmp_path, capsys):
@@ -100,7 +96,7 @@ def test_a_limited_run_is_continued_without_the_limit(data, whole, tmp_path, cap
     document = json.loads(said.splitlines()[-1])
     assert "resuming: 20 of 60" in said
     assert (document["answered"], document["generated"]) == (60, 40)
-    assert rows(tmp_path / "answers.jsonl") == rows(whole)
+    assert without_ids(tmp_path / "answers.jsonl") == without_ids(whole)
 
 
 def test_a_limit_on_a_finished_run_scores_a_part_and_keeps_the_rest(data, whole, tmp_path, capsys):
@@ -109,7 +105,7 @@ def test_a_limit_on_a_finished_run_scores_a_part_and_keeps_the_rest(data, whole,
     assert run.main(command(data, tmp_path / "run", "--limit", "20")) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (document["answered"], document["generated"], document["questions"]) == (20, 0, 20)
-    assert len(rows(tmp_path / "run" / "answers.jsonl")) == 60
+    assert len(without_ids(tmp_path / "run" / "answers.jsonl")) == 60
     assert (tmp_path / "run" / "score.json").read_bytes() == before
 
 

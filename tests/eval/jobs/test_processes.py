@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.answers import without_ids
 from helpers.synthetic_pope import make_pope
 from llava.eval import run
 from llava.eval.benchmarks.base import Question
@@ -58,11 +59,6 @@ def whole(data, tmp_path_factory) -> list[dict]:
     output = tmp_path_factory.mktemp("whole")
     assert run.main(arguments(data, output)) == 0
     return without_ids(output / "answers.jsonl")
-
-
-def without_ids(path: Path) -> list[dict]:
-    rows = [json.loads(line) for line in path.read_bytes().splitlines()]
-    return [{key: value for key, value in row.items() if key != "answer_id"} for row in rows]
 
 
 # ---- who am I, what is mine -----------------------------------------------------------------------
