@@ -29,14 +29,6 @@ _JOB_ARGUMENTS = (
     *("device", "dtype", "tower_dtype", "attn_implementation", "conv_mode", "batch_size", "model_base"),
     *("max_new_tokens", "temperature", "top_p", "num_beams", "seed", "num_workers"),
 )
-# environment variable -> options that replace it
-_REPLACES = {
-    "VISPRUNER_METHOD": ("method",),
-    "VISPRUNER_TOKENS": ("tokens", "visual_token_num"),
-    "VISPRUNER_RATIO": ("ratio", "important_ratio"),
-    "VISPRUNER_ANYRES": ("anyres",),
-    "VISPRUNER_TOWER_DTYPE": ("tower_dtype",),
-}
 
 
 def new_parser(command: str, description: str) -> argparse.ArgumentParser:
@@ -140,8 +132,10 @@ def job_of(
     local_rank: int | None = None,
 ) -> Job:
     """Return the job of parsed arguments. Raises ValueError, also for invalid environment variables."""
-    replaced = [name for name, options in _REPLACES.items() if any(vars(args).get(one) for one in options)]
-    check_environment(replaced)
+    from llava.model.settings import ARGUMENTS, ENVIRONMENT
+
+    given = {name for name, value in vars(args).items() if value is not None}
+    check_environment(ENVIRONMENT[name] for name in ENVIRONMENT if given & {name, ARGUMENTS.get(name)})
     given = {name: getattr(args, name) for name in _JOB_ARGUMENTS}
     shared = not args.no_share_prefix
     return resolve_job(model, config, anyres=anyres, local_rank=local_rank, share_prefix=shared, **given)

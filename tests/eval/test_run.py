@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.answers import without_ids
 from helpers.synthetic_pope import make_pope
 from llava.eval import model_vqa_loader, run, score, sweep
 
@@ -41,11 +42,6 @@ def arguments(data: Path, output: Path, *more: str) -> list[str]:
         *FAST,
         *more,
     ]
-
-
-def without_ids(path: Path) -> list[dict]:
-    rows = [json.loads(line) for line in path.read_bytes().splitlines()]
-    return [{key: value for key, value in row.items() if key != "answer_id"} for row in rows]
 
 
 def last(capsys) -> dict:
@@ -488,6 +484,8 @@ def test_what_an_argument_overrules_may_be_wrong(data, tmp_path, monkeypatch):
     monkeypatch.setenv("VISPRUNER_TOKENS", "many")
     monkeypatch.setenv("VISPRUNER_RATIO", "7")
     assert run.main(arguments(data, tmp_path, "--ratio", "0.5", "--limit", "2")) == 0
+    zeros = ["--tokens", "0", "--ratio", "0"]  # given, although false
+    assert run.main(arguments(data, tmp_path / "zero", *zeros, "--limit", "2")) == 0
 
 
 @pytest.mark.parametrize("module", ["run", "sweep", "score", "model_vqa_loader"])
