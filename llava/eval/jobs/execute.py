@@ -287,6 +287,7 @@ def answer_share(session: Session, task: Task, run: SettingRun, rank: RankInfo) 
     if share - run.found.keys():
         own = [question for question in task.asked if question.index in share]
         first = not any(shares[other] - run.found.keys() for other in rank.neighbors)
+        whole_batches |= session.job.temperature > 0  # draws depend on the batch
         _pass(session, task, [run], share, task.asked if whole_batches else own, rank, first)
     done = (run.generated, run.seconds, run.failures, run.failed, run.prefill)
     report = ShardReport(run.configuration.hash(), *done)

@@ -75,19 +75,16 @@ def differences(there: dict[str, Any], here: Configuration) -> list[str]:
     there = {**_NOT_HASHED, **there}
     optional = ("tokens", "important_ratio", *_NOT_WRITTEN)
     keys = [*mine, *(key for key in optional if key in there and key not in mine)]
-    found = [
+    return [
         f"{key} is {_shown(key, there)} in the file, {_shown(key, mine)} in this run"
+        + (" (sampled answers depend on the batch they are drawn in)" if key == "batch_size" else "")
         for key in keys
         if there.get(key) != mine.get(key)
     ]
-    if here.batch_size is not None and there.get("batch_size") != here.batch_size:
-        found[-1] += " (sampled answers depend on the batch they are drawn in)"
-    return found
 
 
 def _shown(key: str, settings: dict[str, Any]) -> str:
-    absent = "not recorded" if key in _NOT_WRITTEN else "None"
-    return repr(settings[key]) if key in settings else absent
+    return "not recorded" if key in _NOT_WRITTEN and key not in settings else repr(settings.get(key))
 
 
 @functools.cache
