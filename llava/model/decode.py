@@ -62,9 +62,8 @@ _ALWAYS = {
     "dola_layers": (),
     "token_healing": (False,),
 }
-SWITCHES = frozenset(
-    {*_SAMPLING, "repetition_penalty", "no_repeat_ngram_size"}
-)  # `generate` takes None as off
+# Arguments of `generate` for which None means off, not the checkpoint's value.
+SWITCHES = frozenset({*_SAMPLING, "repetition_penalty", "no_repeat_ngram_size"})
 
 
 @dataclass(frozen=True)

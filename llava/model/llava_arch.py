@@ -214,7 +214,7 @@ class LlavaMetaForCausalLM(VisualTokenMixin):
         new = found if isinstance(found, Tensor) else found.sequences
         limits = ContextLimits.of(self.config)
         if limits.overrun(batch.embeds.shape[1], new.shape[1]):  # then row by row, without padding
-            count = new.ne(kwargs["pad_token_id"]).sum(1)
+            count = new.ne(-1 if (pad := kwargs["pad_token_id"]) is None else pad).sum(1)
             length = batch.mask.sum(1).repeat_interleave(len(new) // len(batch.mask))
             worst = int((length + count).argmax())
             if reason := limits.overrun(int(length[worst]), int(count[worst])):

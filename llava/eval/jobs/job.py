@@ -24,7 +24,6 @@ from llava import paths
 from llava.eval.benchmarks import Benchmark, DataError, DataIssue, Question
 from llava.eval.store.provenance import Configuration, fingerprint_questions
 from llava.model.checkpoint.fingerprint import fingerprint_checkpoint
-from llava.model.checkpoint.folder import CheckpointFolder
 
 if TYPE_CHECKING:
     from llava.model.decode import Decoding
@@ -302,6 +301,8 @@ def model_name(model: Path | str) -> str:
 
 
 def _generation_settings(model: Path | str, base: str | None) -> dict[str, Any]:
+    from llava.model.checkpoint.folder import CheckpointFolder
+
     folders = [Path(one).expanduser() if one else None for one in (model, base)]
     folder = CheckpointFolder(*folders).generation_config()
     try:
