@@ -132,7 +132,7 @@ class Scorecard:
         metadata = [found for row in rows if isinstance(found := row.get("metadata"), dict)]
         made_by, warnings = {}, list(score.warnings)
         for key in _RECORDED:
-            values = {repr(one.get(key)): one.get(key) for one in metadata}
+            values = {repr(one[key]): one[key] for one in metadata if key in one}
             if len(values) == 1 or (values and key == "config"):  # a version may hash more than another
                 made_by[key] = next(iter(values.values()))
             elif values:
