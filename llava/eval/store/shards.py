@@ -76,7 +76,7 @@ class Shards:
         shards = [
             (tuple(map(int, found.groups())), path)
             for path in self.folder.iterdir()
-            if (found := _SHARD.match(path.name))
+            if (found := _SHARD.match(path.name)) and path.is_file()
         ]
         return [self.merged] * self.merged.is_file() + [path for _, path in sorted(shards)]
 
