@@ -226,15 +226,15 @@ def report_issues(
     """Print a count and the first failures, on standard error, at the end of a command.
 
     Args:
-        where: Which file contains all of them.
+        where: File that contains all of them, named if they are too many to print.
     """
     if not issues:
         return
-    print(f"{len(issues)} {what}{f' ({where})' if where else ''}:", file=sys.stderr)
+    print(f"{len(issues)} {what}:", file=sys.stderr)
     for issue in issues[:_SHOWN]:
         print(f"  {issue}", file=sys.stderr)
     if len(issues) > _SHOWN:
-        print(f"  ... and {len(issues) - _SHOWN} more", file=sys.stderr)
+        print(f"  ... and {len(issues) - _SHOWN} more{where and f', all in {where}'}", file=sys.stderr)
 
 
 def print_settings(benchmark: Benchmark, cards: Sequence[Scorecard]) -> None:

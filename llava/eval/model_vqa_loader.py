@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     session, path = Session(job, max_failures=args.max_failures), args.answers_file.expanduser()
     command = cli.command_of(parser, args)
     failures = answer_chunk(session, Task(questions, issues), chunk, pruner, path, command)
-    cli.report_issues(failures, where=f"all in {beside(path, FAILURES)}")
+    cli.report_issues(failures, where=str(beside(path, FAILURES)))
     return 1 if failures else 0
 
 

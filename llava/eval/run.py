@@ -185,7 +185,7 @@ def _rank(args: argparse.Namespace, parser: argparse.ArgumentParser) -> processe
 def _finish(args: argparse.Namespace, task: Task, run: SettingRun) -> int:
     """Score, print a table and the JSON document, write the submission; return the exit code."""
     failures = list(dict.fromkeys([*task.issues, *run.failures]))
-    cli.report_issues(failures, where=f"all in {run.failures_file}")
+    cli.report_issues(failures, where=str(run.failures_file))
     extra: dict[str, Any] = {}
     if args.submit and run.answers.is_file():  # before scoring: the server needs no score of ours
         extra["submission"] = None

@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.report is not None and any(one.settings for one in scored):
         summary = _summarize(args, job.name, scored, [benchmark.title for benchmark in unscored])
     everywhere = args.output / "BENCHMARK" / "SETTING" / FAILURES
-    cli.report_issues(failures, "failures", f"all questions in {everywhere}")
+    cli.report_issues(failures, "failures", str(everywhere))
     document = {
         "model": job.name,
         "tables": tables,
