@@ -173,7 +173,7 @@ def _encoding(head: bytes) -> str:
 
 def _begins_with(head: bytes, character: str) -> bool:
     """Return True if this is the first character of the text that is not blank."""
-    text = head[: len(head) // 4 * 4].decode(_encoding(head), "ignore")
+    text = head.decode(_encoding(head[:4]), "ignore")
     return text.lstrip().startswith(character)
 
 
