@@ -31,7 +31,7 @@ from llava.eval import cli
 from llava.eval.benchmarks import DataError
 from llava.eval.metrics.scorecard import NAME, Scorecard
 from llava.eval.store.answer_file import is_locked
-from llava.eval.store.provenance import Configuration, versions
+from llava.eval.store.provenance import Configuration
 from llava.eval.store.run_record import FAILURES, RUN, RunRecord, beside, read_failures
 from llava.eval.store.shards import ANSWERS, SHARD
 from llava.paths import REPOSITORY
@@ -247,8 +247,8 @@ def _command(record: RunRecord | None) -> str | None:
         return None
     names = [name for name in sorted(record.environment) if re.fullmatch(PREFIX + r"[A-Z_]+", name)]
     variables = [f"{name}={shlex.quote(record.environment[name])}" for name in names]
-    if versions()["vispruner"] == "source":  # not installed, so that other folders do not find the package
-        variables.append(f"PYTHONPATH={shlex.quote(str(REPOSITORY))}")
+    if (REPOSITORY / "pyproject.toml").is_file():  # a clone: other folders find this package, not another one
+        variables.append(f"PYTHONPATH={shlex.quote(str(REPOSITORY))}${{PYTHONPATH:+:$PYTHONPATH}}")
     return " ".join([*variables, shlex.join([sys.executable or "python", "-m", *record.command])])
 
 
