@@ -255,9 +255,12 @@ def _command(record: RunRecord | None) -> str | None:
         return None
     names = [name for name in sorted(record.environment) if re.fullmatch(PREFIX + r"[A-Z_]+", name)]
     variables = [f"{name}={shlex.quote(record.environment[name])}" for name in names]
-    if (REPOSITORY / "pyproject.toml").is_file():  # a clone: other folders find this package, not another one
-        variables.append(f"PYTHONPATH={shlex.quote(str(REPOSITORY))}${{PYTHONPATH:+:$PYTHONPATH}}")
-    return " ".join([*variables, shlex.join([sys.executable or "python", "-m", *record.command])])
+    words = [*variables, shlex.join([sys.executable or "python", "-m", *record.command])]
+    if (REPOSITORY / "pyproject.toml").is_file():
+        # A clone. Python imports from the working directory first, and paths in the command are absolute.
+        words = [f"(cd {shlex.quote(str(REPOSITORY))} &&", *words]
+        return " ".join(words) + ")"
+    return " ".join(words)
 
 
 def mark_differences(runs: Sequence[RunState]) -> None:

@@ -82,7 +82,10 @@ def test_failures_are_listed_asked_again_and_marked(data, tmp_path, capsys):
     assert run.main(command(data, out)) == 1  # still missing: nothing is lost, nothing is repeated
     assert failures(out / "failures.jsonl") == rows
     (data / "hidden.png").rename(image)
-    done = subprocess.run(state["command"], shell=True, cwd="/", capture_output=True, text=True)
+    elsewhere = tmp_path / "elsewhere"  # with a package of the same name
+    (elsewhere / "llava" / "eval").mkdir(parents=True)
+    (elsewhere / "llava" / "eval" / "run.py").write_text("raise SystemExit(5)")
+    done = subprocess.run(state["command"], shell=True, cwd=elsewhere, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not (out / "failures.jsonl").exists()
     answers = without_ids(out / "answers.jsonl")
@@ -210,7 +213,7 @@ def test_llavas_loop_lists_its_failures_under_a_name_of_their_own(data, tmp_path
     (state,) = states(tmp_path / "answers", capsys)
     assert (state["path"], state["state"]) == (str(answers), "failed questions")
     (data / "hidden.png").rename(image)
-    module, *again = shlex.split(state["command"].partition(" -m ")[2])
+    module, *again = shlex.split(state["command"].partition(" -m ")[2].rstrip(")"))
     assert module == "llava.eval.model_vqa_loader" and model_vqa_loader.main(again) == 0
     assert not answers.with_name("4_0.failures.jsonl").exists()
     marked = {row["metadata"]["index"] for row in without_ids(answers) if row["metadata"].get("retried")}

@@ -83,7 +83,7 @@ def test_states_of_runs_with_a_record(tmp_path, capsys):
     assert {one["asked"] for one in found.values()} == {9} and found["failed"]["failed"] == 2
     assert found["finished"]["command"] is None
     said = found["failed"]["command"]
-    assert said.endswith("-m llava.eval.run --benchmark pope --output '/some where/out'")
+    assert said.endswith("-m llava.eval.run --benchmark pope --output '/some where/out')")
 
 
 def test_a_run_in_progress(tmp_path, capsys):
