@@ -134,3 +134,14 @@ def test_your_own_checkpoints_are_measured_as_published(sandbox, line, variables
     done, _ = run(sandbox, line, {"VISPRUNER_PRESET": "", **variables})
     assert done.returncode == 0, done.stderr
     assert sandbox.calls("preset")[-1].split()[1:] == preset.split()
+
+
+def test_the_state_of_all_runs(sandbox) -> None:
+    for line, variables, expected in (
+        ("status.sh", {}, "outputs"),
+        ("status.sh --json", {"OUT_DIR": "mine"}, "mine --json"),
+        ("status.sh there --json", {"OUT_DIR": "mine"}, "there --json"),
+    ):
+        sandbox.log.unlink(missing_ok=True)
+        done, words = run(sandbox, line, variables)
+        assert done.returncode == 0 and words == f"module -m llava.eval.status {expected}".split()
