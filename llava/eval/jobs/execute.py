@@ -370,7 +370,8 @@ def score(
     result = benchmark.score(folder, rows, fixed=fixed)
     counts = interval = None
     try:
-        counts = benchmark.per_image_counts(folder, rows)
+        used = benchmark.careful_answers(folder, rows) if fixed else rows
+        counts = benchmark.per_image_counts(folder, used)
         interval = bootstrap_interval(counts, benchmark.score_counts, bootstrap_iters, seed)
     except DataError:
         if result.score is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.answers import other_warnings
 from helpers.synthetic_pope import make_pope
 from llava.eval.benchmarks import DataError, get_benchmark, list_benchmarks
 from llava.eval.benchmarks.base import check_questions, read_answers
@@ -33,7 +34,8 @@ def test_golden_scores(case):
     for category in CATEGORIES:
         expected = {key: value for key, value in EXPECTED[case][category].items() if key != "parsed"}
         assert score.details[category] == pytest.approx(expected, abs=1e-12)
-    assert score.warnings == []
+    assert other_warnings(score) == []
+    assert (score.empty, score.unreadable) == {"phrases": (3, 54)}.get(case, (0, 0))
 
 
 def test_golden_parsing():
@@ -114,7 +116,8 @@ def test_command_line_prints_one_json_document_last(capsys):
     arguments = ["--benchmark", "pope", "--data", str(GOLDEN)]
     assert score_main([*arguments, "--answers", str(GOLDEN / "llava_answers_phrases.jsonl")]) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert set(document) == {"benchmark", "score", "details"} and document["benchmark"] == "pope"
+    assert set(document) == {"benchmark", "score", "empty", "unreadable", "details"}
+    assert document["benchmark"] == "pope"
     assert document["score"] == pytest.approx(100 * EXPECTED["phrases"]["mean_f1"])
     assert score_main([*arguments, "--answers", str(GOLDEN / "nothing.jsonl")]) == 1
     assert "no such answer file" in capsys.readouterr().err

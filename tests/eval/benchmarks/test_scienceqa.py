@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers.answers import all_answers, other_warnings, score_document
 from llava.eval.benchmarks import DataError, get_benchmark
 from llava.eval.benchmarks.scienceqa import choice_index, parse_answer
-from llava.eval.score import main as score_main
 
 GOLDEN = Path(__file__).parents[2] / "data" / "benchmarks" / "scienceqa"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
@@ -19,15 +19,14 @@ full = get_benchmark("scienceqa_full")
 
 
 def answers(case: str) -> list[dict]:
-    return scienceqa.read_answers(GOLDEN / f"llava_answers_{case}.jsonl")
+    return all_answers(scienceqa, GOLDEN / f"llava_answers_{case}.jsonl")
 
 
 @pytest.mark.parametrize("case", EXPECTED)
 def test_golden_scores(case, capsys):
     expected = EXPECTED[case]
     path = GOLDEN / f"llava_answers_{case}.jsonl"
-    assert score_main(["--benchmark", "scienceqa", "--data", str(GOLDEN), "--answers", str(path)]) == 0
-    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    document = score_document(scienceqa, GOLDEN, path, capsys)
     details = document["details"]
     assert document["score"] == details["img_accuracy"] == pytest.approx(expected["img_acc"], abs=1e-6)
     assert details["accuracy"] == pytest.approx(expected["acc"], abs=1e-6)
@@ -46,7 +45,8 @@ def test_golden_scores(case, capsys):
     } == expected["pred_idx"]
     total = scienceqa.per_image_counts(GOLDEN, answers(case)).counts.sum(0)
     assert scienceqa.score_counts(total) == pytest.approx(expected["img_acc"])
-    assert len(details["warnings"]) == {"missing": 2, "only": 1}.get(case.split("_")[-1], 0)
+    warnings = other_warnings(scienceqa.score(GOLDEN, answers(case)))
+    assert len(warnings) == {"missing": 2, "only": 1}.get(case.split("_")[-1], 0)
 
 
 def test_accepted_letters():
@@ -89,7 +89,7 @@ def test_missing_answers_to_image_questions_are_counted():
     assert any("4 of 26 questions with an image have no answer" in warning for warning in score.warnings)
     fixed = scienceqa.score(GOLDEN, answers("letters_missing"), fixed=True)
     assert fixed.score == score.score and fixed.details["accuracy"] > score.details["accuracy"]
-    bare = [{**row, "prompt": "no image"} for row in answers("letters_full")]
+    bare = [{**row, "prompt": row["prompt"].replace("<image>", "")} for row in answers("letters_full")]
     assert scienceqa.score(GOLDEN, bare).score is None
     with pytest.raises(DataError, match="54 of 54 answers match no question"):
         scienceqa.score(GOLDEN, [{**row, "question_id": "x" + row["question_id"]} for row in bare])

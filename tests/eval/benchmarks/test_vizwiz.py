@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.answers import all_answers, score_document
 from llava.eval.benchmarks import DataError, get_benchmark
-from llava.eval.score import main as score_main
 
 GOLDEN = Path(__file__).parents[2] / "data" / "benchmarks" / "vizwiz"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
@@ -17,7 +17,7 @@ vizwiz = get_benchmark("vizwiz")
 
 
 def answers(case: str) -> list[dict]:
-    return vizwiz.read_answers(GOLDEN / f"llava_answers_{case}.jsonl")
+    return all_answers(vizwiz, GOLDEN / f"llava_answers_{case}.jsonl")
 
 
 def check(details: dict, expected: dict) -> None:
@@ -33,8 +33,7 @@ def check(details: dict, expected: dict) -> None:
 def test_golden_scores(case, capsys):
     upload, raw = EXPECTED[case]["official_on_llava_upload"], EXPECTED[case]["official_on_raw_text"]
     path = GOLDEN / f"llava_answers_{case}.jsonl"
-    assert score_main(["--benchmark", "vizwiz", "--data", str(GOLDEN), "--answers", str(path)]) == 0
-    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    document = score_document(vizwiz, GOLDEN, path, capsys)
     assert document["score"] == document["details"]["accuracy"] and document["details"]["warnings"] == []
     check(document["details"], upload)
     check(document["details"]["raw_text"], raw)
@@ -45,7 +44,7 @@ def test_golden_scores(case, capsys):
             rows = [{"image": image, "answer": row["text"]} for image, row in zip(images, rows, strict=True)]
         marks = vizwiz.question_scores(GOLDEN, rows)
         assert {mark.key: round(100 * mark.value, 2) for mark in marks} == pytest.approx(expected["evalQA"])
-    uploaded = vizwiz.read_answers(GOLDEN / f"answers_upload_{case}.json")
+    uploaded = all_answers(vizwiz, GOLDEN / f"answers_upload_{case}.json")
     check(vizwiz.score(GOLDEN, uploaded).details, upload)
     total = vizwiz.per_image_counts(GOLDEN, answers(case)).counts.sum(0)
     assert total[1] == 64 and vizwiz.score_counts(total) == pytest.approx(document["score"], abs=0.0101)
