@@ -113,6 +113,8 @@ class MMVet(JudgedBenchmark):
 
     def submission(self, data: Path | None, answers: list[Row], questions: Path | None = None) -> Submission:
         """Return {"v1_<question_id>": text}, MM-Vet's result file."""
+        if any("text" not in row for row in answers):
+            raise DataError(f"{self.title}: stored grades without answers. Pass the answer file.")
         document = {self.key(row): row["text"] for row in answers}
         files = {"mmvet_submission.json": to_json(document, indent=2)}
         return Submission(files, len(document), "MM-Vet's online evaluator (linked from its repository)")
