@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import LETTER_ANSWER, Benchmark, DataFile, Score, mean
-from .files import ID, DataError, DataIssue, Question, Row, Shape, read_json
+from .files import ID, DataError, DataIssue, Question, Row, Shape, mismatch, read_json
 from .normalize import cleaned
 
 ALL, WITH_IMAGE = "llava_test_CQM-A.json", "llava_test_CQM-I.json"
@@ -25,6 +25,7 @@ _SENTENCE = re.compile(r"The answer is ([A-Z]).")  # the last dot is any charact
 # What a person reads as a letter: "(b)", "B.", "B) red"; "the answer is B", "option B".
 _LETTER = re.compile(r"\(?([A-E])(?:$|[.:)])|\(?([a-e])[.:)]*$")
 _NAMED = re.compile(r"(?:answer is|answer:|option)\s*:?\s*\(?([A-E])\b", re.I)
+QUESTION: Shape = {"id": ID, "image?": (str, type(None)), "conversations": [{"value": str}]}
 PROBLEM: Shape = {"question": str, "choices": [str], "answer": int, "image?": (str, type(None))}
 _PAGE = "ScienceQA (scienceqa.github.io)"
 
@@ -71,21 +72,20 @@ class ScienceQA(Benchmark):
         path, index = self.find(data, ALL), 0
         if path.name != ALL and not self.only_images:
             raise DataError(f"{data / ALL}: not found. {path.name} contains only questions with an image.")
-        for number, row in enumerate(read_json(path, list, ("id", "conversations")), 1):
-            image, problem = row.get("image"), ""
-            try:
-                value = row["conversations"][0]["value"]
-                text = value.replace("<image>", "").strip() + LETTER_ANSWER
-            except (LookupError, TypeError, AttributeError):
+        for number, row in enumerate(read_json(path, list), 1):
+            problem = mismatch(row, QUESTION)
+            if not problem and not row["conversations"]:
                 problem = "entry without a human turn"
-            else:
-                if image is None and self.only_images:
+            if not problem:
+                image, value = row.get("image"), row["conversations"][0]["value"]
+                if image is None and self.only_images and "<image>" not in value:
                     continue
                 if (image is None) == ("<image>" in value):
                     problem = f"entry {row['id']} has only one of <image> and an image file"
             if problem:
-                problems.append(DataIssue(str(path), number, problem))
+                problems.append(DataIssue(str(path), number, problem.lstrip(".: ")))
                 continue
+            text = value.replace("<image>", "").strip() + LETTER_ANSWER
             where = None if image is None else path.parent / "images" / "test" / image
             # the scorer recognizes questions with an image by their prompt
             extra = {"prompt": text if image is None else "<image>\n" + text}

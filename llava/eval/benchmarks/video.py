@@ -204,7 +204,11 @@ class VideoQA(JudgedBenchmark):
         return entry[1]
 
     def ask(self, judge: Judge, truth: Row, row: Row, entry: list[Row] | None) -> list[Row] | None:
-        asked = {"q": truth["question"], "a": str(truth["answer"]), "pred": row["text"]}
+        asked = {
+            "q": truth.get("question", row.get("prompt", "")),
+            "a": str(truth["answer"]),
+            "pred": row["text"],
+        }
         values = dict(zip(self.placeholders, asked.values(), strict=True))
         names = "|".join(map(re.escape, values))
         text = re.sub(names, lambda match: values[match[0]], judge.prompt or PROMPT)

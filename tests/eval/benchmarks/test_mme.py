@@ -107,3 +107,33 @@ def test_reader_labels_and_two_spaces(tmp_path):
         mme.score(data, answers("clean"))
     shutil.rmtree(data / RELEASE)
     assert "cannot be scored" in mme.check_truth(data, questions)[0]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{} Please answer yes or no.\nAnswer the question using a single word or phrase.",
+        "{} Please answer yes or no.",
+        "{}  Please answer yes or no.",
+        "{}",
+    ],
+)
+def test_prompts_may_have_the_official_instruction(form):
+    rows = answers("clean")
+    asked = [row["prompt"].split("\n")[0] for row in rows]
+    other = [{**row, "prompt": form.format(text)} for row, text in zip(rows, asked, strict=True)]
+    assert mme.score(GOLDEN, other).document() == mme.score(GOLDEN, rows).document()
+    assert mme.submission(GOLDEN, other).files == mme.submission(GOLDEN, rows).files
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_label_files_of_any_encoding_and_hidden_ones(encoding, end, tmp_path):
+    data = shutil.copytree(GOLDEN, tmp_path / "mme", ignore=shutil.ignore_patterns("eval_tool*"))
+    path = data / RELEASE / "color" / "0001.txt"
+    path.write_bytes(path.read_text().replace("\n", end).encode(encoding))
+    path.with_name("._0001.txt").write_bytes(b"\0\x05\x16\x07\0\xb0 not a label")
+    assert mme.score(data, answers("clean")).document() == mme.score(GOLDEN, answers("clean")).document()
+    path.write_bytes("Is it?\tYes\nIs it a caf\u00e9?\tNo\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"0001.txt:2: not utf-8 text \(byte 0xe9\). Save the file as UTF-8."):
+        mme.score(data, answers("clean"))

@@ -223,3 +223,37 @@ def test_registry():
     assert "pope" in list_benchmarks()
     with pytest.raises(ValueError, match="unknown benchmark 'pop'; choose from .*pope"):
         get_benchmark("pop")
+
+
+@pytest.mark.parametrize("form", ["NO", "No\n", "No</s>", "No!", "no\n\nThere is none", "**No**", "Nope"])
+def test_no_that_the_official_rule_reads_as_yes_is_counted(form):
+    rows = answers("clean")
+    other = [{**row, "text": form if row["text"] == "No" else row["text"]} for row in rows]
+    no = sum(row["text"] == "No" for row in rows)
+    official, fixed = pope.score(GOLDEN, other), pope.score(GOLDEN, other, fixed=True)
+    assert official.unreadable == no and official.details["popular"]["yes_ratio"] == 1
+    assert fixed.score == pope.score(GOLDEN, rows).score and fixed.unreadable == no
+
+
+def test_answers_that_are_neither_yes_nor_no_are_wrong_when_fixed():
+    rows = answers("clean")
+    rows[:3] = [
+        {**row, "text": text} for row, text in zip(rows, ("Maybe", "a kite", "I am not sure."), strict=False)
+    ]
+    before = pope.score(GOLDEN, [*answers("clean")]).details["adversarial"]
+    score = pope.score(GOLDEN, rows, fixed=True)
+    found = score.details["adversarial"]
+    assert score.unreadable == 3
+    assert found["TP"] + found["TN"] < before["TP"] + before["TN"]
+
+
+def test_labels_may_have_ids_as_text(tmp_path):
+    data = shutil.copytree(GOLDEN, tmp_path / "pope")
+    for path in (data / "coco").iterdir():
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text(
+            "".join(json.dumps({**row, "question_id": str(row["question_id"])}) + "\n" for row in rows)
+        )
+    for fixed in (False, True):
+        theirs = pope.score(GOLDEN, answers("clean"), fixed).document()
+        assert pope.score(data, answers("clean"), fixed).document() == theirs

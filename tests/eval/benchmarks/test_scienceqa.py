@@ -108,3 +108,41 @@ def test_malformed_entries_are_named(tmp_path):
     (tmp_path / "llava_test_CQM-I.json").write_text("{}")
     with pytest.raises(DataError, match="contains a JSON dict, expected a list"):
         list(scienceqa.questions(tmp_path, []))
+
+
+def test_answers_without_prompt_are_refused_and_a_lost_image_is_said():
+    rows = answers("letters_full")
+    bare = [{key: value for key, value in row.items() if key != "prompt"} for row in rows[:3]]
+    with pytest.raises(DataError, match="the answer to question_id '3' has no prompt"):
+        scienceqa.score(GOLDEN, bare + rows[3:])
+    place = next(place for place, row in enumerate(rows) if "<image>" in row["prompt"])
+    lost = [*rows]
+    lost[place] = {**rows[place], "prompt": rows[place]["prompt"].removeprefix("<image>\n")}
+    score, fixed = scienceqa.score(GOLDEN, lost), scienceqa.score(GOLDEN, lost, fixed=True)
+    assert score.details["img_count"] == 25 and fixed.details["img_count"] == 26
+    assert any("1 answers have <image> in their prompt" in warning for warning in score.warnings)
+    assert fixed.score == scienceqa.score(GOLDEN, rows).score
+
+
+@pytest.mark.parametrize(
+    "text, letter",
+    [
+        (" A", "A"),
+        ("b", "B"),
+        ("(C)", "C"),
+        ("A.", "A"),
+        ("A.tree 0", "A"),
+        ("B) tree", "B"),
+        ("**B**", "B"),
+        ("Answer: C", "C"),
+        ("the correct answer is (B)", "B"),
+        ("Liquid", "C"),
+        ("A</s>", "A"),
+        ("A or B", None),
+        ("a tree", None),
+        ("E", None),
+        ("bird", None),
+    ],
+)
+def test_letters_that_a_person_reads(text, letter):
+    assert scienceqa.careful({"choices": ["rock", "gas", "liquid"]}, text) == letter

@@ -273,7 +273,9 @@ def test_images_are_shared_and_small():
         assert {question.image.resolve() for question in found} <= shared
     files = {path.resolve() for path in ROOT.rglob("*") if path.is_file()}
     sizes = {end: sum(one.stat().st_size for one in files if one.suffix == end) for end in (".webp", ".tsv")}
-    assert sizes[".webp"] < 9e6 and sizes[".tsv"] < 13e6  # a table repeats the image of a question per rotation
+    assert (
+        sizes[".webp"] < 9e6 and sizes[".tsv"] < 13e6
+    )  # a table repeats the image of a question per rotation
     assert sum(path.stat().st_size for path in files) < 21e6
 
 
