@@ -225,7 +225,7 @@ class Benchmark(ABC):
         """
         known = self.truth(data)
         keys = [known_id(self.key(row), known) for row in answers]
-        return join_by_prompt(keys, answers, self.asked_texts(data), self.truth_paths(data)[0])
+        return join_by_prompt(keys, answers, self.asked_texts(data), self.truth_paths(data)[-1])
 
     def asked_texts(self, data: Path) -> Mapping[Hashable, Sequence[str]]:
         """Return {key: parts of the question that its prompt contains}, to verify the join by id."""

@@ -17,13 +17,13 @@ from typing import Any
 from .base import SHORT_ANSWER, DataFile, join_by_prompt, known_id, other_questions
 from .files import ANSWER, TEXT, DataError, Row, Shape, parse_once, read_json
 from .normalize import soft_accuracy, vizwiz_official
-from .vqa import UploadedVQA
+from .vqa import REFERENCES, UploadedVQA, references
 
 LLAVA_TEST, LLAVA_VAL, TRUTH = "llava_test.jsonl", "llava_val.jsonl", "val.json"
 MAY_REFUSE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 ENTRY: Shape = {
     "image": str,
-    "answers": [{"answer": str}],
+    "answers": REFERENCES,
     "question?": str,
     "answer_type?": TEXT,
     "answerable?": (bool, int),
@@ -89,7 +89,7 @@ class VizWiz(UploadedVQA):
         return {
             row["image"]: {
                 "question": row.get("question", ""),
-                "answers": tuple(one["answer"] for one in row["answers"]),
+                "answers": references(path, row["image"], row["answers"]),
                 "type": row.get("answer_type", "unknown"),
                 "unanswerable": not row.get("answerable", row.get("answer_type") != "unanswerable"),
             }

@@ -6,6 +6,7 @@ The score is the official one of what LLaVA uploads, that is, of answers after t
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -24,9 +25,10 @@ from .base import (
     most_common,
     to_json,
 )
-from .files import ID, DataError, DataIssue, Question, Row, parse_once, read_questions, read_rows
+from .files import ID, DataError, DataIssue, Question, Row, Shape, parse_once, read_questions, read_rows
 from .normalize import evalai
 
+REFERENCES: Shape = [{"answer": str}]
 _uploaded_text = lru_cache(1 << 16)(evalai)
 
 
@@ -39,6 +41,13 @@ def asked(path: Path) -> dict[Any, tuple[str, str]]:
     """Return {question_id: (image, question)} of LLaVA's question file, without the instruction."""
     rows = read_rows(path, {"question_id": ID, "image": str, "text": str}, problems=[])
     return {row["question_id"]: (row["image"], row["text"].split("\n")[0]) for row in rows}
+
+
+def references(path: Path, key: Any, answers: Sequence[Row]) -> tuple[str, ...]:
+    """Return the reference answers of a question. Raises DataError if there are none, as in test files."""
+    if not answers:
+        raise DataError(f"{path}: {key!r} has no reference answers. Use the validation file.")
+    return tuple(sys.intern(one["answer"]) for one in answers)  # few are distinct
 
 
 class UploadedVQA(Benchmark):
@@ -89,8 +98,9 @@ class UploadedVQA(Benchmark):
 
     def asked_texts(self, data: Path) -> Mapping[Hashable, Sequence[str]]:
         """Return the questions of the question file, if there is one: the annotations have none."""
-        path = next((path for name in self.question_files if (path := data / name).is_file()), None)
-        if path is None or path.name == self.test_file:
+        names = (name for name in self.question_files if name != self.test_file)
+        path = next((path for name in names if (path := data / name).is_file()), None)
+        if path is None:
             return {}
         return {key: (text,) for key, (_, text) in parse_once(self.listed, path).items()}
 

@@ -8,7 +8,6 @@ makes the official program stop; `fixed` averages over the answered questions.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from .base import SHORT_ANSWER, DataFile, known_id
 from .files import ID, TEXT, Row, Shape, parse_once, read_json
 from .normalize import one_line, soft_accuracy, vqa_official
-from .vqa import UploadedVQA, asked
+from .vqa import REFERENCES, UploadedVQA, asked, references
 
 TEST_DEV, ALL_TEST = "llava_vqav2_mscoco_test-dev2015.jsonl", "llava_vqav2_mscoco_test2015.jsonl"
 LLAVA_VAL = ("llava_vqav2_val.jsonl", "llava_vqav2_mscoco_val2014.jsonl")
@@ -74,13 +73,13 @@ class VQAv2(UploadedVQA):
 
     @staticmethod
     def read_truth(path: Path) -> dict[Any, Row]:
-        """Return {question_id: image, types and reference answers}; interned, as few answers are distinct."""
+        """Return {question_id: image, types and reference answers}."""
         keys = ("image_id", "question_type", "answer_type")
-        entry = {"question_id": ID, "answers": [{"answer": str}], **{f"{key}?": TEXT for key in keys}}
+        entry = {"question_id": ID, "answers": REFERENCES, **{f"{key}?": TEXT for key in keys}}
         return {
             row["question_id"]: {
                 **{key: row.get(key) for key in keys},
-                "answers": tuple(sys.intern(one["answer"]) for one in row["answers"]),
+                "answers": references(path, row["question_id"], row["answers"]),
             }
             for row in read_json(path, dict, {"annotations": [entry]})["annotations"]
         }

@@ -395,7 +395,7 @@ def score(
         failures=[str(issue) for issue in dict.fromkeys([*task.issues, *run.failures])],
         extra=extra or {},
     )
-    if run.prefill:
+    if run.prefill and card.visual_tokens is not None:
         tokens = run.prefill["text_tokens"] + card.visual_tokens
         card = card.replace(llm_gflops=llm_prefill_gflops(tokens, run.prefill["shape"]))
     if len(rows) == len(every) or not (run.folder / "score.json").is_file():
