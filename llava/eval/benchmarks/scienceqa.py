@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import LETTER_ANSWER, Benchmark, DataFile, Score, mean
-from .files import ID, DataError, DataIssue, Question, Row, Shape, mismatch, read_json
+from .files import ID, DataError, DataIssue, Question, Row, Shape, make_question, mismatch, read_json
 from .normalize import cleaned
 
 ALL, WITH_IMAGE = "llava_test_CQM-A.json", "llava_test_CQM-I.json"
@@ -25,7 +25,7 @@ _SENTENCE = re.compile(r"The answer is ([A-Z]).")  # the last dot is any charact
 # What a person reads as a letter: "(b)", "B.", "B) red"; "the answer is B", "option B".
 _LETTER = re.compile(r"\(?([A-E])(?:$|[.:)])|\(?([a-e])[.:)]*$")
 _NAMED = re.compile(r"(?:answer is|answer:|option)\s*:?\s*\(?([A-E])\b", re.I)
-QUESTION: Shape = {"id": ID, "image?": (str, type(None)), "conversations": [{"value": str}]}
+QUESTION: Shape = {"id": ID, "image?": object, "conversations": [{"value": str}]}
 PROBLEM: Shape = {"question": str, "choices": [str], "answer": int, "image?": (str, type(None))}
 _PAGE = "ScienceQA (scienceqa.github.io)"
 
@@ -76,20 +76,24 @@ class ScienceQA(Benchmark):
             problem = mismatch(row, QUESTION)
             if not problem and not row["conversations"]:
                 problem = "entry without a human turn"
-            if not problem:
-                image, value = row.get("image"), row["conversations"][0]["value"]
-                if image is None and self.only_images and "<image>" not in value:
-                    continue
-                if (image is None) == ("<image>" in value):
-                    problem = f"entry {row['id']} has only one of <image> and an image file"
             if problem:
                 problems.append(DataIssue(str(path), number, problem.lstrip(".: ")))
                 continue
+            image, value = row.get("image"), row["conversations"][0]["value"]
+            if image is None and self.only_images and "<image>" not in value:
+                continue
             text = value.replace("<image>", "").strip() + LETTER_ANSWER
-            where = None if image is None else path.parent / "images" / "test" / image
-            # the scorer recognizes questions with an image by their prompt
-            extra = {"prompt": text if image is None else "<image>\n" + text}
-            yield Question(index, row["id"], where, text, file=str(path), line=number, extra=extra)
+            try:
+                if (image is None) == ("<image>" in value):
+                    raise ValueError(f"entry {row['id']} has only one of <image> and an image file")
+                # the scorer recognizes questions with an image by their prompt
+                extra = {"prompt": text if image is None else "<image>\n" + text}
+                values = row["id"], image, text, path.parent / "images" / "test", self.allow_outside
+                question = make_question(index, *values, file=str(path), line=number, extra=extra)
+            except ValueError as error:
+                problems.append(DataIssue(str(path), number, str(error)))
+                continue
+            yield question
             index += 1
 
     @staticmethod

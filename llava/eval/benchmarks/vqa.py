@@ -25,7 +25,18 @@ from .base import (
     most_common,
     to_json,
 )
-from .files import ID, DataError, DataIssue, Question, Row, Shape, parse_once, read_questions, read_rows
+from .files import (
+    ID,
+    DataError,
+    DataIssue,
+    Question,
+    Row,
+    Shape,
+    make_question,
+    parse_once,
+    read_questions,
+    read_rows,
+)
 from .normalize import evalai
 
 REFERENCES: Shape = [{"answer": str}]
@@ -71,11 +82,16 @@ class UploadedVQA(Benchmark):
         path = self.find(data, *self.question_files)
         images = data / (self.test_images if path.name == self.test_file else self.val_images)
         if path.suffix == ".jsonl":
-            return read_questions(path, images, problems)
-        return (
-            Question(index, identity, images / image, text, file=str(path), line=index + 1)
-            for index, (identity, image, text) in enumerate(self.official_questions(path))
-        )
+            return read_questions(path, images, problems, self.allow_outside)
+        return self._official(path, images, problems)
+
+    def _official(self, path: Path, images: Path, problems: list[DataIssue]) -> Iterator[Question]:
+        for index, (identity, image, text) in enumerate(self.official_questions(path)):
+            values, place = (identity, image, text, images, self.allow_outside), (str(path), index + 1)
+            try:
+                yield make_question(index, *values, file=place[0], line=place[1])
+            except ValueError as error:
+                problems.append(DataIssue(*place, str(error)))
 
     @staticmethod
     @abstractmethod
