@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "answers": str(path),
                 "score": score,
                 "empty": sum(map(is_empty, rows)),
-                "unreadable": len(benchmark.careful_texts(data, rows)),
+                "unreadable": benchmark.unreadable(data, rows),
             }
             for side, path, score, rows in zip(
                 "ab", files, (found.score_a, found.score_b), answers, strict=True

@@ -30,7 +30,7 @@ from .files import (
     read_answers,
     read_questions,
 )
-from .normalize import cleaned
+from .normalize import cleaned, is_blank
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 LETTER_ANSWER = "\nAnswer with the option's letter from the given choices directly."
@@ -304,13 +304,11 @@ class Benchmark(ABC):
         """
         readings = self.careful_texts(data, answers)
         score = self.official_score(data, self._reread(answers, readings) if fixed else answers, fixed)
-        score.empty = sum(is_empty(row) for row in answers)
-        score.unreadable = len(readings)
-        if readings:
-            first = answers[next(iter(readings))]
-            what = (
-                f"the official rule does not read {len(readings)} of {len(answers)} answers as a person would"
-            )
+        unreadable = [answers[place] for place in readings if not is_empty(answers[place])]
+        score.empty, score.unreadable = sum(map(is_empty, answers)), len(unreadable)
+        if unreadable:
+            first, count = unreadable[0], f"{len(unreadable)} of {len(answers)}"
+            what = f"the official rule does not read {count} answers as a person would"
             fix = "here they are read as a person would, or are wrong" if fixed else "--fixed reads them"
             identity = first.get("question_id")
             score.warnings.append(f"{what} (first: question_id {identity!r}, {first['text'][:40]!r}); {fix}")
@@ -341,11 +339,15 @@ class Benchmark(ABC):
         found = {}
         for place, (entry, row) in enumerate(zip(self.entries(data, answers), answers, strict=True)):
             text = row.get("text")
-            if text is not None and not is_empty(row):
+            if text is not None:
                 careful = self.careful(entry, text)
                 if careful is None or self.reading(entry, careful) != self.reading(entry, text):
                     found[place] = careful
         return found
+
+    def unreadable(self, data: Path, answers: Sequence[Row]) -> int:
+        """Return the number of answers that the official rule reads differently and that are not empty."""
+        return sum(not is_empty(answers[place]) for place in self.careful_texts(data, answers))
 
     def careful_answers(self, data: Path, answers: Sequence[Row]) -> list[Row]:
         """Return the answers as `score` with `fixed` reads them."""
@@ -449,7 +451,7 @@ class EmptyAnswersError(DataError):
 def is_empty(row: Row) -> bool:
     """Return True for an answer without text; rows of a server's file have other keys."""
     text = next((row[key] for key in ("text", "answer", "prediction") if key in row), None)
-    return text is not None and not text.strip()
+    return text is not None and is_blank(text)
 
 
 def check_not_empty(path: str | Path, rows: Sequence[Row]) -> None:
@@ -462,13 +464,14 @@ def check_not_empty(path: str | Path, rows: Sequence[Row]) -> None:
 
 
 def known_id(key: Hashable, known: Collection[Hashable]) -> Hashable:
-    """Return the key as it is in `known`, which may have the same number as another type: 1 or "1"."""
-    if key in known or isinstance(key, tuple):
+    """Return the key as it is in `known`, which may write the same number differently: 1, "1" or "1.0"."""
+    if key in known or not isinstance(key, int | str):
         return key
-    if isinstance(key, str):
-        other = int(key) if key.isascii() and key.isdecimal() and len(key) < 19 else key
-        return other if str(other) == key and other in known else key
-    return str(key) if str(key) in known else key
+    text = str(key).strip().removesuffix(".0")
+    if text in known:
+        return text
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
+    return number if number in known and str(number) == text else key
 
 
 def join_by_prompt(

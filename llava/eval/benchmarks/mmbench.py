@@ -27,7 +27,7 @@ from .base import (
     grouped,
     mean,
 )
-from .files import ANSWER, DataError, DataIssue, Question, Row, Shape
+from .files import ANSWER, ID, DataError, DataIssue, Question, Row, Shape, mismatch
 from .normalize import cleaned
 from .tsv import MISSING_CELLS, TableImage, is_missing, rows_of
 
@@ -217,9 +217,11 @@ class MMBench(Benchmark):
         for number, cells in enumerate(rows[1:], 2):
             row = dict(zip(rows[0], cells, strict=False))
             index, text = row["index"], row["prediction"]
-            if type(index) not in (int, float) or index != index // 1:
-                raise DataError(f"{path}:{number}: index is {index!r}, expected an integer. Fix the row.")
-            found.append({"question_id": int(index), "text": "" if text is None else str(text)})
+            if isinstance(index, float) and index.is_integer():
+                index = int(index)
+            if wrong := mismatch(index, ID):
+                raise DataError(f"{path}:{number}: index{wrong}. Fix the row.")
+            found.append({"question_id": index, "text": "" if text is None else str(text)})
         check_not_empty(path, found)
         return found
 

@@ -84,7 +84,8 @@ class MMVet(JudgedBenchmark):
         return {key: (entry["question"],) for key, entry in self.truth(data).items()}
 
     def key(self, row: Row) -> str:
-        return row["id"] if "id" in row else f"v1_{row['question_id']}"
+        name = str(row["id"] if "id" in row else row["question_id"])
+        return name if "id" in row or name.startswith("v1_") else f"v1_{name}"
 
     def image_of(self, key: Hashable, entry: Row) -> str:
         return entry["imagename"]

@@ -131,6 +131,11 @@ _UNSURE = re.compile(
 )
 
 
+def is_blank(text: str) -> bool:
+    """Return True for a text that is empty but for spaces and special tokens."""
+    return not _SPECIAL_TOKEN.sub("", text).strip()
+
+
 def cleaned(text: str) -> str:
     """Remove what is not part of an answer: special tokens, "Answer:" in front, quotes or stars around it."""
     text = _PREFIX.sub("", _SPECIAL_TOKEN.sub(" ", text).strip())

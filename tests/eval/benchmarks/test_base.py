@@ -94,7 +94,8 @@ def test_malformed_lines_can_be_left_out_of_a_submission(tmp_path, capsys):
 def test_answers_that_are_all_empty_have_no_score(name, tmp_path, capsys):
     data, rows = rows_of(name)
     key = text_key(rows)
-    path = write(tmp_path / "answers.jsonl", [{**row, key: " \n"} for row in rows])
+    blanks = ("", " \n", "</s>", "\u200b", "<|im_end|> ")
+    path = write(tmp_path / "answers.jsonl", [{**row, key: blanks[n % 5]} for n, row in enumerate(rows)])
     command = ["--benchmark", name, "--data", str(data), "--answers", str(path)]
     for main in (score.main, submit.main):
         assert main(command) == 1
@@ -146,6 +147,10 @@ def test_ids_of_another_type_are_joined(name, tmp_path):
     for found in scores:
         del found["details"]["warnings"]
     assert scores[0] == scores[1]
+    if str(rows[0][key]).isdecimal():
+        texts = [{**row, key: f"{row[key]}.0"} for row in rows]
+        found = benchmark.score(data, benchmark.read_answers(write(tmp_path / "a.jsonl", texts)))
+        assert found.score == scores[0]["score"]
     if isinstance(rows[0][key], int):  # as pandas writes a column with an empty cell
         floats = [{**row, key: float(row[key])} for row in rows]
         found = benchmark.score(data, benchmark.read_answers(write(tmp_path / "a.jsonl", floats)))

@@ -247,6 +247,14 @@ def test_answers_that_are_neither_yes_nor_no_are_wrong_when_fixed():
     assert found["TP"] + found["TN"] < before["TP"] + before["TN"]
 
 
+def test_empty_answers_are_wrong_when_fixed():
+    rows = [{**row, "text": row["text"] if n % 3 else ""} for n, row in enumerate(answers("clean"))]
+    score = pope.score(GOLDEN, rows, fixed=True)
+    assert (score.empty, score.unreadable) == (40, 0)
+    assert score.details["popular"]["yes_ratio"] < pope.score(GOLDEN, rows).details["popular"]["yes_ratio"]
+    assert score.score < pope.score(GOLDEN, rows).score
+
+
 def test_labels_may_have_ids_as_text(tmp_path):
     data = shutil.copytree(GOLDEN, tmp_path / "pope")
     for path in (data / "coco").iterdir():
