@@ -113,3 +113,14 @@ def test_every_benchmark_has_a_script_of_its_usual_name(folder: str) -> None:
         benchmark = get_benchmark(benchmark_name(name))
         assert (benchmark.media == "video") == (folder == "video")
         assert f" {benchmark_name(name)} " in text.splitlines()[-1]
+
+
+def test_the_state_of_all_runs(sandbox) -> None:
+    for line, variables, expected in (
+        ("status.sh", {}, "outputs"),
+        ("status.sh --json", {"OUT_DIR": "mine"}, "mine --json"),
+        ("status.sh there --json", {"OUT_DIR": "mine"}, "there --json"),
+    ):
+        sandbox.log.unlink(missing_ok=True)
+        done, words = run(sandbox, line, variables)
+        assert done.returncode == 0 and words == f"module -m llava.eval.status {expected}".split()

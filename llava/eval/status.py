@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import shlex
@@ -31,7 +30,7 @@ from llava.eval import cli
 from llava.eval.benchmarks import DataError
 from llava.eval.metrics.scorecard import NAME, Scorecard
 from llava.eval.store.answer_file import is_locked
-from llava.eval.store.provenance import Configuration, versions
+from llava.eval.store.provenance import Configuration
 from llava.eval.store.run_record import FAILURES, RUN, RunRecord, beside, read_failures
 from llava.eval.store.shards import ANSWERS, SHARD
 from llava.paths import REPOSITORY
@@ -45,6 +44,7 @@ STATES = (
 _INDEX = re.compile(rb'"metadata": \{"index": (\d{1,9})[,}]')
 _CONFIG = re.compile(rb'"config": "([^"\\]{1,64})"')
 _PEEK = 1 << 20  # bytes of a first line by which an answer file is recognized
+_MAX_SCORE = 1e6  # above the points of any benchmark
 # What all settings of a benchmark and model share.
 _SHARED = sorted({one.name for one in fields(Configuration)} - {"pruning", "model"})
 
@@ -119,9 +119,17 @@ def _metadata(raw: bytes) -> dict[str, Any] | None:
 def find_runs(root: Path) -> Iterator[tuple[Path, list[Path], Path, Path]]:
     """Yield (name, answer files, run.json, failures.jsonl) of every run below a folder."""
     seen = set()
-    for name, folders, files in os.walk(root, followlinks=True):
+
+    def leave_out(error: OSError) -> None:
+        cli.print_warnings([f"{error.filename}: left out ({error.strerror})"])
+
+    for name, folders, files in os.walk(root, onerror=leave_out, followlinks=True):
         folder, folders[:] = Path(name), sorted(folders)
-        place = os.stat(folder)
+        try:
+            place = os.stat(folder)
+        except OSError as error:  # removed in the meantime
+            leave_out(error)
+            continue
         if (place.st_dev, place.st_ino) in seen:  # a circle of links
             folders.clear()
             continue
@@ -234,7 +242,7 @@ def _card(run: RunState, folder: Path, config: str | None) -> Scorecard | None:
             continue
         found = found or (card if name == NAME else None)
         is_number = isinstance(card.score, int | float) and not isinstance(card.score, bool)
-        if run.score is None and is_number and math.isfinite(card.score):
+        if run.score is None and is_number and abs(card.score) < _MAX_SCORE:  # neither NaN nor infinite
             run.score = card.score
         if run.benchmark is None and isinstance(card.benchmark, str):
             run.benchmark = card.benchmark
@@ -247,9 +255,12 @@ def _command(record: RunRecord | None) -> str | None:
         return None
     names = [name for name in sorted(record.environment) if re.fullmatch(PREFIX + r"[A-Z_]+", name)]
     variables = [f"{name}={shlex.quote(record.environment[name])}" for name in names]
-    if versions()["vispruner"] == "source":  # not installed, so that other folders do not find the package
-        variables.append(f"PYTHONPATH={shlex.quote(str(REPOSITORY))}")
-    return " ".join([*variables, shlex.join([sys.executable or "python", "-m", *record.command])])
+    words = [*variables, shlex.join([sys.executable or "python", "-m", *record.command])]
+    if (REPOSITORY / "pyproject.toml").is_file():
+        # A clone. Python imports from the working directory first, and paths in the command are absolute.
+        words = [f"(cd {shlex.quote(str(REPOSITORY))} &&", *words]
+        return " ".join(words) + ")"
+    return " ".join(words)
 
 
 def mark_differences(runs: Sequence[RunState]) -> None:

@@ -61,7 +61,7 @@ class AnswerLines:
         """
         try:
             record = json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
             if raw.startswith(_HEAD[: len(raw)]) or not raw.strip(b"\0\n"):  # zeros: a power cut
                 return None
             record = None
@@ -78,10 +78,11 @@ class AnswerLines:
                 f"{where}: cannot resume: {found}. Restore the options, or use a new "
                 "--output, or move the file"
             )
-        question = self.questions.get(metadata["index"])
+        index = metadata["index"]
+        question = self.questions.get(index) if isinstance(index, int) else None
         if question is None:
             raise ForeignAnswerError(
-                f"{where}: answers question number {metadata['index']}, but {len(self.questions)} questions "
+                f"{where}: answers question number {index!r}, but {len(self.questions)} questions "
                 "are known (another question file or chunk?). Use a new --output"
             )
         if (record["question_id"], record["prompt"]) != (question.question_id, _prompt(question)):

@@ -166,13 +166,18 @@ class Shards:
         """Return the reports of finished processes, by rank."""
         found = {}
         for rank in range(size):
+            if not self._report(rank, size).is_file():
+                continue
             try:
                 document = json.loads(self._report(rank, size).read_bytes())
                 failures = [DataIssue(**one) for one in document.pop("failures")]
                 report = ShardReport(**document, failures=failures)
-            except (OSError, ValueError, KeyError, TypeError):
+                is_ours = {*report.failed} <= self._lines.questions.keys()
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 continue
-            if report.config == self._config:
+            kinds = ((report.asked, int), (report.seconds, int | float), (report.prefill, dict | None))
+            is_ours &= all(isinstance(value, kind) for value, kind in kinds)
+            if report.config == self._config and is_ours:
                 found[rank] = report
         return found
 
