@@ -254,6 +254,7 @@ def print_settings(benchmark: Benchmark, cards: Sequence[Scorecard]) -> None:
         interval = "-" if card.ci_low is None else f"[{card.ci_low:.1f}, {card.ci_high:.1f}]"
         row = [card.method, number(card.important_ratio, "g"), budget, number(card.score, ".2f"), interval]
         row += [number(card.visual_tokens, ".1f"), number(card.llm_gflops, ".3g"), str(card.answered)]
+        row += ["-" if count is None else str(count) for count in (card.empty, card.unreadable)]
         row += [number(speed.get(f"questions_per_second{key}"), ".1f") for key in ("", "_without_vision")]
         rows.append(row)
-    print(text_table([*header, "answered", "questions/s", "w/o vision"], rows))
+    print(text_table([*header, "answered", "empty", "unreadable", "questions/s", "w/o vision"], rows))

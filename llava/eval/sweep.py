@@ -29,7 +29,7 @@ from typing import Any
 
 from llava import argtypes
 from llava.eval import cli
-from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark, list_benchmarks
+from llava.eval.benchmarks import DataError, EmptyAnswersError, benchmark_name, get_benchmark, list_benchmarks
 from llava.eval.cli import ModelError
 from llava.eval.jobs import execute
 from llava.eval.jobs.execute import Session, SettingRun, TooManyFailures
@@ -231,6 +231,9 @@ def _score(
             continue
         try:
             one = execute.score(task, run, args.fixed or task.partial, args.bootstrap_iters, args.seed)
+        except EmptyAnswersError as error:  # of this setting only
+            failures.note(f"{task.title}, {run.name}", error)
+            continue
         except DataError as error:  # no ground truth on this machine
             print(f"{task.title}: no score here: {error}", flush=True)
             return None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from llava.eval import sweep
+from llava.eval.benchmarks import EmptyAnswersError
 from llava.tiny import build
 
 ROOT = Path(__file__).parents[2]
@@ -211,3 +213,21 @@ def test_arguments(data, tmp_path, capsys):
     assert aliases.benchmarks == ["scienceqa", "mmvet"]
     assert sweep.main(command(tmp_path, tmp_path / "out", sets="gqa,vizwiz")) == 1
     assert "none of the benchmarks can be evaluated" in capsys.readouterr().err
+
+
+def test_a_setting_with_only_empty_answers_does_not_hide_the_others(monkeypatch, tmp_path, capsys):
+    (tmp_path / "answers.jsonl").write_text("{}\n")
+    runs = [SimpleNamespace(name=name, answers=tmp_path / "answers.jsonl") for name in ("none", "random-64")]
+    card = SimpleNamespace(details={"warnings": []})
+
+    def score(task, run, *_):
+        if run.name == "none":
+            raise EmptyAnswersError("answers.jsonl: all 5 answers are empty")
+        return SimpleNamespace(name=run.name, card=card, counts=1)
+
+    monkeypatch.setattr(sweep.execute, "score", score)
+    args = SimpleNamespace(fixed=False, bootstrap_iters=100, seed=0)
+    failures = sweep.Failures()
+    found = sweep._score(args, SimpleNamespace(title="POPE", partial=False), runs, failures)
+    assert [one.name for one in found] == ["random-64"]
+    assert failures == ["POPE, none: answers.jsonl: all 5 answers are empty"]

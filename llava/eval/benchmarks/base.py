@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,26 +19,47 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .files import DataError, DataIssue, Question, Row, parse_once, read_answers, read_questions
+from .files import (
+    ANSWER,
+    DataError,
+    DataIssue,
+    Question,
+    Row,
+    Shape,
+    parse_once,
+    read_answers,
+    read_questions,
+)
+from .normalize import cleaned, is_blank
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 LETTER_ANSWER = "\nAnswer with the option's letter from the given choices directly."
+_MOST_LINES = 16  # of a prompt that are searched for its question
 LLAVA_EVAL_ZIP = "eval.zip of LLaVA (its docs/Evaluation.md)"
 
 
 @dataclass
 class Score:
-    """The score in the unit papers report; None where the official scorer reports none."""
+    """The score in the unit papers report; None where the official scorer reports none.
+
+    Attributes:
+        empty: Number of answers without text; None if not counted.
+        unreadable: Number of other answers that the official rule reads differently from a person, or that
+            fit no class (see `Benchmark.careful`); None if not counted.
+    """
 
     benchmark: str
     score: float | None
     details: Row
     warnings: list[str] = field(default_factory=list)
+    empty: int | None = None
+    unreadable: int | None = None
 
     def document(self) -> Row:
         """Return the JSON document that the commands print last."""
         details = {**self.details, "warnings": self.warnings}
-        return {"benchmark": self.benchmark, "score": self.score, "details": details}
+        counts = {"empty": self.empty, "unreadable": self.unreadable}
+        return {"benchmark": self.benchmark, "score": self.score, **counts, "details": details}
 
 
 @dataclass(frozen=True)
@@ -64,7 +85,7 @@ class DataFile:
         """Return the file, or the last match of an alternative, if it exists and is not an empty folder."""
         for pattern in (self.path, *self.also):
             for path in sorted(folder.glob(pattern), reverse=True):
-                if not path.is_dir() or any(path.iterdir()):
+                if path.name[0] != "." and (not path.is_dir() or any(path.iterdir())):
                     return path
         return None
 
@@ -116,7 +137,8 @@ class Benchmark(ABC):
     key_name: str = "question_id"  # what identifies an answer, for messages
     image_key: str = ""  # of the image in an entry of the ground truth
     repeats: str = "only the last one counts"  # effect of several answers to one question, for messages
-    list_keys: tuple[str, ...] = ()  # of a JSON list of answers that is accepted besides LLaVA's jsonl
+    answer_shape: Mapping[str, Shape] = ANSWER  # of a line of an answer file
+    list_shape: Mapping[str, Shape] | None = None  # of a JSON list of answers that the server's tools read
     constant_answers: tuple[str, ...] = ()  # for the constant-answer baseline
     sizes: Mapping[int, str] = {}  # number of questions -> release
     allow_outside: bool = False  # questions may name images outside the image folder
@@ -199,8 +221,18 @@ class Benchmark(ABC):
         return row["question_id"]
 
     def keys(self, data: Path, answers: Sequence[Row]) -> list[Hashable]:
-        """Return the keys of all answers. Raises DataError."""
-        return [self.key(row) for row in answers]
+        """Return the keys of all answers.
+
+        Ids that other files may number differently are compared with the prompts (see `join_by_prompt`).
+        Raises DataError.
+        """
+        known = self.truth(data)
+        keys = [known_id(self.key(row), known) for row in answers]
+        return join_by_prompt(keys, answers, self.asked_texts(data), self.truth_paths(data)[-1])
+
+    def asked_texts(self, data: Path) -> Mapping[Hashable, Sequence[str]]:
+        """Return {key: parts of the question that its prompt contains}, to verify the join by id."""
+        return {}
 
     def wanted(self, data: Path) -> Collection[Hashable]:
         """Return the keys that should have an answer; answers to others need an entry in the ground truth."""
@@ -251,17 +283,82 @@ class Benchmark(ABC):
         rows = self.join(data, answers).rows
         return [(key, entry, rows[key]) for key, entry in self.truth(data).items() if key in rows]
 
-    def read_answers(self, path: str | Path) -> list[Row]:
-        """Return the answers of LLaVA's jsonl or of a file that the benchmark's own tools read."""
-        return read_answers(path, self.list_keys)
+    def read_answers(self, path: str | Path, problems: list[DataIssue] | None = None) -> list[Row]:
+        """Return the answers of LLaVA's jsonl or of a file that the benchmark's own tools read.
 
-    @abstractmethod
+        Args:
+            problems: If given, receives malformed lines, which are then left out instead of raising.
+        Raises:
+            DataError: The file cannot be read, or a line is malformed.
+            EmptyAnswersError: All answers are empty.
+        """
+        rows = read_answers(path, self.answer_shape, self.list_shape, problems)
+        check_not_empty(path, rows)
+        return rows
+
     def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
+        """Score by the official rules; count empty and unreadable answers. Raises DataError as `join` does.
+
+        Args:
+            fixed: Work around known bugs of the official scorer, and read answers as a person does.
+        """
+        readings = self.careful_texts(data, answers)
+        score = self.official_score(data, self._reread(answers, readings) if fixed else answers, fixed)
+        unreadable = [answers[place] for place in readings if not is_empty(answers[place])]
+        score.empty, score.unreadable = sum(map(is_empty, answers)), len(unreadable)
+        if unreadable:
+            first, count = unreadable[0], f"{len(unreadable)} of {len(answers)}"
+            what = f"the official rule does not read {count} answers as a person would"
+            fix = "here they are read as a person would, or are wrong" if fixed else "--fixed reads them"
+            identity = first.get("question_id")
+            score.warnings.append(f"{what} (first: question_id {identity!r}, {first['text'][:40]!r}); {fix}")
+        return score
+
+    def official_score(self, data: Path, answers: list[Row], fixed: bool) -> Score:
         """Score by the official rules. Raises DataError as `join` does.
 
         Args:
             fixed: Work around known bugs of the official scorer.
         """
+        raise NotImplementedError
+
+    def entries(self, data: Path, answers: Sequence[Row]) -> Sequence[Any]:
+        """Return what `reading` and `careful` need of each answer's ground truth, by default nothing."""
+        return [None] * len(answers)
+
+    def reading(self, entry: Any, text: str) -> Hashable:
+        """Return what the official rule reads in an answer."""
+        return text.strip()
+
+    def careful(self, entry: Any, text: str) -> str | None:
+        """Return what a person reads in a text, worded for the official rule; None if it is no answer."""
+        return cleaned(text)
+
+    def careful_texts(self, data: Path, answers: Sequence[Row]) -> dict[int, str | None]:
+        """Return {place: text by `careful`} of the answers that the official rule reads differently."""
+        found = {}
+        for place, (entry, row) in enumerate(zip(self.entries(data, answers), answers, strict=True)):
+            text = row.get("text")
+            if text is not None:
+                careful = self.careful(entry, text)
+                if careful is None or self.reading(entry, careful) != self.reading(entry, text):
+                    found[place] = careful
+        return found
+
+    def unreadable(self, data: Path, answers: Sequence[Row]) -> int:
+        """Return the number of answers that the official rule reads differently and that are not empty."""
+        return sum(not is_empty(answers[place]) for place in self.careful_texts(data, answers))
+
+    def careful_answers(self, data: Path, answers: Sequence[Row]) -> list[Row]:
+        """Return the answers as `score` with `fixed` reads them."""
+        return self._reread(answers, self.careful_texts(data, answers))
+
+    @staticmethod
+    def _reread(answers: Sequence[Row], readings: Mapping[int, str | None]) -> list[Row]:
+        rows = list(answers)
+        for place, text in readings.items():
+            rows[place] = {**rows[place], "text": text or "", "unreadable": text is None}
+        return rows
 
     def stopped(self, details: Row, warnings: list[str], raises: str) -> Score:
         """Return the missing score of answers at which the official scorer raises an error."""
@@ -345,6 +442,107 @@ def check_questions(benchmark_title: str, questions: list[Question]) -> list[str
             raise DataError(f"{benchmark_title}: {message}. Put the images into {first.image.parent}.")
         warnings.append(message)
     return warnings
+
+
+class EmptyAnswersError(DataError):
+    """All answers of a file are empty, so that a score would say nothing about the model."""
+
+
+def is_empty(row: Row) -> bool:
+    """Return True for an answer without text; rows of a server's file have other keys."""
+    text = next((row[key] for key in ("text", "answer", "prediction") if key in row), None)
+    return text is not None and is_blank(text)
+
+
+def check_not_empty(path: str | Path, rows: Sequence[Row]) -> None:
+    """Raise EmptyAnswersError if all answers are empty."""
+    if rows and all(map(is_empty, rows)):
+        raise EmptyAnswersError(
+            f"{path}: all {len(rows)} answers are empty. A score would only say how the rule counts empty "
+            "texts. Check the checkpoint and --dtype, and answer the questions again with a new --output."
+        )
+
+
+def known_id(key: Hashable, known: Collection[Hashable]) -> Hashable:
+    """Return the key as it is in `known`, which may write the same number differently: 1, "1" or "1.0"."""
+    if key in known or not isinstance(key, int | str):
+        return key
+    text = str(key).strip().removesuffix(".0")
+    if text in known:
+        return text
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
+    return number if number in known and str(number) == text else key
+
+
+def join_by_prompt(
+    keys: Sequence[Hashable], answers: Sequence[Row], asked: Mapping[Hashable, Sequence[str]], path: Path
+) -> list[Hashable]:
+    """Return the keys if the prompts of the answers belong to them, else the keys that the prompts identify.
+
+    Ids that are positions in a file belong to other questions if another file was used.
+
+    Args:
+        keys: Keys by id, one per answer.
+        asked: Parts of the question of every key, in the order in which its prompt contains them.
+        path: The file that has the questions, for messages.
+    Raises:
+        DataError: A prompt does not belong to its id, and the prompts identify no other question or several.
+    """
+    wrong = other_questions(keys, answers, asked)
+    if not wrong:
+        return list(keys)
+    by_text: dict[str, list[Hashable]] = {}
+    for key, parts in asked.items():
+        by_text.setdefault(_letters("".join(parts)), []).append(key)
+    found = [_asked_by(row.get("prompt"), by_text) for row in answers]
+    if all(len(one) == 1 for one in found) and len({one[0] for one in found}) == len({*keys}):
+        return [one[0] for one in found]
+    key, prompt = wrong[0]
+    first = f"first: {key!r} is {asked[key][0][:60]!r}, its prompt {prompt[:60]!r}"
+    raise DataError(
+        f"{path}: {len(wrong)} of {len(keys)} answers have the prompt of another question than their id has "
+        f"in this file ({first}), and prompts alone do not identify the questions. Pass the --data whose "
+        "question file was used."
+    )
+
+
+def other_questions(
+    keys: Sequence[Hashable], answers: Sequence[Row], asked: Mapping[Hashable, Sequence[str]]
+) -> list[tuple[Hashable, str]]:
+    """Return (key, prompt) of the answers whose prompt does not contain the question of their key."""
+    pairs = ((key, row.get("prompt")) for key, row in zip(keys, answers, strict=True))
+    return [
+        (key, prompt)
+        for key, prompt in pairs
+        if prompt is not None and key in asked and not _asks(prompt, asked[key])
+    ]
+
+
+def _asks(prompt: str, parts: Sequence[str]) -> bool:
+    """Return True if a prompt contains the parts of a question in their order, spaces and marks aside."""
+    return _in_order(prompt, parts) or _in_order(_letters(prompt), map(_letters, parts))
+
+
+def _in_order(text: str, parts: Iterable[str]) -> bool:
+    place = 0
+    for part in parts:
+        place = text.find(part, place)
+        if place < 0:
+            return False
+        place += len(part)
+    return True
+
+
+def _asked_by(prompt: str | None, by_text: Mapping[str, list[Hashable]]) -> list[Hashable]:
+    """Return the keys of the longest run of lines of a prompt that is a question."""
+    lines = (prompt or "").split("\n")[:_MOST_LINES]
+    runs = [lines[first:last] for first in range(len(lines)) for last in range(first + 1, len(lines) + 1)]
+    texts = (_letters("".join(run)) for run in sorted(runs, key=len, reverse=True))
+    return next((by_text[text] for text in texts if text in by_text), [])
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text.casefold()))
 
 
 def check_foreign(keys: Sequence[Hashable], known: Collection[Hashable], path: Path, key_name: str) -> None:

@@ -1,15 +1,18 @@
 """Read benchmark files: question and answer jsonl, JSON documents, ground truth parsed once per version.
 
 A malformed line of a question file becomes a `DataIssue` with file and line, and reading continues. A file
-that is missing or cannot be used as a whole raises `DataError`. Independent of any benchmark.
+that is missing or cannot be used as a whole raises `DataError`. Each benchmark declares the fields of its
+files and their types once, as a `Shape`; `mismatch` compares. Independent of any benchmark.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
+import reprlib
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +22,17 @@ from types import MappingProxyType
 from typing import Any, BinaryIO
 
 Row = Mapping[str, Any]  # a JSON object: a question, an answer or an entry of the ground truth
+# What a JSON value must be: a type (a bool is not an int, an int is a float, a float is finite), a tuple of
+# shapes of which one must fit, a frozenset of strings, [shape] for a list, {"key": shape, "key?": shape} for
+# an object with required and optional keys, or {str: shape} for an object with any keys.
+Shape = Any
+
+ID = (int, str)
+TEXT = (str, int, float, type(None))  # written as text wherever it is used
+ANSWER: Mapping[str, Shape] = {"question_id": ID, "text": str, "prompt?": str}
+_MISSING = object()
+_NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false", type(None): "null"}
+_NAMES |= {list: "a list", dict: "an object"}
 _MALFORMED = (ValueError, RecursionError)  # of JSON: broken, of another encoding, or nested too deeply
 _HEAD = 1 << 16  # bytes by which kind, encoding and line ends of a file are recognized
 _OTHER_KINDS = {
@@ -209,13 +223,119 @@ def _reason(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
-def read_rows(path: Path, needs: Iterable[str] = (), fix: str = "Fix or replace the file") -> list[Row]:
-    """Return all objects of a jsonl file. Raises DataError if the file is missing or a line is malformed."""
-    problems: list[DataIssue] = []
-    rows = [row for _, row in read_jsonl(path, problems, needs)]
-    if problems:
-        more = f" (and {len(problems) - 1} more lines)" if len(problems) > 1 else ""
-        raise DataError(f"{problems[0]}{more}. {fix}.")
+def mismatch(value: Any, shape: Shape) -> str | None:
+    """Return where and how a JSON value differs from its shape, e.g. ".answers[3] is 5, ..."; else None."""
+    kind = type(value)
+    if isinstance(shape, type):
+        if shape is object or kind is shape and (kind is not float or math.isfinite(value)):
+            return None
+        if shape is float and kind is int and abs(value) < 2**63:
+            return None
+    elif isinstance(shape, tuple):
+        if kind in shape and kind is not float:
+            return None
+        found = [mismatch(value, one) for one in shape]
+        if None in found:
+            return None
+        objects = [one for one in found if one and one[0] in ".:"]
+        if kind is dict and objects:  # the one whose keys are there
+            return next((one for one in objects if one[0] == "."), objects[-1])
+    elif isinstance(shape, frozenset):
+        if kind is str and value in shape:
+            return None
+    elif isinstance(shape, list):
+        if kind is list:
+            for place, part in enumerate(value):
+                if found := mismatch(part, shape[0]):
+                    return f"[{place}]{found}"
+            return None
+    elif kind is dict:
+        if str in shape:
+            for key, part in value.items():
+                if found := mismatch(part, shape[str]):
+                    return f"[{reprlib.repr(key)}]{found}"
+            return None
+        for key, part in shape.items():
+            name = key if key in value or key[-1] != "?" else key[:-1]
+            inside = value.get(name, _MISSING)
+            if inside is _MISSING:
+                if name is key:
+                    return f": missing key {key!r}"
+            elif type(inside) is not part or part is float:  # most values need no call
+                if found := mismatch(inside, part):
+                    return f".{name}{found}"
+        return None
+    return f" is {reprlib.repr(value)}, expected {_expected(shape)}"
+
+
+def _expected(shape: Shape) -> str:
+    if isinstance(shape, tuple):
+        return " or ".join(map(_expected, shape))
+    if isinstance(shape, frozenset):
+        return " or ".join(map(repr, sorted(shape)))
+    return _NAMES[shape if isinstance(shape, type) else type(shape)]
+
+
+def _row_mismatch(row: Any, shape: Shape) -> str | None:
+    """Compare a row with its shape; a question_id like 7.0, as pandas writes, becomes an integer first."""
+    identity = row.get("question_id") if isinstance(row, dict) else None
+    if type(identity) is float and identity.is_integer():
+        row["question_id"] = int(identity)
+    found = mismatch(row, shape)
+    return found and found.lstrip(".: ")
+
+
+def read_text(path: Path) -> str:
+    r"""Return a text file with "\n" as its line ends. Raises DataError naming file and line."""
+    check_file(path)
+    raw = path.read_bytes()
+    try:
+        text = raw.decode(_encoding(raw[:4]))
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{line}: {not_text(error)}") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def not_text(error: UnicodeDecodeError) -> str:
+    """Return the message about bytes that are not UTF-8, with the fix."""
+    byte = f" (byte 0x{error.object[error.start]:02x})" if error.start < len(error.object) else ""
+    return f"not {error.encoding} text{byte}. Save the file as UTF-8."
+
+
+def load_json(raw: bytes) -> Any:
+    """Parse a JSON document. Raises ValueError, also if it is nested too deeply."""
+    try:
+        return _parse(raw)
+    except RecursionError as error:
+        raise ValueError(_reason(error)) from None
+
+
+def read_rows(
+    path: Path,
+    shape: Shape = object,
+    fix: str = "Fix or replace the file",
+    problems: list[DataIssue] | None = None,
+) -> list[Row]:
+    """Return all objects of a jsonl file. Raises DataError if the file is missing or a line is malformed.
+
+    Args:
+        shape: Of every object.
+        problems: If given, receives the malformed lines, which are then left out.
+    """
+    found: list[DataIssue] = []
+    rows = []
+    for number, row in read_jsonl(path, found):
+        if wrong := _row_mismatch(row, shape):
+            found.append(DataIssue(str(path), number, wrong))
+        else:
+            rows.append(row)
+    if problems is not None:
+        problems += found
+    elif found:
+        first = min(found, key=lambda issue: issue.line)
+        more = f" (and {len(found) - 1} more lines)" if len(found) > 1 else ""
+        raise DataError(f"{first}{more}. {fix}.")
     return rows
 
 
@@ -316,49 +436,55 @@ def _short(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
-def read_answers(path: str | Path, list_keys: tuple[str, ...] = ()) -> list[Row]:
-    """Return all answers of a jsonl file, objects with at least question_id and text.
+def read_answers(
+    path: str | Path,
+    shape: Mapping[str, Shape] = ANSWER,
+    list_shape: Mapping[str, Shape] | None = None,
+    problems: list[DataIssue] | None = None,
+) -> list[Row]:
+    """Return all answers of a jsonl file, or of a JSON list of the same objects.
 
     Raises DataError if the file is missing, empty or malformed anywhere: a score over a part of the answers
     would look like a score.
 
     Args:
-        list_keys: If given, a JSON list of objects with these keys is accepted as well.
+        shape: Of an answer. A question_id that is a float without fraction, as pandas writes, is an integer.
+        list_shape: If given, a JSON list of such objects is accepted as well.
+        problems: If given, receives the malformed lines, which are then left out.
     """
     path = Path(path)
     check_file(path, "answer file")
     with path.open("rb") as file:
         is_list = _begins_with(file.read(_HEAD), "[")
-    if list_keys and is_list:
-        rows = read_json(path, list, list_keys)
-    else:
-        rows = read_rows(path, ("question_id", "text"), "Fix or delete such lines before scoring")
+    used = (list_shape, shape) if list_shape and is_list else shape
+    rows = read_rows(path, used, "Fix or delete such lines before scoring", problems)
     if not rows:
         raise DataError(f"{path}: contains no answers")
     return rows
 
 
-def read_json(path: Path, kind: type, keys: Sequence[str] = ()) -> Any:
+def read_json(path: Path, kind: type, shape: Mapping[Any, Shape] | Sequence[str] = ()) -> Any:
     """Return a JSON document. Raises DataError if the file is missing or has another content.
 
     Args:
         kind: Expected type of the top level, dict or list.
-        keys: Required keys of the dict, or of every object of the list.
+        shape: Shape of the dict, or of every object of the list; or only their required keys.
     """
     check_file(path)
     try:
-        document = _parse(path.read_bytes())
-    except _MALFORMED as error:
-        raise DataError(f"{path}: not a JSON document ({_reason(error)})") from error
+        document = load_json(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path}: not a JSON document ({error})") from error
     fix = "Check that it is the right file."
     if not isinstance(document, kind):
         what = f"a JSON {type(document).__name__}, expected a {kind.__name__}"
         raise DataError(f"{path}: contains {what}. {fix}")
-    for number, part in enumerate([document] if kind is dict else document, 1):
-        missing = [key for key in keys if not isinstance(part, dict) or key not in part]
-        if missing:
-            where = "" if kind is dict else f" in entry {number}"
-            raise DataError(f"{path}: missing key {', '.join(map(repr, missing))}{where}. {fix}")
+    if not isinstance(shape, Mapping):
+        shape = dict.fromkeys(shape, object)
+    for number, part in enumerate([document] if kind is dict else document, 1) if shape else ():
+        if found := mismatch(part, shape):
+            where = "" if kind is dict else f"entry {number}: "
+            raise DataError(f"{path}: {where}{found.lstrip('.: ')}. {fix}")
     return document
 
 
@@ -377,7 +503,10 @@ def parse_once(parse: Callable[..., Any], *paths: Path) -> Any:
 
 @lru_cache(maxsize=16)
 def _parsed(parse: Callable[..., Any], paths: tuple[Path, ...], version: tuple[Any, ...]) -> Any:
-    return _frozen(parse(*paths))
+    try:
+        return _frozen(parse(*paths))
+    except RecursionError:
+        raise DataError(f"{paths[0]}: nested too deeply. Check that it is the right file.") from None
 
 
 def _frozen(value: Any) -> Any:

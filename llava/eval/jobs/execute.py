@@ -488,7 +488,8 @@ def score(
     result = benchmark.score(folder, rows, fixed=fixed)
     counts = interval = None
     try:
-        counts = benchmark.per_image_counts(folder, rows)
+        used = benchmark.careful_answers(folder, rows) if fixed else rows
+        counts = benchmark.per_image_counts(folder, used)
         interval = bootstrap_interval(counts, benchmark.score_counts, bootstrap_iters, seed)
     except DataError:
         if result.score is not None:
@@ -513,7 +514,7 @@ def score(
         failures=[str(issue) for issue in dict.fromkeys([*task.issues, *run.failures])],
         extra=extra or {},
     )
-    if run.prefill:
+    if run.prefill and card.visual_tokens is not None:
         tokens = run.prefill["text_tokens"] + card.visual_tokens
         card = card.replace(llm_gflops=llm_prefill_gflops(tokens, run.prefill["shape"]))
     if len(rows) == len(every) or not (run.folder / "score.json").is_file():

@@ -45,7 +45,7 @@ _RECORDED = (*SETTING, *FACTS, "anyres", "config")  # keys of the answers' metad
 # Validation by entry; None is allowed everywhere. Other numbers are finite and not negative.
 _TEXTS = {"model", "method", "setting", "answers_file", "config", "version", *FACTS, "anyres"}
 _TEXTS -= {"temperature", "num_beams"}
-_COUNTS = {"tokens", "answered", "questions", "generated", "limit", "num_beams"}
+_COUNTS = {"tokens", "answered", "empty", "unreadable", "questions", "generated", "limit", "num_beams"}
 _NUMBERS = {"score", "ci_low", "ci_high", "important_ratio", "visual_tokens", "llm_gflops", "temperature"}
 _NUMBERS |= {"seconds", "questions_per_second"}
 _CONTAINERS = {"details": dict, "prefill": dict, "speed": dict, "failures": list}
@@ -70,6 +70,8 @@ class Scorecard:
         visual_tokens: Mean number of visual tokens fed to the language model.
         llm_gflops: Prefill of the language model for one question, 2 per multiply-accumulate.
         prefill: Shape of the language model and mean text tokens, from which `llm_gflops` follows.
+        empty, unreadable: Numbers of answers without text, and of answers that the official rule does not
+            read as a person would.
         answered, questions: Number of answers, and of questions in the run.
         answers_file: The answer file that was scored.
         generated, seconds: Questions answered by the last start of the command, and its duration.
@@ -97,6 +99,8 @@ class Scorecard:
     llm_gflops: float | None = None
     prefill: dict[str, Any] | None = None
     answered: int | None = None
+    empty: int | None = None
+    unreadable: int | None = None
     questions: int | None = None
     answers_file: str | None = None
     generated: int | None = None
@@ -149,6 +153,8 @@ class Scorecard:
                 **made_by,
                 "visual_tokens": sum(counts) / len(counts) if counts else None,
                 "answered": len(rows),
+                "empty": score.empty,
+                "unreadable": score.unreadable,
                 "version": llava.__version__,
                 **known,
             },
