@@ -233,7 +233,7 @@ _vp_install() {
     for info in "$VENV"/lib/python*/site-packages/*.dist-info; do
         if [ -d "$info" ] && [ ! -f "$info/RECORD" ]; then rm -rf -- "$info"; fi
     done
-    if [ -w "$ROOT" ]; then
+    if _vp_writable "$ROOT"; then
         wanted=(-e "$ROOT${extras:+[${extras// /,}]}")
     else # pip writes into the checkout it installs from
         # shellcheck disable=SC2086  # a list of extras, split at spaces
@@ -242,13 +242,13 @@ _vp_install() {
     vispruner_step "installing vispruner${extras:+[${extras// /,}]} and its dependencies (once; one to two minutes)"
     # --no-compile: few of some 13,000 files are ever imported; _VP_FIRST_IMPORT compiles those.
     wanted+=(--no-input --no-compile --disable-pip-version-check --progress-bar off -c "$ROOT/constraints.txt")
-    output=$(_vp_pip install "${wanted[@]}" </dev/null 2>&1 | _vp_progress) || rc=$?
+    output=$(_vp_pip install ${wanted[@]+"${wanted[@]}"} </dev/null 2>&1 | _vp_progress) || rc=$?
     printf '%s\n' "$output" >"$VENV/install.log" 2>/dev/null || true
     if [ "$rc" -ne 0 ]; then
         printf '%s\n' "$output" | tail -n 12 >&2
         _vp_explain "$output"
     fi
-    if [ ! -w "$ROOT" ]; then
+    if ! _vp_writable "$ROOT"; then
         for info in "$VENV"/lib/python*/site-packages; do printf '%s\n' "$ROOT" >"$info/vispruner-checkout.pth"; done
     fi
     "$PY" -I -c "$_VP_FIRST_IMPORT" >&2 || _vp_die \

@@ -89,7 +89,7 @@ vispruner_eval() { # v1_5 or v1_6, benchmark, arguments
         vispruner_tower
         MODEL_=$bundled
     fi
-    exec "$PY" "$ROOT/scripts/_launch.py" llava.eval.run --benchmark "$benchmark" ${MODEL_:+--model "$MODEL_"} "${flags[@]}" \
+    exec "$PY" "$ROOT/scripts/_launch.py" llava.eval.run --benchmark "$benchmark" ${MODEL_:+--model "$MODEL_"} ${flags[@]+"${flags[@]}"} \
         --output-dir "$(_vp_path "${OUT_DIR:-$ROOT/outputs}")" ${EXTRA_ARGS_[@]+"${EXTRA_ARGS_[@]}"}
 }
 

@@ -42,6 +42,7 @@ case "$*" in
     *"/scripts/_launch.py llava."*)
         shift
         echo "module -m $*" >>"$FAKE_LOG"
+        echo "cwd $PWD" >>"$FAKE_LOG"
         set -- -m "$@"
         [ "$2" != "${FAKE_FAILS:-}" ] || { echo "Traceback" >&2; exit 4; }
         echo "words of $2"
