@@ -75,7 +75,7 @@ _vp_find_python() {
         version=$(_vp_version "$candidate") || version=""
         if [ -n "$version" ]; then
             if _vp_recent "$candidate"; then
-                PY=$(_vp_absolute "$(command -v "$candidate")")
+                PY=$(_vp_absolute "$(command -v "$candidate" || printf '%s\n' "$candidate")")
                 return 0
             fi
             seen="$seen $candidate is $version;"

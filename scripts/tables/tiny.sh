@@ -17,6 +17,7 @@ vispruner_tower
 tiny=$ROOT/playground/tiny
 key=$(cat "$tiny"/llava-tiny/model.safetensors "$tiny"/eval/SHA256SUMS | cksum)
 output=$(_vp_absolute "${OUT_DIR:-$ROOT/outputs}")/tiny/${key%% *}
+_vp_folder "$output" OUT_DIR
 exec "$PY" "$ROOT/scripts/_launch.py" llava.eval.sweep \
     --benchmarks pope,vqav2_val,gqa,vizwiz_val,scienceqa,textvqa,mme,mmbench,mmbench_cn,mmvet \
     --methods none,random,fastervlm,vispruner --tokens 128,64,32 --ratios 0.5,0 \

@@ -215,12 +215,11 @@ class AnswerFile:
     def _cannot_write(self, error: OSError) -> AnswerFileError:
         if error.errno in _FULL:
             why = "the disk is full (or a file size limit or quota is reached)"
+            cure = "Free some space and run the same command to resume"
         else:
             why = f"cannot write ({error.strerror})"
-        return AnswerFileError(
-            f"{self.path}: {why}. The {self.answered} answers in it are safe. Free some space and run the "
-            "same command to resume"
-        )
+            cure = "Make the folder writable and run the same command to resume, or choose another --output-dir"
+        return AnswerFileError(f"{self.path}: {why}. The {self.answered} answers in it are safe. {cure}")
 
     def _sync(self) -> None:
         try:
