@@ -218,7 +218,9 @@ class AnswerFile:
             cure = "Free some space and run the same command to resume"
         else:
             why = f"cannot write ({error.strerror})"
-            cure = "Make the folder writable and run the same command to resume, or choose another --output-dir"
+            cure = (
+                "Make the folder writable and run the same command to resume, or choose another --output-dir"
+            )
         return AnswerFileError(f"{self.path}: {why}. The {self.answered} answers in it are safe. {cure}")
 
     def _sync(self) -> None:
