@@ -218,7 +218,7 @@ class AnswerFile:
             cure = "Free some space and run the same command to resume"
         else:
             why = f"cannot write ({error.strerror})"
-            cure = "Make it writable and run the same command, or choose another --output-dir (scripts: OUT_DIR)"
+            cure = "Make it writable and run the same command, or use another --output-dir (OUT_DIR)"
         return AnswerFileError(f"{self.path}: {why}. The {self.answered} answers in it are safe. {cure}")
 
     def _sync(self) -> None:
