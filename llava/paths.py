@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 # The folder that contains the package: the root of a clone, or site-packages, which has no bundled files.
@@ -13,8 +14,18 @@ BUNDLED_DATA = REPOSITORY / "playground" / "tiny" / "eval"
 
 
 def cache_folder() -> Path:
-    """Return the folder for converted towers and derived data: $VISPRUNER_CACHE, else ~/.cache/vispruner."""
-    return Path(os.environ.get("VISPRUNER_CACHE") or Path.home() / ".cache" / "vispruner").expanduser()
+    """Return the folder for converted towers and derived data: $VISPRUNER_CACHE, else ~/.cache/vispruner.
+
+    It is in the folder for temporary files if HOME is not set for a user who is not in the user database
+    (`docker run --user 12345`).
+    """
+    chosen = os.environ.get("VISPRUNER_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    try:
+        return Path.home() / ".cache" / "vispruner"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"vispruner-{os.getuid()}"
 
 
 def require_bundled(path: Path, option: str) -> Path:

@@ -5,7 +5,7 @@
 #   vispruner_env dev tiny          # environment with these extras of pyproject.toml; exports PY
 #   vispruner_tower                 # download and convert the bundled vision tower, once
 #   vispruner_step "what follows"   # a heading with the elapsed time, on stderr
-#   "$PY" -m llava.eval.run ...
+#   vispruner_python llava.eval.run ...     # a module of this repository, in the caller's folder
 #
 #   bash scripts/_env.sh dev tiny   # set up only; prints the path of Python
 #
@@ -15,12 +15,24 @@
 #   VISPRUNER_SYSTEM_PYTHON=1   create no environment and install nothing: use PYTHON (or python3), which must
 #                               have the core dependencies (for a GPU machine without a package registry)
 # pip reads its usual variables for registries and proxies: PIP_INDEX_URL, PIP_FIND_LINKS, HTTPS_PROXY.
+# PYTHONPATH is used with VISPRUNER_SYSTEM_PYTHON=1 only, and hides neither this repository nor the standard library.
+# Relative paths in variables and arguments are relative to the caller's folder.
 #
 # A stamp file in the environment records what is installed. It is written last: without it, the next call
 # completes the installation; with a matching stamp, pip is skipped. Requires bash 3.2 or newer.
 
+# The first command of every script reaches this line in any shell; dash, zsh and ksh cannot run the rest.
+[ -n "${BASH_VERSION:-}" ] || { printf 'error: %s: this shell is not bash. Run: bash %s\n' "$0" "$0" >&2; exit 2; }
+# Settings that a caller may have exported (CDPATH, POSIXLY_CORRECT, SHELLOPTS, BASH_ENV, functions) change what the
+# commands below do.
+set +o posix +o noclobber +o noglob
+unset CDPATH BASH_ENV ENV GREP_OPTIONS
+unset -f awk cat cd chmod command cut df dirname env exec find flock grep head ls mkdir printf pwd rm source tail
+unalias -a
+shopt -u failglob nullglob nocasematch xpg_echo
+IFS=$' \t\n'
 set -euo pipefail
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 export ROOT
 
 vispruner_step() { printf '[%4d s] %s\n' "$SECONDS" "$*" >&2; }
@@ -31,6 +43,22 @@ _vp_die() {
     local line
     for line in "$@"; do printf '       %s\n' "$line" >&2; done
     exit 1
+}
+
+# Relative to the caller's folder, and not an option if it starts with a dash.
+_vp_absolute() { case $1 in /*) printf '%s\n' "$1" ;; *) printf '%s\n' "$PWD/$1" ;; esac; }
+
+_vp_writable() { # folder, which need not exist yet
+    local folder=$1
+    while [ ! -e "$folder" ]; do folder=$(dirname -- "$folder"); done
+    [ -d "$folder" ] && [ -w "$folder" ]
+}
+
+# Creates a folder for results, or names the variable to set.
+_vp_folder() { # folder, variable
+    if ! mkdir -p -- "$1" 2>/dev/null || [ ! -w "$1" ]; then
+        _vp_die "$1: cannot be written." "The checkout or this folder is read-only for you. Set $2 to a folder that you can write."
+    fi
 }
 
 # ---- Python -------------------------------------------------------------------------------------------------
@@ -47,7 +75,7 @@ _vp_find_python() {
         version=$(_vp_version "$candidate") || version=""
         if [ -n "$version" ]; then
             if _vp_recent "$candidate"; then
-                PY=$(command -v "$candidate")
+                PY=$(_vp_absolute "$(command -v "$candidate" || printf '%s\n' "$candidate")")
                 return 0
             fi
             seen="$seen $candidate is $version;"
@@ -115,35 +143,54 @@ _vp_make_venv() {
     _vp_find_python
     base=$PY
     vispruner_step "Python $(_vp_version "$base") ($base): creating the environment $VENV"
-    if "$base" -c 'import venv, ensurepip' 2>/dev/null; then
-        "$base" -m venv --clear "$VENV" >&2 || _vp_die "'$base -m venv' failed in $VENV (see above)." \
-            "If the disk is full, free some space or set VENV to a folder elsewhere."
-    elif "$base" -m virtualenv --version >/dev/null 2>&1; then
-        "$base" -m virtualenv --clear "$VENV" >&2 || _vp_die "'$base -m virtualenv' failed in $VENV (see above)."
+    # -I, or a folder without Python files: modules in the caller's folder or on PYTHONPATH are not imported.
+    if "$base" -I -c 'import venv, ensurepip' 2>/dev/null; then
+        "$base" -I -m venv --clear "$VENV" >&2 || _vp_die "'$base -m venv' failed in $VENV (see above)." \
+            "If the disk is full, free some space. Otherwise set VENV to a folder elsewhere: VENV=/other/disk/venv."
+    elif (cd -- "$ROOT" && "$base" -m virtualenv --version) >/dev/null 2>&1; then
+        (cd -- "$ROOT" && "$base" -m virtualenv --clear "$VENV") >&2 || _vp_die "'$base -m virtualenv' failed in $VENV (see above)."
     else
         _vp_die "$base has no venv module (ensurepip is missing), and virtualenv is not installed either." \
             "Debian, Ubuntu: apt install python$(_vp_version "$base" | cut -d. -f1,2)-venv; elsewhere: pip install virtualenv."
     fi
 }
 
-# Explains the output of pip, which names only its last request.
+# Explains the output of pip. "(from versions: none)" alone is not the network: a registry that answers has no wheel
+# for this machine. With the network's words, it is; but not if pip lists versions, after a request that was repeated.
 _vp_explain() {
     case $1 in
         *"No space left on device"* | *"Errno 28"* | *"Disk quota exceeded"*)
             _vp_die "$VENV: the disk is full." \
                 "Free about 3 GB, or use another disk: VENV=/other/disk/venv (TMPDIR for temporary files)." \
                 "The next call completes this installation." ;;
-        *"Temporary failure in name resolution"* | *"Name or service not known"* | *"Failed to establish a new connection"* | \
-        *"Max retries exceeded"* | *"Network is unreachable"* | *"Connection refused"* | *"timed out"* | *"ProxyError"* | \
-        *"CERTIFICATE_VERIFY_FAILED"* | *"SSLError"* | *"ConnectionResetError"* | *"(from versions: none)"*)
+        *"Read-only file system"* | *"Errno 30"* | *"Permission denied"* | *"Errno 13"*)
+            _vp_die "$VENV: a folder cannot be written (see the output of pip above)." \
+                "Set VENV to a folder that you can write: VENV=/other/folder/venv (TMPDIR for temporary files)." ;;
+        *"(from versions: "[0-9]*) _vp_no_build ;;
+        *"Temporary failure in name resolution"* | *"Name or service not known"* | *"nodename nor servname"* | \
+        *"Failed to establish a new connection"* | *"Max retries exceeded"* | *"Network is unreachable"* | \
+        *"connection broken by"* | *"Connection refused"* | *"timed out"* | *"ProxyError"* | *"Could not fetch URL"* | \
+        *"CERTIFICATE_VERIFY_FAILED"* | *"SSLError"* | *"ConnectionResetError"* | *"HTTP error"* | *"Client Error"* | *"Server Error"*)
             _vp_die "the package registry cannot be reached (see the output of pip above)." \
                 "Check the network and the proxy (HTTPS_PROXY), or set a mirror: PIP_INDEX_URL=https://... or PIP_FIND_LINKS=folder." \
                 "If your Python already has torch and transformers, use it directly: VISPRUNER_SYSTEM_PYTHON=1." ;;
-        *"No matching distribution found"* | *"requires a different Python"*)
-            _vp_die "a package has no version for Python $(_vp_version "$VENV/bin/python") on this machine (see the output of pip above)." \
-                "Try another Python: rm -r '$VENV', then PYTHON=python3.12 bash scripts/..." ;;
+        *"ResolutionImpossible"* | *"conflicting dependencies"*)
+            _vp_die "the versions asked for contradict each other (see the output of pip above)." \
+                "Unset PIP_CONSTRAINT and look for 'constraint' in 'pip config list': constraints.txt is used in addition." ;;
+        *"No matching distribution found"* | *"requires a different Python"* | *"(from versions: none)"* | \
+        *"is not a supported wheel"* | *"Failed building wheel"* | *"Failed to build"* | *"metadata-generation-failed"*)
+            _vp_no_build ;;
         *) _vp_die "pip failed (see above; the full output is in $VENV/install.log)." ;;
     esac
+}
+
+_vp_no_build() {
+    local python machine
+    python=$(_vp_version "$VENV/bin/python") || python="this version"
+    machine=$(uname -sm 2>/dev/null) || machine="this system"
+    _vp_die "a package has no build for Python $python on $machine (see the output of pip above and $VENV/install.log)." \
+        "Try another Python: rm -r '$VENV', then PYTHON=python3.12 bash scripts/...; 32-bit and musl systems have no torch." \
+        "If PIP_INDEX_URL, PIP_FIND_LINKS or PIP_NO_INDEX is set, the package may be missing there."
 }
 
 # The first import writes the bytecode, even under PYTHONDONTWRITEBYTECODE, which would slow down every later
@@ -154,35 +201,57 @@ from transformers import (CLIPImageProcessorPil, CLIPVisionModel, Dinov2Model, D
                           MistralForCausalLM, PreTrainedTokenizerFast)
 '
 
+# Prints the output of pip, and its progress on stderr.
+_vp_progress() {
+    local line
+    while IFS= read -r line; do
+        printf '%s\n' "$line"
+        case $line in
+            "  Downloading "* | "Installing collected packages"*) printf '         %s\n' "${line:0:100}" >&2 ;;
+        esac
+    done
+}
+
+# Runs in a subshell: variables that install elsewhere are unset for pip only.
+_vp_pip() (
+    unset PIP_TARGET PIP_PREFIX PIP_ROOT PIP_DRY_RUN
+    export PIP_USER=0
+    exec "$PY" -I -m pip "$@"
+)
+
 _vp_install() {
-    local output rc=0 extras need=3000
+    local output rc=0 extras need=3000 line wanted=()
     [ -d "$VENV/lib" ] && [ -n "$(find "$VENV/lib" -maxdepth 4 -type d -name torch -print -quit)" ] && need=700
     _vp_need_space "$VENV" "$need" "the environment"
     _vp_need_space "${TMPDIR:-/tmp}" 500 "pip's temporary files"
     _vp_make_venv
     PY=$VENV/bin/python
     extras=$(_vp_stamp extras "$@")
-    rm -f "$VENV/.vispruner-stamp"
+    rm -f -- "$VENV/.vispruner-stamp"
     # A package that was unpacked only partly has no RECORD, but pip would treat it as installed.
     local info
     for info in "$VENV"/lib/python*/site-packages/*.dist-info; do
-        if [ -d "$info" ] && [ ! -f "$info/RECORD" ]; then rm -rf "$info"; fi
+        if [ -d "$info" ] && [ ! -f "$info/RECORD" ]; then rm -rf -- "$info"; fi
     done
+    if _vp_writable "$ROOT"; then
+        wanted=(-e "$ROOT${extras:+[${extras// /,}]}")
+    else # pip writes into the checkout it installs from
+        # shellcheck disable=SC2086  # a list of extras, split at spaces
+        while IFS= read -r line; do wanted+=("$line"); done <<<"$("$PY" -I "$ROOT/scripts/_requirements.py" list "$ROOT" $extras)"
+    fi
     vispruner_step "installing vispruner${extras:+[${extras// /,}]} and its dependencies (once; one to two minutes)"
     # --no-compile: few of some 13,000 files are ever imported; _VP_FIRST_IMPORT compiles those.
-    output=$(PIP_USER=0 "$PY" -m pip install --no-input --no-compile --disable-pip-version-check --progress-bar off \
-        -e "$ROOT${extras:+[${extras// /,}]}" -c "$ROOT/constraints.txt" </dev/null 2>&1 | while IFS= read -r line; do
-            printf '%s\n' "$line"
-            case $line in
-                "  Downloading "* | "Installing collected packages"*) printf '         %s\n' "${line:0:100}" >&2 ;;
-            esac
-        done) || rc=$?
+    wanted+=(--no-input --no-compile --disable-pip-version-check --progress-bar off -c "$ROOT/constraints.txt")
+    output=$(_vp_pip install ${wanted[@]+"${wanted[@]}"} </dev/null 2>&1 | _vp_progress) || rc=$?
     printf '%s\n' "$output" >"$VENV/install.log" 2>/dev/null || true
     if [ "$rc" -ne 0 ]; then
         printf '%s\n' "$output" | tail -n 12 >&2
         _vp_explain "$output"
     fi
-    PYTHONDONTWRITEBYTECODE="" "$PY" -c "$_VP_FIRST_IMPORT" >&2 || _vp_die \
+    if ! _vp_writable "$ROOT"; then
+        for info in "$VENV"/lib/python*/site-packages; do printf '%s\n' "$ROOT" >"$info/vispruner-checkout.pth"; done
+    fi
+    "$PY" -I -c "$_VP_FIRST_IMPORT" >&2 || _vp_die \
         "$VENV: torch and transformers are installed but cannot be imported (see above)." \
         "A torchvision that does not match torch is a common cause. Try: '$PY' -m pip uninstall torchvision"
     # shellcheck disable=SC2086  # a list of extras, split at spaces
@@ -192,40 +261,23 @@ _vp_install() {
 
 # ---- a Python outside any environment of ours ---------------------------------------------------------------
 
-_VP_SYSTEM_CODE='
-import importlib.metadata as metadata, pathlib, re, sys
-
-text = pathlib.Path(sys.argv[1], "pyproject.toml").read_text(encoding="utf-8")
-core = re.findall(r"\"([^\"]+)\"", re.search(r"\ndependencies = \[\n(.*?)\n\]", text, re.S).group(1))
-try:
-    from packaging.requirements import Requirement
-except ImportError:
-    sys.exit("packaging")
-bad = []
-for requirement in map(Requirement, core):
-    try:
-        found = metadata.version(requirement.name)
-    except metadata.PackageNotFoundError:
-        bad.append(f"{requirement} (missing)")
-        continue
-    if not requirement.specifier.contains(found, prereleases=True):
-        bad.append(f"{requirement} (found {found})")
-sys.exit("; ".join(bad) or 0)
-'
-
 _vp_system() {
     local missing
     _vp_find_python
-    missing=$("$PY" -c "$_VP_SYSTEM_CODE" "$ROOT" 2>&1) || _vp_die \
+    missing=$(vispruner_python "$ROOT/scripts/_requirements.py" check "$ROOT" 2>&1) || _vp_die \
         "VISPRUNER_SYSTEM_PYTHON=1: $PY does not have: $missing" "Install these, or unset VISPRUNER_SYSTEM_PYTHON."
 }
 
 # ---- functions for scripts ----------------------------------------------------------------------------------
 
+# Runs a module of this repository, not one of that name in the caller's folder or on PYTHONPATH.
+vispruner_python() { "$PY" "$ROOT/scripts/_launch.py" "$@"; }
+
 vispruner_env() { # [extra ...]
     unset PYTHONHOME
-    # First on the path, so that it precedes the `llava` of another project on the caller's PYTHONPATH.
-    export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+    # Only _launch.py uses the caller's PYTHONPATH, after Python has started.
+    [ "${PYTHONPATH:-}" = "$ROOT" ] || export _VP_PYTHONPATH="${PYTHONPATH:-}"
+    export PYTHONPATH="$ROOT"
     case ${VISPRUNER_SYSTEM_PYTHON:-0} in
         0 | 1) ;;
         *) _vp_die "VISPRUNER_SYSTEM_PYTHON=$VISPRUNER_SYSTEM_PYTHON: expected 0 or 1." "Set it to 1, or unset it." ;;
@@ -233,12 +285,14 @@ vispruner_env() { # [extra ...]
     if [ "${VISPRUNER_SYSTEM_PYTHON:-0}" = 1 ]; then
         _vp_system
     else
-        VENV=${VENV:-$ROOT/.venv}
-        case $VENV in /*) ;; *) VENV=$PWD/$VENV ;; esac
+        unset _VP_PYTHONPATH
+        VENV=$(_vp_absolute "${VENV:-$ROOT/.venv}")
         if ! _vp_ready "$@"; then
-            mkdir -p "$(dirname "$VENV")"
-            if command -v flock >/dev/null 2>&1; then
-                exec 9>"$VENV.lock" || _vp_die "$VENV.lock: cannot be written." "Set VENV to a writable folder."
+            _vp_writable "$VENV" || _vp_die "$VENV: cannot be created or written: this folder is read-only for you." \
+                "Set VENV to a folder that you can write, for this and later calls: export VENV=/other/folder/venv"
+            mkdir -p -- "$(dirname -- "$VENV")"
+            if command -v flock >/dev/null 2>&1 && [ -w "$(dirname -- "$VENV")" ]; then
+                exec 9>"$VENV.lock" || _vp_die "$VENV.lock: cannot be written." "Set VENV to a folder that you can write."
                 flock -n 9 || { vispruner_step "waiting for another set-up of $VENV" && flock 9; }
             fi
             _vp_ready "$@" || _vp_install "$@"
@@ -249,7 +303,7 @@ vispruner_env() { # [extra ...]
     export PY
 }
 
-vispruner_tower() { "$PY" -m llava.tiny.tower >/dev/null; }
+vispruner_tower() { vispruner_python llava.tiny.tower >/dev/null; }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
     vispruner_env "$@"

@@ -17,9 +17,10 @@
 #   VISPRUNER_PRESET published or exact, see docs/reproduce.md (default: published for your own checkpoints)
 #   CUDA_VISIBLE_DEVICES=0,1,2,3   one process per GPU; VISPRUNER_PROCESSES=N sets another number
 #   JUDGE            video benchmarks: model that judges the answers, at OPENAI_BASE_URL
-# Without checkpoint and data, the bundled ones are used, and the first line of output says so.
+# Relative paths are relative to the caller's folder. Without checkpoint and data, the bundled ones are used, and the first line of output says so.
 
-source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+[ -n "${BASH_VERSION:-}" ] || { printf 'error: %s: this shell is not bash. Run: bash %s\n' "$0" "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/_env.sh"
 
 # Sets TOKENS_ and RATIO_ from the first arguments, and EXTRA_ARGS_ to the remaining ones.
 _vp_budget() {
@@ -28,6 +29,9 @@ _vp_budget() {
     if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then RATIO_=$1; shift; fi
     EXTRA_ARGS_=(${1+"$@"})
 }
+
+# A path that starts with a dash is not an option.
+_vp_path() { case $1 in -*) printf './%s\n' "$1" ;; *) printf '%s\n' "$1" ;; esac; }
 
 # Sets MODEL_ to the checkpoint of the environment, or to nothing.
 _vp_checkpoint() { # default name in CKPT_DIR
@@ -38,6 +42,7 @@ _vp_checkpoint() { # default name in CKPT_DIR
     elif [ -n "${CKPT:-}" ]; then
         MODEL_=$CKPT
     fi
+    MODEL_=$(_vp_path "$MODEL_")
 }
 
 # Number of processes to start: one if a launcher has already started several.
@@ -75,7 +80,7 @@ vispruner_eval() { # v1_5 or v1_6, benchmark, arguments
     esac
     if [ -n "$RATIO_" ]; then flags+=(--ratio "$RATIO_"); fi
     if [ -n "${METHOD:-}" ]; then flags+=(--method "$METHOD"); fi
-    if [ -n "${DATA_DIR:-}" ]; then flags+=(--data "$DATA_DIR"); fi
+    if [ -n "${DATA_DIR:-}" ]; then flags+=(--data "$(_vp_path "$DATA_DIR")"); fi
     processes=$(_vp_processes ${EXTRA_ARGS_[@]+"${EXTRA_ARGS_[@]}"})
     if [ "$processes" != 1 ]; then flags+=(--processes "$processes"); fi
     if [ -n "$MODEL_" ]; then
@@ -90,24 +95,24 @@ vispruner_eval() { # v1_5 or v1_6, benchmark, arguments
         vispruner_tower
         MODEL_=$bundled
     fi
-    exec "$PY" -m llava.eval.run --benchmark "$benchmark" ${MODEL_:+--model "$MODEL_"} "${flags[@]}" \
-        --output-dir "${OUT_DIR:-$ROOT/outputs}" ${EXTRA_ARGS_[@]+"${EXTRA_ARGS_[@]}"}
+    exec "$PY" "$ROOT/scripts/_launch.py" llava.eval.run --benchmark "$benchmark" ${MODEL_:+--model "$MODEL_"} ${flags[@]+"${flags[@]}"} \
+        --output-dir "$(_vp_path "${OUT_DIR:-$ROOT/outputs}")" ${EXTRA_ARGS_[@]+"${EXTRA_ARGS_[@]}"}
 }
 
 vispruner_video() { # benchmark, arguments
     local benchmark=$1 flags=()
     shift
-    if [ $# -gt 0 ] && [ -e "$1" ]; then flags+=(--answers "$1"); shift; fi
+    if [ $# -gt 0 ] && [ -e "$1" ]; then flags+=(--answers "$(_vp_path "$1")"); shift; fi
     _vp_budget ${1+"$@"}
     _vp_checkpoint Video-LLaVA-7B
     if [ -n "$TOKENS_" ]; then flags+=(--tokens "$TOKENS_"); fi
     if [ -n "$RATIO_" ]; then flags+=(--ratio "$RATIO_"); fi
     if [ -n "${METHOD:-}" ]; then flags+=(--method "$METHOD"); fi
     if [ -n "${JUDGE:-}" ]; then flags+=(--judge "$JUDGE"); fi
-    if [ -n "${DATA_DIR:-}" ]; then flags+=(--data "$DATA_DIR"); fi
+    if [ -n "${DATA_DIR:-}" ]; then flags+=(--data "$(_vp_path "$DATA_DIR")"); fi
     vispruner_env
-    exec "$PY" -m llava.eval.video --benchmark "$benchmark" ${MODEL_:+--model "$MODEL_"} \
-        --output-dir "${OUT_DIR:-$ROOT/outputs}" ${flags[@]+"${flags[@]}"} ${EXTRA_ARGS_[@]+"${EXTRA_ARGS_[@]}"}
+    exec "$PY" "$ROOT/scripts/_launch.py" llava.eval.video --benchmark "$benchmark" ${MODEL_:+--model "$MODEL_"} \
+        --output-dir "$(_vp_path "${OUT_DIR:-$ROOT/outputs}")" ${flags[@]+"${flags[@]}"} ${EXTRA_ARGS_[@]+"${EXTRA_ARGS_[@]}"}
 }
 
 _vp_wrong() {

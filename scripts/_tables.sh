@@ -11,15 +11,17 @@
 #   CKPT_DIR, CKPT   as for the evaluation scripts: the checkpoint whose results to show, if its name differs from
 #                    the published one; for a table of several models pass --model MODEL=NAME instead
 
-source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+[ -n "${BASH_VERSION:-}" ] || { printf 'error: %s: this shell is not bash. Run: bash %s\n' "$0" "$0" >&2; exit 2; }
+. "$(dirname -- "${BASH_SOURCE[0]}")/_env.sh"
 
 vispruner_table() {
-    local table=$1 results=${OUT_DIR:-$ROOT/outputs} model=${CKPT:-}
+    local table=$1 results model=${CKPT:-}
+    results=$(_vp_absolute "${OUT_DIR:-$ROOT/outputs}")
     shift
     if [ -z "$model" ] && [ -n "${CKPT_DIR:-}" ] && [ -f "$CKPT_DIR/config.json" ]; then model=$CKPT_DIR; fi
     [ "$table" != other-vlms ] || model=""
     vispruner_env plot
-    mkdir -p "$results"
-    exec "$PY" -m llava.eval.tables --table "$table" --results "$results" --output "$results/tables" \
+    _vp_folder "$results" OUT_DIR
+    exec "$PY" "$ROOT/scripts/_launch.py" llava.eval.tables --table "$table" --results "$results" --output "$results/tables" \
         ${model:+--model "$model"} "$@"
 }

@@ -4,33 +4,30 @@
 # and 32 visual tokens. Prints a table and, as the last line of stdout, one JSON document.
 #   bash scripts/quickstart.sh [options of python -m llava.eval.sweep]
 # Environment: IMAGE (the photograph), OUTPUT (folder for answers and overlay.png), and the variables of scripts/_env.sh.
-set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=_env.sh
-source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
-OUTPUT=${OUTPUT:-$ROOT/playground/tiny/results/quickstart}
-case $OUTPUT in /*) ;; *) OUTPUT=$PWD/$OUTPUT ;; esac
+. "$(dirname -- "$0")/_env.sh"
+OUTPUT=$(_vp_absolute "${OUTPUT:-$ROOT/playground/tiny/results/quickstart}")
 if [ -n "${IMAGE:-}" ]; then
     [ -f "$IMAGE" ] || _vp_die "IMAGE=$IMAGE: no such file." "Set IMAGE to an image file, or unset it."
-    case $IMAGE in /*) ;; *) IMAGE=$PWD/$IMAGE ;; esac
+    IMAGE=$(_vp_absolute "$IMAGE")
 fi
 
 vispruner_env tiny
 vispruner_step "bundled vision tower (downloaded once)"
 vispruner_tower
-cd "$ROOT"
-mkdir -p "$OUTPUT"
+_vp_folder "$OUTPUT" OUTPUT
 export TOKENIZERS_PARALLELISM=false
 
 if [ -z "${IMAGE:-}" ]; then # a bundled photograph, else the first image of the benchmark
-    for IMAGE in playground/tiny/photos/*.jpg playground/tiny/photos/*.png playground/tiny/photos/*.webp \
-        playground/tiny/eval/pope/val2014/*; do
+    tiny=$ROOT/playground/tiny
+    for IMAGE in "$tiny"/photos/*.jpg "$tiny"/photos/*.png "$tiny"/photos/*.webp "$tiny"/eval/pope/val2014/*; do
         [ ! -f "$IMAGE" ] || break
     done
 fi
 vispruner_step "patches of $IMAGE kept at 64 of 576 tokens"
-"$PY" -m llava.analysis.overlay --image "$IMAGE" --tokens 64 --output "$OUTPUT/overlay.png" >&2
+vispruner_python llava.analysis.overlay --image "$IMAGE" --tokens 64 --output "$OUTPUT/overlay.png" >&2
 
 vispruner_step "bundled POPE at 576, 128, 64 and 32 visual tokens"
-"$PY" -m llava.eval.sweep --benchmarks pope --methods none,random,fastervlm,vispruner --tokens 128,64,32 \
+vispruner_python llava.eval.sweep --benchmarks pope --methods none,random,fastervlm,vispruner --tokens 128,64,32 \
     --ratios 0.5,0 --output "$OUTPUT" "$@"
 vispruner_step "done; image of the kept patches: $OUTPUT/overlay.png"

@@ -3,7 +3,7 @@
 #
 #   bash scripts/status.sh [FOLDER] [flags of python -m llava.eval.status, e.g. --json]
 
-source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+. "$(dirname -- "$0")/_env.sh"
 vispruner_env
-case "${1:--}" in -*) set -- "${OUT_DIR:-$ROOT/outputs}" ${1+"$@"} ;; esac
-exec "$PY" -m llava.eval.status "$@"
+case "${1:--}" in -*) set -- "$(_vp_absolute "${OUT_DIR:-$ROOT/outputs}")" ${1+"$@"} ;; esac
+exec "$PY" "$ROOT/scripts/_launch.py" llava.eval.status "$@"

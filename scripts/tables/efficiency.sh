@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
 # Compare measurements with the efficiency table: bash scripts/tables/efficiency.sh [--measured DIR]; runs no model
-source "$(dirname "${BASH_SOURCE[0]}")/../_env.sh"
+. "$(dirname -- "$0")/../_env.sh"
 vispruner_env
-"$PY" -m llava.analysis.efficiency table --measured "${OUT_DIR:-$ROOT/outputs}/efficiency" "$@"
+vispruner_python llava.analysis.efficiency table --measured "$(_vp_absolute "${OUT_DIR:-$ROOT/outputs}")/efficiency" "$@"

@@ -11,13 +11,14 @@
 #   OUT_DIR   folder for answers and scores (default: outputs/ in the repository). They are written to its folder
 #             tiny/KEY, where KEY identifies the bundled model and data; grid.html and its tables are in tiny/KEY/tables
 
-source "$(dirname "${BASH_SOURCE[0]}")/../_env.sh"
+. "$(dirname -- "$0")/../_env.sh"
 vispruner_env tiny
 vispruner_tower
 tiny=$ROOT/playground/tiny
 key=$(cat "$tiny"/llava-tiny/model.safetensors "$tiny"/eval/SHA256SUMS | cksum)
-output=${OUT_DIR:-$ROOT/outputs}/tiny/${key%% *}
-exec "$PY" -m llava.eval.sweep \
+output=$(_vp_absolute "${OUT_DIR:-$ROOT/outputs}")/tiny/${key%% *}
+_vp_folder "$output" OUT_DIR
+exec "$PY" "$ROOT/scripts/_launch.py" llava.eval.sweep \
     --benchmarks pope,vqav2_val,gqa,vizwiz_val,scienceqa,textvqa,mme,mmbench,mmbench_cn,mmvet \
     --methods none,random,fastervlm,vispruner --tokens 128,64,32 --ratios 0.5,0 \
     --output "$output" --report "$output/tables" "$@"

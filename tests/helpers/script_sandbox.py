@@ -14,7 +14,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = "awk bash cat chmod cut df dirname env find flock grep ls mkdir mktemp rm sleep tail tee".split()
+TOOLS = (
+    "awk bash cat chmod cut df dirname env find flock grep ls mkdir mktemp rm sleep tail tee uname".split()
+)
 
 FAKE_PYTHON = """\
 #!/usr/bin/env bash
@@ -29,7 +31,7 @@ fi
 case "$*" in
     *"import venv, ensurepip"*) [ -z "${FAKE_NO_VENV:-}" ] || exit 1; exit 0 ;;
     "-m virtualenv --version") exit 1 ;;
-    "-m venv "*)
+    "-I -m venv "*)
         folder=${!#}
         mkdir -p "$folder/bin" "$folder/lib"
         echo "home = here" >"$folder/pyvenv.cfg"
@@ -37,9 +39,12 @@ case "$*" in
         chmod +x "$folder/bin/python"
         echo venv >>"$FAKE_LOG"
         exit 0 ;;
-    "-m llava."*)
-        echo "module $*" >>"$FAKE_LOG"
+    *"/scripts/_launch.py llava."*)
+        shift
+        echo "module -m $*" >>"$FAKE_LOG"
         echo "preset ${VISPRUNER_PRESET:-}" >>"$FAKE_LOG"
+        echo "cwd $PWD" >>"$FAKE_LOG"
+        set -- -m "$@"
         [ "$2" != "${FAKE_FAILS:-}" ] || { echo "Traceback" >&2; exit 4; }
         echo "words of $2"
         [ "$2" != llava.eval.sweep ] || echo '{"cells": []}'
@@ -76,7 +81,9 @@ class Sandbox:
         self.log = folder / "calls.log"
         (self.repo / "scripts").mkdir(parents=True)
         self.bin.mkdir()
-        for name in ("scripts/_env.sh", "scripts/quickstart.sh", "pyproject.toml", "constraints.txt"):
+        for name in ("_env.sh", "_launch.py", "_requirements.py", "quickstart.sh"):
+            shutil.copy(ROOT / "scripts" / name, self.repo / "scripts" / name)
+        for name in ("pyproject.toml", "constraints.txt"):
             shutil.copy(ROOT / name, self.repo / name)
         for tool in TOOLS:
             path = shutil.which(tool)

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llava.eval.benchmarks import Question
-from llava.paths import REPOSITORY
 
 # rank, size, rank on this machine; srun's size is the step's: in a batch script alone there is no step
 _LAUNCHERS = (
@@ -26,6 +25,12 @@ _LAUNCHERS = (
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 )
 STOPPED = 79  # exit code of a process that `start` created and that found too many failures
+_CHILD = """\
+import sys
+sys.path[:] = {path!r}
+import runpy
+runpy.run_module("llava.eval.run", run_name="__main__", alter_sys=True)
+"""
 _PATIENCE = 10.0  # seconds between asking a process to end and ending it
 
 
@@ -97,7 +102,7 @@ def shard(questions: Sequence[Question], batch_size: int, size: int) -> tuple[li
 
 
 def start(arguments: Sequence[str], count: int, gpus: Sequence[str]) -> list[str]:
-    """Run `python -m llava.eval.run ARGUMENTS` in `count` processes and wait for all of them.
+    """Run `llava.eval.run ARGUMENTS` in `count` processes and wait for all of them.
 
     A process that fails does not stop the others. All of them end with this process, however it ends.
 
@@ -109,15 +114,15 @@ def start(arguments: Sequence[str], count: int, gpus: Sequence[str]) -> list[str
     """
     from llava.eval.inference.image_loading import usable_cores
 
-    command = [sys.executable, "-m", "llava.eval.run", *arguments]
-    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    # Not `-m`, which searches the working directory first: a child imports from where this process does.
+    path = [folder or os.getcwd() for folder in sys.path]
+    command = [sys.executable, "-c", _CHILD.format(path=path), *arguments]
     children: list[subprocess.Popen] = []
     wrong: dict[int, str] = {}
     try:
         for rank in range(count):
             environment = {
                 **os.environ,
-                "PYTHONPATH": path,
                 "RANK": str(rank),
                 "WORLD_SIZE": str(count),
                 "LOCAL_RANK": str(rank),

@@ -225,13 +225,12 @@ class AnswerFile:
 
     def _cannot_write(self, error: OSError) -> AnswerFileError:
         if error.errno in _FULL:
-            why, fix = "the disk is full (or a file size limit or quota is reached)", "Free some space"
+            why = "the disk is full (or a file size limit or quota is reached)"
+            fix = "Free some space and run the same command to resume"
         else:
-            why, fix = f"cannot write ({error.strerror})", "Make the folder writable"
-        return AnswerFileError(
-            f"{self.path}: {why}. The {self.answered} answers in it are safe. {fix} and run the same command "
-            "to resume"
-        )
+            why = f"cannot write ({error.strerror})"
+            fix = "Make it writable and run the same command, or use another --output-dir (OUT_DIR)"
+        return AnswerFileError(f"{self.path}: {why}. The {self.answered} answers in it are safe. {fix}")
 
     def _sync(self) -> None:
         try:

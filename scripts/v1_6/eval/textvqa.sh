@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
 # TextVQA: bash scripts/v1_6/eval/textvqa.sh TOKENS RATIO, TOKENS per crop, e.g. 32 0.5; see scripts/_eval.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../../_eval.sh"
+. "$(dirname -- "$0")/../../_eval.sh"
 vispruner_eval v1_6 textvqa "$@"
