@@ -101,11 +101,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--anyres", choices=("paper", "llava"), help=cut)
 
 
-def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
+def add_inference_arguments(
+    parser: argparse.ArgumentParser, temperature: float = 0.0, conv_mode: str | None = None
+) -> None:
+    """Add how answers are generated, with the defaults of the command."""
     add, count = parser.add_argument_group("inference").add_argument, at_least(1)
-    add("--conv-mode", help="conversation template (default: the checkpoint's)")
+    template = f"conversation template (default: {conv_mode or 'that of the checkpoint'})"
+    add("--conv-mode", default=conv_mode, help=template)
     add("--batch-size", type=count, help="questions per batch (default: 64, 16 on CUDA)")
-    add("--temperature", type=at_least(0, float), default=0.0, help="of sampling (default: 0, greedy)")
+    note = f"of sampling; 0 is greedy (default: {temperature:g})"
+    add("--temperature", type=at_least(0, float), default=temperature, help=note)
     add("--top_p", "--top-p", type=ratio, help="nucleus sampling mass (default: off)")
     add("--num_beams", "--num-beams", type=count, default=1, help="beams of beam search (default: 1)")
     add("--seed", type=int, default=0, help="seed for random pruning and sampling (default: 0)")
@@ -141,18 +146,20 @@ def job_of(
     return resolve_job(model, config, anyres=anyres, local_rank=local_rank, share_prefix=shared, **given)
 
 
-def model_folder(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Path | str:
-    """Return the checkpoint of --model, checked as far as possible without loading it."""
+def model_folder(
+    args: argparse.Namespace, parser: argparse.ArgumentParser, option: str = "--model"
+) -> Path | str:
+    """Return the checkpoint of --model (or of `option`), checked as far as possible without loading it."""
     if is_bundled(args.model):
         folder = Path(args.model).expanduser() if args.model else paths.BUNDLED_MODEL
         return paths.require_bundled(folder / "config.json", "--model (CKPT_DIR, CKPT)").parent
     folder = Path(args.model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise DataError(f"{folder}: no config.json. Set --model to the folder of a LLaVA checkpoint")
+            raise DataError(f"{folder}: no config.json. Set {option} to the folder of a LLaVA checkpoint")
         return folder
     if args.model.count("/") != 1 or args.model[0] in "./~":  # otherwise it may be a name on the hub
-        parser.error(f"--model {args.model}: no such folder")
+        parser.error(f"{option} {args.model}: no such folder")
     return args.model
 
 

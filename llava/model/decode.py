@@ -68,7 +68,8 @@ class Row:
     """One prompt: ids with IMAGE_TOKEN_INDEX in place of the image, and that image's visual tokens."""
 
     ids: tuple[int, ...]
-    visual: Tensor | None  # (K, D) projected tokens; None for a text-only prompt
+    # (K, D) projected tokens; one for each of several images (only `generate`); None for a text-only prompt
+    visual: Tensor | tuple[Tensor, ...] | None
     key: Any = None  # rows of equal key have the same `visual`
 
 
@@ -110,7 +111,10 @@ def generate(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding
     for line, row in enumerate(rows):
         ids[line, width - len(row.ids) :] = torch.tensor(row.ids)
         mask[line, width - len(row.ids) :] = 1
-    visual = [row.visual for row in rows if row.visual is not None]
+    visual: list[Tensor] = []
+    for row in rows:
+        if row.visual is not None:
+            visual += row.visual if isinstance(row.visual, tuple) else [row.visual]
     new = model.generate(
         ids.to(model.device),
         attention_mask=mask.to(model.device),

@@ -42,6 +42,54 @@ def right(entry: Row, row: Row) -> float:
     return float(choice_index(parse_answer(row["text"]), entry["choices"]) == entry["answer"])
 
 
+def read_conversations(
+    path: Path, images: Path, problems: list[DataIssue], suffix: str, only_images: bool = False
+) -> Iterator[Question]:
+    """Stream LLaVA's question file, a JSON list of conversations; the human turn is the question.
+
+    Args:
+        images: Folder of the images.
+        problems: Receives the entries that cannot be used.
+        suffix: Instruction at the end of every prompt.
+        only_images: Leave out questions without an image.
+
+    Raises:
+        DataError: The file is missing, or not such a list.
+    """
+    index = 0
+    for number, row in enumerate(read_json(path, list, ("id", "conversations")), 1):
+        image, problem = row.get("image"), ""
+        try:
+            value = row["conversations"][0]["value"]
+            text = value.replace("<image>", "").strip() + suffix
+        except (LookupError, TypeError, AttributeError):
+            problem = "entry without a human turn"
+        else:
+            if image is None and only_images:
+                continue
+            if (image is None) == ("<image>" in value):
+                problem = f"entry {row['id']} has only one of <image> and an image file"
+        if problem:
+            problems.append(DataIssue(str(path), number, problem))
+            continue
+        where = None if image is None else images / image
+        # the scorer recognizes questions with an image by their prompt
+        extra = {"prompt": text if image is None else "<image>\n" + text}
+        yield Question(index, row["id"], where, text, file=str(path), line=number, extra=extra)
+        index += 1
+
+
+def read_split(name: str, splits: Path, path: Path) -> dict[str, Row]:
+    """Return {id: problem} of a split. Raises DataError."""
+    split = [str(key) for key in read_json(splits, dict, (name,))[name]]
+    problems = read_json(path, dict)
+    missing = [key for key in split if key not in problems]
+    if missing or not split:
+        what = f"{len(missing)} of {len(split)} questions of {splits.name} are missing"
+        raise DataError(f"{path}: {what}. Use the files of one release.")
+    return {key: problems[key] for key in split}
+
+
 class ScienceQA(Benchmark):
     name = "scienceqa"
     title = "ScienceQA-IMG"
@@ -63,40 +111,16 @@ class ScienceQA(Benchmark):
     only_images = True
 
     def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
-        path, index = self.find(data, ALL), 0
+        path = self.find(data, ALL)
         if path.name != ALL and not self.only_images:
             raise DataError(f"{data / ALL}: not found. {path.name} contains only questions with an image.")
-        for number, row in enumerate(read_json(path, list, ("id", "conversations")), 1):
-            image, problem = row.get("image"), ""
-            try:
-                value = row["conversations"][0]["value"]
-                text = value.replace("<image>", "").strip() + LETTER_ANSWER
-            except (LookupError, TypeError, AttributeError):
-                problem = "entry without a human turn"
-            else:
-                if image is None and self.only_images:
-                    continue
-                if (image is None) == ("<image>" in value):
-                    problem = f"entry {row['id']} has only one of <image> and an image file"
-            if problem:
-                problems.append(DataIssue(str(path), number, problem))
-                continue
-            where = None if image is None else path.parent / "images" / "test" / image
-            # the scorer recognizes questions with an image by their prompt
-            extra = {"prompt": text if image is None else "<image>\n" + text}
-            yield Question(index, row["id"], where, text, file=str(path), line=number, extra=extra)
-            index += 1
+        images = path.parent / "images" / "test"
+        return read_conversations(path, images, problems, LETTER_ANSWER, self.only_images)
 
     @staticmethod
     def read_truth(splits: Path, path: Path) -> dict[str, Row]:
         """Return {id: problem} of the test split."""
-        split = [str(key) for key in read_json(splits, dict, ("test",))["test"]]
-        problems = read_json(path, dict)
-        missing = [key for key in split if key not in problems]
-        if missing or not split:
-            what = f"{len(missing)} of {len(split)} questions of {splits.name} are missing"
-            raise DataError(f"{path}: {what}. Use the files of one release.")
-        return {key: problems[key] for key in split}
+        return read_split("test", splits, path)
 
     def wanted(self, data: Path) -> tuple[()]:
         return ()  # `score` distinguishes questions with and without image
