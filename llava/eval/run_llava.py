@@ -177,9 +177,7 @@ def open_image(file: str) -> Image.Image:
         with Image.open(BytesIO(content)) as image:
             return to_rgb(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{file}: corrupt or not an image ({error}). Pass the address of an image."
-        ) from error
+        raise DataError(f"{file}: not an image, or a corrupt one. Pass the address of an image.") from error
 
 
 def _generate(job: Job, pruner: Pruner, images: Sequence[Image.Image], query: str) -> str:
