@@ -21,6 +21,9 @@ class EvalAIAnswerProcessor:
     """Normalizes an answer: lower case, punctuation, numbers, articles, contractions."""
 
     def __call__(self, item: str) -> str:
+        """Return the normalized answer. Raises ValueError if it is not a text."""
+        if not isinstance(item, str):
+            raise ValueError(f"answer: {item!r}, expected a text.")
         return evalai(item)
 
 
@@ -121,6 +124,10 @@ def _checked(pred_list: Sequence[Entry]) -> Sequence[Entry]:
     if not pred_list:
         raise ValueError("pred_list: empty. Pass at least one prediction.")
     for number, entry in enumerate(pred_list):
+        if not isinstance(entry, Mapping):
+            raise ValueError(
+                f"pred_list[{number}]: {entry!r}, expected pred_answer and gt_answers in a dict."
+            )
         text, references = entry.get("pred_answer"), entry.get("gt_answers")
         if not isinstance(text, str):
             raise ValueError(f"pred_list[{number}]: pred_answer is {text!r}, expected a text.")

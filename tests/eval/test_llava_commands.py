@@ -381,6 +381,7 @@ def test_stvqa_evaluators():
     "entry, says",
     [
         ({}, "pred_answer is None"),
+        (["a"], "expected pred_answer and gt_answers in a dict"),
         ({"pred_answer": 3, "gt_answers": ["a"]}, "pred_answer is 3"),
         ({"pred_answer": "a", "gt_answers": "abc"}, "gt_answers is 'abc'"),
         ({"pred_answer": "a", "gt_answers": []}, "gt_answers is "),
@@ -468,6 +469,29 @@ def test_seed_refuses_answers_to_other_questions(data, tmp_path, capsys):
     ]
     assert convert("convert_seed_for_submission", *files, "--result-upload-file", tmp_path / "out") == 1
     assert "1 of 1 answers match no question in" in capsys.readouterr().err
+    for broken in ({}, {"questions": None}, {"questions": [{"question_id": 1}]}, {"questions": [[]]}):
+        (tmp_path / "s.json").write_text(json.dumps(broken))
+        more = ["--annotation-file", tmp_path / "s.json", "--result-upload-file", tmp_path / "out"]
+        assert convert("convert_seed_for_submission", *files, *more) == 1
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {tmp_path / 's.json'}: ") and said.count("\n") == 1
+
+
+def test_seed_counts_answers_that_are_not_a_letter(data, tmp_path, capsys):
+    asked = lines(data / "seed_bench" / "llava-seed-bench.jsonl")
+    texts = ["A", "A.", "", "yes"]
+    rows = [{"question_id": row["question_id"], "text": text} for row, text in zip(asked, texts, strict=True)]
+    write_lines(tmp_path / "a.jsonl", rows)
+    files = [
+        "--annotation-file",
+        data / "seed_bench" / "SEED-Bench.json",
+        "--result-file",
+        tmp_path / "a.jsonl",
+    ]
+    assert convert("convert_seed_for_submission", *files, "--result-upload-file", tmp_path / "up.jsonl") == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == "Total: 25.00% of 4" and "3 answers are not one of the letters" in err
+    assert [row["prediction"] for row in lines(tmp_path / "up.jsonl")] == texts
 
 
 @pytest.mark.parametrize(

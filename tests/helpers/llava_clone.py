@@ -55,8 +55,11 @@ def make_clone(root: Path) -> Path:
     ):
         write_lines(data / folder / name, lines(source / folder / name, 4))
         link(data / folder / images, source / folder / images)
-    for name in ("textvqa/TextVQA_0.5.1_val.json", "gqa/data/testdev_balanced_questions.json"):
-        link(data / name, source / name)
+    link(data / "textvqa" / "TextVQA_0.5.1_val.json", source / "textvqa" / "TextVQA_0.5.1_val.json")
+    name = "gqa/data/testdev_balanced_questions.json"
+    truth = json.loads((source / name).read_text(encoding="utf-8"))
+    asked = [row["question_id"] for row in lines(data / "gqa" / "llava_gqa_testdev_balanced.jsonl")]
+    (data / name).write_text(json.dumps({key: truth[key] for key in asked}), encoding="utf-8")
     link(data / "MME" / "convert_answer_to_mme.py", ROOT / "scripts" / "convert_answer_to_mme.py")
 
     vqa = lines(source / "vqav2" / "llava_vqav2_mscoco_val2014.jsonl", 6)
