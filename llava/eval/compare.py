@@ -7,8 +7,9 @@ Prints both scores, the difference with its 95% paired bootstrap interval over i
 file answers better than the other, and the exact two-sided test of those counts: McNemar's, or the sign test
 where question scores are graded (VQA accuracy). The test takes questions as independent. Questions of one
 image are not, so where the two disagree the interval is more careful. Among many comparisons some are
-significant by chance. Answers are joined by id (`--fixed` in the other commands). The last line of standard
-output is one JSON document.
+significant by chance. Answers are joined by id, as with `--fixed` in the other commands, and read by the
+official rule; `empty` and `unreadable` are counted as there. The last line of standard output is one JSON
+document.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 from llava import argtypes, paths
 from llava.eval import cli
 from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark, list_benchmarks
+from llava.eval.benchmarks.base import is_empty
 from llava.eval.metrics.comparison import compare, other_prompts
 from llava.eval.metrics.scorecard import NAME
 from llava.eval.store.atomic import write_atomically
@@ -54,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = args.data or paths.require_bundled(paths.BUNDLED_DATA, "--data (DATA_DIR)") / benchmark.folder
     cli.announce_bundled(False, args.data is None)
     answers = [benchmark.read_answers(path) for path in files]
-    found = compare(benchmark, benchmark.locate(data), *answers, args.bootstrap_iters, args.seed)
+    data = benchmark.locate(data)
+    found = compare(benchmark, data, *answers, args.bootstrap_iters, args.seed)
     if other := other_prompts(*answers):
         cli.print_warnings(
             [f"{other} questions of A have a different prompt in B: another prompt, or another release"]
@@ -65,8 +68,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "unit": benchmark.unit,
         "questions": len(found.pairs),
         "images": found.difference.images,
-        "a": {"answers_file": str(files[0]), "answers": str(files[0]), "score": found.score_a},
-        "b": {"answers_file": str(files[1]), "answers": str(files[1]), "score": found.score_b},
+        **{
+            side: {
+                "answers_file": str(path),
+                "answers": str(path),
+                "score": score,
+                "empty": sum(map(is_empty, rows)),
+                "unreadable": len(benchmark.careful_texts(data, rows)),
+            }
+            for side, path, score, rows in zip(
+                "ab", files, (found.score_a, found.score_b), answers, strict=True
+            )
+        },
         **found.difference.document(),
         "flips": len(found.pairs) - found.ties,
         "better_a": len(found.better_a),
@@ -85,10 +98,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     print(f"{benchmark.title}: {document['questions']} questions, {document['images']} images")
     rows = [
-        [side.upper(), f"{document[side]['score']:.2f}", str(len(better[side])), _made_by(rows[0])]
+        [
+            side.upper(),
+            f"{document[side]['score']:.2f}",
+            str(len(better[side])),
+            *(str(document[side][name]) for name in ("empty", "unreadable")),
+            _made_by(rows[0]),
+        ]
         for side, rows in zip("ab", answers, strict=True)
     ]
-    print(text_table(["", benchmark.metric, "better answers", "made by"], rows))
+    print(text_table(["", benchmark.metric, "better answers", "empty", "unreadable", "made by"], rows))
     _print_difference(document)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,8 @@ from typing import Any
 from llava.argtypes import at_least
 from llava.eval import cli
 from llava.eval.benchmarks import DataError, get_benchmark
+from llava.eval.benchmarks.base import check_not_empty
+from llava.eval.benchmarks.files import load_json, read_text
 from llava.eval.benchmarks.judging import Judge
 from llava.eval.score import print_score
 from llava.eval.store.atomic import write_atomically
@@ -61,8 +63,10 @@ class Endpoint:
             time.sleep(self.seconds * 2 ** (attempt - 1) if attempt else 0)
             try:
                 with urllib.request.urlopen(request, timeout=120) as response:
-                    document = json.loads(response.read())
+                    document = load_json(response.read())
                 reply = document["choices"][0]["message"]["content"]
+                if not isinstance(reply, str | None):
+                    raise TypeError(f"content is a {type(reply).__name__}")
                 return reply or "", str(document.get("model", self.model))
             except urllib.error.HTTPError as error:
                 reason = f"{error.code}: {error.read(500).decode(errors='replace')}"
@@ -107,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     data, (answers, _) = benchmark.locate(args.data), benchmark.read_ungraded(args.answers)
     if any("text" not in row for row in answers):
         raise DataError(f"{args.answers}: contains grades without answers. Pass the answer file.")
-    prompt = args.prompt.read_text(encoding="utf-8") if args.prompt else None
+    check_not_empty(args.answers, answers)
+    prompt = read_text(args.prompt) if args.prompt else None
     absent = [name for name in benchmark.placeholders if prompt is not None and name not in prompt]
     if absent:
         raise DataError(

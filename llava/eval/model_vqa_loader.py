@@ -26,9 +26,9 @@ from llava import argtypes
 from llava.eval import cli
 from llava.eval.benchmarks import Benchmark, DataError, DataIssue, Question
 from llava.eval.benchmarks.base import check_questions, read_questions
-from llava.eval.jobs.execute import Session
+from llava.eval.jobs.execute import Session, answer_chunk
 from llava.eval.jobs.job import Task, resolve_pruner
-from llava.eval.store.answer_file import AnswerFile
+from llava.eval.store.run_record import FAILURES, beside
 from llava.model.checkpoint.config import stored_config
 
 TEMPERATURE = 0.2  # LLaVA's default
@@ -48,6 +48,7 @@ def build_parser(
     add("--answers-file", type=cli.user_path, required=True, help="file to write, or to complete")
     add("--num-chunks", type=count, default=1, help="number of parts of the questions (default: 1)")
     add("--chunk-idx", type=argtypes.at_least(0), default=0, help="part to answer (default: 0)")
+    cli.add_failure_arguments(parser)
     add_llava_arguments(parser, conv_mode, max_new_tokens)
     return parser
 
@@ -107,24 +108,17 @@ def answer(
     chunk = questions[args.chunk_idx * size : (args.chunk_idx + 1) * size]
     if args.chunk_idx:  # chunk 0 reports malformed lines, once
         issues = []
-    task = Task(questions, benchmark=benchmark)
-    configuration = job.configuration(task, pruner)
-    with AnswerFile(args.answers_file, chunk, configuration) as file:
-        if file.missing:
-            from llava.eval.inference.engine import PassSetting
-
-            issues = [
-                *issues,
-                *Session(job).engine(task).run(chunk, [PassSetting("run", pruner, file)]).failures,
-            ]
-        file.finalize()
-    cli.report_issues(issues)
-    return 1 if issues else 0
+    session, task = Session(job, max_failures=args.max_failures), Task(questions, issues, benchmark)
+    command = cli.command_of(parser, args)
+    failures = answer_chunk(session, task, chunk, pruner, args.answers_file, command)
+    cli.report_issues(failures, where=str(beside(args.answers_file, FAILURES)))
+    return 1 if failures else 0
 
 
 def read_plain(args: argparse.Namespace, issues: list[DataIssue]) -> list[Question]:
     """Return the questions of LLaVA's jsonl. Raises DataError if the file or the image folder is missing."""
-    questions = list(read_questions(args.question_file, args.image_folder, issues))
+    outside = args.allow_outside_images
+    questions = list(read_questions(args.question_file, args.image_folder, issues, outside))
     check_image_folder(args.image_folder, questions)
     return questions
 

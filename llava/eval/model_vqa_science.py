@@ -34,8 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise DataError(f"{args.question_file}: no such question file")
     issues: list[DataIssue] = []
     suffix = LETTER_ANSWER if args.single_pred_prompt else ""
-    questions = list(read_conversations(args.question_file, args.image_folder, issues, suffix))
-    model_vqa_loader.check_image_folder(args.image_folder, questions)
+    folder, outside = args.image_folder, args.allow_outside_images
+    found = read_conversations(args.question_file, folder, issues, suffix, allow_outside=outside)
+    questions = list(found)
+    model_vqa_loader.check_image_folder(folder, questions)
     warnings = []
     if args.answer_prompter:
         what = "--answer-prompter: no second question is asked, so free answers are scored as they are"

@@ -2,9 +2,11 @@
 
     python -m llava.eval.score --benchmark pope --data playground/data/eval/pope --answers answers.jsonl
 
-Prints the details and, as the last line of standard output, {"benchmark", "score", "details"}. The score
-reproduces the official scorer, including its bugs; warnings (on standard error and in the details) report
-where a bug applies, and `--fixed` works around it. Loads no model.
+Prints the details and, as the last line of standard output, {"benchmark", "score", "empty", "unreadable",
+"details"}; `empty` and `unreadable` count the answers without text, and those that the official rule does not
+read as a person would. Answers that are all empty are an error. The score reproduces the official scorer,
+including its bugs; warnings (on standard error and in the details) report where a bug applies, and `--fixed`
+works around it. Loads no model.
 """
 
 from __future__ import annotations
@@ -30,6 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def print_score(document: dict[str, Any]) -> None:
     """Print the details of a score's document to standard output, and its warnings to standard error."""
+    for name in ("empty", "unreadable"):
+        if document.get(name) is not None:
+            print(f"{name:<12} {document[name]}")
     for name, value in document["details"].items():
         if name == "warnings":
             continue

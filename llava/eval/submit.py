@@ -24,7 +24,6 @@ from pathlib import Path
 from llava.eval import cli
 from llava.eval.benchmarks import Benchmark, DataError, DataIssue, get_benchmark, list_benchmarks
 from llava.eval.benchmarks.base import Submission
-from llava.eval.benchmarks.files import read_jsonl
 from llava.eval.store.atomic import write_atomically
 
 
@@ -56,10 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     benchmark = get_benchmark(args.benchmark)
     problems: list[DataIssue] = []
-    if args.skip_invalid and args.answers.is_file():
-        answers = [row for _, row in read_jsonl(args.answers, problems, ("question_id", "text"))]
-    else:
-        answers = benchmark.read_answers(args.answers)
+    answers = benchmark.read_answers(args.answers, problems if args.skip_invalid else None)
     if args.questions and not args.questions.is_file():
         raise DataError(f"{args.questions}: no such file")
     data = benchmark.locate(args.data) if args.data else None

@@ -75,7 +75,7 @@ def make_clone(root: Path) -> Path:
         {"id": "bare", "conversations": [{"from": "human", "value": "Which?\nA. one\nB. two"}]}
     ]
     problems = json.loads((source / "scienceqa" / "problems.json").read_text(encoding="utf-8"))
-    problems["bare"] = {"choices": ["one", "two"], "answer": 0}
+    problems["bare"] = {"question": "Which?", "choices": ["one", "two"], "answer": 0}
     science = data / "scienceqa"
     science.mkdir()
     (science / "llava_test_CQM-A.json").write_text(json.dumps([*bare, *with_image]))

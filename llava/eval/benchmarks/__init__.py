@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from llava.eval.benchmarks.base import Benchmark, PerImageCounts, QuestionScore, Score
+from llava.eval.benchmarks.base import Benchmark, EmptyAnswersError, PerImageCounts, QuestionScore, Score
 from llava.eval.benchmarks.files import Answer, DataError, DataIssue, Question
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Benchmark",
     "DataError",
     "DataIssue",
+    "EmptyAnswersError",
     "PerImageCounts",
     "Question",
     "QuestionScore",

@@ -9,7 +9,8 @@ per question; a new benchmark declares its files, reads its ground truth and sta
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
+import os
+from abc import ABC
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,26 +19,47 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .files import DataError, DataIssue, Question, Row, parse_once, read_answers, read_questions
+from .files import (
+    ANSWER,
+    DataError,
+    DataIssue,
+    Question,
+    Row,
+    Shape,
+    parse_once,
+    read_answers,
+    read_questions,
+)
+from .normalize import cleaned
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 LETTER_ANSWER = "\nAnswer with the option's letter from the given choices directly."
+_MOST_LINES = 16  # of a prompt that are searched for its question
 LLAVA_EVAL_ZIP = "eval.zip of LLaVA (its docs/Evaluation.md)"
 
 
 @dataclass
 class Score:
-    """The score in the unit papers report; None where the official scorer reports none."""
+    """The score in the unit papers report; None where the official scorer reports none.
+
+    Attributes:
+        empty: Number of answers without text; None if not counted.
+        unreadable: Number of other answers that the official rule reads differently from a person, or that
+            fit no class (see `Benchmark.careful`); None if not counted.
+    """
 
     benchmark: str
     score: float | None
     details: Row
     warnings: list[str] = field(default_factory=list)
+    empty: int | None = None
+    unreadable: int | None = None
 
     def document(self) -> Row:
         """Return the JSON document that the commands print last."""
         details = {**self.details, "warnings": self.warnings}
-        return {"benchmark": self.benchmark, "score": self.score, "details": details}
+        counts = {"empty": self.empty, "unreadable": self.unreadable}
+        return {"benchmark": self.benchmark, "score": self.score, **counts, "details": details}
 
 
 @dataclass(frozen=True)
@@ -63,7 +85,7 @@ class DataFile:
         """Return the file, or the last match of an alternative, if it exists and is not an empty folder."""
         for pattern in (self.path, *self.also):
             for path in sorted(folder.glob(pattern), reverse=True):
-                if path.is_file() or any(path.iterdir()):
+                if path.name[0] != "." and (not path.is_dir() or any(path.iterdir())):
                     return path
         return None
 
@@ -115,9 +137,11 @@ class Benchmark(ABC):
     key_name: str = "question_id"  # what identifies an answer, for messages
     image_key: str = ""  # of the image in an entry of the ground truth
     repeats: str = "only the last one counts"  # effect of several answers to one question, for messages
-    list_keys: tuple[str, ...] = ()  # of a JSON list of answers that is accepted besides LLaVA's jsonl
+    answer_shape: Mapping[str, Shape] = ANSWER  # of a line of an answer file
+    list_shape: Mapping[str, Shape] | None = None  # of a JSON list of answers that the server's tools read
     constant_answers: tuple[str, ...] = ()  # for the constant-answer baseline
     sizes: Mapping[int, str] = {}  # number of questions -> release
+    allow_outside: bool = False  # questions may name images outside the image folder
 
     def owns(self, folder: Path) -> bool:
         """Return True if the folder contains the benchmark's own files."""
@@ -157,7 +181,8 @@ class Benchmark(ABC):
             problems: Receives the lines that cannot be used.
         """
         images = next((file.find(data) for file in self.files if file.path == self.image_folder), None)
-        return read_questions(self.find(data, self.marker), images or data / self.image_folder, problems)
+        images = images or data / self.image_folder
+        return read_questions(self.find(data, self.marker), images, problems, self.allow_outside)
 
     def load_image(self, image: Any) -> Any:
         """Return a question's `image` as PIL image (RGB). Raises OSError or ValueError naming the file."""
@@ -196,8 +221,18 @@ class Benchmark(ABC):
         return row["question_id"]
 
     def keys(self, data: Path, answers: Sequence[Row]) -> list[Hashable]:
-        """Return the keys of all answers. Raises DataError."""
-        return [self.key(row) for row in answers]
+        """Return the keys of all answers.
+
+        Ids that other files may number differently are compared with the prompts (see `join_by_prompt`).
+        Raises DataError.
+        """
+        known = self.truth(data)
+        keys = [known_id(self.key(row), known) for row in answers]
+        return join_by_prompt(keys, answers, self.asked_texts(data), self.truth_paths(data)[-1])
+
+    def asked_texts(self, data: Path) -> Mapping[Hashable, Sequence[str]]:
+        """Return {key: parts of the question that its prompt contains}, to verify the join by id."""
+        return {}
 
     def wanted(self, data: Path) -> Collection[Hashable]:
         """Return the keys that should have an answer; answers to others need an entry in the ground truth."""
@@ -248,17 +283,80 @@ class Benchmark(ABC):
         rows = self.join(data, answers).rows
         return [(key, entry, rows[key]) for key, entry in self.truth(data).items() if key in rows]
 
-    def read_answers(self, path: str | Path) -> list[Row]:
-        """Return the answers of LLaVA's jsonl or of a file that the benchmark's own tools read."""
-        return read_answers(path, self.list_keys)
+    def read_answers(self, path: str | Path, problems: list[DataIssue] | None = None) -> list[Row]:
+        """Return the answers of LLaVA's jsonl or of a file that the benchmark's own tools read.
 
-    @abstractmethod
+        Args:
+            problems: If given, receives malformed lines, which are then left out instead of raising.
+        Raises:
+            DataError: The file cannot be read, or a line is malformed.
+            EmptyAnswersError: All answers are empty.
+        """
+        rows = read_answers(path, self.answer_shape, self.list_shape, problems)
+        check_not_empty(path, rows)
+        return rows
+
     def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
+        """Score by the official rules; count empty and unreadable answers. Raises DataError as `join` does.
+
+        Args:
+            fixed: Work around known bugs of the official scorer, and read answers as a person does.
+        """
+        readings = self.careful_texts(data, answers)
+        score = self.official_score(data, self._reread(answers, readings) if fixed else answers, fixed)
+        score.empty = sum(is_empty(row) for row in answers)
+        score.unreadable = len(readings)
+        if readings:
+            first = answers[next(iter(readings))]
+            what = (
+                f"the official rule does not read {len(readings)} of {len(answers)} answers as a person would"
+            )
+            fix = "here they are read as a person would, or are wrong" if fixed else "--fixed reads them"
+            identity = first.get("question_id")
+            score.warnings.append(f"{what} (first: question_id {identity!r}, {first['text'][:40]!r}); {fix}")
+        return score
+
+    def official_score(self, data: Path, answers: list[Row], fixed: bool) -> Score:
         """Score by the official rules. Raises DataError as `join` does.
 
         Args:
             fixed: Work around known bugs of the official scorer.
         """
+        raise NotImplementedError
+
+    def entries(self, data: Path, answers: Sequence[Row]) -> Sequence[Any]:
+        """Return what `reading` and `careful` need of each answer's ground truth, by default nothing."""
+        return [None] * len(answers)
+
+    def reading(self, entry: Any, text: str) -> Hashable:
+        """Return what the official rule reads in an answer."""
+        return text.strip()
+
+    def careful(self, entry: Any, text: str) -> str | None:
+        """Return what a person reads in a text, worded for the official rule; None if it is no answer."""
+        return cleaned(text)
+
+    def careful_texts(self, data: Path, answers: Sequence[Row]) -> dict[int, str | None]:
+        """Return {place: text by `careful`} of the answers that the official rule reads differently."""
+        found = {}
+        for place, (entry, row) in enumerate(zip(self.entries(data, answers), answers, strict=True)):
+            text = row.get("text")
+            if text is not None and not is_empty(row):
+                careful = self.careful(entry, text)
+                if careful is None or self.reading(entry, careful) != self.reading(entry, text):
+                    found[place] = careful
+        return found
+
+    def careful_answers(self, data: Path, answers: Sequence[Row]) -> list[Row]:
+        """Return the answers as `score` with `fixed` reads them."""
+        return self._reread(answers, self.careful_texts(data, answers))
+
+    @staticmethod
+    def _reread(answers: Sequence[Row], readings: Mapping[int, str | None]) -> list[Row]:
+        rows = list(answers)
+        for place, text in readings.items():
+            rows[place] = {**rows[place], "text": text or "", "unreadable": text is None}
+        return rows
 
     def stopped(self, details: Row, warnings: list[str], raises: str) -> Score:
         """Return the missing score of answers at which the official scorer raises an error."""
@@ -332,7 +430,7 @@ def check_questions(benchmark_title: str, questions: list[Question]) -> list[str
         what = f"{len(repeated)} questions occur more than once"
         warnings.append(f"{what} (first: question_id {repeated[0]!r})")
     images = {question.image for question in questions if isinstance(question.image, Path)}
-    missing = {image for image in images if not image.is_file()}
+    missing = {image for image in images if not os.path.isfile(image)}  # also for names that no file can have
     if missing:
         affected = [question for question in questions if question.image in missing]
         first = affected[0]
@@ -342,6 +440,106 @@ def check_questions(benchmark_title: str, questions: list[Question]) -> list[str
             raise DataError(f"{benchmark_title}: {message}. Put the images into {first.image.parent}.")
         warnings.append(message)
     return warnings
+
+
+class EmptyAnswersError(DataError):
+    """All answers of a file are empty, so that a score would say nothing about the model."""
+
+
+def is_empty(row: Row) -> bool:
+    """Return True for an answer without text; rows of a server's file have other keys."""
+    text = next((row[key] for key in ("text", "answer", "prediction") if key in row), None)
+    return text is not None and not text.strip()
+
+
+def check_not_empty(path: str | Path, rows: Sequence[Row]) -> None:
+    """Raise EmptyAnswersError if all answers are empty."""
+    if rows and all(map(is_empty, rows)):
+        raise EmptyAnswersError(
+            f"{path}: all {len(rows)} answers are empty. A score would only say how the rule counts empty "
+            "texts. Check the checkpoint and --dtype, and answer the questions again with a new --output."
+        )
+
+
+def known_id(key: Hashable, known: Collection[Hashable]) -> Hashable:
+    """Return the key as it is in `known`, which may have the same number as another type: 1 or "1"."""
+    if key in known or isinstance(key, tuple):
+        return key
+    if isinstance(key, str):
+        other = int(key) if key.isascii() and key.isdecimal() and len(key) < 19 else key
+        return other if str(other) == key and other in known else key
+    return str(key) if str(key) in known else key
+
+
+def join_by_prompt(
+    keys: Sequence[Hashable], answers: Sequence[Row], asked: Mapping[Hashable, Sequence[str]], path: Path
+) -> list[Hashable]:
+    """Return the keys if the prompts of the answers belong to them, else the keys that the prompts identify.
+
+    Ids that are positions in a file belong to other questions if another file was used.
+
+    Args:
+        keys: Keys by id, one per answer.
+        asked: Parts of the question of every key, in the order in which its prompt contains them.
+        path: The file that has the questions, for messages.
+    Raises:
+        DataError: A prompt does not belong to its id, and the prompts identify no other question or several.
+    """
+    wrong = other_questions(keys, answers, asked)
+    if not wrong:
+        return list(keys)
+    by_text: dict[str, list[Hashable]] = {}
+    for key, parts in asked.items():
+        by_text.setdefault(_letters("".join(parts)), []).append(key)
+    found = [_asked_by(row.get("prompt"), by_text) for row in answers]
+    if all(len(one) == 1 for one in found) and len({one[0] for one in found}) == len({*keys}):
+        return [one[0] for one in found]
+    key, prompt = wrong[0]
+    first = f"first: {key!r} is {asked[key][0][:60]!r}, its prompt {prompt[:60]!r}"
+    raise DataError(
+        f"{path}: {len(wrong)} of {len(keys)} answers have the prompt of another question than their id has "
+        f"in this file ({first}), and prompts alone do not identify the questions. Pass the --data whose "
+        "question file was used."
+    )
+
+
+def other_questions(
+    keys: Sequence[Hashable], answers: Sequence[Row], asked: Mapping[Hashable, Sequence[str]]
+) -> list[tuple[Hashable, str]]:
+    """Return (key, prompt) of the answers whose prompt does not contain the question of their key."""
+    pairs = ((key, row.get("prompt")) for key, row in zip(keys, answers, strict=True))
+    return [
+        (key, prompt)
+        for key, prompt in pairs
+        if prompt is not None and key in asked and not _asks(prompt, asked[key])
+    ]
+
+
+def _asks(prompt: str, parts: Sequence[str]) -> bool:
+    """Return True if a prompt contains the parts of a question in their order, spaces and marks aside."""
+    return _in_order(prompt, parts) or _in_order(_letters(prompt), map(_letters, parts))
+
+
+def _in_order(text: str, parts: Iterable[str]) -> bool:
+    place = 0
+    for part in parts:
+        place = text.find(part, place)
+        if place < 0:
+            return False
+        place += len(part)
+    return True
+
+
+def _asked_by(prompt: str | None, by_text: Mapping[str, list[Hashable]]) -> list[Hashable]:
+    """Return the keys of the longest run of lines of a prompt that is a question."""
+    lines = (prompt or "").split("\n")[:_MOST_LINES]
+    runs = [lines[first:last] for first in range(len(lines)) for last in range(first + 1, len(lines) + 1)]
+    texts = (_letters("".join(run)) for run in sorted(runs, key=len, reverse=True))
+    return next((by_text[text] for text in texts if text in by_text), [])
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text.casefold()))
 
 
 def check_foreign(keys: Sequence[Hashable], known: Collection[Hashable], path: Path, key_name: str) -> None:

@@ -9,14 +9,25 @@ stop; `fixed` averages over the answered ones.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .base import Benchmark, DataFile, Score, Submission, grouped, mean, most_common, to_json
-from .files import Row, read_json
+from .files import ID, Row, Shape, read_json
+from .normalize import cleaned
 from .normalize import gqa as converted
 
 QUESTIONS, TRUTH = "llava_gqa_testdev_balanced.jsonl", "testdev_balanced_questions.json"
+ENTRY: Shape = {
+    "question": str,
+    "answer": str,
+    "imageId": ID,
+    "isBalanced": bool,
+    "types": {"structural": (str, type(None)), "semantic": (str, type(None))},
+    "groups": {"global": (str, type(None))},
+    "semantic": [{"operation": str, "argument": str}],
+}
 _NOT_A_STEP = ("exist", "query: name", "choose name")
 _PAGE = "GQA (cs.stanford.edu/people/dorarad/gqa)"
 
@@ -68,14 +79,23 @@ class GQA(Benchmark):
     )
     image_key = "imageId"
     truth_files = (f"data/{TRUTH}",)
-    list_keys = ("questionId", "prediction")
+    list_shape: Mapping[str, Shape] = {"questionId": ID, "prediction": str}
 
     @staticmethod
     def read_truth(path: Path) -> dict[str, Row]:
-        return read_json(path, dict)
+        return read_json(path, dict, {str: ENTRY})
 
     def key(self, row: Row) -> str:
         return str(row.get("questionId", row.get("question_id")))
+
+    def asked_texts(self, data: Path) -> Mapping[Hashable, Sequence[str]]:
+        return {key: (entry["question"],) for key, entry in self.truth(data).items()}
+
+    def reading(self, entry: Any, text: str) -> str:
+        return converted(text)
+
+    def careful(self, entry: Any, text: str) -> str:
+        return " ".join(cleaned(text).split()).rstrip(".!?, ")
 
     def wanted(self, data: Path) -> set[str]:
         return {key for key, entry in self.truth(data).items() if entry["isBalanced"]}
@@ -83,7 +103,7 @@ class GQA(Benchmark):
     def credit(self, entry: Row, row: Row) -> float | None:
         return float(entry["answer"] == prediction(row)) if entry["isBalanced"] else None
 
-    def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
+    def official_score(self, data: Path, answers: list[Row], fixed: bool) -> Score:
         _, warnings, missing = self.join(data, answers)
         questions = len(self.wanted(data))
         details: dict[str, Any] = {"questions": questions, "answered": questions - missing}

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import Benchmark, Score
-from llava.eval.benchmarks.files import DataError, Row, read_json
+from llava.eval.benchmarks.base import Benchmark, Score, check_not_empty
+from llava.eval.benchmarks.files import DataError, DataIssue, Row, read_json
 
 UNKNOWN = "unknown"
 TRIES = 5  # requests until a reply can be read
@@ -50,8 +50,14 @@ class JudgedBenchmark(Benchmark):
     without_judge: str  # end of the warning that there are no grades
 
     @abstractmethod
-    def read_ungraded(self, path: Path) -> tuple[list[Row], list[Path]]:
-        """Return answers without grades, and their stored grades: those to use, then other judges'."""
+    def read_ungraded(
+        self, path: Path, problems: list[DataIssue] | None = None
+    ) -> tuple[list[Row], list[Path]]:
+        """Return answers without grades, and their stored grades: those to use, then other judges'.
+
+        Args:
+            problems: As of `read_answers`.
+        """
 
     @abstractmethod
     def rate(self, truth: Mapping[Hashable, Row], graded: dict[Hashable, Row], score: Score) -> None:
@@ -72,14 +78,25 @@ class JudgedBenchmark(Benchmark):
     def read_grades(self, path: Path) -> dict[str, Any]:
         """Return the stored entries of a file or folder."""
         if path.is_dir():
-            return {one.stem: read_json(one, list) for one in sorted(path.glob("*.json"))}
-        return read_json(path, dict)
+            files = (one for one in sorted(path.glob("*.json")) if one.name[0] != ".")
+            stored = {one.stem: read_json(one, list) for one in files}
+        else:
+            stored = read_json(path, dict)
+        for key, entry in stored.items():
+            if found := self.entry_mismatch(entry):
+                raise DataError(f"{path}: entry {key!r} is not a grade: {found}. Delete it and judge again.")
+        return stored
 
-    def read_answers(self, path: str | Path) -> list[Row]:
+    @abstractmethod
+    def entry_mismatch(self, entry: Any) -> str | None:
+        """Return what is wrong with the form of a stored entry."""
+
+    def read_answers(self, path: str | Path, problems: list[DataIssue] | None = None) -> list[Row]:
         """Return the answers of a file, with the grades stored in it or next to it."""
-        rows, stored = self.read_ungraded(Path(path))
+        rows, stored = self.read_ungraded(Path(path), problems)
         if not rows:
             raise DataError(f"{path}: contains no answers")
+        check_not_empty(path, rows)
         others = [one.name for one in stored[1:]]
         graded = self.with_grades(rows, stored[0]) if stored else rows
         return [{**row, "other_grades": others} for row in graded]
@@ -125,7 +142,7 @@ class JudgedBenchmark(Benchmark):
                 path = output if in_file else output / f"{key}.json"
                 yield path, json.dumps(stored, indent=1) if in_file else json.dumps(entry)
 
-    def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
+    def official_score(self, data: Path, answers: list[Row], fixed: bool) -> Score:
         rows, warnings, _ = self.join(data, answers)
         graded = {key: row for key, row in rows.items() if row.get("grades")}
         score = Score(self.name, None, {"answered": len(rows), "graded": len(graded)}, warnings)

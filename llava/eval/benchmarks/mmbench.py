@@ -9,14 +9,26 @@ judge is needed. The server takes the xlsx that `python -m llava.eval.submit` wr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from io import BytesIO
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
-from .base import LETTER_ANSWER, Benchmark, DataFile, QuestionScore, Score, Submission, grouped, mean
-from .files import DataError, DataIssue, Question, Row
+from .base import (
+    LETTER_ANSWER,
+    Benchmark,
+    DataFile,
+    QuestionScore,
+    Score,
+    Submission,
+    check_not_empty,
+    grouped,
+    mean,
+)
+from .files import ANSWER, DataError, DataIssue, Question, Row, Shape
+from .normalize import cleaned
 from .tsv import MISSING_CELLS, TableImage, is_missing, rows_of
 
 OPTIONS = "ABCD"
@@ -40,6 +52,7 @@ _REFUSALS = (
 )
 _MARKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _IS = re.compile(r"answer is\s*\**([A-Z])\b", re.I)
+_LETTER = re.compile(r"(?:option\s*)?\(?([A-Da-d])\)?[.:)]*", re.I)  # a letter as a person may write it
 _ILLEGAL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")  # not allowed in a cell
 
 
@@ -65,6 +78,24 @@ def infer_letter(text: str, choices: Mapping[str, str]) -> str | None:
     return inside[0] if len(inside) == 1 else None
 
 
+def choices_of(entry: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the options of a row by their letters."""
+    return {one: entry[one] for one in OPTIONS if entry.get(one, "") not in MISSING_CELLS} if entry else {}
+
+
+def options_of(row: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Return the options of a row, which end at the first missing one, and their letters."""
+    texts = list(takewhile(lambda text: not is_missing(text), (row.get(one, "") for one in OPTIONS)))
+    return texts, list(OPTIONS[: len(texts)])
+
+
+def prompt_of(row: Mapping[str, str]) -> str:
+    """Return LLaVA's prompt of a row, without the instruction."""
+    texts, letters = options_of(row)
+    prompt = "\n".join([row["question"], *map("{}. {}".format, letters, texts)])
+    return prompt if is_missing(row.get("hint", "")) else f"{row['hint']}\n{prompt}"
+
+
 class MMBench(Benchmark):
     name = "mmbench"
     title = "MMBench"
@@ -76,6 +107,7 @@ class MMBench(Benchmark):
     sizes = {4377: "dev 20230712", 4329: "dev 20231003"}
     files = (DataFile(marker, _WHAT, f"MMBench dev, release 20230712 ({_PAGE})", also=markers),)
     truth_files = (marker,)
+    answer_shape: Mapping[str, Shape] = {**ANSWER, "round_id?": int}
     constant_answers = tuple(OPTIONS)  # with rotations, each of them scores 0
     instruction = LETTER_ANSWER
 
@@ -83,23 +115,25 @@ class MMBench(Benchmark):
         return data if data.is_file() else super().find(data, *names)  # `data` may be the TSV itself
 
     def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
-        path, images = self.find(data, self.marker), {}
-        for index, (number, image, row) in enumerate(rows_of(path, problems)):
-            if isinstance(image, str):  # some releases refer to the image of another row
-                if image not in images:
-                    what = f"refers to the image of row {image}, which is not above it"
-                    problems.append(DataIssue(str(path), number, what))
-                    continue
-                image = images[image]
-            images[row["index"]] = image
-            texts = list(takewhile(lambda text: not is_missing(text), (row.get(one, "") for one in OPTIONS)))
-            letters = list(OPTIONS[: len(texts)])
-            prompt = "\n".join([row["question"], *map("{}. {}".format, letters, texts)])
-            if not is_missing(row.get("hint", "")):
-                prompt = f"{row['hint']}\n{prompt}"
+        path = self.find(data, self.marker)
+        rows = list(rows_of(path, problems))
+        images = {row["index"]: image for _, image, row in reversed(rows)}  # of equal ones the first
+        index = 0
+        for number, image, row in rows:
+            seen = set()
+            while isinstance(image, str) and image not in seen:  # some releases refer to another row's image
+                seen.add(image)
+                image = images.get(image, image)
+            if isinstance(image, str):
+                what = f"refers to the image of row {image}, which has none"
+                problems.append(DataIssue(str(path), number, what))
+                continue
+            texts, letters = options_of(row)
+            prompt = prompt_of(row)
             extra = {"prompt": prompt, "round_id": 0, "options": texts, "option_char": letters}
             text, category = prompt + self.instruction, row.get("category", "default")
             yield Question(index, int(row["index"]), image, text, category, str(path), number, extra)
+            index += 1
 
     def load_image(self, image: TableImage) -> Any:
         return image.load()
@@ -118,36 +152,100 @@ class MMBench(Benchmark):
 
     @staticmethod
     def read_truth(path: Path) -> Row:
-        """Return {"rows": {index: row without image}, "issues": malformed lines}."""
+        """Return {"rows": {index: row without image}, "issues": malformed lines, "unlabeled": lines}."""
         issues: list[DataIssue] = []
-        rows = {int(row["index"]): row for _, _, row in rows_of(path, issues)}
-        return {"rows": rows, "issues": [str(issue) for issue in issues]}
+        rows, unlabeled = {}, []
+        for line, _, row in rows_of(path, issues):
+            if (index := int(row["index"])) in rows:
+                issues.append(DataIssue(str(path), line, f"repeats index {index}; the first row is used"))
+                continue
+            rows[index] = row
+            if row["answer"] not in choices_of(row):
+                unlabeled.append((line, row["answer"]))
+        return {"rows": rows, "issues": [str(issue) for issue in issues], "unlabeled": unlabeled}
+
+    def check_labels(self, data: Path) -> None:
+        """Raise DataError if the answer of a row is not the letter of one of its options."""
+        if unlabeled := self.parsed(data)["unlabeled"]:
+            line, answer = unlabeled[0]
+            what = f"answer is {answer!r}, expected the letter of an option ({len(unlabeled)} such rows)"
+            raise DataError(
+                f"{self.find(data, self.marker)}:{line}: {what}. Use a dev file, not a test file."
+            )
 
     def truth(self, data: Path) -> Mapping[int, Mapping[str, str]]:
         return self.parsed(data)["rows"]
 
-    def read_answers(self, path: str | Path) -> list[Row]:
+    def asked_texts(self, data: Path) -> Mapping[Hashable, Sequence[str]]:
+        return {
+            key: (row["question"], *map("{1}. {0}".format, *options_of(row)))
+            for key, row in self.truth(data).items()
+        }
+
+    def keys(self, data: Path, answers: Sequence[Row]) -> list[Hashable]:
+        if rounds := sum(row.get("round_id", 0) != 0 for row in answers):
+            raise DataError(
+                f"{self.title}: {rounds} of {len(answers)} answers are of further rounds (round_id > 0, from "
+                "LLaVA's --all-rounds), whose letters name other options than the table. The table has the "
+                'rotations as rows already. Keep the lines with "round_id": 0.'
+            )
+        return super().keys(data, answers)
+
+    def read_answers(self, path: str | Path, problems: list[DataIssue] | None = None) -> list[Row]:
         """Return the answers of LLaVA's jsonl, or of an xlsx made for the server."""
         if Path(path).suffix != ".xlsx":
-            return super().read_answers(path)
+            return super().read_answers(path, problems)
         from openpyxl import load_workbook
+        from openpyxl.utils.exceptions import InvalidFileException
 
-        rows = list(load_workbook(path, read_only=True).active.iter_rows(values_only=True))
+        if not Path(path).is_file():
+            raise DataError(f"{path}: no such answer file")
+        try:
+            rows = list(load_workbook(path, read_only=True).active.iter_rows(values_only=True))
+        except (
+            BadZipFile,
+            InvalidFileException,
+            AttributeError,
+            LookupError,
+            SyntaxError,
+            ValueError,
+        ) as error:
+            raise DataError(f"{path}: not an xlsx file ({error}). Write it again.") from error
         if not rows or not {"index", "prediction"} <= set(rows[0]):
             raise DataError(f"{path}: missing columns index and prediction in the first sheet")
-        table = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
-        return [{"question_id": row["index"], "text": str(row["prediction"] or "")} for row in table]
+        found = []
+        for number, cells in enumerate(rows[1:], 2):
+            row = dict(zip(rows[0], cells, strict=False))
+            index, text = row["index"], row["prediction"]
+            if type(index) not in (int, float) or index != index // 1:
+                raise DataError(f"{path}:{number}: index is {index!r}, expected an integer. Fix the row.")
+            found.append({"question_id": int(index), "text": "" if text is None else str(text)})
+        check_not_empty(path, found)
+        return found
+
+    def entries(self, data: Path, answers: Sequence[Row]) -> list[Any]:
+        return [self.truth(data).get(key) for key in self.keys(data, answers)]
+
+    def reading(self, entry: Any, text: str) -> str | None:
+        return infer_letter(text, choices_of(entry))
+
+    def careful(self, entry: Any, text: str) -> str | None:
+        text, choices = cleaned(text), choices_of(entry)
+        found = _LETTER.fullmatch(text)
+        if found and found[1].upper() in choices:
+            return found[1].upper()
+        return infer_letter(text, choices)
 
     def letter(self, entry: Mapping[str, str], row: Row) -> str | None:
         """Return the option that an answer means (see `infer_letter`)."""
-        choices = {one: entry[one] for one in OPTIONS if entry.get(one, "") not in MISSING_CELLS}
-        return infer_letter(str(row["text"]), choices)
+        return infer_letter(row["text"], choices_of(entry))
 
     def credit(self, entry: Mapping[str, str], row: Row) -> float:
         return float(self.letter(entry, row) == entry["answer"])
 
-    def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
+    def official_score(self, data: Path, answers: list[Row], fixed: bool) -> Score:
         truth, (rows, warnings, missing) = self.truth(data), self.join(data, answers)
+        self.check_labels(data)
         if missing and not fixed:
             warnings[-1] += "; they count as wrong. --fixed leaves them out"
         warnings = [*self.parsed(data)["issues"], *warnings]
@@ -195,6 +293,9 @@ class MMBench(Benchmark):
             cells = [key if name == "index" else _cell(row[name]) for name in columns]
             text = _ILLEGAL.sub("", rows[key]["text"]) if key in rows else None
             sheet.append([*cells[:6], text, *cells[6:]])
+            for cell in sheet[sheet.max_row]:
+                if cell.data_type == "f":  # an answer that begins with "=" is not a formula
+                    cell.data_type = "s"
         content = BytesIO()
         book.save(content)
         files = {f"{self.name}_submission.xlsx": content.getvalue()}

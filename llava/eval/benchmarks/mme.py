@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from .base import SHORT_ANSWER, Benchmark, DataFile, Score, Submission, grouped, mean, ratio
-from .files import DataError, Row
+from .files import DataError, Row, read_text
+from .normalize import yes_or_no
 
 PERCEPTION = tuple("existence count position color posters celebrity scene landmark artwork OCR".split())
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
@@ -81,7 +82,9 @@ class MME(Benchmark):
         for task in TASKS:
             nested = release / task / "questions_answers_YN"
             for path in sorted((nested if nested.is_dir() else release / task).glob("*.txt")):
-                for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+                if path.name[0] == ".":  # macOS writes "._0001.txt" next to every file on other disks
+                    continue
+                for number, line in enumerate(read_text(path).split("\n"), 1):
                     if not line.strip():
                         continue
                     question, _, label = line.rstrip().rpartition("\t")
@@ -100,7 +103,8 @@ class MME(Benchmark):
             )
         task, _, name = str(row["question_id"]).partition("/")
         file = name.split("/")[-1].split(".")[0] + ".txt"
-        return task, file, row["prompt"].replace(SHORT_ANSWER.strip(), "").strip()
+        question = row["prompt"].replace(SHORT_ANSWER.strip(), "").strip()
+        return task, file, question.removesuffix(_SUFFIX).strip()
 
     def credit(self, entry: tuple[str, str], row: Row) -> float:
         return float(parse_answer(row["text"]) == entry[1].lower())
@@ -110,7 +114,14 @@ class MME(Benchmark):
         truth, counted = self.truth(data), self.counted(data, answers, fixed)
         return grouped((key[0], (key[1], *truth[key], row["text"])) for key, row in counted)
 
-    def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
+    def reading(self, entry: Any, text: str) -> str:
+        return parse_answer(text)
+
+    def careful(self, entry: Any, text: str) -> str | None:
+        said = yes_or_no(text)
+        return said and said.capitalize()
+
+    def official_score(self, data: Path, answers: list[Row], fixed: bool) -> Score:
         warnings = self.join(data, answers).warnings
         raises, detail, points = unreadable(answers), {}, {}
         for task, lines in self._lines(data, answers, fixed).items():

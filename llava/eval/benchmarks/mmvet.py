@@ -10,16 +10,19 @@ judge keeps MM-Vet's layout in our own words; scores comparable with published o
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from llava.eval.benchmarks.base import DataFile, Score, Submission, grouped, to_json
-from llava.eval.benchmarks.files import Row, read_answers, read_json
+from llava.eval.benchmarks.files import DataError, DataIssue, Row, Shape, mismatch, read_answers, read_json
 from llava.eval.benchmarks.judging import TRIES, UNKNOWN, Judge, JudgedBenchmark
 
 QUESTIONS, TRUTH = "llava-mm-vet.jsonl", "mm-vet.json"
+ENTRY: Shape = {"question": str, "answer": str, "imagename": str, "capability": [str]}
+GRADE: Shape = {"model": [str], "content": [str], "score": [float], "judge?": str, "prompt?": str}
 _GRADES = re.compile(r"^(?P<stem>.*)_(?P<judge>[^_]+)-grade-(?P<runs>\d+)runs?\.json$")
 _PAGE = "MM-Vet, mm-vet.zip (github.com/yuweihao/MM-Vet)"
 _AGAIN = "\nPredict the correctness of the answer (digit): "
@@ -75,7 +78,10 @@ class MMVet(JudgedBenchmark):
 
     @staticmethod
     def read_truth(path: Path) -> dict[str, Row]:
-        return read_json(path, dict)
+        return read_json(path, dict, {str: ENTRY})
+
+    def asked_texts(self, data: Path) -> Mapping[Hashable, Sequence[str]]:
+        return {key: (entry["question"],) for key, entry in self.truth(data).items()}
 
     def key(self, row: Row) -> str:
         return row["id"] if "id" in row else f"v1_{row['question_id']}"
@@ -107,22 +113,34 @@ class MMVet(JudgedBenchmark):
 
     def submission(self, data: Path | None, answers: list[Row], questions: Path | None = None) -> Submission:
         """Return {"v1_<question_id>": text}, MM-Vet's result file."""
+        if any("text" not in row for row in answers):
+            raise DataError(f"{self.title}: stored grades without answers. Pass the answer file.")
         document = {self.key(row): row["text"] for row in answers}
         files = {"mmvet_submission.json": to_json(document, indent=2)}
         return Submission(files, len(document), "MM-Vet's online evaluator (linked from its repository)")
 
-    def read_ungraded(self, path: Path) -> tuple[list[Row], list[Path]]:
+    def entry_mismatch(self, entry: Any) -> str | None:
+        found = mismatch(entry, GRADE)
+        if not found and not all(0 <= value <= 1 for value in entry["score"]):
+            found = "score has a number that is not from 0 to 1"
+        return found and found.lstrip(".: ")
+
+    def read_ungraded(
+        self, path: Path, problems: list[DataIssue] | None = None
+    ) -> tuple[list[Row], list[Path]]:
         """Read LLaVA's jsonl, MM-Vet's results ({id: text}), or ids from grades; most runs come first."""
         if path.suffix == ".json":
             document = read_json(path, dict)
-            if all(isinstance(value, dict) for value in document.values()):
+            if document and all(isinstance(value, dict) for value in document.values()):
                 return [{"id": key} for key in document], [path]
+            if found := mismatch(document, {str: str}):
+                raise DataError(f"{path}: {found.lstrip('.: ')}. Fix or delete such entries before scoring.")
             rows = [
-                {"id": key, "question_id": key.removeprefix("v1_"), "text": str(text)}
+                {"id": key, "question_id": key.removeprefix("v1_"), "text": text}
                 for key, text in document.items()
             ]
         else:
-            rows = read_answers(path)
+            rows = read_answers(path, problems=problems)
         stems = {path.stem, path.stem.removeprefix("llava_answers_"), path.stem.removeprefix("results_")}
         matches = filter(None, (_GRADES.match(one.name) for one in path.parent.glob("*.json")))
         found = sorted((int(one["runs"]), one[0], one["judge"]) for one in matches if one["stem"] in stems)

@@ -5,7 +5,8 @@
 The four rules differ in small ways, and their bugs are reproduced, because scores are comparable only under
 the same rule: `evalai` (TextVQA's scorer, and what LLaVA sends to the VQAv2 and VizWiz servers),
 `vqa_official` (VQAv2's own evaluation), `vizwiz_official` (the same code with typographic apostrophes in its
-table) and `gqa` (LLaVA's conversion). Pure functions of one string.
+table) and `gqa` (LLaVA's conversion). `cleaned` and `yes_or_no` read answers as a person does; no official
+rule uses them. Pure functions of one string.
 """
 
 from __future__ import annotations
@@ -119,3 +120,35 @@ def soft_accuracy(prediction: str, references: Sequence[str]) -> float:
 def one_line(text: str) -> str:
     """Replace line breaks and tabs by spaces, then strip."""
     return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+# -- what a person reads ----------------------------------------------------------------------------------
+_SPECIAL_TOKEN = re.compile(r"</?s>|<pad>|<unk>|<\|[^|<>\s]*\|>|<image>|[\u200b\ufeff]")
+_PREFIX = re.compile(r"^(?:assistant|(?:the |final )?answer)\s*(?::|\bis\b:?)\s*", re.I)
+_QUOTED = re.compile(r"^(\*\*|__|[\"'`*])(.*)\1$", re.S)
+_UNSURE = re.compile(
+    r"\b(?:not sure|unsure|(?:do not|don't) know|unknown|unclear)\b|\b(?:cannot|can't|unable to)\b"
+)
+
+
+def cleaned(text: str) -> str:
+    """Remove what is not part of an answer: special tokens, "Answer:" in front, quotes or stars around it."""
+    text = _PREFIX.sub("", _SPECIAL_TOKEN.sub(" ", text).strip())
+    while quoted := _QUOTED.match(text):
+        text = quoted[2].strip()
+    return text
+
+
+def yes_or_no(text: str) -> str | None:
+    """Return yes or no as a person reads the first sentence of an answer; None if it is neither or both."""
+    sentences = re.split(r"[.!?\n]+", cleaned(text).lower().replace("\u2019", "'"))
+    words = next((found for found in (re.findall(r"[a-z']+", one) for one in sentences) if found), [])
+    is_yes, is_no = ({"yes", "yeah", "yep", "y"} & {*words}, {"no", "nope", "n"} & {*words})
+    if is_yes or is_no:
+        return None if is_yes and is_no else "yes" if is_yes else "no"
+    if _UNSURE.search(" ".join(words)):
+        return None
+    if any(word in ("not", "none", "never", "nothing") or word.endswith("n't") for word in words):
+        return "no"
+    stated = len(words) > 2 and {"is", "are", "has", "have", "contains", "shows", "appears"} & {*words}
+    return "yes" if stated else None

@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from .base import Benchmark, DataFile, Score, mean, ratio
-from .files import DataError, DataIssue, Question, Row, read_jsonl, read_rows
+from .base import Benchmark, DataFile, Score, join_by_prompt, known_id, mean, ratio
+from .files import ID, DataIssue, Question, Row, Shape, read_rows
+from .normalize import yes_or_no
 
 CATEGORIES, OUTCOMES = ("adversarial", "popular", "random"), ("TP", "FP", "TN", "FN")
 QUESTIONS = "llava_pope_test.jsonl"
 LABELS = tuple(f"coco/coco_pope_{category}.json" for category in CATEGORIES)
+LABEL: Shape = {"question_id": ID, "label": frozenset(("yes", "no")), "image": ID, "text?": (str, type(None))}
 _BY_POSITION = "The official scorer joins by position without checking, so this score is not valid."
 Keyed = list[tuple[tuple[str, Any], Row]]  # ((category, id in the label file), answer or label)
 _PAGE = "POPE (github.com/RUCAIBox/POPE), the release with 2,910 random rows"
@@ -40,8 +42,14 @@ def parse_answer(text: str) -> str:
 
 def outcome(row: Row, label: Row) -> str:
     """Return TP, FP, TN or FN of one answer."""
+    if row.get("unreadable"):  # with --fixed; an answer that is neither yes nor no is wrong
+        return "FN" if label["label"] == "yes" else "FP"
     predicted = parse_answer(row["text"])
     return ("T" if predicted == label["label"] else "F") + ("P" if predicted == "yes" else "N")
+
+
+def _says_yes(row: Row) -> bool:
+    return not row.get("unreadable") and parse_answer(row["text"]) == "yes"
 
 
 def category_metrics(pairs: list[tuple[Row, Row]], rows: list[Row], fixed: bool) -> Row:
@@ -57,7 +65,7 @@ def category_metrics(pairs: list[tuple[Row, Row]], rows: list[Row], fixed: bool)
             "precision": precision,
             "recall": recall,
             "f1": divide(2 * precision * recall, precision + recall),
-            "yes_ratio": divide(sum(parse_answer(row["text"]) == "yes" for row in rows), len(rows)),
+            "yes_ratio": divide(sum(map(_says_yes, rows)), len(rows)),
         }
     except ZeroDivisionError as error:
         return found | {"f1": None, "raises": f"ZeroDivisionError: {error}"}
@@ -105,23 +113,23 @@ class Pope(Benchmark):
     def read_truth(questions: Path, *paths: Path) -> Row:
         """Return {"labels": {key: label}, "keys": {question_id: key}, "issues"}; keys are (category, id)."""
         issues: list[DataIssue] = []
-        rows = [row for _, row in read_jsonl(questions, issues, ("question_id", "category"))]
+        rows = read_rows(questions, {"question_id": ID, "category": str, "text?": str}, problems=issues)
         labels = {}
         for category, path in zip(CATEGORIES, paths, strict=True):
-            for row in read_rows(path, ("question_id", "label", "image"), "Replace the label file"):
-                labels[category, row["question_id"]] = row
-                if row["label"] not in ("yes", "no"):
-                    what = f"{path}: label of question_id {row['question_id']!r} is {row['label']!r}"
-                    raise DataError(f"{what}, expected 'yes' or 'no'. Replace the label file.")
+            for row in read_rows(path, LABEL, "Replace the label file"):
+                labels[category, _number(row["question_id"])] = row
         keys = {row["question_id"]: (row["category"], _number(row["question_id"])) for row in rows}
-        return {"labels": labels, "keys": keys, "issues": list(map(str, issues))}
+        texts = {keys[row["question_id"]]: (row["text"].split("\n")[0],) for row in rows if "text" in row}
+        return {"labels": labels, "keys": keys, "texts": texts, "issues": list(map(str, issues))}
 
     def truth(self, data: Path) -> Mapping[tuple[str, Any], Row]:
         return self.parsed(data)["labels"]
 
     def keys(self, data: Path, answers: Sequence[Row]) -> list[Hashable]:
-        keys = self.parsed(data)["keys"]
-        return [keys.get(row["question_id"], row["question_id"]) for row in answers]
+        parsed = self.parsed(data)
+        ids = [known_id(row["question_id"], parsed["keys"]) for row in answers]
+        keys = [parsed["keys"].get(one, one) for one in ids]
+        return join_by_prompt(keys, answers, parsed["texts"], self.truth_paths(data)[0])
 
     def wanted(self, data: Path) -> Collection[Hashable]:
         return set(self.parsed(data)["keys"].values())
@@ -140,7 +148,13 @@ class Pope(Benchmark):
     def credit(self, entry: Row, row: Row) -> float:
         return float(parse_answer(row["text"]) == entry["label"])
 
-    def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
+    def reading(self, entry: Any, text: str) -> str:
+        return parse_answer(text)
+
+    def careful(self, entry: Any, text: str) -> str | None:
+        return yes_or_no(text)
+
+    def official_score(self, data: Path, answers: list[Row], fixed: bool) -> Score:
         rows, warnings, _ = self.join(data, answers)
         if unknown := sorted({str(category) for category, _ in rows} - set(CATEGORIES)):
             warnings.append(f"answers of unknown categories are not scored: {', '.join(unknown)}")
@@ -184,4 +198,5 @@ class Pope(Benchmark):
 
 def _number(question_id: Any) -> Any:
     """Return the id in the label file: LLaVA adds 10^7 to random and 2 x 10^7 to popular ids."""
-    return question_id % 10_000_000 if isinstance(question_id, int) else question_id
+    text = str(question_id)
+    return int(text) % 10_000_000 if text.isascii() and text.isdecimal() and len(text) < 19 else question_id

@@ -9,18 +9,24 @@ missing answers shrink its denominator silently; a warning counts them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .base import LETTER_ANSWER, Benchmark, DataFile, Score, mean
-from .files import DataError, DataIssue, Question, Row, read_json
+from .files import ID, DataError, DataIssue, Question, Row, Shape, make_question, mismatch, read_json
+from .normalize import cleaned
 
 ALL, WITH_IMAGE = "llava_test_CQM-A.json", "llava_test_CQM-I.json"
 SPLITS, PROBLEMS = "pid_splits.json", "problems.json"
 OPTIONS = "ABCDE"
 FAILED = "FAILED"
 _SENTENCE = re.compile(r"The answer is ([A-Z]).")  # the last dot is any character, as in the original
+# What a person reads as a letter: "(b)", "B.", "B) red"; "the answer is B", "option B".
+_LETTER = re.compile(r"\(?([A-E])(?:$|[.:)])|\(?([a-e])[.:)]*$")
+_NAMED = re.compile(r"(?:answer is|answer:|option)\s*:?\s*\(?([A-E])\b", re.I)
+QUESTION: Shape = {"id": ID, "image?": object, "conversations": [{"value": str}]}
+PROBLEM: Shape = {"question": str, "choices": [str], "answer": int, "image?": (str, type(None))}
 _PAGE = "ScienceQA (scienceqa.github.io)"
 
 
@@ -43,7 +49,12 @@ def right(entry: Row, row: Row) -> float:
 
 
 def read_conversations(
-    path: Path, images: Path, problems: list[DataIssue], suffix: str, only_images: bool = False
+    path: Path,
+    images: Path,
+    problems: list[DataIssue],
+    suffix: str,
+    only_images: bool = False,
+    allow_outside: bool = False,
 ) -> Iterator[Question]:
     """Stream LLaVA's question file, a JSON list of conversations; the human turn is the question.
 
@@ -52,41 +63,50 @@ def read_conversations(
         problems: Receives the entries that cannot be used.
         suffix: Instruction at the end of every prompt.
         only_images: Leave out questions without an image.
+        allow_outside: Accept images outside their folder.
 
     Raises:
         DataError: The file is missing, or not such a list.
     """
     index = 0
-    for number, row in enumerate(read_json(path, list, ("id", "conversations")), 1):
-        image, problem = row.get("image"), ""
-        try:
-            value = row["conversations"][0]["value"]
-            text = value.replace("<image>", "").strip() + suffix
-        except (LookupError, TypeError, AttributeError):
+    for number, row in enumerate(read_json(path, list), 1):
+        problem = mismatch(row, QUESTION)
+        if not problem and not row["conversations"]:
             problem = "entry without a human turn"
-        else:
-            if image is None and only_images:
-                continue
-            if (image is None) == ("<image>" in value):
-                problem = f"entry {row['id']} has only one of <image> and an image file"
         if problem:
-            problems.append(DataIssue(str(path), number, problem))
+            problems.append(DataIssue(str(path), number, problem.lstrip(".: ")))
             continue
-        where = None if image is None else images / image
-        # the scorer recognizes questions with an image by their prompt
-        extra = {"prompt": text if image is None else "<image>\n" + text}
-        yield Question(index, row["id"], where, text, file=str(path), line=number, extra=extra)
+        image, value = row.get("image"), row["conversations"][0]["value"]
+        if image is None and only_images and "<image>" not in value:
+            continue
+        text = value.replace("<image>", "").strip() + suffix
+        try:
+            if (image is None) == ("<image>" in value):
+                raise ValueError(f"entry {row['id']} has only one of <image> and an image file")
+            # the scorer recognizes questions with an image by their prompt
+            extra = {"prompt": text if image is None else "<image>\n" + text}
+            values = row["id"], image, text, images, allow_outside
+            question = make_question(index, *values, file=str(path), line=number, extra=extra)
+        except ValueError as error:
+            problems.append(DataIssue(str(path), number, str(error)))
+            continue
+        yield question
         index += 1
 
 
 def read_split(name: str, splits: Path, path: Path) -> dict[str, Row]:
     """Return {id: problem} of a split. Raises DataError."""
-    split = [str(key) for key in read_json(splits, dict, (name,))[name]]
-    problems = read_json(path, dict)
+    split = [str(key) for key in read_json(splits, dict, {name: [ID]})[name]]
+    problems = read_json(path, dict, {str: PROBLEM})
     missing = [key for key in split if key not in problems]
     if missing or not split:
         what = f"{len(missing)} of {len(split)} questions of {splits.name} are missing"
         raise DataError(f"{path}: {what}. Use the files of one release.")
+    for key in split:
+        choices, answer = len(problems[key]["choices"]), problems[key]["answer"]
+        if not 0 <= answer < choices:
+            what = f"problem {key}: answer is {answer}, expected an index of its {choices} choices"
+            raise DataError(f"{path}: {what}. Use the official file.")
     return {key: problems[key] for key in split}
 
 
@@ -115,7 +135,7 @@ class ScienceQA(Benchmark):
         if path.name != ALL and not self.only_images:
             raise DataError(f"{data / ALL}: not found. {path.name} contains only questions with an image.")
         images = path.parent / "images" / "test"
-        return read_conversations(path, images, problems, LETTER_ANSWER, self.only_images)
+        return read_conversations(path, images, problems, LETTER_ANSWER, self.only_images, self.allow_outside)
 
     @staticmethod
     def read_truth(splits: Path, path: Path) -> dict[str, Row]:
@@ -126,16 +146,56 @@ class ScienceQA(Benchmark):
         return ()  # `score` distinguishes questions with and without image
 
     def key(self, row: Row) -> str:
+        if "prompt" not in row:  # the official scorer raises as well
+            raise DataError(
+                f"{self.title}: the answer to question_id {row['question_id']!r} has no prompt. The official "
+                "scorer finds the questions with an image by their prompt. Keep the key 'prompt'."
+            )
         return str(row["question_id"])
 
     def credit(self, entry: Row, row: Row) -> float | None:
         return right(entry, row) if "<image>" in str(row.get("prompt", "")) else None
 
-    def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
+    def asked_texts(self, data: Path) -> Mapping[Hashable, Sequence[str]]:
+        return {
+            key: (entry["question"], *map("{}. {}".format, OPTIONS, entry["choices"]))
+            for key, entry in self.truth(data).items()
+        }
+
+    def entries(self, data: Path, answers: Sequence[Row]) -> list[Any]:
+        return [self.truth(data).get(key) for key in self.keys(data, answers)]
+
+    def reading(self, entry: Any, text: str) -> int:
+        return choice_index(parse_answer(text), entry["choices"] if entry else OPTIONS)
+
+    def careful(self, entry: Any, text: str) -> str | None:
+        text, choices = cleaned(text), entry["choices"] if entry else OPTIONS
+        if found := _LETTER.match(text):
+            letter = (found[1] or found[2]).upper()
+            return letter if choice_index(letter, choices) >= 0 else None
+        found = {letter.upper() for letter in _NAMED.findall(text)}
+        said = [
+            OPTIONS[place] for place, one in enumerate(choices[:5]) if one.lower() == text.lower().rstrip(".")
+        ]
+        letters = [*found] if found else said
+        return letters[0] if len(letters) == 1 and choice_index(letters[0], choices) >= 0 else None
+
+    def official_score(self, data: Path, answers: list[Row], fixed: bool) -> Score:
         truth = self.truth(data)
         rows, warnings, _ = self.join(data, answers)
         correct = int(sum(right(truth[key], row) for key, row in rows.items()))
+        with_image = [key for key, entry in truth.items() if entry.get("image")]
         images = [one.value for one in self.question_scores(data, answers)]
+        marked = {key for key, row in rows.items() if "<image>" in row["prompt"]}
+        if marked and (wrong := (marked ^ {*with_image}) & rows.keys()):
+            effect = "--fixed counts by problems.json"
+            if fixed:
+                effect = "counted by problems.json"
+                images = [right(truth[key], rows[key]) for key in with_image if key in rows]
+            what = (
+                f"{len(wrong)} answers have <image> in their prompt and no image in problems.json, or reverse"
+            )
+            warnings.append(f"{what}; the official IMG-Accuracy counts by the prompt; {effect}")
         details: dict[str, Any] = {
             "count": len(truth),
             "correct": correct,
@@ -149,7 +209,6 @@ class ScienceQA(Benchmark):
             warnings.append(
                 "no answer has <image> in its prompt, so that the official IMG-Accuracy is undefined"
             )
-        with_image = [key for key, entry in truth.items() if entry.get("image")]
         if missing := sum(key not in rows for key in with_image):
             what = f"{missing} of {len(with_image)} questions with an image have no answer"
             warnings.append(f"{what}; IMG-Accuracy is that of the others")

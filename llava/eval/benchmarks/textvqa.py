@@ -11,9 +11,10 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from .base import Benchmark, DataFile, Score, mean, most_common
-from .files import DataError, Row, read_json
+from .files import ID, DataError, Row, read_json
 from .normalize import evalai, soft_accuracy
 
 QUESTIONS, TRUTH = "llava_textvqa_val_v051_ocr.jsonl", "TextVQA_0.5.1_val.json"
@@ -57,7 +58,8 @@ class TextVQA(Benchmark):
     @staticmethod
     def read_truth(path: Path) -> dict[tuple[str, str], list[str]]:
         """Return {(image, lower-case question): ten reference answers}."""
-        rows = read_json(path, dict, ("data",))["data"]
+        entry = {"image_id": ID, "question": str, "answers": [str]}
+        rows = read_json(path, dict, {"data": [entry]})["data"]
         truth = {(str(row["image_id"]), row["question"].lower()): row["answers"] for row in rows}
         for (image, _), answers in truth.items():
             if len(answers) != 10:
@@ -78,7 +80,10 @@ class TextVQA(Benchmark):
     def credit(self, entry: tuple[str, ...], row: Row) -> float:
         return soft_accuracy(_normalized(row["text"]), [_normalized(answer) for answer in entry])
 
-    def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
+    def reading(self, entry: Any, text: str) -> str:
+        return _normalized(text)
+
+    def official_score(self, data: Path, answers: list[Row], fixed: bool) -> Score:
         _, warnings, missing = self.join(data, answers)
         if missing:
             warnings[-1] += "; the official scorer averages over the answers in the file"

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .files import DataError, DataIssue
+from .files import DataError, DataIssue, not_text
 
+_INDEX = re.compile(r"0*([0-9]{1,15})(?:\.0*)?")
 _NEEDS = ("index", "question", "A", "B", "answer", "image")
 # What pandas reads as a missing cell, and therefore LLaVA as well; an option "None" is lost.
 MISSING_CELLS = frozenset(
@@ -42,52 +44,71 @@ class TableImage:
 
         with self.path.open("rb") as file:
             file.seek(self.offset)
-            (row,) = _reader([file.read(self.length).decode("utf-8")])
+            raw = file.read(self.length)
         try:
+            (row,) = _reader([raw.decode("utf-8")])
             return load_image_from_base64(row[self.column])
-        except ValueError as error:
+        except (ValueError, IndexError, csv.Error) as error:
             raise ValueError(f"{self}: {error}") from error
 
 
 def rows_of(path: Path, problems: list[DataIssue]) -> Iterator[tuple[int, TableImage | str, dict[str, str]]]:
-    """Stream (line, image or index of the row that has it, row without image) of a TSV."""
+    """Stream (line, image or index of the row that has it, row without image) of a TSV.
+
+    The index is a whole number; pandas writes "7.0" for 7 in a column with an empty cell.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     with path.open("rb") as file:
-        end = 0
+        end = number = 0
 
         def lines() -> Iterator[str]:
-            nonlocal end
+            nonlocal end, number
             for raw in file:
                 end += len(raw)
-                yield raw.decode("utf-8-sig" if end == len(raw) else "utf-8")
+                number += 1
+                try:
+                    yield raw.decode("utf-8-sig" if end == len(raw) else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{path}:{number}: {not_text(error)}") from error
 
-        reader = _reader(lines())
-        header = next(reader, [])
+        reader = _cells(_reader(lines()), path)
+        _, header = next(reader, (1, []))
         missing = [name for name in _NEEDS if name not in header]
         if missing:
             fix = "Check that it is the right file."
             raise DataError(f"{path}:1: missing columns {', '.join(missing)}. {fix}")
         column, start = header.index("image"), end
-        for cells in reader:
+        for line, cells in reader:
             offset, length, start = start, end - start, end
             if not cells:
                 continue
-            if len(cells) != len(header) or not cells[header.index("index")].isdigit():
+            row = dict(zip(header, cells, strict=False))
+            if len(cells) != len(header) or not (index := _INDEX.fullmatch(row["index"])):
                 what = f"{len(cells)} cells for {len(header)} columns, or no index"
-                problems.append(DataIssue(str(path), reader.line_num, what))
+                problems.append(DataIssue(str(path), line, what))
                 continue
-            row = dict(zip(header, cells, strict=True))
-            image = row.pop("image")
-            if not image.isdigit() or len(image) >= 64:
-                name = hashlib.sha256(image.encode()).hexdigest()[:32]
-                image = TableImage(name, path, offset, length, column)
-            yield reader.line_num, image, row
+            row["index"], image = index[1], row.pop("image")
+            if reference := _INDEX.fullmatch(image):
+                yield line, reference[1], row
+                continue
+            name = hashlib.sha256(image.encode()).hexdigest()[:32]
+            yield line, TableImage(name, path, offset, length, column), row
 
 
 def is_missing(cell: str) -> bool:
     """Return True for a cell that pandas or LLaVA reads as missing."""
     return cell in MISSING_CELLS or cell.lower() in ("nan", "none")
+
+
+def _cells(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line, cells) of every row. Raises DataError where the table ends early."""
+    try:
+        for cells in reader:
+            yield reader.line_num, cells
+    except csv.Error as error:
+        fix = "Save it with Unix line ends, or download it again."
+        raise DataError(f"{path}:{reader.line_num}: not a row of a table ({error}). {fix}") from error
 
 
 def _reader(lines: Iterable[str]) -> Any:

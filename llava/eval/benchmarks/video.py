@@ -12,18 +12,31 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llava.eval.benchmarks.base import DataFile, Score, mean
-from llava.eval.benchmarks.files import DataError, DataIssue, Question, Row, read_json, read_rows
+from llava.eval.benchmarks.files import (
+    ANSWER,
+    ID,
+    TEXT,
+    DataIssue,
+    Question,
+    Row,
+    Shape,
+    mismatch,
+    read_json,
+    read_rows,
+)
 from llava.eval.benchmarks.judging import TRIES, UNKNOWN, Judge, JudgedBenchmark
 from llava.eval.benchmarks.normalize import vqa_official
 
 EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv")
-QUESTION_KEYS = ("video_name", "question_id", "question")
+QUESTION: Shape = {"video_name": str, "question_id": ID, "question": str}
+# Lines of Video-LLaVA's merge.jsonl; an answer file has LLaVA's keys instead.
+PREDICTION: Shape = {"id": ID, "pred": str, "question?": str, "answer?": TEXT}
 REPLIES = "judge_replies.json"
 _PAGE = "Video-ChatGPT's zero-shot sets, as collected for Video-LLaVA's evaluation"
 
@@ -49,7 +62,7 @@ def tally(replies: list[Row]) -> Row:
     yes = no = total = 0
     for reply in replies:
         try:
-            total += int(reply["score"])
+            total += float(int(reply["score"]))
             said = reply["pred"].lower()
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
             continue
@@ -98,7 +111,7 @@ class VideoQA(JudgedBenchmark):
 
     def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
         path = self.find(data, self.marker)
-        for place, row in enumerate(read_json(path, list, QUESTION_KEYS)):
+        for place, row in enumerate(read_json(path, list, QUESTION)):
             stem = data / self.videos / f"{self.prefix}{row['video_name']}"
             paths = [Path(f"{stem}{extension}") for extension in EXTENSIONS]
             video = next((one for one in paths if one.is_file()), paths[0])
@@ -108,8 +121,8 @@ class VideoQA(JudgedBenchmark):
     @staticmethod
     def read_truth(answers: Path, questions: Path) -> dict[Hashable, Row]:
         """Return {question_id: correct answer, question and video}."""
-        asked = {row["question_id"]: row for row in read_json(questions, list, QUESTION_KEYS)}
-        rows = read_json(answers, list, ("question_id", "answer"))
+        asked = {row["question_id"]: row for row in read_json(questions, list, QUESTION)}
+        rows = read_json(answers, list, {"question_id": ID, "answer": ID})
         return {row["question_id"]: {**row, **asked.get(row["question_id"], {})} for row in rows}
 
     def truth_paths(self, data: Path) -> list[Path]:
@@ -135,9 +148,9 @@ class VideoQA(JudgedBenchmark):
                 "leaves them out of the accuracy"
             )
 
-    def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
+    def official_score(self, data: Path, answers: list[Row], fixed: bool) -> Score:
         """Add what needs no judge: the offline matches, and answers stored with another ground truth."""
-        score = super().score(data, answers, fixed)
+        score = super().official_score(data, answers, fixed)
         rows = self.join(data, answers).rows
         right = {key: self.truth(data)[key]["answer"] for key in rows}
         pairs = [(row["text"], str(right[key])) for key, row in rows.items()]
@@ -155,32 +168,34 @@ class VideoQA(JudgedBenchmark):
             )
         return score
 
-    def read_ungraded(self, path: Path) -> tuple[list[Row], list[Path]]:
+    def asked_texts(self, data: Path) -> Mapping[Hashable, Sequence[str]]:
+        return {key: (entry["question"],) for key, entry in self.truth(data).items() if "question" in entry}
+
+    def read_ungraded(
+        self, path: Path, problems: list[DataIssue] | None = None
+    ) -> tuple[list[Row], list[Path]]:
         """Read merge.jsonl ({"id", "question", "answer", "pred"}), LLaVA's jsonl, or answers in replies."""
         if path.is_dir() or path.suffix == ".json":
             rows = [
-                {"question_id": key, "text": str(asked.get("pred", "")), "truth": asked.get("a")}
+                {"question_id": key, "text": asked.get("pred", ""), "truth": asked.get("a")}
                 for key, (_, asked) in self.read_grades(path).items()
             ]
             return rows, [path]
-        fix = "Fix or delete such lines before scoring"
-        rows = read_rows(path, fix=fix)
+        rows = read_rows(path, (PREDICTION, ANSWER), "Fix or delete such lines before scoring", problems)
         for place, row in enumerate(rows):
             if {"id", "pred"} <= row.keys():
                 rows[place] = {"question_id": row["id"], "text": row["pred"], "truth": row.get("answer")}
-            elif not {"question_id", "text"} <= row.keys():
-                what = "has neither id and pred nor question_id and text"
-                raise DataError(f"{path}: answer {place + 1} {what}. {fix}.")
+                if "question" in row:
+                    rows[place]["prompt"] = row["question"]
         names = (f"{path.stem}_judged", f"{path.stem}_{REPLIES}", REPLIES)
         return rows, [path.with_name(name) for name in names if path.with_name(name).exists()]
 
-    def read_grades(self, path: Path) -> dict[str, Any]:
-        stored = super().read_grades(path)
-        for key, pair in stored.items():
-            if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], dict)):
-                form = "[{'pred', 'score'}, {'q', 'a', 'pred'}]"
-                raise DataError(f"{path}: entry {key!r} is not a judge reply: expected {form}")
-        return stored
+    def entry_mismatch(self, entry: Any) -> str | None:
+        if not isinstance(entry, list) or len(entry) != 2:
+            return "expected [{'pred', 'score'}, {'q', 'a', 'pred'}]"
+        texts = {"pred?": str, "a?": TEXT, "judge?": str, "prompt?": str}
+        found = mismatch(entry[1], texts)
+        return found and found.lstrip(".: ")
 
     def grades_of(self, entry: list[Row]) -> Row:
         return {"grades": entry[:1], "judge": entry[1].get("judge", UNKNOWN)}
@@ -189,7 +204,11 @@ class VideoQA(JudgedBenchmark):
         return entry[1]
 
     def ask(self, judge: Judge, truth: Row, row: Row, entry: list[Row] | None) -> list[Row] | None:
-        asked = {"q": truth["question"], "a": str(truth["answer"]), "pred": row["text"]}
+        asked = {
+            "q": truth.get("question", row.get("prompt", "")),
+            "a": str(truth["answer"]),
+            "pred": row["text"],
+        }
         values = dict(zip(self.placeholders, asked.values(), strict=True))
         names = "|".join(map(re.escape, values))
         text = re.sub(names, lambda match: values[match[0]], judge.prompt or PROMPT)

@@ -9,18 +9,25 @@ left out of the mean, with a warning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .base import SHORT_ANSWER, DataFile
-from .files import DataError, Row, parse_once, read_json
+from .base import SHORT_ANSWER, DataFile, join_by_prompt, known_id, other_questions
+from .files import ANSWER, TEXT, DataError, Row, Shape, parse_once, read_json
 from .normalize import soft_accuracy, vizwiz_official
-from .vqa import UploadedVQA, asked
+from .vqa import REFERENCES, UploadedVQA, references
 
 LLAVA_TEST, LLAVA_VAL, TRUTH = "llava_test.jsonl", "llava_val.jsonl", "val.json"
 MAY_REFUSE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
+ENTRY: Shape = {
+    "image": str,
+    "answers": REFERENCES,
+    "question?": str,
+    "answer_type?": TEXT,
+    "answerable?": (bool, int),
+}
 _PAGE = "VizWiz-VQA (vizwiz.org/tasks-and-datasets/vqa)"
 _normalized = lru_cache(1 << 16)(vizwiz_official)
 VAL_DATA = (
@@ -58,15 +65,17 @@ class VizWiz(UploadedVQA):
     optional_files = VAL_DATA
     truth_files = (TRUTH,)
     key_name = "image"
-    list_keys = ("image", "answer")
+    answer_shape: Mapping[str, Shape] = {**ANSWER, "image?": str}
+    list_shape: Mapping[str, Shape] = {"image": str, "answer": str}
     upload_files = (LLAVA_TEST, LLAVA_VAL)
     upload_all = True
     server = "EvalAI challenge 2185 (VizWiz VQA)"
     total = "accuracy"
     tables = {"perAnswerType": "type"}
 
-    def official_questions(self, path: Path) -> Iterable[tuple[Any, str, str]]:
-        for index, row in enumerate(read_json(path, list, ("image", "question"))):
+    @staticmethod
+    def official_questions(path: Path) -> Iterable[tuple[Any, str, str]]:
+        for index, row in enumerate(read_json(path, list, {"image": str, "question": str})):
             yield index, row["image"], row["question"] + MAY_REFUSE + SHORT_ANSWER
 
     @staticmethod
@@ -80,11 +89,11 @@ class VizWiz(UploadedVQA):
         return {
             row["image"]: {
                 "question": row.get("question", ""),
-                "answers": tuple(one["answer"] for one in row["answers"]),
+                "answers": references(path, row["image"], row["answers"]),
                 "type": row.get("answer_type", "unknown"),
                 "unanswerable": not row.get("answerable", row.get("answer_type") != "unanswerable"),
             }
-            for row in read_json(path, list, ("image", "answers"))
+            for row in read_json(path, list, ENTRY)
         }
 
     def is_test(self, data: Path, answers: list[Row]) -> bool:
@@ -94,24 +103,33 @@ class VizWiz(UploadedVQA):
         return row["image"]
 
     def keys(self, data: Path, answers: Sequence[Row]) -> list[Hashable]:
-        """Return the image of every answer, from the question file whose ids and prompts match best."""
+        """Return the image of every answer: its own, or that of its id and prompt in a question file."""
         if all("image" in row for row in answers):
             return super().keys(data, answers)
-        paths = [data / name for name in (LLAVA_VAL, LLAVA_TEST) if (data / name).is_file()]
-        files = [parse_once(asked, path) for path in paths]
+        paths = [path for name in (LLAVA_VAL, LLAVA_TEST) if (path := data / name).is_file()]
+        files = {path: parse_once(self.listed, path) for path in paths}
         if (data / TRUTH).is_file():  # numbered by position
-            files.append(dict(enumerate((key, one["question"]) for key, one in self.truth(data).items())))
+            listed = ((key, one["question"].split("\n")[0]) for key, one in self.truth(data).items())
+            files[data / TRUTH] = dict(enumerate(listed))
         ids = [row["question_id"] for row in answers]
-        files = [questions for questions in files if questions.keys() >= set(ids)]
-        if not files:
+        images = {Path(image).stem: image for file in files.values() for image, _ in file.values()}
+        named = [images.get(Path(str(one)).stem) for one in ids]
+        if all(named):
+            return named
+        found = []
+        for path, file in files.items():
+            known = [known_id(one, file) for one in ids]
+            if file.keys() >= set(known):
+                texts = {image: (text,) for image, text in file.values()}
+                found.append(([file[one][0] for one in known], texts, path))
+        if not found:
             what = (
                 f"no question file ({LLAVA_VAL}, {LLAVA_TEST} or {TRUTH}) has all ids of {len(ids)} answers"
             )
             raise DataError(f"{data}: {what}. Pass the --data of the same benchmark, split and release.")
         # The ids of both splits count from 0; prompts distinguish them.
-        prompts = [(row["question_id"], str(row.get("prompt", ""))) for row in answers]
-        best = max(files, key=lambda file: sum(prompt.startswith(file[one][1]) for one, prompt in prompts))
-        return [best[one][0] for one in ids]
+        best = min(found, key=lambda one: other_questions(one[0], answers, one[1]))
+        return join_by_prompt(best[0], answers, *best[1:])
 
     def summary(self, found: list[tuple[Row, Row]], text: Callable[[Row], str]) -> Row:
         predicted = [_normalized(text(row)) == "unanswerable" for _, row in found]

@@ -6,25 +6,59 @@ The score is the official one of what LLaVA uploads, that is, of answers after t
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .base import Benchmark, Score, Submission, check_foreign, grouped, mean, most_common, to_json
-from .files import DataError, DataIssue, Question, Row, read_jsonl, read_questions, read_rows
+from .base import (
+    Benchmark,
+    Score,
+    Submission,
+    check_foreign,
+    grouped,
+    join_by_prompt,
+    known_id,
+    mean,
+    most_common,
+    to_json,
+)
+from .files import (
+    ID,
+    DataError,
+    DataIssue,
+    Question,
+    Row,
+    Shape,
+    make_question,
+    parse_once,
+    read_questions,
+    read_rows,
+)
 from .normalize import evalai
+
+REFERENCES: Shape = [{"answer": str}]
+_uploaded_text = lru_cache(1 << 16)(evalai)
 
 
 def uploaded(row: Row) -> str:
     """Return the answer as LLaVA uploads it; rows of a result file already contain it."""
-    return evalai(row["text"]) if "text" in row else row["answer"]
+    return _uploaded_text(row["text"]) if "text" in row else row["answer"]
 
 
 def asked(path: Path) -> dict[Any, tuple[str, str]]:
-    """Return {question_id: (image, prompt)} of LLaVA's question file."""
-    rows = read_jsonl(path, [], ("question_id", "image", "text"))
-    return {row["question_id"]: (row["image"], row["text"]) for _, row in rows}
+    """Return {question_id: (image, question)} of LLaVA's question file, without the instruction."""
+    rows = read_rows(path, {"question_id": ID, "image": str, "text": str}, problems=[])
+    return {row["question_id"]: (row["image"], row["text"].split("\n")[0]) for row in rows}
+
+
+def references(path: Path, key: Any, answers: Sequence[Row]) -> tuple[str, ...]:
+    """Return the reference answers of a question. Raises DataError if there are none, as in test files."""
+    if not answers:
+        raise DataError(f"{path}: {key!r} has no reference answers. Use the validation file.")
+    return tuple(sys.intern(one["answer"]) for one in answers)  # few are distinct
 
 
 class UploadedVQA(Benchmark):
@@ -48,14 +82,20 @@ class UploadedVQA(Benchmark):
         path = self.find(data, *self.question_files)
         images = data / (self.test_images if path.name == self.test_file else self.val_images)
         if path.suffix == ".jsonl":
-            return read_questions(path, images, problems)
-        return (
-            Question(index, identity, images / image, text, file=str(path), line=index + 1)
-            for index, (identity, image, text) in enumerate(self.official_questions(path))
-        )
+            return read_questions(path, images, problems, self.allow_outside)
+        return self._official(path, images, problems)
 
+    def _official(self, path: Path, images: Path, problems: list[DataIssue]) -> Iterator[Question]:
+        for index, (identity, image, text) in enumerate(self.official_questions(path)):
+            values, place = (identity, image, text, images, self.allow_outside), (str(path), index + 1)
+            try:
+                yield make_question(index, *values, file=place[0], line=place[1])
+            except ValueError as error:
+                problems.append(DataIssue(*place, str(error)))
+
+    @staticmethod
     @abstractmethod
-    def official_questions(self, path: Path) -> Iterable[tuple[Any, str, str]]:
+    def official_questions(path: Path) -> Iterable[tuple[Any, str, str]]:
         """Yield (id, image, LLaVA's prompt) of the official validation file."""
 
     @abstractmethod
@@ -72,7 +112,25 @@ class UploadedVQA(Benchmark):
     def credit(self, entry: Row, row: Row) -> float:
         return self.accuracy(uploaded(row), entry["answers"])
 
-    def score(self, data: Path, answers: list[Row], fixed: bool = False) -> Score:
+    def asked_texts(self, data: Path) -> Mapping[Hashable, Sequence[str]]:
+        """Return the questions of the question file, if there is one: the annotations have none."""
+        names = (name for name in self.question_files if name != self.test_file)
+        path = next((path for name in names if (path := data / name).is_file()), None)
+        if path is None:
+            return {}
+        return {key: (text,) for key, (_, text) in parse_once(self.listed, path).items()}
+
+    @classmethod
+    def listed(cls, path: Path) -> dict[Any, tuple[str, str]]:
+        """Return {question_id: (image, question)} of LLaVA's or the official question file."""
+        if path.suffix == ".jsonl":
+            return asked(path)
+        return {key: (image, text.split("\n")[0]) for key, image, text in cls.official_questions(path)}
+
+    def reading(self, entry: Any, text: str) -> str:
+        return _uploaded_text(text)
+
+    def official_score(self, data: Path, answers: list[Row], fixed: bool) -> Score:
         if self.is_test(data, answers):
             note = (
                 f"{self.test_split} has no public answers. Write the server's file with python -m "
@@ -104,10 +162,16 @@ class UploadedVQA(Benchmark):
     def submission(self, data: Path | None, answers: list[Row], questions: Path | None = None) -> Submission:
         """Return [{`key_name`, "answer"}] of all listed questions, in their order."""
         path = questions or self.find(self.needed(data, ", or --questions FILE"), *self.upload_files)
-        needs = dict.fromkeys(("question_id", self.key_name))
+        needs = {"question_id": ID, self.key_name: ID, "text?": str}
         listed = read_rows(path, needs, "A question list cannot be used in part; replace it")
-        texts = {row["question_id"]: uploaded(row) for row in answers}
-        check_foreign(list(texts), {row["question_id"] for row in listed}, path, "question_id")
+        questions = {row["question_id"]: (row["text"].split("\n")[0],) for row in listed if "text" in row}
+        known = {row["question_id"] for row in listed}
+        by_name = {row[self.key_name]: row["question_id"] for row in listed}
+        names = [row.get(self.key_name, row.get("question_id")) for row in answers]
+        keys = [by_name[one] if one in by_name else known_id(one, known) for one in names]
+        check_foreign(keys, known, path, "question_id")
+        keys = join_by_prompt(keys, answers, questions, path)
+        texts = {key: uploaded(row) for key, row in zip(keys, answers, strict=True)}
         missing = [row[self.key_name] for row in listed if row["question_id"] not in texts]
         what = f"{len(missing)} of {len(listed)} questions have no answer"
         if missing and self.upload_all:

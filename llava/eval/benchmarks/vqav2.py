@@ -8,16 +8,15 @@ makes the official program stop; `fixed` averages over the answered questions.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .base import SHORT_ANSWER, DataFile
-from .files import Row, parse_once, read_json
+from .base import SHORT_ANSWER, DataFile, known_id
+from .files import ID, TEXT, Row, Shape, parse_once, read_json
 from .normalize import one_line, soft_accuracy, vqa_official
-from .vqa import UploadedVQA, asked
+from .vqa import REFERENCES, UploadedVQA, asked, references
 
 TEST_DEV, ALL_TEST = "llava_vqav2_mscoco_test-dev2015.jsonl", "llava_vqav2_mscoco_test2015.jsonl"
 LLAVA_VAL = ("llava_vqav2_val.jsonl", "llava_vqav2_mscoco_val2014.jsonl")
@@ -50,15 +49,17 @@ class VQAv2(UploadedVQA):
     optional_files = VAL_DATA
     image_key = "image_id"
     truth_files = (ANNOTATIONS,)
-    list_keys = ("question_id", "answer")
+    list_shape: Mapping[str, Shape] = {"question_id": ID, "answer": str}
     upload_files = (ALL_TEST, *LLAVA_VAL)
     server = "EvalAI challenge 830 (VQA), phase test-dev"
     total = "overall"
     tables = {"perAnswerType": "answer_type", "perQuestionType": "question_type"}
     needs_all = True
 
-    def official_questions(self, path: Path) -> Iterable[tuple[Any, str, str]]:
-        for row in read_json(path, dict, ("questions",))["questions"]:
+    @staticmethod
+    def official_questions(path: Path) -> Iterable[tuple[Any, str, str]]:
+        entry = {"question_id": ID, "image_id": int, "question": str}
+        for row in read_json(path, dict, {"questions": [entry]})["questions"]:
             image = f"COCO_val2014_{row['image_id']:012d}.jpg"
             yield row["question_id"], image, row["question"] + SHORT_ANSWER
 
@@ -72,19 +73,23 @@ class VQAv2(UploadedVQA):
 
     @staticmethod
     def read_truth(path: Path) -> dict[Any, Row]:
-        """Return {question_id: image, types and reference answers}; interned, as few answers are distinct."""
+        """Return {question_id: image, types and reference answers}."""
         keys = ("image_id", "question_type", "answer_type")
+        entry = {"question_id": ID, "answers": REFERENCES, **{f"{key}?": TEXT for key in keys}}
         return {
             row["question_id"]: {
                 **{key: row.get(key) for key in keys},
-                "answers": tuple(sys.intern(one["answer"]) for one in row["answers"]),
+                "answers": references(path, row["question_id"], row["answers"]),
             }
-            for row in read_json(path, dict, ("annotations",))["annotations"]
+            for row in read_json(path, dict, {"annotations": [entry]})["annotations"]
         }
 
     def is_test(self, data: Path, answers: list[Row]) -> bool:
         path = data / TEST_DEV
-        return path.is_file() and any(row["question_id"] in parse_once(asked, path) for row in answers)
+        if not path.is_file():
+            return False
+        listed = parse_once(asked, path)
+        return any(known_id(row["question_id"], listed) in listed for row in answers)
 
 
 class VQAv2Val(VQAv2):

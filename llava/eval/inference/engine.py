@@ -123,6 +123,7 @@ class Engine:
         load_image: Question.image -> PIL image; `mm_utils.load_image` by default.
         vision_cache: Shares encoded images between runs, e.g. over several benchmarks.
         num_workers: Processes that load images; 0 for threads, None for automatic (see `image_loading`).
+        after_group: Called with the cost and failures so far after each group of images; may raise to stop.
 
     Raises:
         ValueError: Unknown conversation template, or a batch size below 1.
@@ -140,6 +141,7 @@ class Engine:
     anyres: str | None = None
     vision_cache: VisionCache | None = None
     num_workers: int | None = None
+    after_group: Callable[[InferenceStats], Any] | None = None
 
     def __post_init__(self) -> None:
         if self.conv_mode not in conv_templates:
@@ -193,6 +195,8 @@ class Engine:
         ):
             for group in groups:
                 self._run_group(group, questions, settings, loaded, stats, bar)
+                if self.after_group is not None:
+                    self.after_group(stats)
         stats.seconds += time.monotonic() - start
         return stats
 

@@ -82,8 +82,8 @@ def compare(
         DataError: They are not about the same questions and images.
     """
     _same(
-        {row["question_id"] for row in a if "question_id" in row},
-        {row["question_id"] for row in b if "question_id" in row},
+        {str(row["question_id"]) for row in a if "question_id" in row},  # 1 and "1" are one question
+        {str(row["question_id"]) for row in b if "question_id" in row},
         "question_id",
     )
     scores_a, scores_b = (
@@ -116,6 +116,6 @@ def _same(a: set[Any], b: set[Any], what: str) -> None:
 def other_prompts(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> int:
     """Count the (question_id, prompt) pairs of A that are not in B: another prompt, or another release."""
     pairs_a, pairs_b = (
-        {(row.get("question_id"), row["prompt"]) for row in rows if "prompt" in row} for rows in (a, b)
+        {(str(row.get("question_id")), row["prompt"]) for row in rows if "prompt" in row} for rows in (a, b)
     )
     return len(pairs_a - pairs_b) if pairs_a and pairs_b else 0

@@ -47,6 +47,8 @@ class Scorecard:
         visual_tokens: Mean number of visual tokens fed to the language model.
         llm_gflops: Prefill of the language model for one question, 2 per multiply-accumulate.
         prefill: Shape of the language model and mean text tokens, from which `llm_gflops` follows.
+        empty, unreadable: Numbers of answers without text, and of answers that the official rule does not
+            read as a person would.
         answered, questions: Number of answers, and of questions in the run.
         answers_file: The answer file that was scored.
         generated, seconds: Questions answered by the last start of the command, and its duration.
@@ -72,6 +74,8 @@ class Scorecard:
     llm_gflops: float | None = None
     prefill: dict[str, Any] | None = None
     answered: int | None = None
+    empty: int | None = None
+    unreadable: int | None = None
     questions: int | None = None
     answers_file: str | None = None
     generated: int | None = None
@@ -99,7 +103,7 @@ class Scorecard:
         made_by = {
             key: metadata.get(key) for key in ("model", "method", "tokens", "important_ratio", "config")
         }
-        counts = [row["metadata"]["visual_tokens"] for row in rows] if "visual_tokens" in metadata else []
+        counts = [count for row in rows if (count := _visual_tokens(row)) is not None]
         return cls(
             score.benchmark,
             score.score,
@@ -108,6 +112,8 @@ class Scorecard:
                 **made_by,
                 "visual_tokens": sum(counts) / len(counts) if counts else None,
                 "answered": len(rows),
+                "empty": score.empty,
+                "unreadable": score.unreadable,
                 "version": llava.__version__,
                 **known,
             },
@@ -161,6 +167,13 @@ class Scorecard:
         names = {one.name for one in fields(cls)} - {"extra"}
         known = {key: rest.pop(key) for key in list(rest) if key in names}
         return cls(**known, extra=rest)
+
+
+def _visual_tokens(row: dict[str, Any]) -> float | None:
+    """Return the recorded visual tokens of an answer; None for answers of other programs."""
+    metadata = row.get("metadata")
+    count = metadata.get("visual_tokens") if isinstance(metadata, dict) else None
+    return count if type(count) in (int, float) and 0 <= count < 10**9 else None
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,11 @@ class AnswerLines:
         self._configuration = configuration
         self._metadata = configuration.metadata()
 
-    def write(self, answer: Answer) -> bytes:
-        """Return the line of an answer, with its newline."""
+    def write(self, answer: Answer, retried: bool = False) -> bytes:
+        """Return the line of an answer, with its newline; `retried` if an earlier start failed to answer."""
         question = self.questions[answer.index]
+        own = {"index": answer.index, "visual_tokens": answer.visual_tokens}
+        own |= {"retried": True} if retried else {}
         record = {
             "question_id": question.question_id,
             "prompt": _prompt(question),
@@ -43,7 +45,7 @@ class AnswerLines:
             "answer_id": shortuuid.uuid(),
             "model_id": self._configuration.model,
             **{key: value for key, value in question.extra.items() if key != "prompt"},
-            "metadata": {"index": answer.index, "visual_tokens": answer.visual_tokens, **self._metadata},
+            "metadata": {**own, **self._metadata},
         }
         return (json.dumps(record) + "\n").encode()
 

@@ -23,7 +23,7 @@ from llava.eval.store.answer_lines import AnswerFileError, AnswerLines, ForeignA
 from llava.eval.store.atomic import write_atomically
 from llava.eval.store.provenance import Configuration
 
-_SHARD = re.compile(r"^(\d+)_(\d+)\.jsonl$")
+SHARD = re.compile(r"^(\d+)_(\d+)\.jsonl$")
 ANSWERS = "answers.jsonl"
 
 
@@ -76,7 +76,7 @@ class Shards:
         shards = [
             (tuple(map(int, found.groups())), path)
             for path in self.folder.iterdir()
-            if (found := _SHARD.match(path.name))
+            if (found := SHARD.match(path.name)) and path.is_file()
         ]
         return [self.merged] * self.merged.is_file() + [path for _, path in sorted(shards)]
 

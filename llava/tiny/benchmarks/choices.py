@@ -170,11 +170,10 @@ def _choices(
 def _table(root: Path, name: str, base: list[tuple[BenchmarkImage, str, str, str]]) -> int:
     """Write the table of MMBench: all questions, then their rotations.
 
-    The first row about an image contains it; later rows contain the index of that row, as in official
-    releases.
+    Every row contains its image as base64, as in the official releases: LLaVA's and other programs read no
+    reference to the image of another row.
     """
     base = sorted(base, key=lambda row: row[0].number)
-    inside: dict[int, int] = {}
     rows = []
     for turn in range(4):
         for index, (image, text, letter, category) in enumerate(base):
@@ -182,11 +181,6 @@ def _table(root: Path, name: str, base: list[tuple[BenchmarkImage, str, str, str
             count = len(options)
             if turn >= count:
                 continue
-            if image.number in inside:
-                cell = str(inside[image.number])
-            else:
-                cell = base64.b64encode((root / IMAGES / image.file).read_bytes()).decode()
-                inside[image.number] = index
             turned = [options[(position - turn) % count] for position in range(count)]
             answer = "ABCD"[("ABCD".index(letter) + turn) % count]
             rows.append(
@@ -198,7 +192,7 @@ def _table(root: Path, name: str, base: list[tuple[BenchmarkImage, str, str, str
                     *[""] * (4 - count),
                     answer,
                     category,
-                    cell,
+                    base64.b64encode((root / IMAGES / image.file).read_bytes()).decode(),
                     "embedded",
                     _LEVEL,
                     "",

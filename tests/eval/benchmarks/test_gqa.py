@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.answers import all_answers, score_document
 from llava.eval.benchmarks import DataError, get_benchmark
-from llava.eval.score import main as score_main
 
 GOLDEN = Path(__file__).parents[2] / "data" / "benchmarks" / "gqa"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
@@ -17,7 +17,7 @@ gqa = get_benchmark("gqa")
 
 
 def answers(case: str) -> list[dict]:
-    return gqa.read_answers(GOLDEN / f"llava_answers_{case}.jsonl")
+    return all_answers(gqa, GOLDEN / f"llava_answers_{case}.jsonl")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -29,8 +29,7 @@ def test_golden_scores(case, capsys):
     }
     files = [GOLDEN / f"llava_answers_{case}.jsonl", GOLDEN / f"testdev_balanced_predictions_{case}.json"]
     for path in files:
-        assert score_main(["--benchmark", "gqa", "--data", str(GOLDEN), "--answers", str(path)]) == 0
-        document = json.loads(capsys.readouterr().out.splitlines()[-1])
+        document = score_document(gqa, GOLDEN, path, capsys)
         details = document["details"]
         assert document["score"] == pytest.approx(expected["accuracy"], abs=1e-6)
         for key, value in expected.items():

@@ -200,3 +200,82 @@ def test_other_releases_are_found_and_named(tmp_path):
     (tmp_path / "mmbench_dev_en_20231003.tsv").write_text("index\tquestion\n")
     with pytest.raises(DataError, match="missing columns A, B, answer, image"):
         list(mmbench.questions(tmp_path, []))
+
+
+def test_an_index_of_pandas_and_references_in_any_direction(tmp_path):
+    def row(index, cell):
+        return [index, f"q{cell[-9:]}{index}", "", "x", "y", "", "", "A", "c", cell, "s", "l", "", "dev"]
+
+    rows = [
+        row("1.0", "3.0"),
+        row("2.0", "1"),
+        row("3.0", image("red")),
+        row("5", "6"),
+        row("6", "5"),
+        row("\u00b2", "1"),
+    ]
+    tsv(tmp_path / "mmbench_dev_20230712.tsv", rows)
+    mmbench, problems = BENCHMARKS["en"], []
+    questions = list(mmbench.questions(tmp_path, problems))
+    assert [one.question_id for one in questions] == [1, 2, 3] and [one.index for one in questions] == [
+        0,
+        1,
+        2,
+    ]
+    assert all(mmbench.load_image(one.image).getpixel((0, 0)) == (255, 0, 0) for one in questions)
+    assert len({one.image for one in questions}) == 1
+    assert ["refers to the image" in str(problem) for problem in problems] == [False, True, True]
+    assert mmbench.score(tmp_path, [{"question_id": n, "text": "A"} for n in (1, 2, 3, 5, 6)]).score == 100
+
+
+def test_answers_to_all_rounds_and_tables_of_another_release_are_refused(tmp_path):
+    mmbench, rows = BENCHMARKS["en"], answers("en", "letters_95")
+    further = [{**row, "round_id": number} for row in rows for number in (0, 1)]
+    with pytest.raises(DataError, match=r"73 of 146 answers are of further rounds \(round_id > 0"):
+        mmbench.score(GOLDEN, further)
+    assert mmbench.score(GOLDEN, [row for row in further if not row["round_id"]]).score > 90
+    bases = sorted({row["question_id"] for row in rows if row["question_id"] < 1_000_000})
+    renumbered = dict(zip(bases, bases[1:] + bases[:1], strict=True))
+    other = [
+        {**row, "question_id": renumbered[row["question_id"]]} for row in rows if row["question_id"] in bases
+    ]
+    base = [row for row in rows if row["question_id"] in bases]
+    assert mmbench.score(GOLDEN, other, fixed=True).score == mmbench.score(GOLDEN, base, fixed=True).score
+    same = [{**row, "prompt": "What is in the image?\nA. kite"} for row in base]
+    with pytest.raises(DataError, match="24 of 24 answers have the prompt of another question"):
+        mmbench.score(GOLDEN, same)
+
+
+def test_a_table_without_letters_or_in_another_encoding_is_refused(tmp_path):
+    row = ["1", "q", "", "x", "y", "", "", "C", "c", image("red"), "s", "l", "", "dev"]
+    path = tsv(tmp_path / "mmbench_dev_20230712.tsv", [row])
+    mmbench, given = BENCHMARKS["en"], [{"question_id": 1, "text": "A"}]
+    with pytest.raises(DataError, match=r"tsv:2: answer is 'C', expected the letter of an option"):
+        mmbench.score(tmp_path, given)
+    assert mmbench.submission(tmp_path, given).rows == 1
+    raw = path.read_text()
+    for content in (raw.encode("utf-16"), raw.replace("\tq\t", "\tcaf\u00e9\t").encode("latin-1")):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"tsv:\d: not utf-8 text"):
+            mmbench.score(tmp_path, given)
+    path.write_bytes(raw.replace("\n", "\r").encode())
+    with pytest.raises(DataError, match="mmbench_dev_20230712.tsv"):
+        mmbench.score(tmp_path, given)
+
+
+def test_an_answer_is_never_a_formula_in_the_upload(tmp_path):
+    rows = [{**row, "text": "=HYPERLINK(1)"} for row in answers("en", "all_A")]
+    (content,) = BENCHMARKS["en"].submission(GOLDEN, rows).files.values()
+    (tmp_path / "upload.xlsx").write_bytes(content)
+    cells = next(load_workbook(BytesIO(content)).active.iter_rows(min_row=2))
+    assert [(cell.data_type, cell.value) for cell in cells if "=" in str(cell.value)] == [
+        ("s", "=HYPERLINK(1)")
+    ]
+    assert BENCHMARKS["en"].read_answers(tmp_path / "upload.xlsx")[0]["text"] == "=HYPERLINK(1)"
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04" + bytes(50)])
+def test_a_broken_upload_is_named(content, tmp_path):
+    (tmp_path / "upload.xlsx").write_bytes(content)
+    with pytest.raises(DataError, match="upload.xlsx: not an xlsx file"):
+        BENCHMARKS["en"].read_answers(tmp_path / "upload.xlsx")

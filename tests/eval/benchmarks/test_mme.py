@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers.answers import all_answers, other_warnings, score_document
 from llava.eval.benchmarks import DataError, get_benchmark
 from llava.eval.benchmarks.mme import RELEASE, parse_answer
-from llava.eval.score import main as score_main
 
 GOLDEN = Path(__file__).parents[2] / "data" / "benchmarks" / "mme"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
@@ -19,17 +19,17 @@ mme = get_benchmark("mme")
 
 
 def answers(case: str) -> list[dict]:
-    return mme.read_answers(GOLDEN / "answers" / f"{case}.jsonl")
+    return all_answers(mme, GOLDEN / "answers" / f"{case}.jsonl")
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "raises" not in EXPECTED[case]])
 def test_golden_scores(case, capsys):
     expected = EXPECTED[case]
     path = GOLDEN / "answers" / f"{case}.jsonl"
-    assert score_main(["--benchmark", "mme", "--data", str(GOLDEN), "--answers", str(path)]) == 0
-    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    document = score_document(mme, GOLDEN, path, capsys)
     details = document["details"]
-    assert details["warnings"] == []
+    assert document["unreadable"] == {"clean": 0, "correct_phrases": 17}[case]
+    assert other_warnings(mme.score(GOLDEN, answers(case))) == []
     assert document["score"] == pytest.approx(expected["perception"]["total"], abs=1e-6)
     for part in ("perception", "cognition"):
         assert details[part]["total"] == pytest.approx(expected[part]["total"], abs=1e-6)
@@ -39,7 +39,8 @@ def test_golden_scores(case, capsys):
         assert details["detail"][task] == pytest.approx(counts, abs=1e-9)
     tallies = mme.per_image_counts(GOLDEN, answers(case))
     assert mme.score_counts(tallies.counts.sum(0)) == pytest.approx(document["score"])
-    assert mme.score(GOLDEN, answers(case), fixed=True).score == pytest.approx(document["score"])
+    fixed = mme.score(GOLDEN, answers(case), fixed=True).score
+    assert fixed == pytest.approx({"clean": document["score"], "correct_phrases": 2000}[case])
     right = sum(counts["TP"] + counts["TN"] for counts in expected["detail"].values())
     assert sum(mark.value for mark in mme.question_scores(GOLDEN, answers(case))) == right
 
@@ -77,7 +78,7 @@ def test_answers_out_of_order_are_paired_by_image_when_fixed():
 
 def test_tabs_lost_answers_and_other_questions():
     rows = answers("clean")
-    broken = [{**rows[0], "text": "yes\tno"}, *rows[1:]]
+    broken = [{**rows[0], "text": f"{rows[0]['text']}\tof course"}, *rows[1:]]
     assert "tab or a line break" in mme.score(GOLDEN, broken).details["raises"]
     assert "tab or a line break" in mme.submission(GOLDEN, broken).warnings[0]
     assert mme.score(GOLDEN, broken, fixed=True).score == mme.score(GOLDEN, rows).score
@@ -106,3 +107,33 @@ def test_reader_labels_and_two_spaces(tmp_path):
         mme.score(data, answers("clean"))
     shutil.rmtree(data / RELEASE)
     assert "cannot be scored" in mme.check_truth(data, questions)[0]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{} Please answer yes or no.\nAnswer the question using a single word or phrase.",
+        "{} Please answer yes or no.",
+        "{}  Please answer yes or no.",
+        "{}",
+    ],
+)
+def test_prompts_may_have_the_official_instruction(form):
+    rows = answers("clean")
+    asked = [row["prompt"].split("\n")[0] for row in rows]
+    other = [{**row, "prompt": form.format(text)} for row, text in zip(rows, asked, strict=True)]
+    assert mme.score(GOLDEN, other).document() == mme.score(GOLDEN, rows).document()
+    assert mme.submission(GOLDEN, other).files == mme.submission(GOLDEN, rows).files
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_label_files_of_any_encoding_and_hidden_ones(encoding, end, tmp_path):
+    data = shutil.copytree(GOLDEN, tmp_path / "mme", ignore=shutil.ignore_patterns("eval_tool*"))
+    path = data / RELEASE / "color" / "0001.txt"
+    path.write_bytes(path.read_text().replace("\n", end).encode(encoding))
+    path.with_name("._0001.txt").write_bytes(b"\0\x05\x16\x07\0\xb0 not a label")
+    assert mme.score(data, answers("clean")).document() == mme.score(GOLDEN, answers("clean")).document()
+    path.write_bytes("Is it?\tYes\nIs it a caf\u00e9?\tNo\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"0001.txt:2: not utf-8 text \(byte 0xe9\). Save the file as UTF-8."):
+        mme.score(data, answers("clean"))

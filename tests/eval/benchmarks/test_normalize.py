@@ -50,3 +50,38 @@ def test_vizwiz_puts_typographic_apostrophes():
 def test_soft_accuracy(agree, accuracy):
     humans = ["x"] * agree + [str(number) for number in range(10 - agree)]
     assert normalize.soft_accuracy("x", humans) == pytest.approx(accuracy)
+
+
+def test_yes_and_no_as_a_person_reads_them():
+    table = {
+        "Yes": "yes",
+        "NO": "no",
+        "No\n": "no",
+        "No</s>": "no",
+        "Answer: yes": "yes",
+        "**Yes**": "yes",
+        "The answer is no": "no",
+        "Yes, there is not a doubt.": "yes",
+        "There isn\u2019t one": "no",
+        "There are none": "no",
+        "There is a kite": "yes",
+        "There is no kite": "no",
+        "I do not know": None,
+        "yes or no": None,
+        "Maybe": None,
+        "kite": None,
+        "": None,
+        "...": None,
+    }
+    assert {text: normalize.yes_or_no(text) for text in table} == table
+
+
+def test_what_is_not_part_of_an_answer():
+    table = {
+        "<s> a cat</s>": "a cat",
+        '"red"': "red",
+        "ASSISTANT: red": "red",
+        "it's the dogs'": "it's the dogs'",
+    }
+    table |= {"<|im_end|>": "", "a < b > c": "a < b > c", "***": "*"}
+    assert {text: normalize.cleaned(text) for text in table} == table

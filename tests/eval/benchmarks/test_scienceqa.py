@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers.answers import all_answers, other_warnings, score_document
 from llava.eval.benchmarks import DataError, get_benchmark
 from llava.eval.benchmarks.scienceqa import choice_index, parse_answer
-from llava.eval.score import main as score_main
 
 GOLDEN = Path(__file__).parents[2] / "data" / "benchmarks" / "scienceqa"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
@@ -19,15 +19,14 @@ full = get_benchmark("scienceqa_full")
 
 
 def answers(case: str) -> list[dict]:
-    return scienceqa.read_answers(GOLDEN / f"llava_answers_{case}.jsonl")
+    return all_answers(scienceqa, GOLDEN / f"llava_answers_{case}.jsonl")
 
 
 @pytest.mark.parametrize("case", EXPECTED)
 def test_golden_scores(case, capsys):
     expected = EXPECTED[case]
     path = GOLDEN / f"llava_answers_{case}.jsonl"
-    assert score_main(["--benchmark", "scienceqa", "--data", str(GOLDEN), "--answers", str(path)]) == 0
-    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    document = score_document(scienceqa, GOLDEN, path, capsys)
     details = document["details"]
     assert document["score"] == details["img_accuracy"] == pytest.approx(expected["img_acc"], abs=1e-6)
     assert details["accuracy"] == pytest.approx(expected["acc"], abs=1e-6)
@@ -46,7 +45,8 @@ def test_golden_scores(case, capsys):
     } == expected["pred_idx"]
     total = scienceqa.per_image_counts(GOLDEN, answers(case)).counts.sum(0)
     assert scienceqa.score_counts(total) == pytest.approx(expected["img_acc"])
-    assert len(details["warnings"]) == {"missing": 2, "only": 1}.get(case.split("_")[-1], 0)
+    warnings = other_warnings(scienceqa.score(GOLDEN, answers(case)))
+    assert len(warnings) == {"missing": 2, "only": 1}.get(case.split("_")[-1], 0)
 
 
 def test_accepted_letters():
@@ -89,7 +89,7 @@ def test_missing_answers_to_image_questions_are_counted():
     assert any("4 of 26 questions with an image have no answer" in warning for warning in score.warnings)
     fixed = scienceqa.score(GOLDEN, answers("letters_missing"), fixed=True)
     assert fixed.score == score.score and fixed.details["accuracy"] > score.details["accuracy"]
-    bare = [{**row, "prompt": "no image"} for row in answers("letters_full")]
+    bare = [{**row, "prompt": row["prompt"].replace("<image>", "")} for row in answers("letters_full")]
     assert scienceqa.score(GOLDEN, bare).score is None
     with pytest.raises(DataError, match="54 of 54 answers match no question"):
         scienceqa.score(GOLDEN, [{**row, "question_id": "x" + row["question_id"]} for row in bare])
@@ -108,3 +108,41 @@ def test_malformed_entries_are_named(tmp_path):
     (tmp_path / "llava_test_CQM-I.json").write_text("{}")
     with pytest.raises(DataError, match="contains a JSON dict, expected a list"):
         list(scienceqa.questions(tmp_path, []))
+
+
+def test_answers_without_prompt_are_refused_and_a_lost_image_is_said():
+    rows = answers("letters_full")
+    bare = [{key: value for key, value in row.items() if key != "prompt"} for row in rows[:3]]
+    with pytest.raises(DataError, match="the answer to question_id '3' has no prompt"):
+        scienceqa.score(GOLDEN, bare + rows[3:])
+    place = next(place for place, row in enumerate(rows) if "<image>" in row["prompt"])
+    lost = [*rows]
+    lost[place] = {**rows[place], "prompt": rows[place]["prompt"].removeprefix("<image>\n")}
+    score, fixed = scienceqa.score(GOLDEN, lost), scienceqa.score(GOLDEN, lost, fixed=True)
+    assert score.details["img_count"] == 25 and fixed.details["img_count"] == 26
+    assert any("1 answers have <image> in their prompt" in warning for warning in score.warnings)
+    assert fixed.score == scienceqa.score(GOLDEN, rows).score
+
+
+@pytest.mark.parametrize(
+    "text, letter",
+    [
+        (" A", "A"),
+        ("b", "B"),
+        ("(C)", "C"),
+        ("A.", "A"),
+        ("A.tree 0", "A"),
+        ("B) tree", "B"),
+        ("**B**", "B"),
+        ("Answer: C", "C"),
+        ("the correct answer is (B)", "B"),
+        ("Liquid", "C"),
+        ("A</s>", "A"),
+        ("A or B", None),
+        ("a tree", None),
+        ("E", None),
+        ("bird", None),
+    ],
+)
+def test_letters_that_a_person_reads(text, letter):
+    assert scienceqa.careful({"choices": ["rock", "gas", "liquid"]}, text) == letter

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers.answers import all_answers, score_document
 from llava.eval.benchmarks import DataError, get_benchmark
 from llava.eval.benchmarks.textvqa import question_of
-from llava.eval.score import main as score_main
 
 GOLDEN = Path(__file__).parents[2] / "data" / "benchmarks" / "textvqa"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
@@ -17,7 +17,7 @@ textvqa = get_benchmark("textvqa")
 
 
 def answers(case: str) -> list[dict]:
-    return textvqa.read_answers(GOLDEN / f"llava_answers_{case}.jsonl")
+    return all_answers(textvqa, GOLDEN / f"llava_answers_{case}.jsonl")
 
 
 @pytest.mark.parametrize("case", EXPECTED)
@@ -30,8 +30,7 @@ def test_golden_scores(case, capsys):
     tallies = textvqa.per_image_counts(GOLDEN, answers(case))
     assert textvqa.score_counts(tallies.counts.sum(0)) == pytest.approx(score.score)
     path = GOLDEN / f"llava_answers_{case}.jsonl"
-    assert score_main(["--benchmark", "textvqa", "--data", str(GOLDEN), "--answers", str(path)]) == 0
-    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    document = score_document(textvqa, GOLDEN, path, capsys)
     assert f"Accuracy: {document['score']:.2f}%" in EXPECTED[case]["stdout"]
 
 

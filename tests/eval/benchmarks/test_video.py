@@ -77,7 +77,7 @@ def test_wrong_answers_stored_with_predictions_are_reported(data):
     with pytest.raises(DataError, match="merge.jsonl: contains no answers"):
         msvd.read_answers(path)
     path.write_text('{"id": "x"}\n')
-    with pytest.raises(DataError, match="merge.jsonl: answer 1 has neither id and pred"):
+    with pytest.raises(DataError, match="merge.jsonl:1: missing key 'question_id'"):
         msvd.read_answers(path)
     with pytest.raises(DataError, match="1 of 1 answers match no question"):
         msvd.score(data, [{"question_id": "v_other", "text": "x"}])

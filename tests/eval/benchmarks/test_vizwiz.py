@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.answers import all_answers, score_document
 from llava.eval.benchmarks import DataError, get_benchmark
-from llava.eval.score import main as score_main
 
 GOLDEN = Path(__file__).parents[2] / "data" / "benchmarks" / "vizwiz"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
@@ -17,7 +17,7 @@ vizwiz = get_benchmark("vizwiz")
 
 
 def answers(case: str) -> list[dict]:
-    return vizwiz.read_answers(GOLDEN / f"llava_answers_{case}.jsonl")
+    return all_answers(vizwiz, GOLDEN / f"llava_answers_{case}.jsonl")
 
 
 def check(details: dict, expected: dict) -> None:
@@ -33,8 +33,7 @@ def check(details: dict, expected: dict) -> None:
 def test_golden_scores(case, capsys):
     upload, raw = EXPECTED[case]["official_on_llava_upload"], EXPECTED[case]["official_on_raw_text"]
     path = GOLDEN / f"llava_answers_{case}.jsonl"
-    assert score_main(["--benchmark", "vizwiz", "--data", str(GOLDEN), "--answers", str(path)]) == 0
-    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    document = score_document(vizwiz, GOLDEN, path, capsys)
     assert document["score"] == document["details"]["accuracy"] and document["details"]["warnings"] == []
     check(document["details"], upload)
     check(document["details"]["raw_text"], raw)
@@ -45,7 +44,7 @@ def test_golden_scores(case, capsys):
             rows = [{"image": image, "answer": row["text"]} for image, row in zip(images, rows, strict=True)]
         marks = vizwiz.question_scores(GOLDEN, rows)
         assert {mark.key: round(100 * mark.value, 2) for mark in marks} == pytest.approx(expected["evalQA"])
-    uploaded = vizwiz.read_answers(GOLDEN / f"answers_upload_{case}.json")
+    uploaded = all_answers(vizwiz, GOLDEN / f"answers_upload_{case}.json")
     check(vizwiz.score(GOLDEN, uploaded).details, upload)
     total = vizwiz.per_image_counts(GOLDEN, answers(case)).counts.sum(0)
     assert total[1] == 64 and vizwiz.score_counts(total) == pytest.approx(document["score"], abs=0.0101)
@@ -89,3 +88,39 @@ def test_test_set_is_asked_where_it_is_and_told_apart_by_its_prompts(tmp_path):
     assert [(one.question_id, one.image, one.text) for one in questions] == theirs
     assert val.check_truth(data, questions) == []
     assert val.score(data, answers("noisy")).score == 66.56
+
+
+def test_ids_of_another_file_are_joined_by_prompt_or_by_picture(tmp_path):
+    asked = ["What color?", "Which brand?", "How many?", "What is it?"]
+    truth = [
+        {"image": f"VizWiz_val_{n:08d}.jpg", "question": text, "answers": [{"answer": f"a{n}"}] * 10}
+        for n, text in enumerate(asked)
+    ]
+    (tmp_path / "val.json").write_text(json.dumps(truth))
+    val = get_benchmark("vizwiz_val")
+    order = (2, 0, 3, 1)
+    rows = [
+        {"question_id": place, "prompt": f"{asked[n]}\nAnswer.", "text": f"a{n}"}
+        for place, n in enumerate(order)
+    ]
+    assert val.score(tmp_path, rows).score == 100
+    for form in ("VizWiz_val_{:08d}.jpg", "VizWiz_val_{:08d}", "val/VizWiz_val_{:08d}.jpg"):
+        named = [{"question_id": form.format(n), "text": f"a{n}"} for n in order]
+        assert val.score(tmp_path, named).score == 100
+    truth[0]["question"] = truth[1]["question"] = "What is this?"  # the prompt of two images
+    (tmp_path / "val.json").write_text(json.dumps(truth))
+    rows = [{**row, "prompt": f"{truth[n]['question']}\nAnswer."} for row, n in zip(rows, order, strict=True)]
+    with pytest.raises(DataError, match="val.json: 3 of 4 answers have the prompt of another question"):
+        val.score(tmp_path, rows)
+
+
+def test_a_submission_is_joined_by_prompt_and_by_image():
+    rows = answers("noisy")
+    images = vizwiz.keys(GOLDEN, rows)
+    theirs = vizwiz.submission(GOLDEN, rows).files
+    by_image = [{"question_id": image, "text": row["text"]} for image, row in zip(images, rows, strict=True)]
+    assert vizwiz.submission(GOLDEN, by_image).files == theirs
+    results = json.loads(next(iter(theirs.values())))
+    assert vizwiz.submission(GOLDEN, results).files == theirs
+    with pytest.raises(DataError, match="have the prompt of another question"):
+        vizwiz.submission(GOLDEN, [{**row, "question_id": 63 - row["question_id"]} for row in rows])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.answers import all_answers, score_document
 from llava.eval.benchmarks import DataError, get_benchmark
-from llava.eval.score import main as score_main
 
 GOLDEN = Path(__file__).parents[2] / "data" / "benchmarks" / "vqav2"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
@@ -17,7 +17,7 @@ vqav2 = get_benchmark("vqav2")
 
 
 def answers(case: str) -> list[dict]:
-    return vqav2.read_answers(GOLDEN / f"llava_answers_{case}.jsonl")
+    return all_answers(vqav2, GOLDEN / f"llava_answers_{case}.jsonl")
 
 
 def check(details: dict, expected: dict) -> None:
@@ -30,8 +30,7 @@ def check(details: dict, expected: dict) -> None:
 def test_golden_scores(case, capsys):
     upload, raw = EXPECTED[case]["official_on_llava_upload"], EXPECTED[case]["official_on_raw_text"]
     path = GOLDEN / f"llava_answers_{case}.jsonl"
-    assert score_main(["--benchmark", "vqav2", "--data", str(GOLDEN), "--answers", str(path)]) == 0
-    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    document = score_document(vqav2, GOLDEN, path, capsys)
     assert document["score"] == document["details"]["overall"] and document["details"]["warnings"] == []
     check(document["details"], upload)
     check(document["details"]["raw_text"], raw)
@@ -44,7 +43,7 @@ def test_golden_scores(case, capsys):
         mean = 100 * sum(mark.value for mark in marks) / len(marks)
         assert mean == pytest.approx(expected["accuracy"]["overall"], abs=0.0101)
     for kind, expected in (("raw", raw), ("llava_upload", upload)):
-        rows = vqav2.read_answers(GOLDEN / f"results_{case}_{kind}.json")
+        rows = all_answers(vqav2, GOLDEN / f"results_{case}_{kind}.json")
         check(vqav2.score(GOLDEN, rows).details, expected)
     tallies = vqav2.per_image_counts(GOLDEN, answers(case))
     assert len(tallies.images) == 24
