@@ -63,7 +63,7 @@ def read_conversations(
         problems: Receives the entries that cannot be used.
         suffix: Instruction at the end of every prompt.
         only_images: Leave out questions without an image.
-        allow_outside: Accept images outside their folder.
+        allow_outside: Accept images outside `images`.
 
     Raises:
         DataError: The file is missing, or not such a list.

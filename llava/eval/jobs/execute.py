@@ -504,6 +504,7 @@ def score(
         ci_low=interval and interval[0],
         ci_high=interval and interval[1],
         questions=len(task.asked),
+        limit=task.limit if task.partial else None,
         answers_file=str(run.answers),
         generated=run.generated,
         seconds=run.seconds,
