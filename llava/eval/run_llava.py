@@ -120,7 +120,13 @@ def _answer(args: argparse.Namespace, parser: argparse.ArgumentParser, name: str
     try:
         config = stored_config(model, args.model_base)
         pruner, anyres = resolve_pruner(
-            config, args.method, args.visual_token_num, args.important_ratio, args.anyres, args.seed
+            config,
+            args.method,
+            args.visual_token_num,
+            args.important_ratio,
+            args.anyres,
+            args.seed,
+            args.preset,
         )
         by_name = template_for_name(name or model_name(model))
         warnings = _template_warnings(args, by_name, conversation_for(config, model_name(model)), name)
@@ -187,8 +193,8 @@ def _generate(job: Job, pruner: Pruner, images: Sequence[Image.Image], query: st
 
     from llava.eval.inference.engine import NOT_FINITE
     from llava.mm_utils import process_images, tokenizer_image_token
-    from llava.model.builder import context_length
     from llava.model.decode import Row, generate
+    from llava.model.splice import ContextLimits
 
     model, tokenizer = engine.model, engine.tokenizer
     model.set_pruner(pruner, anyres=job.anyres or "auto")
@@ -205,14 +211,14 @@ def _generate(job: Job, pruner: Pruner, images: Sequence[Image.Image], query: st
     with torch.inference_mode():
         pixels = process_images(images, engine.image_processor, model.config)
         visual = tuple(model.encode_images(list(pixels), [image.size for image in images]))
-    length, limit = len(ids) - len(visual) + sum(map(len, visual)), context_length(model.config)
-    if length > limit:
-        fix = "Ask a shorter question, or set --visual_token_num"
-        raise DataError(f"--query: the prompt has {length} tokens, the model's context {limit}. {fix}.")
+    row, limits = Row(ids, visual), ContextLimits.of(model.config)
+    if reason := limits.refuse(row.length, sum(map(len, visual))):
+        raise DataError(f"--query: {reason}.")
     torch.manual_seed(job.seed)
-    (answer,) = generate(model, tokenizer, [Row(ids, visual)], engine.decoding)
-    if answer is None:
-        raise DataError(f"--query: {NOT_FINITE}.")
+    (answer,) = generate(model, tokenizer, [row], engine.decoding)
+    reason = NOT_FINITE if answer is None else limits.overrun(row.length, len(answer))
+    if reason is not None:
+        raise DataError(f"--query: {reason}.")
     return tokenizer.decode(answer, skip_special_tokens=True).strip()
 
 

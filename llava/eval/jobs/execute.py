@@ -71,18 +71,16 @@ class Session:
         """Return an engine for one task; the first call loads the model. Raises ModelError."""
         from llava.eval.inference.engine import Engine
         from llava.eval.inference.vision_cache import VisionCache
-        from llava.model.decode import Decoding
 
         if self.loaded is None:
             self.loaded = load_model(self.job)
             if self.cache_bytes:  # in main memory: an accelerator has better uses for its own
                 self.cache = VisionCache(self.cache_bytes, "cpu")
         job, benchmark = self.job, task.benchmark
-        decoding = Decoding(job.answer_length(benchmark), job.temperature, job.top_p, job.num_beams)
         same = ("conv_mode", "batch_size", "seed", "share_prefix", "anyres", "num_workers")
         engine = Engine(
             *self.loaded,
-            decoding=decoding,
+            decoding=job.decoding(benchmark),
             vision_cache=self.cache,
             **{name: getattr(job, name) for name in same},
         )
@@ -121,7 +119,7 @@ def load_model(job: Job) -> tuple[Any, Any, Any]:
 
         torch.cuda.set_device(job.device)
     try:
-        same = ("device", "dtype", "tower_dtype", "attn_implementation", "anyres")
+        same = ("device", "dtype", "tower_dtype", "attn_implementation", "anyres", "preset")
         # Every pruning setting is given, so that environment and config.json are not asked again.
         pruning = {"method": "none", "visual_token_num": 0, "important_ratio": 0.5}
         tokenizer, model, image_processor, _ = load_pretrained_model(
@@ -306,7 +304,9 @@ def _pass(
                     run.error = own
         finally:  # also of a run that is stopped
             for run in opened:
-                _note_failures(task, run, share, settings[run.name].writer.missing, stats.failures)
+                _note_failures(
+                    task, run, share, settings[run.name].writer.missing, settings[run.name].failures
+                )
         session.images += stats.images
         session.seconds += stats.vision_seconds
         per_image = session.seconds / session.images if session.images else 0.0
@@ -406,6 +406,7 @@ def answer_share(session: Session, task: Task, run: SettingRun, rank: RankInfo) 
         session.check_failures(task, len(task.asked))
         own = [question for question in task.asked if question.index in share]
         first = not any(shares[other] - run.found.keys() for other in rank.neighbors)
+        whole_batches |= session.job.temperature > 0  # draws depend on the batch
         _pass(session, task, [run], share, task.asked if whole_batches else own, rank, first)
     done = (run.generated, run.seconds, run.failures, run.failed, run.prefill)
     report = ShardReport(run.configuration.hash(), *done)
