@@ -38,7 +38,7 @@ _KINDS = [
     for pattern, what, fix in (
         (rb"version https://git-lfs", "a Git LFS pointer in place of the image", "Run git lfs pull"),
         (rb"\S*/annex/objects/", "a git-annex pointer in place of the image", "Run git annex get"),
-        (rb".{4}ftyp.{0,40}avi[fs]", "an AVIF image, which this Pillow cannot read", _CONVERT),
+        (rb".{4}ftyp.{0,40}avi[fs]", "an AVIF image, corrupt or not supported by this Pillow", _CONVERT),
         (rb".{4}ftyp(hei|hev|mif|msf)", "a HEIC image, which Pillow cannot read", _CONVERT),
         (rb".{4}ftypcrx|FUJIFILM|II.{6}CR", "a raw photo, which Pillow cannot read", _CONVERT),
         (
@@ -140,7 +140,7 @@ def _decode(file: "str | Path | BytesIO", name: str) -> Image.Image:
 
 def _why_unreadable(head: bytes, error: Exception) -> str:
     """Describe a file that Pillow cannot open by its first bytes, and say what to do."""
-    reason = str(error) or type(error).__name__
+    reason = " ".join(str(error).split()) or type(error).__name__
     if "decompressed data too large" in reason.lower() or "text chunk" in reason:
         return (
             "a PNG whose compressed text or color profile is over Pillow's limit. The pixels may be valid. "

@@ -147,9 +147,9 @@ def _object(document: Any) -> dict[str, Any]:
 
 
 def _first_metadata(path: Path) -> dict[str, Any]:
-    """Read the configuration of the first answer next to a score; earlier versions did not repeat it."""
+    """Read the configuration of the first answer next to a score, for entries that the score lacks."""
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         with path.with_name("answers.jsonl").open("rb") as file:
             metadata = json.loads(file.readline())["metadata"]
-        return {key: metadata[key] for key in (*SETTING, *FACTS) if key in metadata}
+        return {key: metadata[key] for key in (*SETTING, *FACTS, "visual_tokens") if key in metadata}
     return {}

@@ -51,12 +51,14 @@ def test_a_server_may_have_scored(tmp_path):
 def test_answers_complete_a_score(tmp_path, name):
     """A server's score may be next to the answers alone."""
     metadata = {"model": CHECKPOINT, "method": "vispruner", "tokens": 64, "important_ratio": 0.5}
+    metadata |= {"visual_tokens": 112, "dtype": "float16"}
     (tmp_path / "answers.jsonl").write_text(json.dumps({"question_id": 1, "metadata": metadata}) + "\n")
     (tmp_path / name).write_text('{"benchmark": "vqav2", "score": 72.5}')
     (result,), warnings = read_results([tmp_path])
     card = result.card
     assert warnings == [] and (card.model, card.benchmark, card.score) == (CHECKPOINT, "vqav2", 72.5)
     assert (card.method, card.tokens, card.important_ratio) == ("vispruner", 64, 0.5)
+    assert (card.visual_tokens, card.dtype) == (112, "float16")  # held against the row of a table
 
 
 def test_full_sets_win_over_parts_and_new_files_over_old(tmp_path):
