@@ -22,6 +22,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -159,31 +160,29 @@ def open_image(file: str) -> Image.Image:
         OSError: No such file, or no answer from the address.
         ValueError: Not an image.
     """
-    from llava.mm_utils import load_image, to_rgb
+    from llava.mm_utils import decode_image, load_image
 
-    if not file.startswith(_URL):
-        try:
-            return load_image(Path(file).expanduser())
-        except ValueError as error:
-            raise DataError(str(error)) from error
-    from urllib.error import URLError
+    try:
+        if file.startswith(_URL):
+            return decode_image(BytesIO(_download(file)), file)
+        return load_image(Path(file).expanduser())
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def _download(address: str) -> bytes:
     from urllib.request import Request, urlopen
 
-    from PIL import Image
-
-    # Many servers refuse Python's own name.
-    request = Request(file, headers={"User-Agent": "Mozilla/5.0 (vispruner)"})
     try:
+        # Many servers refuse Python's own name.
+        request = Request(address, headers={"User-Agent": "Mozilla/5.0 (vispruner)"})
         with urlopen(request, timeout=_TIMEOUT) as response:
-            content = response.read()
-    except (URLError, ValueError, OSError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise OSError(f"{file}: cannot be downloaded ({reason}). Download it and pass its path.") from error
-    try:
-        with Image.open(BytesIO(content)) as image:
-            return to_rgb(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file}: not an image, or a corrupt one. Pass the address of an image.") from error
+            return response.read()
+    except (OSError, ValueError, HTTPException) as error:
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+        raise OSError(
+            f"{address}: cannot be downloaded ({reason}). Download it and pass its path."
+        ) from error
 
 
 def _generate(job: Job, pruner: Pruner, images: Sequence[Image.Image], query: str) -> str:

@@ -128,7 +128,7 @@ def test_an_address_is_downloaded(jobs, tmp_path, capsys):
         run_llava.eval_model(given(image_file=f"{address}/view.jpg"))
         assert capsys.readouterr().out == expected
         for name, says in (
-            ("page.html", "not an image"),
+            ("page.html", "a web page, not an image"),
             ("gone.jpg", "cannot be downloaded (File not found)"),
         ):
             assert run_llava.main(arguments(image=f"{address}/{name}")) == 1
@@ -136,6 +136,15 @@ def test_an_address_is_downloaded(jobs, tmp_path, capsys):
     finally:
         server.shutdown()
         server.server_close()
+
+
+@pytest.mark.parametrize(
+    "address", ["http://[bad/x.jpg", "http:///x.jpg", "http://127.0.0.1:1/x.jpg", "https://"]
+)
+def test_an_address_that_cannot_be_reached_is_one_line(address, unloaded, capsys):
+    assert run_llava.main(arguments(image=address)) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {address}: cannot be downloaded (") and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(
