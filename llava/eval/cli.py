@@ -52,14 +52,16 @@ def answer_parser(
     parser = new_parser(command, description)
     add, text = parser.add_argument, "benchmark of the answers"
     add("--benchmark", required=True, type=benchmark_name, choices=benchmarks, help=text)
-    add("--answers", required=not answers, type=Path, help=f"answer file of the benchmark{answers}")
+    add("--answers", required=not answers, type=user_path, help=f"answer file of the benchmark{answers}")
     add("--data", required=not data, type=user_path, help=f"folder of the benchmark{data}")
     return parser
 
 
 def user_path(text: str) -> Path:
-    """Return the path of an argument, with ~ expanded."""
-    return Path(text).expanduser()
+    """Return the path of an argument, with ~ expanded; an unset shell variable gives an empty one."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path. Give the name of a file or folder")
+    return Path(os.path.expanduser(text))  # unlike `Path.expanduser`, accepts ~name of an unknown user
 
 
 def guarded(main: Callable[..., int]) -> Callable[..., int]:

@@ -24,7 +24,6 @@ import sys
 from collections.abc import Sequence
 from http.client import HTTPException
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llava.constants import (
@@ -165,7 +164,7 @@ def open_image(file: str) -> Image.Image:
     try:
         if file.startswith(_URL):
             return decode_image(BytesIO(_download(file)), file)
-        return load_image(Path(file).expanduser())
+        return load_image(os.path.expanduser(file))
     except ValueError as error:
         raise DataError(str(error)) from error
 

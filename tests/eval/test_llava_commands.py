@@ -459,6 +459,13 @@ def test_a_converter_without_its_file_is_one_line(name, arguments, tmp_path, cap
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("option", ["--src", "--dst"])
+def test_an_empty_name_of_an_unset_variable_is_told(option, tmp_path, capsys):
+    files = {"--src": GOLDEN / "gqa" / "llava_answers_mixed.jsonl", "--dst": tmp_path / "out", option: ""}
+    assert convert("convert_gqa_for_eval", *(part for pair in files.items() for part in pair)) == 2
+    assert "an empty path. Give the name of a file or folder" in capsys.readouterr().err
+
+
 def test_seed_refuses_answers_to_other_questions(data, tmp_path, capsys):
     write_lines(tmp_path / "a.jsonl", [{"question_id": 999999, "text": "A"}])
     files = [

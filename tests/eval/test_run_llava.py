@@ -194,6 +194,7 @@ def test_pruning_of_the_fork(jobs, capsys, monkeypatch):
         ({"query": None}, "args has no query. Set them; known are model_path, image_file, query"),
         ({"image_file": None, "query": None}, "args has no image_file, query"),
         ({"image_file": "gone.jpg"}, "gone.jpg: no such image"),
+        ({"image_file": "~nobody-here/cat.jpg"}, "~nobody-here/cat.jpg: no such image"),
         ({"image_file": f"{CAT},"}, "an empty name between separators"),
         ({"image_file": str(MODEL / "config.json")}, "config.json: "),
         ({"image_file": [str(CAT)]}, "args.image_file is ["),
