@@ -27,9 +27,9 @@ def questions(rows: object, path: Path) -> dict[str, dict]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--annotation-file", type=cli.user_path, required=True, help="SEED-Bench.json, with the answers")
-    add("--result-file", type=cli.user_path, required=True)
-    add("--result-upload-file", type=cli.user_path, required=True)
+    add("--annotation-file", type=cli.path_argument, required=True, help="SEED-Bench.json, with the answers")
+    add("--result-file", type=cli.path_argument, required=True)
+    add("--result-upload-file", type=cli.path_argument, required=True)
     args = parser.parse_args(argv)
     document = read_json(args.annotation_file, dict, ("questions",))
     truth = questions(document["questions"], args.annotation_file)

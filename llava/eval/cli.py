@@ -52,16 +52,21 @@ def answer_parser(
     parser = new_parser(command, description)
     add, text = parser.add_argument, "benchmark of the answers"
     add("--benchmark", required=True, type=benchmark_name, choices=benchmarks, help=text)
-    add("--answers", required=not answers, type=user_path, help=f"answer file of the benchmark{answers}")
-    add("--data", required=not data, type=user_path, help=f"folder of the benchmark{data}")
+    add("--answers", required=not answers, type=path_argument, help=f"answer file of the benchmark{answers}")
+    add("--data", required=not data, type=path_argument, help=f"folder of the benchmark{data}")
     return parser
 
 
 def user_path(text: str) -> Path:
-    """Return the path of an argument, with ~ expanded; an unset shell variable gives an empty one."""
+    """Return a path with ~ expanded; unlike `Path.expanduser`, it accepts ~name of an unknown user."""
+    return Path(os.path.expanduser(text))
+
+
+def path_argument(text: str) -> Path:
+    """Parse the path of an argument; an unset shell variable gives an empty one, which is refused."""
     if not text:
         raise argparse.ArgumentTypeError("an empty path. Give the name of a file or folder")
-    return Path(os.path.expanduser(text))  # unlike `Path.expanduser`, accepts ~name of an unknown user
+    return user_path(text)
 
 
 def guarded(main: Callable[..., int]) -> Callable[..., int]:
@@ -145,7 +150,7 @@ def add_inference_arguments(
 
 def add_data_argument(parser: argparse.ArgumentParser) -> None:
     text = "folder of the benchmark, or the one above (default: the bundled data)"
-    parser.add_argument("--data", type=user_path, help=text)
+    parser.add_argument("--data", type=path_argument, help=text)
 
 
 def add_bootstrap_argument(parser: argparse.ArgumentParser) -> None:

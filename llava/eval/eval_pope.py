@@ -61,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.new_parser("eval_pope", __doc__)
     add = parser.add_argument
     note = "folder of coco_pope_{adversarial,popular,random}.json"
-    add("--annotation-dir", type=cli.user_path, required=True, help=note)
-    add("--question-file", type=cli.user_path, required=True, help="LLaVA's question jsonl")
-    add("--result-file", type=cli.user_path, required=True, help="answers")
+    add("--annotation-dir", type=cli.path_argument, required=True, help=note)
+    add("--question-file", type=cli.path_argument, required=True, help="LLaVA's question jsonl")
+    add("--result-file", type=cli.path_argument, required=True, help="answers")
     args = parser.parse_args(argv)
     if not args.annotation_dir.is_dir():
         raise DataError(f"{args.annotation_dir}: no such folder. Set --annotation-dir to the label files.")

@@ -76,7 +76,7 @@ def documents(truth: Any, answers: dict[str, Row], details: Row) -> tuple[Row, R
 @cli.guarded
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.new_parser("eval_science_qa", __doc__)
-    add, path = parser.add_argument, cli.user_path
+    add, path = parser.add_argument, cli.path_argument
     add("--base-dir", type=path, required=True, help=f"folder of {PROBLEMS} and {SPLITS}")
     add("--result-file", type=path, required=True, help="answers")
     add("--output-file", type=path, required=True, help="file to write: every question, right or wrong")

@@ -37,10 +37,10 @@ class TextVQAFile(TextVQA):
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.new_parser("eval_textvqa", __doc__)
     note = "TextVQA_0.5.1_val.json, the reference answers"
-    parser.add_argument("--annotation-file", type=cli.user_path, required=True, help=note)
+    parser.add_argument("--annotation-file", type=cli.path_argument, required=True, help=note)
     add = parser.add_mutually_exclusive_group(required=True).add_argument
-    add("--result-file", type=cli.user_path, help="answers")
-    add("--result-dir", type=cli.user_path, help="folder of answer files")
+    add("--result-file", type=cli.path_argument, help="answers")
+    add("--result-dir", type=cli.path_argument, help="folder of answer files")
     args = parser.parse_args(argv)
     if not args.annotation_file.is_file():
         raise DataError(f"{args.annotation_file}: no such file. Set --annotation-file to {note}.")

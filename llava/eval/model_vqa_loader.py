@@ -43,9 +43,9 @@ def build_parser(
     """Return the parser of a command that asks the questions of a file, with the defaults of LLaVA's."""
     parser = cli.new_parser(command, description)
     add, count = parser.add_argument, argtypes.at_least(1)
-    add("--question-file", type=cli.user_path, required=True, help="questions to ask")
+    add("--question-file", type=cli.path_argument, required=True, help="questions to ask")
     add("--image-folder", type=cli.user_path, default=Path("."), help="of their images (default: .)")
-    add("--answers-file", type=cli.user_path, required=True, help="file to write, or to complete")
+    add("--answers-file", type=cli.path_argument, required=True, help="file to write, or to complete")
     add("--num-chunks", type=count, default=1, help="number of parts of the questions (default: 1)")
     add("--chunk-idx", type=argtypes.at_least(0), default=0, help="part to answer (default: 0)")
     cli.add_failure_arguments(parser)

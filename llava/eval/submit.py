@@ -33,11 +33,11 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--questions",
-        type=cli.user_path,
+        type=cli.path_argument,
         help="file that lists the questions to submit (default: the one in --data)",
     )
     note = "file to write, for mme a folder (default: ANSWERS_submission, next to the answers)"
-    add("--output", type=cli.user_path, help=note)
+    add("--output", type=cli.path_argument, help=note)
     note = "leave out malformed answer lines instead of stopping (default: stop)"
     add("--skip-invalid", "--skip-damaged", action="store_true", help=note)
     return parser
