@@ -330,3 +330,24 @@ conv_templates = {
     "qwen_1_5": conv_qwen,
     "qwen_2": conv_qwen,
 }
+
+# part of a checkpoint's name -> template; the first match is used
+_TEMPLATE_OF_NAME = {
+    "llama-2": "llava_llama_2",
+    "mistral": "mistral_instruct",
+    "v1.6-34b": "chatml_direct",
+    "v1": "llava_v1",
+    "mpt": "mpt",
+}
+
+
+def template_for_name(name: str) -> str:
+    """Choose the conversation template by a checkpoint's name, as LLaVA's demos do without --conv-mode.
+
+    `llava.model.checkpoint.config.conversation_for` reads config.json instead and is more reliable.
+    """
+    name = name.lower()
+    for part, template in _TEMPLATE_OF_NAME.items():
+        if part in name:
+            return template
+    return "llava_v0"

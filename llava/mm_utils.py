@@ -95,7 +95,7 @@ def load_image(image_file: "str | Path | Image.Image") -> Image.Image:
     if not stat.S_ISREG(kind):  # opening a pipe would wait for its writer
         found = "a folder" if stat.S_ISDIR(kind) else "a pipe or device"
         raise ValueError(f"{name}: {found}, not a file. Check the image folder and the name.")
-    return _decode(image_file, name)
+    return decode_image(image_file, name)
 
 
 def load_image_from_base64(image: str | bytes) -> Image.Image:
@@ -110,10 +110,10 @@ def load_image_from_base64(image: str | bytes) -> Image.Image:
         raise ValueError(
             f"base64 image: not readable ({error}). Send a PNG or JPEG file as base64."
         ) from error
-    return _decode(BytesIO(content), "base64 image")
+    return decode_image(BytesIO(content), "base64 image")
 
 
-def _decode(file: "str | Path | BytesIO", name: str) -> Image.Image:
+def decode_image(file: "str | Path | BytesIO", name: str) -> Image.Image:
     """Decode the first frame of a file as RGB. Raises ValueError that starts with `name`."""
     try:
         with Image.open(file) as image:

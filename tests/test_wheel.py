@@ -118,3 +118,18 @@ def test_a_missing_bundled_file_is_one_clear_line(
     assert done.returncode == 1 and line.startswith("error: ") and option in line
     assert list((site / "llava").parent.glob("playground")) == []
     assert "repository clone" in line
+
+
+def test_the_command_vispruner_needs_no_clone(site: Path, tmp_path: Path) -> None:
+    (wheel,) = site.parent.glob("*.whl")
+    options = ["--no-deps", "--no-index", "--quiet", "--target", str(tmp_path / "here")]
+    done = python(site, tmp_path, "-m", "pip", "install", *options, str(wheel))
+    assert done.returncode == 0, done.stderr
+    command = tmp_path / "here" / "bin" / "vispruner"
+    done = python(tmp_path / "here", tmp_path, str(command), "--help")
+    assert done.returncode == 0 and "usage: vispruner" in done.stdout, done.stderr
+    done = python(tmp_path / "here", tmp_path, str(command), "tables", "--table", "llava-1.5-7b")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["tables"][0]["table"] == "llava-1.5-7b"
+    done = python(tmp_path / "here", tmp_path, str(command), "run", "--benchmark", "pope")
+    assert done.returncode == 1 and "repository clone" in done.stderr

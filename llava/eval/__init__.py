@@ -1,6 +1,7 @@
-"""Ask and score: questions in, answer files out, numbers with their uncertainty.
+"""Evaluation: questions in, answer files out, scores with confidence intervals.
 
-`engine` asks a model, `answers` keeps what it said, `benchmarks` know the formats and the official scoring
-rules, `run`, `sweep`, `score` and `model_vqa_loader` are the command lines over them. Nothing is imported
-here, so that `--help` answers at once.
+`inference` runs the model, `store` keeps the answers, `benchmarks` contain formats and scoring rules. The
+modules in this folder are commands: `run`, `sweep`, `score`, ... (listed by `python -m llava.eval`), and
+wrappers under LLaVA's names (`model_vqa_loader`, `run_llava`, `eval_pope`, ...). Nothing is imported here, so
+that `--help` is fast.
 """

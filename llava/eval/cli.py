@@ -52,14 +52,21 @@ def answer_parser(
     parser = new_parser(command, description)
     add, text = parser.add_argument, "benchmark of the answers"
     add("--benchmark", required=True, type=benchmark_name, choices=benchmarks, help=text)
-    add("--answers", required=not answers, type=Path, help=f"answer file of the benchmark{answers}")
-    add("--data", required=not data, type=user_path, help=f"folder of the benchmark{data}")
+    add("--answers", required=not answers, type=path_argument, help=f"answer file of the benchmark{answers}")
+    add("--data", required=not data, type=path_argument, help=f"folder of the benchmark{data}")
     return parser
 
 
 def user_path(text: str) -> Path:
-    """Return the path of an argument, with ~ expanded."""
-    return Path(text).expanduser()
+    """Return a path with ~ expanded; unlike `Path.expanduser`, it accepts ~name of an unknown user."""
+    return Path(os.path.expanduser(text))
+
+
+def path_argument(text: str) -> Path:
+    """Parse the path of an argument; an unset shell variable gives an empty one, which is refused."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path. Give the name of a file or folder")
+    return user_path(text)
 
 
 def guarded(main: Callable[..., int]) -> Callable[..., int]:
@@ -123,11 +130,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--preset", choices=("exact", "published"), help=preset + "exact)")
 
 
-def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
+def add_inference_arguments(
+    parser: argparse.ArgumentParser, temperature: float = 0.0, conv_mode: str | None = None
+) -> None:
+    """Add how answers are generated, with the defaults of the command."""
     add, count = parser.add_argument_group("inference").add_argument, at_least(1)
-    add("--conv-mode", help="conversation template (default: the checkpoint's)")
+    template = f"conversation template (default: {conv_mode or 'that of the checkpoint'})"
+    add("--conv-mode", default=conv_mode, help=template)
     add("--batch-size", type=count, help="questions per batch (default: 64, 16 on CUDA)")
-    add("--temperature", type=at_least(0, float), default=0.0, help="of sampling (default: 0, greedy)")
+    note = f"of sampling; 0 is greedy (default: {temperature:g})"
+    add("--temperature", type=at_least(0, float), default=temperature, help=note)
     add("--top_p", "--top-p", type=ratio, help="nucleus sampling mass (default: off)")
     add("--num_beams", "--num-beams", type=count, default=1, help="beams of beam search (default: 1)")
     add("--seed", type=int, default=0, help="seed for random pruning and sampling (default: 0)")
@@ -138,7 +150,7 @@ def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_data_argument(parser: argparse.ArgumentParser) -> None:
     text = "folder of the benchmark, or the one above (default: the bundled data)"
-    parser.add_argument("--data", type=user_path, help=text)
+    parser.add_argument("--data", type=path_argument, help=text)
 
 
 def add_bootstrap_argument(parser: argparse.ArgumentParser) -> None:
@@ -190,18 +202,20 @@ def command_of(
     return command
 
 
-def model_folder(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Path | str:
-    """Return the checkpoint of --model, checked as far as possible without loading it."""
+def model_folder(
+    args: argparse.Namespace, parser: argparse.ArgumentParser, option: str = "--model"
+) -> Path | str:
+    """Return the checkpoint of --model (or of `option`), checked as far as possible without loading it."""
     if is_bundled(args.model):
         folder = Path(args.model).expanduser() if args.model else paths.BUNDLED_MODEL
         return paths.require_bundled(folder / "config.json", "--model (CKPT_DIR, CKPT)").parent
     folder = Path(args.model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise DataError(f"{folder}: no config.json. Set --model to the folder of a LLaVA checkpoint")
+            raise DataError(f"{folder}: no config.json. Set {option} to the folder of a LLaVA checkpoint")
         return folder
     if args.model.count("/") != 1 or args.model[0] in "./~":  # otherwise it may be a name on the hub
-        parser.error(f"--model {args.model}: no such folder")
+        parser.error(f"{option} {args.model}: no such folder")
     return args.model
 
 

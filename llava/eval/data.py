@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     note = f"benchmarks: {', '.join(names)}"
     add("benchmarks", nargs="+", type=benchmarks.benchmark_name, choices=names, metavar="NAME", help=note)
     note = "folder of all benchmarks (default: DATA_DIR, playground/data/eval, the bundled one)"
-    add("--data", type=cli.user_path, help=note)
+    add("--data", type=cli.path_argument, help=note)
     cli.add_outside_argument(parser)
     return parser
 

@@ -286,7 +286,7 @@ def mark_differences(runs: Sequence[RunState]) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.new_parser("status", __doc__)
     text = "folder of runs (default: outputs)"
-    parser.add_argument("folder", nargs="?", type=cli.user_path, default=Path("outputs"), help=text)
+    parser.add_argument("folder", nargs="?", type=cli.path_argument, default=Path("outputs"), help=text)
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     return parser
 

@@ -31,9 +31,13 @@ def build_parser() -> argparse.ArgumentParser:
     data = "; not needed with --questions, gqa and mmvet"
     parser = cli.answer_parser("submit", __doc__, list_benchmarks(), data)
     add = parser.add_argument
-    add("--questions", type=Path, help="file that lists the questions to submit (default: the one in --data)")
+    add(
+        "--questions",
+        type=cli.path_argument,
+        help="file that lists the questions to submit (default: the one in --data)",
+    )
     note = "file to write, for mme a folder (default: ANSWERS_submission, next to the answers)"
-    add("--output", type=Path, help=note)
+    add("--output", type=cli.path_argument, help=note)
     note = "leave out malformed answer lines instead of stopping (default: stop)"
     add("--skip-invalid", "--skip-damaged", action="store_true", help=note)
     return parser

@@ -114,14 +114,21 @@ class Row:
     """One prompt: ids with IMAGE_TOKEN_INDEX in place of the image, and that image's visual tokens."""
 
     ids: tuple[int, ...]
-    visual: Tensor | None  # (K, D) projected tokens; None for a text-only prompt
+    # (K, D) projected tokens; one for each of several images (only `generate`); None for a text-only prompt
+    visual: Tensor | tuple[Tensor, ...] | None
     key: Any = None  # rows of equal key have the same `visual`
 
     @property
     def length(self) -> int:
         """Tokens of the prompt, text and visual."""
-        images = self.ids.count(IMAGE_TOKEN_INDEX)
-        return len(self.ids) - images + images * (0 if self.visual is None else len(self.visual))
+        return len(self.ids) - self.ids.count(IMAGE_TOKEN_INDEX) + sum(map(len, self.images))
+
+    @property
+    def images(self) -> tuple[Tensor, ...]:
+        """Visual tokens of every image."""
+        if self.visual is None:
+            return ()
+        return self.visual if isinstance(self.visual, tuple) else (self.visual,)
 
 
 def can_share(rows: Sequence[Row], decoding: Decoding) -> bool:
@@ -175,7 +182,7 @@ def generate(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding
     for line, row in enumerate(rows):
         ids[line, width - len(row.ids) :] = torch.tensor(row.ids)
         mask[line, width - len(row.ids) :] = 1
-    visual = [row.visual for row in rows if row.visual is not None]
+    visual = [image for row in rows for image in row.images]
     with only_asked(model, tokenizer):
         new = model.generate(
             ids.to(model.device),

@@ -220,7 +220,7 @@ def resolve_job(
             f"--conv-mode {conv_mode}: no such template. Choose from {', '.join(conv_templates)}"
         )
     if conv_mode not in (None, usual):
-        warnings.append(f"--conv-mode {conv_mode}: {name} calls for {usual}. Omit the option to use {usual}")
+        warnings.append(f"--conv-mode {conv_mode}: {name} calls for {usual}. Use --conv-mode {usual}")
     job = Job(
         model,
         name,

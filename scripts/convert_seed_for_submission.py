@@ -1,0 +1,58 @@
+"""Score SEED-Bench answers and write the server's file, under the arguments of LLaVA's script."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also works without an installation
+
+from llava.eval import cli  # noqa: E402
+from llava.eval.benchmarks import DataError  # noqa: E402
+from llava.eval.benchmarks.base import check_foreign, grouped, mean  # noqa: E402
+from llava.eval.benchmarks.files import read_answers, read_json  # noqa: E402
+from llava.eval.store.atomic import write_atomically  # noqa: E402
+
+
+def questions(rows: object, path: Path) -> dict[str, dict]:
+    """Return {id: question}; the ids are numbers in one file and texts in another. Raises DataError."""
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
+        if not isinstance(row, dict) or not {"question_id", "answer"} <= row.keys():
+            what = f"entry {number} of questions has no question_id or no answer"
+            raise DataError(f"{path}: {what}. Check that it is SEED-Bench.json.")
+    return {str(row["question_id"]): row for row in rows}
+
+
+@cli.guarded
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--annotation-file", type=cli.path_argument, required=True, help="SEED-Bench.json, with the answers")
+    add("--result-file", type=cli.path_argument, required=True)
+    add("--result-upload-file", type=cli.path_argument, required=True)
+    args = parser.parse_args(argv)
+    document = read_json(args.annotation_file, dict, ("questions",))
+    truth = questions(document["questions"], args.annotation_file)
+    kinds = document.get("question_type")
+    names = {str(number): name for name, number in kinds.items()} if isinstance(kinds, dict) else {}
+    answers = {str(row["question_id"]): row["text"] for row in read_answers(args.result_file)}
+    if wrong := [key for key, text in answers.items() if not isinstance(text, str)]:
+        raise DataError(f"{args.result_file}: text of question_id {wrong[0]} is not a text. Fix the line.")
+    check_foreign(list(answers), truth, args.annotation_file, "question_id")
+    scores = [(truth[key], float(text == truth[key]["answer"])) for key, text in answers.items()]
+    for key in ("question_type_id", "data_type"):
+        for name, values in sorted(grouped((row.get(key), value) for row, value in scores).items()):
+            print(f"{names.get(name, name)}: {100 * mean(values):.2f}% of {len(values)}")
+    print(f"Total: {100 * mean(value for _, value in scores):.2f}% of {len(scores)}")
+    if unread := sum(text not in tuple("ABCD") for text in answers.values()):
+        cli.print_warnings([f"{unread} answers are not one of the letters A to D; they count as wrong"])
+    if missing := len(truth) - len(answers):
+        cli.print_warnings([f"{missing} of {len(truth)} questions have no answer; they are left out"])
+    lines = (json.dumps({"question_id": key, "prediction": text}) + "\n" for key, text in answers.items())
+    args.result_upload_file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(args.result_upload_file, (line.encode() for line in lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
