@@ -84,7 +84,7 @@ def _tables() -> Subject:
     arguments = ["--results", "{}/results", "--output", "{}/tables"]
     named = ("tables", tables.main, ["--table", "llava-1.5-7b", *arguments])
     free = ("summary", tables.main, arguments)
-    return Subject("tables", build, ("results/*/*/score.json",), [named, free], written=("tables*",))
+    return Subject("tables", build, ("results/*/*/score.json",), [named, free], share=1, written=("tables*",))
 
 
 def _questions(folder: Path) -> None:
