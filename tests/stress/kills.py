@@ -3,11 +3,11 @@
     python -m tests.stress.kills --count 100
     python -m tests.stress.kills --count 20 --only torchrun --seed 3
 
-Commands: `run`, `sweep`, `torchrun` (two processes; a kill hits the launcher or one worker) and `submit`. Each
-is killed several times in the same output folder, at instants drawn from the time it needs, and then left
-alone. After every kill whatever is on disk must be readable: `score.json` and submissions are whole or absent,
-answer lines are whole except for the last one. In the end, answers (without their random ids), scores and
-submissions must equal those of the undisturbed run. The last line is one JSON document
+Commands: `run`, `sweep`, `torchrun` (two processes; a kill hits the launcher or one worker) and `submit`.
+Each is killed several times in the same output folder, at instants drawn from the time it needs, and then
+left alone. After every kill whatever is on disk must be readable: `score.json` and submissions are whole or
+absent, answer lines are whole except for the last one. In the end, answers (without their random ids), scores
+and submissions must equal those of the undisturbed run. The last line is one JSON document
 {"kills": n, "ends": n, "different": [descriptions]}; the exit code is 1 if anything differed.
 """
 
