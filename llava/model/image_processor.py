@@ -4,9 +4,12 @@ transformers also has torchvision processors; their values differ by up to 0.015
 torchvision. Padding and tiling come before, in `llava.mm_utils.process_images`.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from llava.model.checkpoint import CheckpointError
+from llava.model.checkpoint.entries import PROCESSOR, check_entries, read_entries
+from llava.model.checkpoint.tower import read_processor
 
 if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
@@ -36,14 +39,17 @@ def load_image_processor(
 
     Raises:
         FileNotFoundError: the folder has no preprocessor_config.json.
-        ValueError: the file cannot be read, or is for another processor.
+        ValueError: the file cannot be read or is for another processor, or an entry has a wrong type.
     """
     if isinstance(folder_or_config, dict):
         config, source = folder_or_config, _NAME
+        check_entries(config, PROCESSOR, source)
+    elif (path := Path(folder_or_config)).suffix == ".json" and not path.is_dir():
+        config, source = read_entries(path, PROCESSOR), str(path)
     else:
-        path = Path(folder_or_config)
-        path = path / _NAME if path.is_dir() or path.suffix != ".json" else path
-        config, source = _read(path), str(path)
+        config, source = read_processor(path), str(path / _NAME)
+        if config is None:
+            raise FileNotFoundError(f"{source}: no such file. Copy it from the vision tower's checkpoint.")
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIP")
     name = next((name for key, name in _CLASSES.items() if kind.lower().startswith(key)), None)
     if name is None:
@@ -57,19 +63,25 @@ def load_image_processor(
     if image_size is not None:
         settings["size"] = {"shortest_edge": int(image_size)}
         settings["crop_size"] = {"height": int(image_size), "width": int(image_size)}
+    _check_sizes(settings, source)
     return _class(name)(**settings)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file. Copy it from the vision tower's checkpoint.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}). Download it again.") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected a JSON object, got a {type(config).__name__}. Download it again.")
-    return config
+def _check_sizes(settings: dict[str, Any], source: str) -> None:
+    """Raise `CheckpointError` for sizes that do not describe a resize to a square crop."""
+    size, crop = settings.get("size"), settings.get("crop_size")
+    if size is not None and "shortest_edge" not in size and not {"height", "width"} <= size.keys():
+        raise CheckpointError(
+            f"{source}: size is {size!r}, expected shortest_edge, or height and width. Use the file of the "
+            "original checkpoint."
+        )
+    if crop is not None and (
+        None in (crop.get("height"), crop.get("width")) or crop["height"] != crop["width"]
+    ):
+        raise CheckpointError(
+            f"{source}: crop_size is {crop!r}, expected equal height and width: vision towers take squares. "
+            "Use the file of the original checkpoint."
+        )
 
 
 def _class(name: str) -> Any:

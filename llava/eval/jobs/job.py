@@ -241,7 +241,7 @@ def common_anyres(config: dict[str, Any], anyres: str | None) -> str | None:
     """Return the anyres protocol of a pass with several settings, which needs one way to cut images."""
     from llava.model.settings import resolve_pruning
 
-    is_anyres = config.get("image_aspect_ratio") == "anyres" or "image_grid_pinpoints" in config
+    is_anyres = str(config.get("image_aspect_ratio")).startswith("anyres") or "image_grid_pinpoints" in config
     chosen = resolve_pruning(config, "none", None, None, anyres).anyres
     return chosen or ("paper" if is_anyres else None)
 

@@ -70,7 +70,7 @@ def test_lora_is_merged(tmp_path):
     ("adapter", "keys", "message"),
     [
         ({"use_dora": True}, ["q_proj.lora_A", "q_proj.lora_B"], "use_dora is not supported"),
-        ({"r": None}, ["q_proj.lora_A", "q_proj.lora_B"], "not a LoRA configuration"),
+        ({"r": None}, ["q_proj.lora_A", "q_proj.lora_B"], r"adapter_config\.json: missing r\."),
         ({}, ["q_proj.lora_A"], "1 unpaired lora_A/lora_B"),
         (
             {},
