@@ -7,8 +7,7 @@ torchvision. Padding and tiling come before, in `llava.mm_utils.process_images`.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava.model.checkpoint import CheckpointError
-from llava.model.checkpoint.entries import PROCESSOR, check_entries, read_entries
+from llava.model.checkpoint.entries import check_processor, read_object
 from llava.model.checkpoint.tower import read_processor
 
 if TYPE_CHECKING:
@@ -43,9 +42,10 @@ def load_image_processor(
     """
     if isinstance(folder_or_config, dict):
         config, source = folder_or_config, _NAME
-        check_entries(config, PROCESSOR, source)
+        check_processor(config, source)
     elif (path := Path(folder_or_config)).suffix == ".json" and not path.is_dir():
-        config, source = read_entries(path, PROCESSOR), str(path)
+        config, source = read_object(path), str(path)
+        check_processor(config, source)
     else:
         config, source = read_processor(path), str(path / _NAME)
         if config is None:
@@ -63,25 +63,7 @@ def load_image_processor(
     if image_size is not None:
         settings["size"] = {"shortest_edge": int(image_size)}
         settings["crop_size"] = {"height": int(image_size), "width": int(image_size)}
-    _check_sizes(settings, source)
     return _class(name)(**settings)
-
-
-def _check_sizes(settings: dict[str, Any], source: str) -> None:
-    """Raise `CheckpointError` for sizes that do not describe a resize to a square crop."""
-    size, crop = settings.get("size"), settings.get("crop_size")
-    if size is not None and "shortest_edge" not in size and not {"height", "width"} <= size.keys():
-        raise CheckpointError(
-            f"{source}: size is {size!r}, expected shortest_edge, or height and width. Use the file of the "
-            "original checkpoint."
-        )
-    if crop is not None and (
-        None in (crop.get("height"), crop.get("width")) or crop["height"] != crop["width"]
-    ):
-        raise CheckpointError(
-            f"{source}: crop_size is {crop!r}, expected equal height and width: vision towers take squares. "
-            "Use the file of the original checkpoint."
-        )
 
 
 def _class(name: str) -> Any:

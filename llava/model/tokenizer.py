@@ -237,7 +237,7 @@ def _read_model(path: Path) -> SentencePieceProcessor:
 
 
 def _read(path: Path, rules: Entries) -> dict:
-    return read_entries(path, rules) if path.is_file() else {}
+    return read_entries(path, rules) if path.exists() else {}
 
 
 def _token(value: str | dict, special: bool = True) -> AddedToken:

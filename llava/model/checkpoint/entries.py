@@ -309,6 +309,34 @@ PROCESSOR: Entries = {
     "do_convert_rgb": _FLAG, "size": _SIZE, "crop_size": _SIZE, "resample": _whole(0, 5),
     "rescale_factor": _POSITIVE, "image_mean": _list_of(_number(), 3), "image_std": _list_of(_POSITIVE, 3),
 }  # fmt: skip
+
+
+def check_processor(entries: Mapping[str, Any], where: str) -> None:
+    """Check an image processor's entries: a resize, a square crop and normalized pixels.
+
+    Raises:
+        CheckpointError: naming `where` and the key.
+    """
+    check_entries(entries, PROCESSOR, where)
+
+    def refuse(what: str) -> CheckpointError:
+        return CheckpointError(f"{where}: {what}. Use the file of the original checkpoint.")
+
+    for key in ("image_mean", "image_std") if entries.get("do_rescale") is not False else ():
+        if any(not 0 <= value <= 1 for value in entries.get(key) or ()):
+            raise refuse(f"{key} is {entries[key]!r}, expected numbers from 0 to 1")
+    size, crop = entries.get("size"), entries.get("crop_size")
+    if isinstance(size, dict) and "shortest_edge" not in size and not {"height", "width"} <= size.keys():
+        raise refuse(f"size is {size!r}, expected shortest_edge, or height and width")
+    if isinstance(crop, dict):
+        if crop.get("height") is None or crop.get("height") != crop.get("width"):
+            raise refuse(f"crop_size is {crop!r}, expected equal height and width: towers take squares")
+        crop = crop["height"]
+    edge = size.get("shortest_edge") if isinstance(size, dict) else size
+    if None not in (edge, crop) and edge < crop:
+        raise refuse(f"size {edge} is smaller than crop_size {crop}, so images would get a black border")
+
+
 ADAPTER: Entries = {
     "peft_type": _words("LORA"), "r": _whole(1, 1 << 16), "lora_alpha": _POSITIVE,
     "use_rslora": _FLAG, "use_dora": _FLAG, "fan_in_fan_out": _FLAG,
@@ -316,14 +344,20 @@ ADAPTER: Entries = {
     "layers_to_transform": _either(_whole(0, 1000), _list_of(_whole(0, 1000))),
     "rank_pattern": OBJECT, "alpha_pattern": OBJECT, "modules_to_save": _list_of(_TEXT),
 }  # fmt: skip
-INDEX: Entries = {"weight_map": _object_of(_TEXT)}
+INDEX: Entries = {"weight_map": _object_of(_PATH)}
+
+
+_TOKEN_FLAGS = "lstrip rstrip single_word normalized special".split()
 
 
 def _is_token(value: object) -> bool:
-    return isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("content"), str))
+    if not isinstance(value, dict):
+        return isinstance(value, str)
+    flags = all(isinstance(value.get(flag), bool | None) for flag in _TOKEN_FLAGS)
+    return flags and isinstance(value.get("content"), str)
 
 
-_ADDED_TOKEN = Entry("a text, or an object with a text as content", _is_token)
+_ADDED_TOKEN = Entry("a text, or an object with a text as content and true or false elsewhere", _is_token)
 SPECIAL_TOKENS: Entries = {
     **dict.fromkeys(
         "bos_token eos_token unk_token pad_token sep_token cls_token mask_token".split(), _ADDED_TOKEN

@@ -160,7 +160,7 @@ class CheckpointFolder:
     def generation_config(self) -> Path | None:
         """Return the path of generation_config.json, None if there is no such file."""
         path = (self.folder if self.base is None else self.base) / "generation_config.json"
-        return path if path.is_file() else None
+        return path if path.exists() else None
 
 
 def _is_projector(name: str | None) -> bool:

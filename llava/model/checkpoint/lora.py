@@ -19,7 +19,7 @@ from llava.model.checkpoint import CheckpointError, warn
 from llava.model.checkpoint.entries import ADAPTER, read_entries, require_entries
 from llava.model.checkpoint.find import ADAPTER_CONFIG
 from llava.model.checkpoint.keys import translate
-from llava.model.checkpoint.read import listing, read_file
+from llava.model.checkpoint.read import DTYPES, listing, read_file
 
 _PAIR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
@@ -103,10 +103,9 @@ def read_adapter(folder: Path) -> LoraAdapter:
                 f"{path}: the lora_A/lora_B pair for {name} has shapes {tuple(a.shape)} and "
                 f"{tuple(b.shape)}, but r is {rank} in {where.name}. Use the two files of one adapter."
             )
-        if not (a.is_floating_point() and b.is_floating_point()):
+        if a.dtype not in DTYPES or b.dtype not in DTYPES:
             raise CheckpointError(
-                f"{path}: the lora_A/lora_B pair for {name} is {a.dtype}, not floating point. Download it "
-                "again."
+                f"{path}: the lora_A/lora_B pair for {name} is {a.dtype} and {b.dtype}. Download it again."
             )
     scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     return LoraAdapter(path, scale, pairs, _targets(config, where))

@@ -19,6 +19,7 @@ from llava.model.checkpoint.entries import INDEX, read_entries
 from llava.model.checkpoint.find import WEIGHT_FILES
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of weights that are read
 GROWING = (EMBEDDINGS, HEAD)  # may have another number of rows than config.json has tokens
 _LISTED = 40
 _SHARD = re.compile(r"(pytorch_)?model-\d+-of-\d+\.(bin|safetensors)")
@@ -179,7 +180,7 @@ class Assigner:
                 f"{origin}: a second tensor for {name}; the first is {self.done[name]}. Use the files of one "
                 "checkpoint."
             )
-        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+        if tensor.dtype not in DTYPES or tensor.layout != torch.strided:
             raise CheckpointError(
                 f"{origin}: {tensor.dtype} ({tensor.layout}), expected floating point numbers. Use the "
                 "original checkpoint in float16 or float32."

@@ -17,7 +17,9 @@ from llava.model.checkpoint.entries import (
     PROCESSOR,
     TOWER,
     check_entries,
+    check_processor,
     read_entries,
+    read_object,
     require_entries,
 )
 from llava.model.checkpoint.find import last_part, resolve_tower
@@ -118,13 +120,14 @@ def read_processor(folder: Path) -> dict | None:
         CheckpointError: a file is malformed, or an entry has a wrong type.
     """
     flat = nested = None
-    if (path := folder / "preprocessor_config.json").is_file():
-        flat = read_entries(path, PROCESSOR)
-    if (path := folder / "processor_config.json").is_file():
+    if (path := folder / "preprocessor_config.json").exists():
+        flat = read_object(path)
+        check_processor(flat, str(path))
+    if (path := folder / "processor_config.json").exists():
         nested = read_entries(path, {"image_processor": OBJECT}).get("image_processor")
     if nested is None:
         return flat
-    check_entries(nested, PROCESSOR, f"{path}: image_processor")
+    check_processor(nested, f"{path}: image_processor")
     differing = [
         key for key in PROCESSOR if flat is not None and key in nested and flat.get(key) != nested[key]
     ]
