@@ -20,6 +20,7 @@ from typing import Any
 
 from llava.model.checkpoint import CheckpointError
 
+_MAX_NUMBER = 1e15  # far above what any entry may be, and below what overflows inside torch
 _MAX_DEPTH = 64  # nesting of a JSON file; files of checkpoints have less than 10
 
 
@@ -104,7 +105,7 @@ def _whole(low: int = 0, high: int = 1 << 40) -> Entry:
 
 
 def _is_number(value: object, low: float, high: float, above: bool) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300:
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _MAX_NUMBER:
         return False  # also Infinity; NaN fails the comparisons
     return (low < value if above else low <= value) and value <= high
 
@@ -365,10 +366,15 @@ SPECIAL_TOKENS: Entries = {
     "additional_special_tokens": _list_of(_ADDED_TOKEN),
     "extra_special_tokens": _either(_list_of(_ADDED_TOKEN), _object_of(_ADDED_TOKEN)),
 }
+# "no limit" is written as 1e30
+_LENGTH = Entry(
+    "a number >= 1",
+    lambda value: not isinstance(value, bool) and isinstance(value, int | float) and 1 <= value < 1e40,
+)
 _NUMBER_TEXT = Entry("a number", lambda value: value.isascii() and value.isdecimal() and len(value) < 9)
 TOKENIZER: Entries = {
     **SPECIAL_TOKENS,
-    "model_max_length": _number(1), "padding_side": _words("left right"), "tokenizer_class": _TEXT,
+    "model_max_length": _LENGTH, "padding_side": _words("left right"), "tokenizer_class": _TEXT,
     "chat_template": _either(_TEXT, _list_of(OBJECT)),
     "add_bos_token": _FLAG, "add_eos_token": _FLAG, "legacy": _FLAG,
     "added_tokens_decoder": _object_of(

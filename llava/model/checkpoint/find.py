@@ -56,9 +56,9 @@ def resolve_tower(name: str, checkpoint: Path | None = None, base: Path | None =
     if not name:
         raise FileNotFoundError("config.json: mm_vision_tower is empty. Set it to the vision tower's name.")
     tried = tower_places(name, checkpoint, base)
+    itself = [folder.resolve() for folder in (checkpoint, base) if folder is not None]
     for folder in tried:
-        itself = checkpoint is not None and folder.exists() and folder.samefile(checkpoint)
-        if (folder / "config.json").is_file() and not itself:
+        if (folder / "config.json").is_file() and folder.resolve() not in itself:
             return folder
     places = "\n".join(f"  {folder}" for folder in tried)
     if last_part(name) == BUNDLED_TOWER:

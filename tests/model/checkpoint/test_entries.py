@@ -73,6 +73,7 @@ def test_a_folder_in_place_of_a_file_and_a_byte_order_mark(tmp_path):
         ("vocab_size", 640.5),
         ("rope_theta", "10000"),
         ("rope_theta", float("nan")),
+        ("rope_theta", 10**30),
         ("rope_scaling", 5),
         ("rope_scaling", {"type": "linear"}),
         ("rope_scaling", {"type": "linear", "factor": "2"}),
