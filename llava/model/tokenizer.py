@@ -210,14 +210,14 @@ def _from_json(path: Path, config: dict, roles: dict, common: dict[str, Any]) ->
     except Exception as error:  # the Rust side raises bare Exception
         raise ValueError(f"{path}: not a readable tokenizer ({error}). Download it again.") from error
     llama = "Llama" in str(config.get("tokenizer_class", ""))
-    bos = config.get("add_bos_token", True if llama else None)
-    if bos is not None and "bos_token" in roles:
-        # Explicit, because transformers takes BOS from the file's post-processor, which old files lack.
-        common |= {"add_bos_token": bool(bos), "add_eos_token": bool(config.get("add_eos_token", False))}
     if llama:  # transformers takes these roles from tokenizer_config.json only, where they may be empty
         usual = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
         found = {role: text for role, text in usual.items() if backend.token_to_id(text) is not None}
         roles = {role: _token(text) for role, text in found.items()} | roles
+    bos = config.get("add_bos_token", True if llama else None)
+    if bos is not None and "bos_token" in roles:
+        # Explicit, because transformers takes BOS from the file's post-processor, which old files lack.
+        common |= {"add_bos_token": bool(bos), "add_eos_token": bool(config.get("add_eos_token", False))}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **roles, **common)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -281,8 +281,11 @@ def _added_tokens(
     for index, entry in (config.get("added_tokens_decoder") or {}).items():
         if entry is not None:
             tokens[entry["content"]] = (_token(entry), int(index))
-    extra = list(config.get("additional_special_tokens") or [])
-    extra += _read(folder / "special_tokens_map.json", SPECIAL_TOKENS).get("additional_special_tokens") or []
+    extra: list[str | dict] = []
+    for entries in (config, _read(folder / "special_tokens_map.json", SPECIAL_TOKENS)):
+        for key in ("additional_special_tokens", "extra_special_tokens"):  # before and since transformers 5
+            found = entries.get(key) or []
+            extra += found.values() if isinstance(found, dict) else found
     for token in [*roles.values(), *map(_token, filter(_content, extra))]:
         tokens[token.content] = (token, tokens.get(token.content, (token, None))[1])
     tokens.pop("", None)

@@ -270,8 +270,8 @@ def model_name(model: Path | str) -> str:
 @functools.cache
 def _weights(model: Path | str, base: str | None) -> str:
     """Fingerprint the checkpoint, and the base of a LoRA or projector-only folder."""
-    found = fingerprint_checkpoint(model) if isinstance(model, Path) else "hub"
-    if not base:
+    folder = Path(base).expanduser() if base else None
+    found = fingerprint_checkpoint(model, folder) if isinstance(model, Path) else "hub"
+    if folder is None:
         return found
-    folder = Path(base).expanduser()
     return f"{found}+{fingerprint_checkpoint(folder) if folder.is_dir() else base}"

@@ -78,8 +78,15 @@ def fill_model(
         if name.startswith(TOWER):
             inside = tower_keys.translate(name.removeprefix(TOWER))
             return None if inside is None else TOWER_PREFIX + inside
-        # LLaVA-NeXT saves image_newline whether or not its merging uses it
-        return None if name == NEWLINE and NEWLINE not in assigner.names else name
+        if name != NEWLINE or NEWLINE in assigner.names:
+            return name
+        # LLaVA-NeXT saves image_newline whether or not its merging uses it.
+        if getattr(model.config, "mm_patch_merge_type", None) is None:
+            warn(
+                f"{folder / 'config.json'}: mm_patch_merge_type is missing, and the checkpoint has an "
+                "image_newline. It is not used, as in LLaVA. Set the entry as it was in training."
+            )
+        return None
 
     def fill(name: str, tensor: Tensor, origin: str) -> None:
         assigner.assign(name, tensor if adapter is None else adapter.merge(name, tensor), origin)

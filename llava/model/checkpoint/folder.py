@@ -54,11 +54,12 @@ class CheckpointFolder:
             what = "a LoRA adapter" if lora else "a projector"
             trained = "the model it was trained on" if lora else "the language model"
             raise CheckpointError(f"{folder}: contains only {what}. Pass {trained} as model_base.")
-        if full and lora:
+        if full and (lora or projector):
+            other = f"a LoRA adapter ({ADAPTER_CONFIG})" if lora else PROJECTOR
             raise CheckpointError(
-                f"{folder}: model_base was given, and the folder contains full weights as well as a LoRA "
-                f"adapter ({ADAPTER_CONFIG}). Leave model_base out to use the full weights, or move the "
-                "adapter's files into a folder of their own."
+                f"{folder}: model_base was given, and the folder contains full weights as well as {other}. "
+                "Leave model_base out to use the full weights, or move the trained part into a folder of its "
+                "own."
             )
         if lora:
             return "lora"
@@ -98,10 +99,12 @@ class CheckpointFolder:
 
         kind = self.kind()
         if kind == "complete":
-            if is_lora(self.folder):
+            parts = [n for n in (ADAPTER_CONFIG, _TRAINABLES, PROJECTOR) if (self.folder / n).is_file()]
+            if parts:
+                what = "a LoRA adapter" if ADAPTER_CONFIG in parts else "a trained part"
                 warn(
-                    f"{self.folder}: contains full weights and a LoRA adapter ({ADAPTER_CONFIG}). The full "
-                    "weights are used, and the adapter is not. Remove the files that are not of this model."
+                    f"{self.folder}: contains full weights and {what} ({', '.join(parts)}). The full weights "
+                    "are used, and the rest is not. Remove the files that are not of this model."
                 )
             return read_folder(self.folder, self.allow_outside)
         base = read_folder(self.base, self.allow_outside)

@@ -109,9 +109,9 @@ def test_the_entry_to_edit_is_named(tmp_path, monkeypatch, name):
 
 def test_known_towers_and_lists(tmp_path, monkeypatch):
     monkeypatch.setenv("VISPRUNER_CACHE", str(tmp_path / "cache"))
-    known = find_tower("/home/of/somebody/clip-vit-large-patch14-336/", tmp_path)
+    known = find_tower("/data/of/somebody/clip-vit-large-patch14-336/", tmp_path)
     assert known.folder is None and known.config["hidden_size"] == 1024
-    assert find_tower(["/home/of/somebody/clip-vit-large-patch14-336/"], tmp_path) == known
+    assert find_tower(["/data/of/somebody/clip-vit-large-patch14-336/"], tmp_path) == known
     for names in ([], ["a", "b"]):
         with pytest.raises(CheckpointError, match=f"mm_vision_tower lists {len(names)} towers"):
             find_tower(names, tmp_path)

@@ -207,6 +207,14 @@ def test_full_weights_beside_an_adapter(tmp_path, reference):
         load(folder, base)
 
 
+@pytest.mark.parametrize("name", ["mm_projector.bin", "non_lora_trainables.bin"])
+def test_full_weights_beside_a_trained_part(tmp_path, reference, name):
+    folder = write(tmp_path / "m")
+    torch.save({}, folder / name)
+    with pytest.warns(CheckpointWarning, match=rf"full weights and a trained part \({name}\)"):
+        assert torch.equal(logits(load(folder)), reference)
+
+
 @pytest.mark.parametrize("inside", [True, False])
 def test_adapters_reach_into_the_vision_tower(tmp_path, inside):
     """The tower's weights are in the base, or in the tower's own folder."""

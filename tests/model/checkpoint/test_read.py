@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from helpers.checkpoints import SOURCE, load, logits, weights, write
+from helpers.checkpoints import NEXT, SOURCE, load, logits, weights, write
 from llava.model.checkpoint import CheckpointError, CheckpointWarning
 from llava.model.checkpoint.read import find_weight_files
 
@@ -140,4 +140,13 @@ def test_numbers_that_are_no_weights(tmp_path, tensor):
 def test_a_left_over_newline(tmp_path):
     """LLaVA-NeXT's files have image_newline, whatever mm_patch_merge_type is now."""
     state = {**weights(SOURCE), "model.image_newline": torch.zeros(64)}
-    assert not hasattr(load(write(tmp_path / "m", state=state)).model, "image_newline")
+    for merge_type in ("flat", "spatial"):
+        folder = write(tmp_path / merge_type, state=state, config={"mm_patch_merge_type": merge_type})
+        model = load(folder)
+        assert not hasattr(model.model, "image_newline") and model.loading_notes == ()
+
+
+def test_a_merge_type_that_is_missing(tmp_path):
+    folder = write(tmp_path / "m", source=NEXT, config={"mm_patch_merge_type": ...})
+    with pytest.warns(CheckpointWarning, match="mm_patch_merge_type is missing"):
+        load(folder)
