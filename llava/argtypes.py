@@ -34,6 +34,17 @@ def ratio(text: str) -> float:
     return number
 
 
+def failures(text: str) -> int | float:
+    """Parse a number of failures, or a share of the questions: a number in [0, 1] with a point."""
+    try:
+        number: int | float = int(text) if text.strip("+").isdecimal() else float(text)
+    except ValueError:
+        number = -1
+    if not number >= 0 or (isinstance(number, float) and number > 1):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected an integer >= 0, or a share such as 0.01")
+    return number
+
+
 def at_least(low: float, kind: type = int) -> Callable[[str], Any]:
     """Make an argparse type for numbers >= `low`."""
 

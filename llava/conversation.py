@@ -156,13 +156,14 @@ class Conversation:
         max_len: int = 1344,
         min_len: int = 672,
     ) -> "Image.Image | str":
-        """Pad or resize an uploaded image, limit its sides, and encode it as base64 text.
+        """Convert an uploaded image to RGB, pad or resize it, limit its sides, and encode it as base64 text.
 
         Raises:
             ValueError: unknown `image_process_mode`.
         """
-        from llava.mm_utils import classical_resize, expand2square
+        from llava.mm_utils import classical_resize, expand2square, to_rgb
 
+        image = to_rgb(image)
         if image_process_mode == "Pad":
             image = expand2square(image, (122, 116, 104))
         elif image_process_mode == "Resize":

@@ -102,6 +102,14 @@ def test_unknown_image_mode():
         conv.get_images()
 
 
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "I;16", "F"])
+def test_uploaded_images_of_every_mode_are_shown(mode):
+    """Padding needs RGB for its color, and JPEG cannot hold alpha."""
+    conv = converse("vicuna_v1", ("look", Image.new(mode, (6, 4)), "Pad"), None)
+    assert conv.get_images(return_pil=True)[0].mode == "RGB"
+    assert "data:image/jpeg;base64," in conv.to_gradio_chatbot()[0][0]
+
+
 def test_gradio_pairs_and_dict_leave_out_the_templates_examples():
     conv = converse("v0", ("<image>\nlook", Image.new("RGB", (4, 4)), "Pad"), "I see.", "And now?", None)
     first, second = conv.to_gradio_chatbot()

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from llava import mm_utils
 from llava.mm_utils import classical_resize, process_images
@@ -70,6 +72,64 @@ def test_every_mode_becomes_rgb(tmp_path, mode, colour, format, expected):
     assert pixel(mm_utils.load_image(str(file))) == expected
 
 
+RAMP = np.arange(256, dtype=np.int32).reshape(16, 16)
+
+
+def in_mode(mode, values):
+    """Store gray values in a mode."""
+    if mode == "L":
+        return Image.fromarray(values.astype(np.uint8))
+    if mode in ("I", "F"):
+        return Image.fromarray(values.astype({"I": np.int32, "F": np.float32}[mode]))
+    order = ">" if mode == "I;16B" else "<"
+    return Image.frombytes(mode, values.shape[::-1], values.astype(order + "u2").tobytes())
+
+
+@pytest.mark.parametrize("mode", ["L", "I", "F", "I;16", "I;16B", "I;16L"])
+@pytest.mark.parametrize("factor", [1, 4, 16, 257], ids=["8", "10", "12", "16"])
+def test_equal_gray_values_give_equal_images_in_every_mode(mode, factor):
+    """Values that fit 8 bits were black in 16-bit files, and wider ones black or white."""
+    if mode == "L" and factor > 1:
+        return
+    image = mm_utils.to_rgb(in_mode(mode, RAMP * factor))
+    assert (np.asarray(image) == RAMP[..., None]).all()
+
+
+@pytest.mark.parametrize(("mode", "format"), [("I;16", "PNG"), ("I;16", "TIFF"), ("I", "TIFF")])
+def test_gray_files_of_low_range_are_as_converted(tmp_path, mode, format):
+    file = saved(tmp_path, in_mode(mode, RAMP), format)
+    with Image.open(file) as image:
+        assert mm_utils.load_image(file).tobytes() == image.convert("RGB").tobytes()
+    assert (np.asarray(mm_utils.load_image(file)) == RAMP[..., None]).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.0, 0.5, 1.0], [0, 127, 255]),
+        ([0.0, 0.5, 1.0001], [0, 127, 255]),  # a resized image overshoots
+        ([0.5, np.nan, np.inf], [127, 0, 127]),
+        ([0.25, 1.0, 6.5], [63, 255, 255]),  # HDR
+        ([0.0, 2.0, 3.0], [0, 2, 3]),  # whole numbers
+        ([-5.0, 100.5, 254.9], [0, 100, 254]),
+        ([-np.inf, np.nan, 200.0], [0, 0, 200]),
+    ],
+)
+def test_float_images(values, expected):
+    image = mm_utils.to_rgb(Image.fromarray(np.array([values], np.float32)))
+    assert np.asarray(image)[0, :, 0].tolist() == expected
+
+
+def test_images_without_a_value(tmp_path):
+    file = saved(tmp_path, Image.fromarray(np.full((2, 2), np.nan, np.float32)), "TIFF")
+    with pytest.raises(ValueError, match=r"image\.tiff: no pixel has a finite value"):
+        mm_utils.load_image(file)
+    with pytest.raises(ValueError, match="0 x 3 pixels"):
+        mm_utils.to_rgb(Image.new("RGB", (0, 3)))
+    negative = Image.fromarray(np.array([[-1000, 0, 200]], np.int32))  # as of computed tomography
+    assert np.asarray(mm_utils.to_rgb(negative))[0, :, 0].tolist() == [0, 0, 200]
+
+
 @pytest.mark.parametrize("mode", ["La", "RGBa", "HSV", "LAB", "YCbCr", "I;16B", "PA"])
 def test_rare_modes_do_not_crash(mode):
     assert mm_utils.to_rgb(Image.new(mode, (3, 2))).mode == "RGB"
@@ -109,10 +169,6 @@ def test_truncated_files(tmp_path, format):
 
 
 def test_files_that_are_not_images(tmp_path, monkeypatch):
-    for content in (b"", b"hello"):
-        (tmp_path / "text.jpg").write_bytes(content)
-        with pytest.raises(ValueError, match=r"text\.jpg: corrupt or not an image"):
-            mm_utils.load_image(tmp_path / "text.jpg")
     with pytest.raises(FileNotFoundError, match=r"absent\.jpg"):
         mm_utils.load_image(tmp_path / "absent.jpg")
     with pytest.raises(ValueError, match=tmp_path.name):
@@ -125,14 +181,78 @@ def test_files_that_are_not_images(tmp_path, monkeypatch):
         mm_utils.load_image(file)
 
 
+HEAD = b"\x00\x00\x00\x18"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (HEAD + b"ftypheic" + bytes(200), "a HEIC image, which Pillow cannot read. Convert it"),
+        (HEAD + b"ftypmif1\0\0\0\0mif1heic" + bytes(200), "a HEIC image"),
+        (HEAD + b"ftypavif" + bytes(200), "an AVIF image"),
+        (HEAD + b"ftypmif1\0\0\0\0mif1avifmiaf" + bytes(200), "an AVIF image"),
+        (HEAD + b"ftypisom" + bytes(200), "a video, not an image. Extract a frame"),
+        (b"\xff\x0a" + bytes(50), "a JPEG XL image"),
+        (b"\x00\x00\x00\x0cJXL \r\n\x87\n", "a JPEG XL image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG drawing"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- x -->\n<svg width='1'>", "an SVG drawing"),
+        (b"%PDF-1.7\n%", "a PDF or PostScript document"),
+        (b"\n<!DOCTYPE HTML><html><body>404<svg ></html>", "a web page, not an image. Download the image"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "an XML or HTML document"),
+        (b'{"error": "not found"}', 'a text, not an image (it starts with \'{"error": "not found"}\')'),
+        (b"hello", "a text, not an image"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        (b"../.git/annex/objects/aa/SHA256E-s1.jpg", "a git-annex pointer"),
+        (b"PK\x03\x04" + bytes(20), "an archive, not an image. Unpack it"),
+        (bytes(128) + b"DICM" + bytes(20), "a DICOM image"),
+        (bytes(5000), "only zero bytes"),
+        (b"", "an empty file"),
+        (b"\xff\xd8\xff\xe0" + bytes(30), "a corrupt, truncated or unsupported JPEG"),
+        (bytes(range(128, 256)), "corrupt or not an image"),
+    ],
+)
+def test_files_that_are_no_image_are_told_apart(tmp_path, content, says):
+    file = tmp_path / "phone.jpg"
+    file.write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        mm_utils.load_image(file)
+    assert str(caught.value).startswith(f"{file}: {says}") and "\n" not in str(caught.value)
+    if content:
+        with pytest.raises(ValueError, match="^base64 image: "):
+            mm_utils.load_image_from_base64(base64.b64encode(content))
+
+
+def test_valid_images_with_long_texts_are_not_called_corrupt(tmp_path):
+    info = PngInfo()
+    info.add_text("history", "x" * 2_000_000, zip=True)
+    file = saved(tmp_path, Image.new("RGB", (3, 2)), pnginfo=info)
+    with pytest.raises(ValueError, match=r"image\.png: a PNG whose compressed text .* exiftool"):
+        mm_utils.load_image(file)
+
+
+def test_names_that_cannot_be_opened(tmp_path):
+    with pytest.raises(ValueError, match=r"x\.\.\. \(5000 characters\): cannot be opened"):
+        mm_utils.load_image("x" * 5000)
+    with pytest.raises((ValueError, FileNotFoundError), match="Check the image folder"):
+        mm_utils.load_image("a\0b.jpg")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileNotFoundError, match="no such image"):
+        mm_utils.load_image(tmp_path / "file" / "a.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ValueError, match=r"pipe\.jpg: a pipe or device, not a file"):
+        mm_utils.load_image(tmp_path / "pipe.jpg")
+
+
 def test_base64():
     buffer = io.BytesIO()
     Image.new("RGB", (3, 2), (9, 8, 7)).save(buffer, "PNG")
     encoded = base64.b64encode(buffer.getvalue())
     for given_as in (encoded, encoded.decode()):
         assert pixel(mm_utils.load_image_from_base64(given_as)) == (9, 8, 7)
-    with pytest.raises(ValueError, match="base64 image: not readable"):
+    with pytest.raises(ValueError, match="base64 image: a text, not an image"):
         mm_utils.load_image_from_base64("aGVsbG8=")
+    with pytest.raises(ValueError, match="base64 image: not readable"):
+        mm_utils.load_image_from_base64("a")
 
 
 # --- geometry ------------------------------------------------------------------------------------------

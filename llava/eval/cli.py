@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from llava import paths
-from llava.argtypes import at_least, ratio
+from llava.argtypes import at_least, failures, ratio
 from llava.environment import check_environment
 from llava.eval.benchmarks import Benchmark, DataError, DataIssue, benchmark_name
-from llava.eval.jobs.execute import ModelError
+from llava.eval.jobs.execute import ModelError, TooManyFailures
 from llava.eval.jobs.job import Job, resolve_job
 from llava.eval.metrics.scorecard import Scorecard
 from llava.eval.store.answer_file import AnswerFileError
@@ -27,9 +27,11 @@ from llava.model.checkpoint.folder import CheckpointFolder
 from llava.table import number, text_table
 
 DTYPES = ("float32", "float16", "bfloat16")
+_PATHS = ("model", "model_base")  # arguments that are folders or names on the Hugging Face hub
 _SHOWN = 50  # failures listed at the end
 _JOB_ARGUMENTS = (
-    *("device", "dtype", "tower_dtype", "attn_implementation", "conv_mode", "batch_size", "model_base"),
+    *("device", "dtype", "tower_dtype", "attn_implementation", "preset", "conv_mode", "batch_size"),
+    *("model_base",),
     *("max_new_tokens", "temperature", "top_p", "num_beams", "seed", "num_workers"),
 )
 
@@ -76,7 +78,7 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
         except BrokenPipeError:  # the reader of our output is gone: `... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
-        except (AnswerFileError, DataError, ModelError, OSError) as error:
+        except (AnswerFileError, DataError, ModelError, OSError, TooManyFailures) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
 
@@ -91,6 +93,19 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_argument(parser)
     add("--limit", type=at_least(1), metavar="N", help="evaluate only the first N questions")
     add("--max-new-tokens", type=at_least(1), help="tokens per answer (default: the benchmark's)")
+    add_failure_arguments(parser)
+
+
+def add_failure_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what happens to questions that cannot be asked."""
+    add, stop = parser.add_argument, "stop when more questions fail: a number, or a share such as 0.01"
+    add("--max-failures", type=failures, metavar="N|SHARE", help=f"{stop} (default: never)")
+    add_outside_argument(parser)
+
+
+def add_outside_argument(parser: argparse.ArgumentParser) -> None:
+    text = "accept images that question files name outside the image folder"
+    parser.add_argument("--allow-outside-images", action="store_true", help=text)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,6 +117,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda if available)")
     cut = "how LLaVA-NeXT images are cut (default: paper when pruning, else llava)"
     add("--anyres", choices=("paper", "llava"), help=cut)
+    preset = (
+        "published: as the published numbers, float32 tower, pixels rounded to float16, float16 language "
+    )
+    preset += (
+        "model (on a CPU: float32), --anyres paper; exact: float32 pixels (default: VISPRUNER_PRESET, else "
+    )
+    add("--preset", choices=("exact", "published"), help=preset + "exact)")
 
 
 def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
@@ -142,6 +164,33 @@ def job_of(
     given = {name: getattr(args, name) for name in _JOB_ARGUMENTS}
     shared = not args.no_share_prefix
     return resolve_job(model, config, anyres=anyres, local_rank=local_rank, share_prefix=shared, **given)
+
+
+def command_of(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, but: Sequence[str] = ()
+) -> list[str]:
+    """Return module and arguments that repeat a command from any folder: paths are absolute.
+
+    Args:
+        but: Names of arguments to leave out.
+    """
+    module = parser.prog.split()[-1]
+    command = [module if module.startswith("llava.") else f"llava.eval.{module}"]
+    for action in parser._actions:
+        value = getattr(args, action.dest, None)
+        is_given = value != parser.get_default(action.dest) or isinstance(value, Path)
+        if action.dest in but or value is None or not is_given:
+            continue
+        if action.nargs == 0:
+            command += action.option_strings[:1] if value == action.const else []
+            continue
+        if isinstance(value, Path) or (action.dest in _PATHS and Path(value).expanduser().exists()):
+            value = os.path.abspath(os.path.expanduser(value))
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        # An option and its value are one argument where the value may look like an option.
+        option = action.option_strings[0]
+        command += [f"{option}={text}"] if text.startswith("-") else [option, text]
+    return command
 
 
 def model_folder(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Path | str:
@@ -187,15 +236,21 @@ def print_warnings(warnings: Sequence[str]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def report_issues(issues: Sequence[DataIssue | str], what: str = "questions were not answered") -> None:
-    """Print a count and the first failures, on standard error, at the end of a command."""
+def report_issues(
+    issues: Sequence[DataIssue | str], what: str = "questions were not answered", where: str = ""
+) -> None:
+    """Print a count and the first failures, on standard error, at the end of a command.
+
+    Args:
+        where: File that contains all of them, named if they are too many to print.
+    """
     if not issues:
         return
     print(f"{len(issues)} {what}:", file=sys.stderr)
     for issue in issues[:_SHOWN]:
         print(f"  {issue}", file=sys.stderr)
     if len(issues) > _SHOWN:
-        print(f"  ... and {len(issues) - _SHOWN} more", file=sys.stderr)
+        print(f"  ... and {len(issues) - _SHOWN} more{where and f', all in {where}'}", file=sys.stderr)
 
 
 def print_settings(benchmark: Benchmark, cards: Sequence[Scorecard]) -> None:

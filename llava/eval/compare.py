@@ -17,7 +17,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from llava import argtypes, paths
 from llava.eval import cli
 from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark, list_benchmarks
 from llava.eval.metrics.comparison import compare, other_prompts
-from llava.eval.metrics.scorecard import NAME
+from llava.eval.metrics.scorecard import NAME, Scorecard
 from llava.eval.store.atomic import write_atomically
 from llava.table import csv_text, text_table
 
@@ -100,12 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _benchmark_of(files: list[Path]) -> str:
     """Return the benchmark named by the score.json beside these files. Raises DataError."""
-    found = set()
-    for path in files:
-        with suppress(OSError, ValueError, LookupError, TypeError):
-            found.add(str(json.loads(path.with_name(NAME).read_bytes())["benchmark"]))
+    cards = [path.with_name(NAME) for path in files]
+    found = {Scorecard.read(card).benchmark for card in cards if card.is_file()}
     known = list_benchmarks()
-    if len(found) != 1 or not found <= set(known):
+    if len(found) != 1:
         named = f"the score.json files name {', '.join(sorted(found))}"
         raise DataError(
             f"benchmark of A and B unknown: {named if found else f'there is no {NAME} beside them'}. Set "

@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("benchmarks", nargs="+", type=benchmarks.benchmark_name, choices=names, metavar="NAME", help=note)
     note = "folder of all benchmarks (default: DATA_DIR, playground/data/eval, the bundled one)"
     add("--data", type=cli.user_path, help=note)
+    cli.add_outside_argument(parser)
     return parser
 
 
@@ -100,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     reports = {}
     for name in names:
         benchmark = benchmarks.get_benchmark(name)
+        benchmark.allow_outside = args.allow_outside_images
         reports[name] = check(benchmark, root)
         show(benchmark, reports[name])
     print(json.dumps({"data": str(root), "benchmarks": reports}))

@@ -18,9 +18,9 @@ from llava import argtypes
 from llava.eval import cli
 from llava.eval.benchmarks import DataIssue
 from llava.eval.benchmarks.base import check_questions, read_questions
-from llava.eval.jobs.execute import Session
+from llava.eval.jobs.execute import Session, answer_chunk
 from llava.eval.jobs.job import Task, resolve_pruner
-from llava.eval.store.answer_file import AnswerFile
+from llava.eval.store.run_record import FAILURES, beside
 from llava.model.checkpoint.config import stored_config
 
 
@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--visual_token_num", "--visual-token-num", type=argtypes.tokens)
     add("--important_ratio", "--important-ratio", type=argtypes.ratio)
     add("--method", help="pruning method (default: vispruner)")
+    cli.add_failure_arguments(parser)
     cli.add_model_arguments(parser)
     cli.add_inference_arguments(parser)
     return parser
@@ -50,14 +51,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--chunk-idx {args.chunk_idx}: chunks are numbered 0 to {args.num_chunks - 1}")
     model = cli.model_folder(args, parser)
     issues: list[DataIssue] = []
-    questions = list(read_questions(args.question_file.expanduser(), args.image_folder.expanduser(), issues))
+    folder, outside = args.image_folder.expanduser(), args.allow_outside_images
+    questions = list(read_questions(args.question_file.expanduser(), folder, issues, outside))
     if not questions:
         cli.report_issues(issues)
     warnings = check_questions(args.question_file.name, questions)
     try:
         config = stored_config(model, args.model_base)
         pruner, anyres = resolve_pruner(
-            config, args.method, args.visual_token_num, args.important_ratio, args.anyres, args.seed
+            config,
+            args.method,
+            args.visual_token_num,
+            args.important_ratio,
+            args.anyres,
+            args.seed,
+            args.preset,
         )
         job = cli.job_of(args, model, config, anyres)
     except ValueError as error:
@@ -67,16 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     chunk = questions[args.chunk_idx * size : (args.chunk_idx + 1) * size]
     if args.chunk_idx:  # chunk 0 reports malformed lines, once
         issues.clear()
-    task = Task(questions)
-    configuration = job.configuration(task, pruner)
-    with AnswerFile(args.answers_file.expanduser(), chunk, configuration) as file:
-        if file.missing:
-            from llava.eval.inference.engine import PassSetting
-
-            issues += Session(job).engine(task).run(chunk, [PassSetting("run", pruner, file)]).failures
-        file.finalize()
-    cli.report_issues(issues)
-    return 1 if issues else 0
+    session, path = Session(job, max_failures=args.max_failures), args.answers_file.expanduser()
+    command = cli.command_of(parser, args)
+    failures = answer_chunk(session, Task(questions, issues), chunk, pruner, path, command)
+    cli.report_issues(failures, where=str(beside(path, FAILURES)))
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from llava import argtypes
 from llava.eval import cli, submit
 from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark, list_benchmarks
 from llava.eval.jobs import execute, processes
-from llava.eval.jobs.execute import Session, SettingRun
+from llava.eval.jobs.execute import Session, SettingRun, TooManyFailures
 from llava.eval.jobs.job import Task, read_task, resolve_pruner, setting_name
 from llava.eval.score import print_score
 from llava.model.checkpoint.config import stored_config
@@ -79,13 +79,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(text, flush=True)
 
     benchmark = get_benchmark(args.benchmark)
+    benchmark.allow_outside = args.allow_outside_images
     if not quiet:
         cli.announce_bundled(cli.is_bundled(args.model), args.data is None)
     model = cli.model_folder(args, parser)
     task = read_task(benchmark, args.data, args.limit)
     try:
         config = stored_config(model, args.model_base)
-        pruner, anyres = resolve_pruner(config, args.method, args.tokens, args.ratio, args.anyres, args.seed)
+        pruner, anyres = resolve_pruner(
+            config, args.method, args.tokens, args.ratio, args.anyres, args.seed, args.preset
+        )
         job = cli.job_of(args, model, config, anyres, rank.local_rank if rank.size > 1 else None)
     except ValueError as error:
         parser.error(str(error))
@@ -102,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     say(
         f"{benchmark.title}: {len(task.asked)} questions, {job.name}, {setting_name(pruner)}, "
         f"{job.conv_mode}, {job.dtype} on {job.device.split(':')[0]}"
+        + (f", preset {job.preset}" if job.preset != "exact" else "")
         + (f", {size} processes" if size > 1 else "")
     )
     output = args.output or args.output_dir / benchmark.name / job.name / setting_name(pruner)
@@ -112,7 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif answered:
         say(f"resuming: {answered} of {len(task.asked)} questions are already answered")
 
-    session, failed = Session(job), 0
+    if not args.part and (rank.rank == 0 or args.num_chunks > 1):
+        execute.record_start(task, run, cli.command_of(parser, args, ("num_chunks", "chunk_idx")))
+    session, failed = Session(job, max_failures=args.max_failures), 0
     if args.num_processes > 1:
         wrong = execute.start_processes(argv, task, run, size, job.device)
         missing, merged = execute.merge(task, run, size)
@@ -128,7 +134,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif rank.size > 1:
         finished = not run.missing(task) and not run.found.elsewhere(run.answers)
         if not finished:
-            execute.answer_share(session, task, run, rank)
+            try:
+                execute.answer_share(session, task, run, rank)
+            except TooManyFailures as error:
+                if not args.part:
+                    raise
+                print(f"error: {error}", file=sys.stderr)
+                return processes.STOPPED  # ends the other processes as well
         if args.part:
             shard = f"process {rank.rank} of {rank.size}"
             print(f"{shard}: asked {run.generated} questions in {run.seconds:.0f} s", flush=True)
@@ -176,7 +188,7 @@ def _rank(args: argparse.Namespace, parser: argparse.ArgumentParser) -> processe
 def _finish(args: argparse.Namespace, task: Task, run: SettingRun) -> int:
     """Score, print a table and the JSON document, write the submission; return the exit code."""
     failures = list(dict.fromkeys([*task.issues, *run.failures]))
-    cli.report_issues(failures)
+    cli.report_issues(failures, where=str(run.failures_file))
     extra: dict[str, Any] = {}
     if args.submit and run.answers.is_file():  # before scoring: the server needs no score of ours
         extra["submission"] = None

@@ -32,12 +32,13 @@ from llava.eval import cli
 from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark, list_benchmarks
 from llava.eval.cli import ModelError
 from llava.eval.jobs import execute
-from llava.eval.jobs.execute import Session, SettingRun
+from llava.eval.jobs.execute import Session, SettingRun, TooManyFailures
 from llava.eval.jobs.job import Task, common_anyres, read_task, setting_name
 from llava.eval.metrics.scorecard import ScoredSetting
 from llava.eval.metrics.statistics import paired_bootstrap
 from llava.eval.store.answer_file import AnswerFileError
 from llava.eval.store.atomic import write_atomically
+from llava.eval.store.run_record import FAILURES
 from llava.eval.tables.summary import ScoredBenchmark, build_summary
 from llava.model.checkpoint.config import stored_config
 from llava.table import text_table
@@ -111,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         benchmarks = [get_benchmark(name) for name in dict.fromkeys(args.benchmarks)]
     except ValueError as error:
         parser.error(str(error))
+    for benchmark in benchmarks:
+        benchmark.allow_outside = args.allow_outside_images
     if args.data is not None and len(benchmarks) > 1 and any(one.owns(args.data) for one in benchmarks):
         parser.error("--data is the folder of one benchmark; for several give the folder above")
     cli.announce_bundled(args.model is None, args.data is None)
@@ -119,31 +122,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         pruners = grid(args.methods, args.tokens, args.ratios, args.seed)
         config = stored_config(model, args.model_base)
-        job = cli.job_of(args, model, config, common_anyres(config, args.anyres))
+        job = cli.job_of(args, model, config, common_anyres(config, args.anyres, args.preset))
     except ValueError as error:
         parser.error(str(error))
     cli.print_warnings(job.warnings)
     # Images that several benchmarks show are encoded once; within one benchmark the engine sees to that.
-    session = Session(job, args.vision_cache << 20 if len(benchmarks) > 1 else 0)
+    cache = args.vision_cache << 20 if len(benchmarks) > 1 else 0
+    session, command = Session(job, cache, args.max_failures), cli.command_of(parser, args)
     tables: list[dict[str, Any]] = []
     unscored, scored = [], []
     for task in tasks:
         try:
-            runs, vision = _answer(args, session, task, pruners, failures)
+            runs, vision = _answer(args, session, task, pruners, failures, command)
             found = _score(args, task, runs, failures)
             if found is None:
                 unscored.append(task.benchmark)
                 continue
             scored.append(ScoredBenchmark(task.benchmark, task.folder, task.asked, found))
             tables.append(_show(args, task, found, vision))
-        except ModelError:  # without a model no benchmark can be evaluated
+        except (ModelError, TooManyFailures):  # without a model no benchmark can be evaluated
             raise
         except Exception as error:
             failures.note(task.title, error)
     summary = {}
     if args.report is not None and any(one.settings for one in scored):
         summary = _summarize(args, job.name, scored, [benchmark.title for benchmark in unscored])
-    cli.report_issues(failures, "failures")
+    everywhere = args.output / "BENCHMARK" / "SETTING" / FAILURES
+    cli.report_issues(failures, "failures", str(everywhere))
     document = {
         "model": job.name,
         "tables": tables,
@@ -178,7 +183,12 @@ def _read(args: argparse.Namespace, benchmarks: Sequence[Any], failures: Failure
 
 
 def _answer(
-    args: argparse.Namespace, session: Session, task: Task, pruners: Sequence[Any], failures: Failures
+    args: argparse.Namespace,
+    session: Session,
+    task: Task,
+    pruners: Sequence[Any],
+    failures: Failures,
+    command: Sequence[str],
 ) -> tuple[list[SettingRun], dict[str, Any]]:
     """Answer one benchmark with all settings; return those that have answers, and the cost of the pass."""
     runs = []
@@ -187,6 +197,7 @@ def _answer(
         try:
             folder = args.output / task.benchmark.name / name
             runs.append(SettingRun.open(session.job, task, pruner, folder))
+            execute.record_start(task, runs[-1], command)
         except (AnswerFileError, OSError) as error:
             failures.note(f"{task.title}, {name}", error)
     finished = sum(not run.missing(task) for run in runs)
@@ -196,7 +207,7 @@ def _answer(
     )
     try:
         vision = execute.answer(session, task, runs)
-    except ModelError:
+    except (ModelError, TooManyFailures):
         raise
     except Exception as error:  # of a single setting
         if len(runs) > 1:

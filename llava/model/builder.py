@@ -29,7 +29,13 @@ from llava.model.checkpoint.folder import CheckpointFolder
 from llava.model.checkpoint.placement import connect, main_device, place
 from llava.model.checkpoint.quantize import Quantizer
 from llava.model.multimodal_encoder.builder import build_vision_tower
-from llava.model.settings import ENVIRONMENT, choose_attention, choose_dtypes, resolve_pruning
+from llava.model.settings import (
+    ENVIRONMENT,
+    choose_attention,
+    choose_dtypes,
+    resolve_preset,
+    resolve_pruning,
+)
 from llava.model.tokenizer import add_image_tokens, load_tokenizer
 from llava.model.transformers_compat import set_attention
 
@@ -63,6 +69,7 @@ def load_pretrained_model(
     tower_dtype: str | torch.dtype | None = None,
     anyres: str | None = None,
     allow_outside: bool = False,
+    preset: str | None = None,
     **kwargs: Any,
 ) -> tuple[Any, Any, Any, int]:
     """Load a LLaVA checkpoint; return (tokenizer, model, image_processor, context_len).
@@ -86,11 +93,14 @@ def load_pretrained_model(
         tower_dtype: of the vision tower (default: `dtype`); "float32" under a half-precision model is the
             paper's setting.
         allow_outside: a weight index may name files outside of its folder (also VISPRUNER_ALLOW_OUTSIDE=1).
+        preset: "published" sets dtype (not on a CPU), tower_dtype and anyres as for the published numbers,
+            and rounds pixels to float16 before the tower; "exact" (default) sets nothing.
         kwargs: revision, cache_dir, token and local_files_only for the Hub, and arguments of LLaVA and
             transformers that have no effect here.
 
     Raises:
-        ValueError: an argument or environment variable is invalid; `CheckpointError` for files.
+        ValueError: an argument or environment variable is invalid, or contradicts the preset;
+            `CheckpointError` for files.
         FileNotFoundError: the checkpoint, its tower or its tokenizer was not found.
         ImportError: an optional package is missing.
         TypeError: unknown argument.
@@ -101,6 +111,7 @@ def load_pretrained_model(
         "ratio": important_ratio,
         "anyres": anyres,
         "tower_dtype": tower_dtype,
+        "preset": preset,
     }
     check_environment(ENVIRONMENT[name] for name, value in given.items() if value is not None)
     extra, hub = _check_kwargs(kwargs)
@@ -108,9 +119,10 @@ def load_pretrained_model(
     dtype = extra.get("dtype", dtype) if dtype is None else dtype
     if load_8bit and load_4bit:
         raise ValueError("load_8bit and load_4bit are both set. Choose one.")
-    resolve_pruning(None, method, visual_token_num, important_ratio, anyres)  # refuse before reading anything
+    pruning = (method, visual_token_num, important_ratio, anyres, preset)
+    resolve_pruning(None, *pruning)  # refuse before reading anything
     device_main = main_device(device_map, device)
-    choose_dtypes(dtype, tower_dtype, None, device_main)
+    choose_dtypes(dtype, tower_dtype, None, device_main, preset)
 
     folder = resolve_checkpoint(model_path, **hub)
     base = resolve_checkpoint(model_base, **hub) if model_base else None
@@ -118,7 +130,7 @@ def load_pretrained_model(
     checkpoint = CheckpointFolder(folder, base, allow_outside)
     with collect_warnings() as notes:
         raw = checkpoint.check()
-        settings = resolve_pruning(raw, method, visual_token_num, important_ratio, anyres)
+        settings = resolve_pruning(raw, *pruning)
         if settings.pruner.name != "none" and settings.pruner.tokens is None:
             warnings.warn(
                 f"method {settings.pruner.name!r} without a token budget keeps every visual token. Pass "
@@ -128,7 +140,7 @@ def load_pretrained_model(
         tokenizer = load_tokenizer(checkpoint.tokenizer())
         generation = read_generation_config(checkpoint.generation_config())
         model_class, config, tower_source = understand(checkpoint.config_folder, raw, base)
-        model_dtype, tower_type = choose_dtypes(dtype, tower_dtype, config.dtype, device_main)
+        model_dtype, tower_type = choose_dtypes(dtype, tower_dtype, config.dtype, device_main, preset)
         config.dtype = model_dtype
         kernels, tower_kernels = choose_attention(attn_implementation, model_dtype, tower_type)
         quantizer = Quantizer(4 if load_4bit else 8, model_dtype) if load_8bit or load_4bit else None
@@ -155,6 +167,7 @@ def load_pretrained_model(
             checkpoint.adapter(),
             raw.get("quantization_config") or (raw.get("text_config") or {}).get("quantization_config"),
         )
+        model.preset = resolve_preset(preset)
         model.set_pruner(settings.pruner, anyres=settings.anyres)
         if generation is not None:
             model.generation_config = generation

@@ -4,8 +4,11 @@ transformers also has torchvision processors; their values differ by up to 0.015
 torchvision. Padding and tiling come before, in `llava.mm_utils.process_images`.
 """
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from llava.model.checkpoint.entries import check_processor, read_object
 from llava.model.checkpoint.tower import read_processor
@@ -66,8 +69,43 @@ def load_image_processor(
     return _class(name)(**settings)
 
 
+class _RowsFirst:
+    """Resizing in the classical order of passes (`mm_utils.classical_resize`) under every Pillow.
+
+    For clients that call the processor themselves; `mm_utils.process_images` resizes before.
+    """
+
+    def resize(self, image: Any, size: Any, resample: Any = None, **options: Any) -> Any:
+        """Resize an array to `size`, a dict or SizeDict; other dtypes than uint8 in transformers' own way."""
+        from transformers.image_utils import get_image_size, infer_channel_dimension_format
+
+        layout = options.get("input_data_format") or infer_channel_dimension_format(image)
+        height, width = get_image_size(image, layout)
+        edge, target = dict(size).get("shortest_edge"), dict(size)
+        resize = functools.partial(super().resize, resample=resample, **options)
+        if image.dtype != np.uint8 or target.get("longest_edge") or not (edge or target.get("width")):
+            return resize(image, size)
+        new_height, new_width = target.get("height"), target.get("width")
+        if edge:
+            longer = int(edge * max(width, height) / min(width, height))
+            new_height, new_width = (longer, edge) if width <= height else (edge, longer)
+        rows = resize(image, type(size)(height=height, width=new_width))
+        return resize(rows, type(size)(height=new_height, width=new_width))
+
+    def __reduce__(self) -> tuple:
+        """Pickle by the name of the class, which is built on demand."""
+        return _empty, (type(self).__name__.removesuffix("Pil"),), self.__dict__
+
+
+@functools.cache
 def _class(name: str) -> Any:
-    """Return the PIL class; before about transformers 5.3 it has no suffix."""
+    """Return the PIL class, with classical resizing; before about transformers 5.3 it has no suffix."""
     import transformers
 
-    return getattr(transformers, name + "Pil", None) or getattr(transformers, name)
+    parent = getattr(transformers, name + "Pil", None) or getattr(transformers, name)
+    return type(parent.__name__, (_RowsFirst, parent), {"__module__": __name__})
+
+
+def _empty(name: str) -> Any:
+    kind = _class(name)
+    return kind.__new__(kind)

@@ -450,11 +450,12 @@ def test_data_not_there_is_told_in_one_line(data, tmp_path, capsys, monkeypatch,
 
 def test_a_file_without_any_question_says_why(data, tmp_path, capsys):
     path = tmp_path / "q.jsonl"
-    path.write_text(json.dumps([{"question_id": 1, "text": "?"}]) + "\n")
+    path.write_text(json.dumps([{"id": 1, "conversations": []}]) + "\n")
     given = ["--model-path", str(MODEL), "--question-file", str(path), "--image-folder", str(tmp_path)]
     assert model_vqa_loader.main([*given, "--answers-file", str(tmp_path / "a.jsonl")]) == 1
     said = capsys.readouterr().err
-    assert "q.jsonl:1: a JSON list, not an object" in said and "no readable question" in said
+    missing = "missing key 'question_id', 'text', found 'id', 'conversations'"
+    assert f"q.jsonl:1: entry 1: {missing}" in said and "no readable question" in said
 
 
 def test_the_base_of_a_partial_checkpoint_is_part_of_the_configuration():

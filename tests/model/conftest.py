@@ -14,8 +14,8 @@ from llava.model.settings import ENVIRONMENT
 class Golden:
     """A loaded reference checkpoint: tokenizer, model, processor, and a cache of encoded images."""
 
-    def __init__(self, key: str) -> None:
-        loaded = load_pretrained_model(DATA / CHECKPOINT[key], device="cpu")
+    def __init__(self, key: str, kernels: str) -> None:
+        loaded = load_pretrained_model(DATA / CHECKPOINT[key], device="cpu", attn_implementation=kernels)
         self.tokenizer, self.model, self.processor, self.context = loaded
         self._seen: dict = {}
 
@@ -55,10 +55,10 @@ def _no_settings_from_outside(monkeypatch):
 def golden(_goldens):
     """golden("15s") -> Golden, unpruned and with default protocol whatever an earlier test did."""
 
-    def get(key: str) -> Golden:
-        if key not in _goldens:
-            _goldens[key] = Golden(key)
-        _goldens[key].model.set_pruner(None, anyres="auto")
-        return _goldens[key]
+    def get(key: str, kernels: str = "sdpa") -> Golden:
+        if (key, kernels) not in _goldens:
+            _goldens[key, kernels] = Golden(key, kernels)
+        _goldens[key, kernels].model.set_pruner(None, anyres="auto")
+        return _goldens[key, kernels]
 
     return get

@@ -1,6 +1,8 @@
 """Pixels equal the reference pipeline's, bit for bit."""
 
+import copy
 import json
+import pickle
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 
 from helpers.recipe_images import SIZES, crc, make_image
-from llava.mm_utils import process_images
+from llava.mm_utils import classical_resize, process_images
 from llava.model.image_processor import load_image_processor
 
 DATA = Path(__file__).parents[1] / "data/model"
@@ -96,12 +98,33 @@ def test_dinov2_by_hand(name):
     width, height = image.size
     scale = 336 / min(width, height)
     size = (336, int(height * scale)) if width <= height else (int(width * scale), 336)
-    resized = image.resize(size, Image.Resampling.BICUBIC)
+    resized = classical_resize(image, size)
     left, top = (size[0] - 336) // 2, (size[1] - 336) // 2
     crop = np.asarray(resized.crop((left, top, left + 336, top + 336)), dtype=np.float64)
     expected = (crop / 255 - DINOV2["image_mean"]) / DINOV2["image_std"]
     pixels = load_image_processor(DINOV2).preprocess(image, return_tensors="pt")["pixel_values"][0]
     np.testing.assert_allclose(pixels.permute(1, 2, 0).numpy(), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("size", [(90, 240), (240, 90), (57, 300), (56, 56), (3, 200)])
+@pytest.mark.parametrize("edges", [{"shortest_edge": 56}, {"height": 60, "width": 58}])
+@pytest.mark.parametrize("kind", ["CLIP", "Bit"])
+def test_clients_get_classical_pixels(kind, edges, size):
+    """Pillow 13 takes the columns of portrait images first, also in a processor that clients call."""
+    config = {"image_processor_type": f"{kind}ImageProcessor", "size": edges, "crop_size": 56, "resample": 3}
+    processor = load_image_processor(config)
+    image = Image.effect_noise(size, 80).convert("RGB")
+    edge = edges.get("shortest_edge")
+    longer = int(56 * max(size) / min(size))
+    target = (58, 60) if edge is None else (56, longer) if size[0] <= size[1] else (longer, 56)
+    resized = classical_resize(image, target)
+    options = {"return_tensors": "pt", "input_data_format": "channels_last"}
+    wanted = processor.preprocess(resized, do_resize=False, **options)["pixel_values"]
+    for call in (processor.preprocess, processor, pickle.loads(pickle.dumps(processor))):
+        for given in (image, [image], np.asarray(image)):
+            assert torch.equal(call(given, **options)["pixel_values"], wanted)
+    assert type(copy.deepcopy(processor)) is type(processor)
+    assert processor.to_dict()["image_processor_type"].startswith(f"{kind}ImageProcessor")
 
 
 def test_the_towers_side_replaces_the_files():

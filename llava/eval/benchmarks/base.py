@@ -9,6 +9,7 @@ per question; a new benchmark declares its files, reads its ground truth and sta
 from __future__ import annotations
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -63,7 +64,7 @@ class DataFile:
         """Return the file, or the last match of an alternative, if it exists and is not an empty folder."""
         for pattern in (self.path, *self.also):
             for path in sorted(folder.glob(pattern), reverse=True):
-                if path.is_file() or any(path.iterdir()):
+                if not path.is_dir() or any(path.iterdir()):
                     return path
         return None
 
@@ -118,6 +119,7 @@ class Benchmark(ABC):
     list_keys: tuple[str, ...] = ()  # of a JSON list of answers that is accepted besides LLaVA's jsonl
     constant_answers: tuple[str, ...] = ()  # for the constant-answer baseline
     sizes: Mapping[int, str] = {}  # number of questions -> release
+    allow_outside: bool = False  # questions may name images outside the image folder
 
     def owns(self, folder: Path) -> bool:
         """Return True if the folder contains the benchmark's own files."""
@@ -157,7 +159,8 @@ class Benchmark(ABC):
             problems: Receives the lines that cannot be used.
         """
         images = next((file.find(data) for file in self.files if file.path == self.image_folder), None)
-        return read_questions(self.find(data, self.marker), images or data / self.image_folder, problems)
+        images = images or data / self.image_folder
+        return read_questions(self.find(data, self.marker), images, problems, self.allow_outside)
 
     def load_image(self, image: Any) -> Any:
         """Return a question's `image` as PIL image (RGB). Raises OSError or ValueError naming the file."""
@@ -332,7 +335,7 @@ def check_questions(benchmark_title: str, questions: list[Question]) -> list[str
         what = f"{len(repeated)} questions occur more than once"
         warnings.append(f"{what} (first: question_id {repeated[0]!r})")
     images = {question.image for question in questions if isinstance(question.image, Path)}
-    missing = {image for image in images if not image.is_file()}
+    missing = {image for image in images if not os.path.isfile(image)}  # also for names that no file can have
     if missing:
         affected = [question for question in questions if question.image in missing]
         first = affected[0]

@@ -6,15 +6,33 @@ that is missing or cannot be used as a whole raises `DataError`. Independent of 
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO
 
 Row = Mapping[str, Any]  # a JSON object: a question, an answer or an entry of the ground truth
+_MALFORMED = (ValueError, RecursionError)  # of JSON: broken, of another encoding, or nested too deeply
+_HEAD = 1 << 16  # bytes by which kind, encoding and line ends of a file are recognized
+_OTHER_KINDS = {
+    b"\x1f\x8b": "compressed with gzip",
+    b"PK\x03\x04": "a zip archive or Excel table",
+    b"\xfd7zXZ": "compressed with xz",
+    b"BZh": "compressed with bzip2",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"PAR1": "a Parquet table",
+    b"<": "an HTML or XML page",
+    b"version https://git-lfs": "a Git LFS pointer without the file's content",
+}
+_MAX_NAME, _MAX_PATH = 255, 4095  # bytes of a file name and of a path, on nearly every file system
+_SHOWN = 80  # characters of a value in a message
 
 
 class DataError(ValueError):
@@ -56,34 +74,143 @@ class Answer:
     visual_tokens: int
 
 
+def check_file(path: Path, what: str = "file") -> None:
+    """Raise DataError unless `path` is a regular file: reading a pipe or a device may never end."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such {what}") from None
+    except (OSError, ValueError) as error:  # not permitted, name too long, a NUL in the name
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from error
+    if not stat.S_ISREG(mode):
+        found = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise DataError(f"{path}: {found}, expected a {what}. Pass a regular file.")
+
+
 def read_jsonl(path: Path, problems: list[DataIssue], needs: Iterable[str] = ()) -> Iterator[tuple[int, Row]]:
-    """Stream (line number, object) of a jsonl file; `problems` receives lines without all keys of `needs`."""
+    """Stream (line number, object) of a jsonl file, or (entry number, object) of a JSON list.
+
+    Text is UTF-8, or UTF-16 or UTF-32 (recognized by byte order mark or zero bytes); lines end with LF, CRLF
+    or CR.
+
+    Args:
+        problems: Receives lines that are not an object with all keys of `needs`.
+
+    Raises:
+        DataError: The file is missing, or of another kind as a whole.
+    """
     needs = tuple(needs)
+    check_file(path)
     with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            if not raw.strip():
-                continue
-            try:
-                row = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
-                if b"\\u" in raw:  # an escape may be half of a surrogate pair, which no tokenizer accepts
-                    json.dumps(row, ensure_ascii=False).encode()
-            except ValueError as error:
-                problems.append(DataIssue(str(path), number, f"not a JSON line ({error})"))
-                continue
-            missing = [key for key in needs if not isinstance(row, dict) or key not in row]
+        head = file.read(_HEAD)
+        for start, what in _OTHER_KINDS.items():
+            if head.startswith(start):
+                fix = "Download, unpack or convert it"
+                raise DataError(f"{path}: {what}, expected one JSON object per line. {fix}.")
+        document = _whole(path, file) if _begins_with(head, "[") else None
+        if isinstance(document, list):
+            entries: Iterable[tuple[int, Any]] = enumerate(document, 1)
+        else:
+            entries = _parsed_lines(path, file, head, problems)
+        for number, row in entries:
+            missing = [key for key in needs if key not in row] if isinstance(row, dict) else needs
             if isinstance(row, dict) and not missing:
                 yield number, row
                 continue
             what = f"a JSON {type(row).__name__}, not an object"
             if isinstance(row, dict):
-                what = f"missing key {', '.join(map(repr, missing))}"
-            problems.append(DataIssue(str(path), number, what))
+                found = ", ".join(map(repr, [*row][:5])) or "none"
+                what = f"missing key {', '.join(map(repr, missing))}, found {found}"
+            problems.append(DataIssue(str(path), number, f"entry {number}: {what}" if document else what))
+
+
+def _parsed_lines(
+    path: Path, file: BinaryIO, head: bytes, problems: list[DataIssue]
+) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, JSON value); `problems` receives lines that are not JSON."""
+    first = True
+    for number, raw in enumerate(_lines(path, file, head), 1):
+        if raw.isspace():
+            continue
+        try:
+            row = json.loads(raw.removeprefix(b"\xef\xbb\xbf").decode())
+            if b"\\u" in raw:  # an escape may be half of a surrogate pair, which no tokenizer accepts
+                json.dumps(row, ensure_ascii=False).encode()
+        except _MALFORMED as error:
+            if first and isinstance(whole := _whole(path, file), dict):
+                keys = ", ".join(map(repr, [*whole][:5]))
+                what = f"one JSON object over several lines (keys {keys}), expected one object per line"
+                raise DataError(f"{path}: {what}. Convert it to JSON lines, or to a JSON list.") from None
+            problems.append(DataIssue(str(path), number, f"not a JSON line ({_reason(error)})"))
+        else:
+            yield number, row
+        first = False
+
+
+def _lines(path: Path, file: BinaryIO, head: bytes) -> Iterable[bytes]:
+    """Return an iterator over the lines of a text file, as UTF-8."""
+    encoding = _encoding(head)
+    is_utf8 = encoding.startswith("utf-8")
+    file.seek(0)
+    if is_utf8 and (b"\n" in head or b"\r" not in head):
+        return file
+
+    def decoded() -> Iterator[bytes]:
+        # Invalid bytes of UTF-8 are kept, so that they cost their own line only.
+        errors = "surrogateescape" if is_utf8 else "strict"
+        try:
+            for line in io.TextIOWrapper(file, encoding, errors):
+                yield line.encode("utf-8", errors)
+        except UnicodeError as error:
+            raise DataError(f"{path}: not {encoding.upper()} ({error}). Save it as UTF-8.") from error
+
+    return decoded()
+
+
+def _encoding(head: bytes) -> str:
+    return json.detect_encoding(head)  # by byte order mark, else by the positions of zero bytes
+
+
+def _begins_with(head: bytes, character: str) -> bool:
+    """Return True if this is the first character of the text that is not blank."""
+    text = head.decode(_encoding(head[:4]), "ignore")
+    return text.lstrip().startswith(character)
+
+
+def _whole(path: Path, file: BinaryIO) -> Any:
+    """Return a file as one JSON document; None for JSON lines. The position in the file is kept."""
+    place = file.tell()
+    file.seek(0)
+    raw = file.read()
+    file.seek(place)
+    try:
+        return _parse(raw)
+    except _MALFORMED as error:
+        if _begins_with(raw[:_HEAD], "[") and getattr(error, "msg", "") != "Extra data":
+            raise DataError(
+                f"{path}: not a JSON list ({_reason(error)}). Fix or replace the file."
+            ) from error
+        return None
+
+
+def _parse(raw: bytes) -> Any:
+    """Return a JSON document, of Unicode that every tokenizer accepts.
+
+    Raises:
+        ValueError, RecursionError: It is not one.
+    """
+    document = json.loads(raw.decode(_encoding(raw[:4])))
+    if re.search(rb"\\u[dD][89a-fA-F]", raw):  # perhaps half of a surrogate pair
+        json.dumps(document, ensure_ascii=False).encode()
+    return document
+
+
+def _reason(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def read_rows(path: Path, needs: Iterable[str] = (), fix: str = "Fix or replace the file") -> list[Row]:
     """Return all objects of a jsonl file. Raises DataError if the file is missing or a line is malformed."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
     problems: list[DataIssue] = []
     rows = [row for _, row in read_jsonl(path, problems, needs)]
     if problems:
@@ -93,30 +220,100 @@ def read_rows(path: Path, needs: Iterable[str] = (), fix: str = "Fix or replace 
 
 
 def read_questions(
-    path: str | Path, image_folder: str | Path, problems: list[DataIssue]
+    path: str | Path, image_folder: str | Path, problems: list[DataIssue], allow_outside: bool = False
 ) -> Iterator[Question]:
     """Stream LLaVA's question jsonl: {"question_id", "image" (relative, optional), "text", "category"}.
 
-    `problems` receives the lines that cannot be used. Raises DataError if the file is missing.
+    Args:
+        problems: Receives the lines that cannot be used.
+        allow_outside: Accept images outside `image_folder`.
+
+    Raises:
+        DataError: The file is missing, empty, or not a question file.
     """
     path, image_folder = Path(path), Path(image_folder)
-    if not path.is_file():
-        raise DataError(f"{path}: no such question file")
-    index = 0
+    check_file(path, "question file")
+    index, known = 0, len(problems)
     for number, row in read_jsonl(path, problems, ("question_id", "text")):
-        identity, text, image = row["question_id"], row["text"], row.get("image")
-        if isinstance(identity, bool) or not isinstance(identity, int | str):
-            message = f"question_id is {identity!r}, expected a number or a string"
-        elif not isinstance(text, str):
-            message = f"text is {text!r}, expected a string"
-        elif image is not None and (not isinstance(image, str) or not image):
-            message = f"image is {image!r}, expected a file name"
-        else:
-            where, category = image and image_folder / image, str(row.get("category", "default"))
-            yield Question(index, identity, where, text, category, str(path), number)
-            index += 1
+        values = row["question_id"], row.get("image"), row["text"], image_folder, allow_outside
+        category = str(row.get("category", "default"))
+        try:
+            yield make_question(index, *values, category=category, file=str(path), line=number)
+        except ValueError as error:
+            problems.append(DataIssue(str(path), number, str(error)))
             continue
-        problems.append(DataIssue(str(path), number, message))
+        index += 1
+    if not index and len(problems) == known:
+        raise DataError(
+            f"{path}: contains no questions. Pass LLaVA's question file, one JSON object per line."
+        )
+
+
+def make_question(
+    index: int,
+    question_id: Any,
+    image: Any,
+    text: Any,
+    folder: Path,
+    allow_outside: bool = False,
+    **more: Any,
+) -> Question:
+    """Build a question from the values of a file.
+
+    Args:
+        image: File name in `folder`, a list of one, or None.
+        more: Further fields of `Question`.
+
+    Raises:
+        ValueError: A value is of another kind; the message names it.
+    """
+    if isinstance(question_id, bool) or not isinstance(question_id, int | str):
+        raise ValueError(f"question_id is {_short(question_id)}, expected an integer or a string")
+    if not isinstance(text, str):
+        raise ValueError(f"text is {_short(text)}, expected a string")
+    if not text.isascii():
+        text.encode()  # half of a surrogate pair, which no tokenizer accepts, is a ValueError
+    return Question(index, question_id, image_file(folder, image, allow_outside), text, **more)
+
+
+def image_file(folder: Path, name: Any, allow_outside: bool = False) -> Path | None:
+    """Return the path of an image that a question file names; None for a question without image.
+
+    Links are followed wherever they lead: who made the folder chose them.
+
+    Raises:
+        ValueError: It is not the name of one file, or leads out of `folder`.
+    """
+    if name is None:
+        return None
+    if isinstance(name, list):
+        if len(name) != 1:
+            raise ValueError(
+                f"image is a list of {len(name)} names, expected one. Ask about one image per line"
+            )
+        name = name[0]
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ValueError(f"image is {_short(name)}, expected a file name")
+    try:
+        size = len(name) if name.isascii() else len(os.fsencode(name))
+    except UnicodeEncodeError as error:
+        raise ValueError(f"image is {_short(name)}, not a valid file name") from error
+    if size > _MAX_NAME and (
+        size > _MAX_PATH or max(len(os.fsencode(one)) for one in Path(name).parts) > _MAX_NAME
+    ):
+        raise ValueError(f"image is {_short(name)}: a name of {size} bytes is too long for a file")
+    if not allow_outside and (".." in name or name[0] in "/\\" or ":" in name[:3]):
+        base, place = os.path.abspath(folder), os.path.abspath(folder / name)
+        if os.path.commonpath((base, place)) != base:
+            fix = "Move the image there, or pass --allow-outside-images"
+            raise ValueError(f"image {_short(name)} is outside the image folder {folder}. {fix}")
+    return folder / name
+
+
+def _short(value: Any) -> str:
+    """Return a value as a message shows it."""
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def read_answers(path: str | Path, list_keys: tuple[str, ...] = ()) -> list[Row]:
@@ -129,10 +326,9 @@ def read_answers(path: str | Path, list_keys: tuple[str, ...] = ()) -> list[Row]
         list_keys: If given, a JSON list of objects with these keys is accepted as well.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such answer file")
+    check_file(path, "answer file")
     with path.open("rb") as file:
-        is_list = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+        is_list = _begins_with(file.read(_HEAD), "[")
     if list_keys and is_list:
         rows = read_json(path, list, list_keys)
     else:
@@ -149,12 +345,11 @@ def read_json(path: Path, kind: type, keys: Sequence[str] = ()) -> Any:
         kind: Expected type of the top level, dict or list.
         keys: Required keys of the dict, or of every object of the list.
     """
+    check_file(path)
     try:
-        document = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not a JSON document ({error})") from error
+        document = _parse(path.read_bytes())
+    except _MALFORMED as error:
+        raise DataError(f"{path}: not a JSON document ({_reason(error)})") from error
     fix = "Check that it is the right file."
     if not isinstance(document, kind):
         what = f"a JSON {type(document).__name__}, expected a {kind.__name__}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import LETTER_ANSWER, Benchmark, DataFile, Score, mean
-from .files import DataError, DataIssue, Question, Row, read_json
+from .files import DataError, DataIssue, Question, Row, make_question, read_json
 
 ALL, WITH_IMAGE = "llava_test_CQM-A.json", "llava_test_CQM-I.json"
 SPLITS, PROBLEMS = "pid_splits.json", "problems.json"
@@ -67,24 +67,25 @@ class ScienceQA(Benchmark):
         if path.name != ALL and not self.only_images:
             raise DataError(f"{data / ALL}: not found. {path.name} contains only questions with an image.")
         for number, row in enumerate(read_json(path, list, ("id", "conversations")), 1):
-            image, problem = row.get("image"), ""
+            image = row.get("image")
             try:
                 value = row["conversations"][0]["value"]
                 text = value.replace("<image>", "").strip() + LETTER_ANSWER
-            except (LookupError, TypeError, AttributeError):
-                problem = "entry without a human turn"
-            else:
                 if image is None and self.only_images:
                     continue
                 if (image is None) == ("<image>" in value):
-                    problem = f"entry {row['id']} has only one of <image> and an image file"
-            if problem:
-                problems.append(DataIssue(str(path), number, problem))
+                    raise ValueError(f"entry {row['id']} has only one of <image> and an image file")
+                # the scorer recognizes questions with an image by their prompt
+                extra = {"prompt": text if image is None else "<image>\n" + text}
+                values = row["id"], image, text, path.parent / "images" / "test", self.allow_outside
+                question = make_question(index, *values, file=str(path), line=number, extra=extra)
+            except (LookupError, TypeError, AttributeError):
+                problems.append(DataIssue(str(path), number, "entry without a human turn"))
                 continue
-            where = None if image is None else path.parent / "images" / "test" / image
-            # the scorer recognizes questions with an image by their prompt
-            extra = {"prompt": text if image is None else "<image>\n" + text}
-            yield Question(index, row["id"], where, text, file=str(path), line=number, extra=extra)
+            except ValueError as error:
+                problems.append(DataIssue(str(path), number, str(error)))
+                continue
+            yield question
             index += 1
 
     @staticmethod

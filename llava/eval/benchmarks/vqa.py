@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import Benchmark, Score, Submission, check_foreign, grouped, mean, most_common, to_json
-from .files import DataError, DataIssue, Question, Row, read_jsonl, read_questions, read_rows
+from .files import DataError, DataIssue, Question, Row, make_question, read_jsonl, read_questions, read_rows
 from .normalize import evalai
 
 
@@ -48,11 +48,16 @@ class UploadedVQA(Benchmark):
         path = self.find(data, *self.question_files)
         images = data / (self.test_images if path.name == self.test_file else self.val_images)
         if path.suffix == ".jsonl":
-            return read_questions(path, images, problems)
-        return (
-            Question(index, identity, images / image, text, file=str(path), line=index + 1)
-            for index, (identity, image, text) in enumerate(self.official_questions(path))
-        )
+            return read_questions(path, images, problems, self.allow_outside)
+        return self._official(path, images, problems)
+
+    def _official(self, path: Path, images: Path, problems: list[DataIssue]) -> Iterator[Question]:
+        for index, (identity, image, text) in enumerate(self.official_questions(path)):
+            values, place = (identity, image, text, images, self.allow_outside), (str(path), index + 1)
+            try:
+                yield make_question(index, *values, file=place[0], line=place[1])
+            except ValueError as error:
+                problems.append(DataIssue(*place, str(error)))
 
     @abstractmethod
     def official_questions(self, path: Path) -> Iterable[tuple[Any, str, str]]:

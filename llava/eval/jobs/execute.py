@@ -17,9 +17,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava.environment import PREFIX
 from llava.eval.benchmarks import DataError, DataIssue, Question
 from llava.eval.jobs import processes
 from llava.eval.jobs.job import Job, Task, setting_name
@@ -28,6 +30,7 @@ from llava.eval.metrics.scorecard import Scorecard, ScoredSetting
 from llava.eval.metrics.statistics import bootstrap_interval
 from llava.eval.store.answer_file import AnswerFile, AnswerFileError
 from llava.eval.store.provenance import Configuration
+from llava.eval.store.run_record import FAILURES, RUN, RunRecord, beside, failed_before, update_failures
 from llava.eval.store.shards import FoundAnswers, ShardReport, Shards
 from llava.model.flops import LanguageShape, llm_prefill_gflops
 
@@ -35,10 +38,15 @@ if TYPE_CHECKING:
     from llava.eval.inference.engine import InferenceStats, PassSetting
 
 _PROMPTS = 256  # questions whose prompts are measured for the FLOPs
+_NAMED = 3  # failures in the message of a run that was stopped
 
 
 class ModelError(RuntimeError):
     """The checkpoint cannot be loaded as asked; the message says why and what to do."""
+
+
+class TooManyFailures(RuntimeError):
+    """More questions failed than --max-failures allows; the message counts them and names the first."""
 
 
 @dataclass
@@ -47,11 +55,13 @@ class Session:
 
     Attributes:
         cache_bytes: Limit of the vision cache; 0 disables it.
+        max_failures: Stop when more questions of a task fail: a number, or a share (float) of them.
         images, seconds: Images encoded in all passes, and the time for loading and encoding them.
     """
 
     job: Job
     cache_bytes: int = 0
+    max_failures: int | float | None = None
     loaded: Any = None
     cache: Any = None
     images: int = 0
@@ -61,24 +71,39 @@ class Session:
         """Return an engine for one task; the first call loads the model. Raises ModelError."""
         from llava.eval.inference.engine import Engine
         from llava.eval.inference.vision_cache import VisionCache
-        from llava.model.decode import Decoding
 
         if self.loaded is None:
             self.loaded = load_model(self.job)
             if self.cache_bytes:  # in main memory: an accelerator has better uses for its own
                 self.cache = VisionCache(self.cache_bytes, "cpu")
         job, benchmark = self.job, task.benchmark
-        decoding = Decoding(job.answer_length(benchmark), job.temperature, job.top_p, job.num_beams)
         same = ("conv_mode", "batch_size", "seed", "share_prefix", "anyres", "num_workers")
         engine = Engine(
             *self.loaded,
-            decoding=decoding,
+            decoding=job.decoding(benchmark),
             vision_cache=self.cache,
             **{name: getattr(job, name) for name in same},
         )
         if benchmark is not None:
             engine.load_image = benchmark.load_image
         return engine
+
+    def check_failures(self, task: Task, asked: int, failures: Sequence[DataIssue] = ()) -> None:
+        """Raise TooManyFailures if there are too many, lines that cannot be read included.
+
+        Args:
+            asked: Number of questions that this process answers.
+        """
+        if self.max_failures is None:
+            return
+        found = [*dict.fromkeys([*task.issues, *failures])]
+        total = asked + len(task.issues)
+        allowed = self.max_failures * total if isinstance(self.max_failures, float) else self.max_failures
+        if len(found) > allowed:
+            what = f"{task.title}: stopped, as {len(found)} of {total} questions failed"
+            first = "".join(f"\n  {issue}" for issue in found[:_NAMED])
+            fix = "Answers so far are kept. Fix the cause and run the same command to resume"
+            raise TooManyFailures(f"{what}, and --max-failures is {self.max_failures}. {fix}. First:{first}")
 
 
 def load_model(job: Job) -> tuple[Any, Any, Any]:
@@ -94,7 +119,7 @@ def load_model(job: Job) -> tuple[Any, Any, Any]:
 
         torch.cuda.set_device(job.device)
     try:
-        same = ("device", "dtype", "tower_dtype", "attn_implementation", "anyres")
+        same = ("device", "dtype", "tower_dtype", "attn_implementation", "anyres", "preset")
         # Every pruning setting is given, so that environment and config.json are not asked again.
         pruning = {"method": "none", "visual_token_num": 0, "important_ratio": 0.5}
         tokenizer, model, image_processor, _ = load_pretrained_model(
@@ -113,7 +138,7 @@ class SettingRun:
         card: The score.json that an earlier start with this configuration left.
         generated: Answers of this start, by all processes.
         seconds: Duration of this start, of the slowest process.
-        failures: Questions of this start that could not be answered.
+        failures: Questions of this start that this setting could not answer.
         error: Why this setting has no answers, if it failed as a whole.
     """
 
@@ -174,6 +199,10 @@ class SettingRun:
     def answers(self) -> Path:
         return self.shards.merged
 
+    @property
+    def failures_file(self) -> Path:
+        return self.folder / FAILURES
+
     def missing(self, task: Task) -> set[int]:
         """Return the indices of the asked questions without an answer when the run was opened."""
         return {question.index for question in task.asked} - self.found.keys()
@@ -186,7 +215,7 @@ class SettingRun:
             alone: The pass had no other setting, so that its duration is this setting's.
         """
         count, seconds = setting.generated, setting.seconds
-        self.generated, self.failures = count, list(dict.fromkeys(stats.failures))
+        self.generated = count
         self.seconds = stats.seconds if alone else seconds + vision
         self.speed = {
             "generated": count,
@@ -210,10 +239,16 @@ def answer(session: Session, task: Task, runs: Sequence[SettingRun]) -> dict[str
     Raises:
         ModelError: The model cannot be loaded.
         AnswerFileError: The answer file of a single setting cannot be written.
+        TooManyFailures: More questions failed than the session allows.
     """
     share = {question.index for question in task.asked}
     todo = [run for run in runs if run.missing(task)]
+    if todo:
+        session.check_failures(task, len(task.asked))
     cost = _pass(session, task, todo, share, task.asked) if todo else {}
+    for run in runs:
+        if run not in todo:
+            update_failures(run.failures_file, task.questions, task.issues, run.found, ())
     for run in runs:  # also those without new answers: the last start may have been killed before it did this
         if run.error is None and run not in todo:
             run.shards.merge(run.found)
@@ -235,13 +270,15 @@ def _pass(
     from llava.eval.inference.engine import InferenceStats, PassSetting
 
     engine, stats = session.engine(task), InferenceStats()
+    engine.after_group = lambda so_far: session.check_failures(task, len(share), so_far.failures)
     with ExitStack() as stack:
         settings: dict[str, PassSetting] = {}
         for run in runs:
             path = run.shards.path(rank.rank, rank.size)
             only = share - run.found.elsewhere(path)
+            retried = failed_before(run.failures_file, task.questions)
             try:
-                file = AnswerFile(path, task.questions, run.configuration, only)
+                file = AnswerFile(path, task.questions, run.configuration, only, retried)
             except AnswerFileError as error:
                 if len(runs) == 1:
                     raise
@@ -251,6 +288,8 @@ def _pass(
         opened = [run for run in runs if run.name in settings]
         try:
             engine.run(questions, list(settings.values()), progress, stats)
+        except TooManyFailures:
+            raise
         except Exception as error:  # a pruner, the device, a full disk: one setting at a time shows which
             if len(runs) == 1:
                 raise
@@ -259,8 +298,14 @@ def _pass(
             for run in opened:
                 try:
                     engine.run(questions, [settings[run.name]], progress, stats)
+                except TooManyFailures:
+                    raise
                 except Exception as own:
                     run.error = own
+        finally:  # also of a run that is stopped
+            for run in opened:
+                setting = settings[run.name]
+                _note_failures(task, run, share, setting.writer.missing, setting.failures)
         session.images += stats.images
         session.seconds += stats.vision_seconds
         per_image = session.seconds / session.images if session.images else 0.0
@@ -268,7 +313,7 @@ def _pass(
         for run in (run for run in opened if run.error is None):
             setting = settings[run.name]
             setting.writer.finalize()
-            run.failed, run.prefill = setting.writer.missing, prefill
+            run.prefill = prefill
             run.add_cost(setting, stats, per_image * setting.images, len(runs) == 1)
     return {
         "images": stats.images,
@@ -276,6 +321,76 @@ def _pass(
         "seconds": stats.vision_seconds,
         "pass_seconds": stats.seconds,
     }
+
+
+def _note_failures(
+    task: Task, run: SettingRun, share: set[int], missing: Sequence[int], failures: Sequence[DataIssue]
+) -> None:
+    """Record what this process could not answer in the run, and in failures.jsonl beside its answers."""
+    run.failed, open_ = list(missing), set(missing)
+    places = {(one.file, one.line) for one in task.questions if one.index in open_} if failures else ()
+    run.failures = [one for one in dict.fromkeys(failures) if (one.file, one.line) in places]
+    answered = (run.found.keys() | share) - open_
+    with run.shards.locked():
+        update_failures(run.failures_file, task.questions, task.issues, answered, run.failures)
+
+
+def answer_chunk(
+    session: Session,
+    task: Task,
+    chunk: Sequence[Question],
+    pruner: Any,
+    path: Path,
+    command: Sequence[str] = (),
+) -> list[DataIssue]:
+    """Answer a part of a question file into one answer file in question order, as LLaVA's question loops do.
+
+    Args:
+        command: Module and arguments that resume, for run.json.
+
+    Returns:
+        Lines and questions without an answer.
+
+    Raises:
+        AnswerFileError: The answer file is of another configuration or cannot be written.
+        ModelError: The model cannot be loaded.
+        TooManyFailures: More questions failed than the session allows.
+    """
+    from llava.eval.inference.engine import InferenceStats, PassSetting
+
+    configuration, failed = session.job.configuration(task, pruner), beside(path, FAILURES)
+    stats = InferenceStats()
+    with AnswerFile(path, chunk, configuration, retried=failed_before(failed, chunk)) as file:
+        record = beside(path, RUN)
+        if command and (file.missing or not record.is_file()):
+            record_of(task, configuration, command, len(chunk)).write(record)
+        try:
+            if file.missing:
+                session.check_failures(task, len(chunk))
+                engine = session.engine(task)
+                engine.after_group = lambda so_far: session.check_failures(task, len(chunk), so_far.failures)
+                engine.run(chunk, [PassSetting("run", pruner, file)], stats=stats)
+        finally:
+            answered = {one.index for one in chunk} - set(file.missing)
+            update_failures(failed, chunk, task.issues, answered, stats.failures)
+        file.finalize()
+    return [*dict.fromkeys([*task.issues, *stats.failures])]
+
+
+def record_start(task: Task, run: SettingRun, command: Sequence[str]) -> None:
+    """Write run.json beside the answers, if this start has questions to answer or there is none."""
+    path = run.folder / RUN
+    if run.missing(task) or not path.is_file():
+        record_of(task, run.configuration, command, len(task.asked)).write(path)
+
+
+def record_of(task: Task, configuration: Configuration, command: Sequence[str], asked: int) -> RunRecord:
+    """Return the record of a start that asks so many questions of a task."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    variables = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
+    name = task.benchmark.name if task.benchmark is not None else None
+    same = (configuration.hash(), configuration.flat(), now)
+    return RunRecord(list(command), variables, name, asked, len(task.issues), *same)
 
 
 # -- several processes ----------------------------------------------------------------------------
@@ -287,8 +402,10 @@ def answer_share(session: Session, task: Task, run: SettingRun, rank: RankInfo) 
     shares, whole_batches = processes.shard(task.asked, session.job.batch_size, rank.size)
     share = shares[rank.rank]
     if share - run.found.keys():
+        session.check_failures(task, len(task.asked))
         own = [question for question in task.asked if question.index in share]
         first = not any(shares[other] - run.found.keys() for other in rank.neighbors)
+        whole_batches |= session.job.temperature > 0  # draws depend on the batch
         _pass(session, task, [run], share, task.asked if whole_batches else own, rank, first)
     done = (run.generated, run.seconds, run.failures, run.failed, run.prefill)
     report = ShardReport(run.configuration.hash(), *done)
@@ -329,6 +446,7 @@ def merge(task: Task, run: SettingRun, size: int, rank: int | None = None) -> tu
         if missing or (rank is not None and len(reports) < size):
             return missing, False
         run.shards.merge(found)
+        update_failures(run.failures_file, task.questions, task.issues, found, ())
         for one in reports:
             run.shards.clear_report(one, size)
     run.failures = [failure for one in sorted(reports) for failure in reports[one].failures]
@@ -385,6 +503,7 @@ def score(
         ci_low=interval and interval[0],
         ci_high=interval and interval[1],
         questions=len(task.asked),
+        limit=task.limit if task.partial else None,
         answers_file=str(run.answers),
         generated=run.generated,
         seconds=run.seconds,

@@ -25,6 +25,7 @@ _LAUNCHERS = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 )
+STOPPED = 79  # exit code of a process that `start` created and that found too many failures
 _PATIENCE = 10.0  # seconds between asking a process to end and ending it
 
 
@@ -141,9 +142,14 @@ def start(arguments: Sequence[str], count: int, gpus: Sequence[str]) -> list[str
                 running.discard(rank)
                 if code:
                     how = f"was killed by signal {-code}" if code < 0 else f"failed (exit code {code})"
+                    stop = code == STOPPED
+                    how = "stopped, as too many questions failed" if stop else how
                     wrong[rank] = f"process {rank} of {count} {how}"
-                    others = "; the others continue" if running else ""
+                    others = f"; the others {'are ended' if stop else 'continue'}" if running else ""
                     print(f"{wrong[rank]}{others}", file=sys.stderr, flush=True)
+                    running = set() if stop else running
+                    if stop:
+                        break
     finally:
         _end(children)
     return [wrong[rank] for rank in sorted(wrong)]

@@ -4,20 +4,30 @@
     card.write(folder)
     card = Scorecard.read(folder / "score.json")
 
-Every command that scores answers writes this document. Earlier versions wrote `answers` as a path in one
-command and as a count in another; `read` accepts both. The writer uses `answered` (a count) and
-`answers_file` (a path), and repeats renamed numbers under their old names for scripts that read them.
+Every command that scores answers writes this document, and every command that reads one reads it here: each
+entry is validated, so that nobody else meets a text, NaN or a list in place of a number. Earlier versions
+wrote `answers` as a path in one command and as a count in another; `read` accepts both. The writer uses
+`answered` (a count) and `answers_file` (a path), and repeats renamed numbers under their old names for
+scripts that read them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks import DataError, PerImageCounts, Score
+from llava.eval.benchmarks import (
+    DataError,
+    PerImageCounts,
+    Score,
+    benchmark_name,
+    get_benchmark,
+    list_benchmarks,
+)
 from llava.eval.store.atomic import write_atomically
 
 NAME = "score.json"
@@ -28,6 +38,19 @@ _OLD_NAMES = {
     "generated": "asked",
     "prefill": "gflops",
 }
+SETTING = ("model", "method", "tokens", "important_ratio")
+# What else decides the answers of a run. Scores with different values are not of one table.
+FACTS = ("preset", "weights", "dtype", "tower_dtype", "conv_mode", "temperature", "num_beams")
+_RECORDED = (*SETTING, *FACTS, "anyres", "config")  # keys of the answers' metadata
+# Validation by entry; None is allowed everywhere. Other numbers are finite and not negative.
+_TEXTS = {"model", "method", "setting", "answers_file", "config", "version", *FACTS, "anyres"}
+_TEXTS -= {"temperature", "num_beams"}
+_COUNTS = {"tokens", "answered", "questions", "generated", "limit", "num_beams"}
+_NUMBERS = {"score", "ci_low", "ci_high", "important_ratio", "visual_tokens", "llm_gflops", "temperature"}
+_NUMBERS |= {"seconds", "questions_per_second"}
+_CONTAINERS = {"details": dict, "prefill": dict, "speed": dict, "failures": list}
+_MOST_POINTS = 2800  # MME: 14 tasks of 200
+_MOST_OF_DETAILS = {"average_score": 5}  # a judge's grade, which tables show
 
 
 @dataclass(frozen=True)
@@ -54,6 +77,8 @@ class Scorecard:
         speed: Durations and rates of one setting of a sweep.
         failures: One line for every question without an answer.
         config: Hash of the configuration that made the answers.
+        preset, weights, dtype, tower_dtype, conv_mode, anyres, temperature, num_beams: That configuration.
+        limit: N of a run that asked only the first N questions.
         version: Version of this package that wrote the file.
         extra: Further entries, e.g. `submission` or `judge`.
     """
@@ -80,6 +105,15 @@ class Scorecard:
     speed: dict[str, Any] | None = None
     failures: list[str] | None = None
     config: str | None = None
+    preset: str | None = None
+    weights: str | None = None
+    dtype: str | None = None
+    tower_dtype: str | None = None
+    conv_mode: str | None = None
+    anyres: str | None = None
+    temperature: float | None = None
+    num_beams: int | None = None
+    limit: int | None = None
     version: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -89,21 +123,28 @@ class Scorecard:
 
         Args:
             score: Result of `Benchmark.score`.
-            rows: The answers, at least one; the first one's `metadata` names the setting, if it has any.
+            rows: The answers, at least one. Their `metadata` names the setting, if they have any; an entry in
+                which they differ is left out with a warning.
             known: Further fields.
         """
         import llava
 
-        metadata = rows[0].get("metadata")
-        metadata = metadata if isinstance(metadata, dict) else {}
-        made_by = {
-            key: metadata.get(key) for key in ("model", "method", "tokens", "important_ratio", "config")
-        }
-        counts = [row["metadata"]["visual_tokens"] for row in rows] if "visual_tokens" in metadata else []
+        metadata = [found for row in rows if isinstance(found := row.get("metadata"), dict)]
+        made_by, warnings = {}, list(score.warnings)
+        for key in _RECORDED:
+            values = {repr(one[key]): one[key] for one in metadata if key in one}
+            if len(values) == 1 or (values and key == "config"):  # a version may hash more than another
+                made_by[key] = next(iter(values.values()))
+            elif values:
+                listed = ", ".join(list(values)[:3])
+                warnings.append(
+                    f"the answers were made with different {key} ({listed}): several runs in one file"
+                )
+        counts = [count for one in metadata if is_number(count := one.get("visual_tokens"))]
         return cls(
             score.benchmark,
             score.score,
-            {**score.details, "warnings": score.warnings},
+            {**score.details, "warnings": warnings},
             **{
                 **made_by,
                 "visual_tokens": sum(counts) / len(counts) if counts else None,
@@ -136,19 +177,21 @@ class Scorecard:
         Raises:
             DataError: The file is missing, not JSON, or has no `benchmark` and `score`.
         """
+        document = read_json(path)
         try:
-            document = json.loads(path.read_bytes())
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise DataError(f"{path}: not a JSON document ({error})") from error
-        if not isinstance(document, dict) or not {"benchmark", "score"} <= document.keys():
-            raise DataError(f"{path}: not a score of a benchmark; it needs the keys 'benchmark' and 'score'")
-        return cls.of_document(document)
+            return cls.of_document(document)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
 
     @classmethod
-    def of_document(cls, document: dict[str, Any]) -> Scorecard:
-        """Build a scorecard from a document that has `benchmark` and `score`, under new or old names."""
+    def of_document(cls, document: Any) -> Scorecard:
+        """Validate a document with `benchmark` and `score`, under new or old names, and build its scorecard.
+
+        Raises:
+            DataError: It is not a scorecard; the message names the key, without the file.
+        """
+        if not isinstance(document, dict) or not {"benchmark", "score"} <= document.keys():
+            raise DataError("not a score of a benchmark; it needs the keys 'benchmark' and 'score'")
         rest = dict(document)
         for new, old in _OLD_NAMES.items():
             value = rest.pop(old, None)
@@ -160,7 +203,69 @@ class Scorecard:
             rest.setdefault("answered", answers)
         names = {one.name for one in fields(cls)} - {"extra"}
         known = {key: rest.pop(key) for key in list(rest) if key in names}
-        return cls(**known, extra=rest)
+        return cls(**_validated(known), extra=rest)
+
+
+def is_number(value: Any) -> bool:
+    """True for finite numbers, which true, false and NaN of JSON are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+
+
+def read_json(path: Path) -> Any:
+    """Read a small JSON file. Raises DataError that names it."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not a JSON document ({error}). Correct it, or write it again.") from error
+
+
+def _validated(known: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a scorecard with the registered benchmark name. Raises DataError."""
+    given = known["benchmark"]
+    name = benchmark_name(given) if isinstance(given, str) else None
+    if name not in list_benchmarks():
+        raise DataError(f"unknown benchmark {given!r:.80}; choose from {', '.join(list_benchmarks())}")
+    most = {"important_ratio": 1, "score": 100 if get_benchmark(name).unit == "%" else _MOST_POINTS}
+    most |= {"ci_low": most["score"], "ci_high": most["score"]}
+    found = {key: value for key, value in known.items() if value is not None or key == "score"}
+    for key in found.keys() & _TEXTS:
+        if not isinstance(found[key], str):
+            raise _invalid(key, found[key], "a text")
+    for key in found.keys() & _COUNTS:
+        if not (is_number(found[key]) and found[key] >= 0 and found[key] == int(found[key])):
+            raise _invalid(key, found[key], "a whole number, 0 or more, or null")
+        found[key] = int(found[key])
+    _check_numbers({key: found[key] for key in found.keys() & _NUMBERS}, most)
+    for key, kind in _CONTAINERS.items():
+        if not isinstance(found.get(key, kind()), kind):
+            raise _invalid(key, found[key], "an object" if kind is dict else "a list")
+    details, prefill = found.get("details", {}), found.get("prefill", {})
+    _check_numbers({key: details.get(key) for key in _MOST_OF_DETAILS}, _MOST_OF_DETAILS, "details.")
+    _check_numbers(found.get("speed", {}), {}, "speed.")
+    if prefill:
+        shape = prefill.get("shape")
+        sizes = shape if isinstance(shape, list) and len(shape) in (3, 4) else [None]
+        if None in sizes[:3] or not all(one is None or (is_number(one) and one > 0) for one in sizes):
+            raise _invalid("prefill.shape", shape, "3 or 4 sizes")
+        _check_numbers({"text_tokens": prefill.get("text_tokens", "missing")}, {}, "prefill.")
+    return {**found, "benchmark": name}
+
+
+def _check_numbers(values: Mapping[str, Any], most: Mapping[str, float], prefix: str = "") -> None:
+    """Raise DataError for the first value that is not null or a number from 0 to its highest value."""
+    for key, value in sorted(values.items()):
+        limit = most.get(key, math.inf)
+        if value is not None and not (is_number(value) and 0 <= value <= limit):
+            to = f" to {limit}" if limit < math.inf else " up"
+            raise _invalid(prefix + key, value, f"a number from 0{to}, or null")
+
+
+def _invalid(key: str, value: Any, expected: str) -> DataError:
+    return DataError(
+        f"{key} is {value!r:.80}, expected {expected}. Score the answers again, or correct the file."
+    )
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,13 @@ except ImportError:  # no POSIX locks on this platform
     fcntl = None  # type: ignore[assignment]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_LOCK_TRIES = (0.05, 0.2, 0.0)  # seconds after each; `is_locked` of another process locks for an instant
 _FSYNC_SECONDS = 5.0  # what a power cut may cost; a killed process loses nothing that was written
 
 
 def is_locked(path: Path) -> bool:
     """Return True if a process has this answer file open."""
-    if fcntl is None or not path.exists():
+    if fcntl is None or not path.is_file():
         return False
     with path.open("rb") as file:
         try:
@@ -54,10 +55,12 @@ class AnswerFile:
     Args:
         questions: All questions that may have an answer in this file.
         only: Indices of the questions to answer; default: all. Answers to the others are kept.
+        retried: Indices of the questions that an earlier start failed to answer; their answers say so.
 
     Raises:
         AnswerFileError: Another process writes to the file; its answers are of another configuration, to
-            other questions, or not made by this program; a line is corrupt; or the disk is full.
+            other questions, or not made by this program; a line is corrupt; it is not a regular file; or the
+            disk is full.
     """
 
     def __init__(
@@ -66,8 +69,10 @@ class AnswerFile:
         questions: Sequence[Question],
         configuration: Configuration,
         only: Collection[int] | None = None,
+        retried: Collection[int] = (),
     ) -> None:
         self.path = Path(path)
+        self._retried = frozenset(retried)
         self._lines = AnswerLines(questions, configuration)
         self._wanted = frozenset(self._lines.questions if only is None else only)
         self._where: dict[int, tuple[int, int]] = {}  # question index -> (offset, length) of its line
@@ -112,7 +117,7 @@ class AnswerFile:
         for answer in answers:
             if not self.wants(answer.index) or answer.index in places:
                 continue
-            line = self._lines.write(answer)
+            line = self._lines.write(answer, answer.index in self._retried)
             lines.append(line)
             places[answer.index] = (offset, len(line))
             offset += len(line)
@@ -147,6 +152,9 @@ class AnswerFile:
     def _open(self) -> int:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists() and not self.path.is_file():
+                what = "a folder" if self.path.is_dir() else "a pipe, socket or device"
+                raise AnswerFileError(f"{self.path}: {what}, expected a file. Use a new --output or name")
             while True:
                 descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
                 try:
@@ -166,15 +174,18 @@ class AnswerFile:
     def _lock(self, descriptor: int) -> None:
         if fcntl is None:
             return
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise AnswerFileError(
-                f"{self.path}: another process is writing to this file. Wait for it, stop it, or use a new "
-                "--output"
-            ) from error
-        except OSError:  # a file system without locks
-            pass
+        for wait in _LOCK_TRIES:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(wait)
+            except OSError:  # a file system without locks
+                return
+        raise AnswerFileError(
+            f"{self.path}: another process is writing to this file. Wait for it, stop it, or use a new "
+            "--output"
+        )
 
     def _read(self) -> None:
         offset = number = 0
@@ -218,12 +229,12 @@ class AnswerFile:
 
     def _cannot_write(self, error: OSError) -> AnswerFileError:
         if error.errno in _FULL:
-            why = "the disk is full (or a file size limit or quota is reached)"
+            why, fix = "the disk is full (or a file size limit or quota is reached)", "Free some space"
         else:
-            why = f"cannot write ({error.strerror})"
+            why, fix = f"cannot write ({error.strerror})", "Make the folder writable"
         return AnswerFileError(
-            f"{self.path}: {why}. The {self.answered} answers in it are safe. Free some space and run the "
-            "same command to resume"
+            f"{self.path}: {why}. The {self.answered} answers in it are safe. {fix} and run the same command "
+            "to resume"
         )
 
     def _sync(self) -> None:

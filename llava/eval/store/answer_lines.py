@@ -33,9 +33,11 @@ class AnswerLines:
         self._configuration = configuration
         self._metadata = configuration.metadata()
 
-    def write(self, answer: Answer) -> bytes:
-        """Return the line of an answer, with its newline."""
+    def write(self, answer: Answer, retried: bool = False) -> bytes:
+        """Return the line of an answer, with its newline; `retried` if an earlier start failed to answer."""
         question = self.questions[answer.index]
+        own = {"index": answer.index, "visual_tokens": answer.visual_tokens}
+        own |= {"retried": True} if retried else {}
         record = {
             "question_id": question.question_id,
             "prompt": _prompt(question),
@@ -43,7 +45,7 @@ class AnswerLines:
             "answer_id": shortuuid.uuid(),
             "model_id": self._configuration.model,
             **{key: value for key, value in question.extra.items() if key != "prompt"},
-            "metadata": {"index": answer.index, "visual_tokens": answer.visual_tokens, **self._metadata},
+            "metadata": {**own, **self._metadata},
         }
         return (json.dumps(record) + "\n").encode()
 
@@ -63,7 +65,7 @@ class AnswerLines:
         """
         try:
             record = json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
             if raw.startswith(_HEAD[: len(raw)]) or not raw.strip(b"\0\n"):  # zeros: a power cut
                 return None
             record = None
@@ -80,10 +82,11 @@ class AnswerLines:
                 f"{where}: cannot resume: {found}. Restore the options, or use a new "
                 "--output, or move the file"
             )
-        question = self.questions.get(metadata["index"])
+        index = metadata["index"]
+        question = self.questions.get(index) if isinstance(index, int) else None
         if question is None:
             raise ForeignAnswerError(
-                f"{where}: answers question number {metadata['index']}, but {len(self.questions)} questions "
+                f"{where}: answers question number {index!r}, but {len(self.questions)} questions "
                 "are known (another question file or chunk?). Use a new --output"
             )
         if (record["question_id"], record["prompt"]) != (question.question_id, _prompt(question)):

@@ -23,7 +23,7 @@ from llava.eval.store.answer_lines import AnswerFileError, AnswerLines, ForeignA
 from llava.eval.store.atomic import write_atomically
 from llava.eval.store.provenance import Configuration
 
-_SHARD = re.compile(r"^(\d+)_(\d+)\.jsonl$")
+SHARD = re.compile(r"^(\d+)_(\d+)\.jsonl$")
 ANSWERS = "answers.jsonl"
 
 
@@ -76,7 +76,7 @@ class Shards:
         shards = [
             (tuple(map(int, found.groups())), path)
             for path in self.folder.iterdir()
-            if (found := _SHARD.match(path.name))
+            if (found := SHARD.match(path.name)) and path.is_file()
         ]
         return [self.merged] * self.merged.is_file() + [path for _, path in sorted(shards)]
 
@@ -166,13 +166,18 @@ class Shards:
         """Return the reports of finished processes, by rank."""
         found = {}
         for rank in range(size):
+            if not self._report(rank, size).is_file():
+                continue
             try:
                 document = json.loads(self._report(rank, size).read_bytes())
                 failures = [DataIssue(**one) for one in document.pop("failures")]
                 report = ShardReport(**document, failures=failures)
-            except (OSError, ValueError, KeyError, TypeError):
+                is_ours = {*report.failed} <= self._lines.questions.keys()
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 continue
-            if report.config == self._config:
+            kinds = ((report.asked, int), (report.seconds, int | float), (report.prefill, dict | None))
+            is_ours &= all(isinstance(value, kind) for value, kind in kinds)
+            if report.config == self._config and is_ours:
                 found[rank] = report
         return found
 

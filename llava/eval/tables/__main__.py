@@ -117,11 +117,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     results, warnings = read_results(args.results or filter(Path.is_dir, [Path("outputs")]))
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
     tables = [
         build_paper_table(table, results, args.ratio, _checkpoints(args.model, table)) for table in chosen
     ]
+    warnings += [warning for one in tables for warning in one.warnings]
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     args.output.mkdir(parents=True, exist_ok=True)
     files: dict[Path, str] = {}
     for one in tables:

@@ -2,7 +2,8 @@
 
 A score.json without `method`, `tokens` or `model` (the line that `llava.eval.score` prints, saved by hand) is
 left out with a warning that names what to add. Where only a server scores (VQAv2 test-dev, VizWiz test), put
-`server.json`, {"benchmark": NAME, "score": NUMBER}, next to score.json or the answers. Does not score.
+`server.json`, {"benchmark": NAME, "score": NUMBER}, next to score.json or the answers. Entries that
+`Scorecard` does not accept, such as NaN, leave the file out with a warning. Does not score.
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks import benchmark_name, get_benchmark, list_benchmarks
+from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.base import DataError
-from llava.eval.metrics.scorecard import NAME, Scorecard
+from llava.eval.metrics.scorecard import FACTS, NAME, SETTING, Scorecard, read_json
 
 SERVER = "server.json"
-_SETTING = ("model", "method", "tokens", "important_ratio")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ class MeasuredResult:
     def full_set(self) -> bool:
         """True if the number of answers is that of a full set, or unknown."""
         sizes = get_benchmark(self.card.benchmark).sizes
-        return self.card.answered is None or not sizes or self.card.answered in sizes
+        return self.card.limit is None and (
+            self.card.answered is None or not sizes or self.card.answered in sizes
+        )
 
     @property
     def fixed(self) -> bool:
@@ -71,10 +73,12 @@ def read_results(folders: Iterable[Path]) -> tuple[list[MeasuredResult], list[st
         try:
             result = _read(path, warnings)
         except DataError as error:
-            warnings.append(f"{path}: left out, {error}")
+            warnings.append(f"{path}: left out, {str(error).removeprefix(f'{path}: ')}")
             continue
-        key = (result.card.benchmark, *(getattr(result.card, name) for name in _SETTING))
-        better, worse = sorted([found.get(key, result), result], key=_rank, reverse=True)
+        visual = result.card.visual_tokens  # tables choose between several: other crops, other protocols
+        key = (result.card.benchmark, *(getattr(result.card, name) for name in SETTING))
+        key += (None if visual is None else round(visual),)
+        better, worse = sorted([found.get(key, result), result], key=rank, reverse=True)
         found[key] = better
         if better.card.score != worse.card.score:
             why = "newer" if worse.full_set == better.full_set else "complete"
@@ -85,7 +89,8 @@ def read_results(folders: Iterable[Path]) -> tuple[list[MeasuredResult], list[st
     return list(found.values()), warnings
 
 
-def _rank(result: MeasuredResult) -> tuple[bool, bool, float]:
+def rank(result: MeasuredResult) -> tuple[bool, bool, float]:
+    """Order results of one setting: those with a score, of a full set, and the newest are the best."""
     return result.card.score is not None, result.full_set, result.path.stat().st_mtime
 
 
@@ -95,56 +100,56 @@ def _shown(result: MeasuredResult) -> str:
 
 def _read(path: Path, warnings: list[str]) -> MeasuredResult:
     """Read one file. Raises DataError with the reason why it cannot be used."""
-    try:
-        document = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"not a JSON document ({error})") from error
-    if not isinstance(document, dict) or not {"benchmark", "score"} <= document.keys():
-        raise DataError("not a score of a benchmark; it needs the keys 'benchmark' and 'score'")
-    name = benchmark_name(str(document["benchmark"]))
-    score, document = document["score"], {**_first_metadata(path), **document}
-    missing = [key for key in ("model", "method", "tokens") if key not in document]
-    tokens = document.get("tokens")
+    document = read_json(path)
+    first = _first_metadata(path)
+    card = Scorecard.of_document({**first, **document} if isinstance(document, dict) else document)
+    missing = [key for key in ("model", "method", "tokens") if key not in {**first, **document}]
+    other = [
+        f"{key} is {document[key]!r}, but {first[key]!r} in the answers beside it"
+        for key in (*SETTING, *FACTS)
+        if key in first and key in document and first[key] != document[key]
+    ]
+    method = card.method
     checks = {
-        f"unknown benchmark {document['benchmark']!r}": name in list_benchmarks(),
-        f"its score is {score!r}, not a number": score is None or is_number(score),
         f"it has no {' and no '.join(missing)}; add {', '.join(map(repr, missing))} to it "
         "(tokens: null for all of them)": not missing,
-        f"its tokens are {tokens!r}, neither a number nor null": tokens is None or is_number(tokens),
+        f"method is {method!r}, but tokens is null, which means all; set tokens": card.tokens is not None
+        or method in (None, "none"),
+        f"tokens is {card.tokens}, but method 'none' keeps all; set tokens to null": card.tokens is None
+        or method != "none",
+        "it has no important_ratio; add it": card.important_ratio is not None or method != "vispruner",
+        f"{'; '.join(other)}. Score the answers again": not other,
     }
     for problem, passed in checks.items():
         if not passed:
             raise DataError(problem)
-    card = Scorecard.of_document(document)
     server = path.with_name(SERVER)
-    if server.is_file():
-        given = None
-        with suppress(ValueError, KeyError, TypeError):
-            given = json.loads(server.read_bytes())["score"]
-        if is_number(given):
-            score = given
+    scored_by_server = path == server
+    if server.is_file() and path != server:
+        try:
+            of_server = Scorecard.of_document({"benchmark": card.benchmark, **_object(read_json(server))})
+            if of_server.benchmark != card.benchmark:
+                raise DataError(f"it is about {of_server.benchmark}, {NAME} about {card.benchmark}")
+            if of_server.score is None:
+                raise DataError("its score is null")
+        except DataError as error:
+            warnings.append(f"{server}: left out, {str(error).removeprefix(f'{server}: ')}")
         else:
-            warnings.append(f'{server}: left out, not {{"score": NUMBER}}')
-    card = card.replace(
-        benchmark=name,
-        model=str(card.model),
-        method=str(card.method),
-        details=card.details if isinstance(card.details, dict) else {},
-        answered=card.answered if is_number(card.answered) else None,
-        score=score,
-    )
-    return MeasuredResult(path, card, card.details.get("split") == "validation" and not server.is_file())
+            card, scored_by_server = card.replace(score=of_server.score), True
+    return MeasuredResult(path, card, card.details.get("split") == "validation" and not scored_by_server)
+
+
+def _object(document: Any) -> dict[str, Any]:
+    """Return a JSON object. Raises DataError for other values."""
+    if not isinstance(document, dict):
+        raise DataError('not {"benchmark": NAME, "score": NUMBER}')
+    return document
 
 
 def _first_metadata(path: Path) -> dict[str, Any]:
-    """Read the setting from the first answer next to a score; earlier sweeps did not repeat it there."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    """Read the configuration of the first answer next to a score, for entries that the score lacks."""
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         with path.with_name("answers.jsonl").open("rb") as file:
             metadata = json.loads(file.readline())["metadata"]
-        return {key: metadata[key] for key in _SETTING if key in metadata}
+        return {key: metadata[key] for key in (*SETTING, *FACTS, "visual_tokens") if key in metadata}
     return {}
-
-
-def is_number(value: Any) -> bool:
-    """True for numbers, which true and false of JSON are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool)

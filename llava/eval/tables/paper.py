@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llava.eval.tables.collect import MeasuredResult, is_number
+from llava.eval.metrics.scorecard import FACTS
+from llava.eval.tables.collect import MeasuredResult, rank
 from llava.eval.tables.plots import SMALL, Chart, ChartPoint, charts_html, method_colors, method_label
 from llava.eval.tables.published import (
     COLUMNS,
@@ -30,7 +31,9 @@ _SETTING = ("model", "method", "important_ratio", "tokens")
 _FIELDS = (
     *("table", *_SETTING, "column", "published", "measured", "difference", "low", "high"),
     *("visual_tokens", "answered", "full_set", "official_rule", "file"),
+    *("marks", *FACTS),
 )
+_MARKS = "*+#~"
 
 
 @dataclass
@@ -44,6 +47,7 @@ class PaperLine:
     published: dict[str, float] = field(default_factory=dict)
     measured: dict[str, float] = field(default_factory=dict)
     results: dict[str, MeasuredResult] = field(default_factory=dict)  # of the measured scores
+    unusual: dict[str, str] = field(default_factory=dict)  # marks by column beside those of single results
 
     @property
     def difference(self) -> dict[str, float]:
@@ -52,10 +56,15 @@ class PaperLine:
         return {name: value - known[name] for name, value in self.measured.items() if name in known}
 
     def marks(self, column: str) -> str:
-        """Marks of a measured cell: * not the full set, + scored with --fixed; for a mean, of any part."""
-        parts = [self.results[column]] if column in self.results else list(self.results.values())
-        part = "*" if any(not one.full_set for one in parts) else ""
-        return part + ("+" if any(one.fixed for one in parts) else "")
+        """Return the marks of a measured cell, explained by `NOTES`; for a mean, those of any part.
+
+        * not the full set, + scored with --fixed, # another number of visual tokens, ~ another configuration.
+        """
+        names = [column] if column in self.results else list(self.results)
+        parts = [self.results[name] for name in names]
+        found = "*" * any(not one.full_set for one in parts) + "+" * any(one.fixed for one in parts)
+        found += "".join(self.unusual.get(name, "") for name in {column, *names})
+        return "".join(mark for mark in _MARKS if mark in found)
 
 
 @dataclass
@@ -65,6 +74,7 @@ class PaperTable:
     published: PublishedTable
     lines: list[PaperLine]
     notes: list[str]
+    warnings: list[str] = field(default_factory=list)
 
     def table(self) -> Table:
         """Build the table in order of reading; model, method and tokens are shown once for several rows."""
@@ -85,7 +95,7 @@ class PaperTable:
         header = ["model"] * several + ["method", "tokens", ""]
         header += [COLUMNS[name].title for name in self.published.columns]
         marks = {mark for line in self.lines for name in line.measured for mark in line.marks(name)}
-        notes = self.notes + [NOTES[mark] for mark in "*+" if mark in marks]
+        notes = self.notes + [NOTES[mark] for mark in _MARKS if mark in marks]
         return Table(self.published.title, header, rows, notes, ["left"] * (1 + several))
 
     def csv(self) -> str:
@@ -98,7 +108,8 @@ class PaperTable:
                 row += _interval(line, name)
                 if one := line.results.get(name):
                     row += [one.card.visual_tokens, one.card.answered, str(one.full_set).lower()]
-                    row += [str(not one.fixed).lower(), one.path]
+                    row += [str(not one.fixed).lower(), one.path, line.marks(name)]
+                    row += [getattr(one.card, fact) for fact in FACTS]
                 rows.append(row + [None] * (len(_FIELDS) - len(row)))
         return csv_text(_FIELDS, rows)
 
@@ -124,6 +135,8 @@ class PaperTable:
             label = method_label(line.method, line.important_ratio)
             for measured, values in ((False, line.published), (True, line.measured)):
                 x = flops_of(self.published, line, measured) if flops else float(line.tokens)
+                if measured and "#" in line.marks(column):
+                    continue  # not a point of these tokens
                 if column in values and x:
                     interval = _interval(line, column) if measured else (None, None)
                     points.append(ChartPoint(label, x, values[column], *interval, measured))
@@ -147,7 +160,11 @@ class PaperTable:
             "source": self.published.source,
             "columns": list(self.published.columns),
             "measured_cells": sum(len(line.measured) for line in self.lines),
-            "rows": [{key: getattr(line, key) for key in keys} for line in self.lines],
+            "rows": [
+                {key: getattr(line, key) for key in keys}
+                | {"marks": {name: marks for name in line.measured if (marks := line.marks(name))}}
+                for line in self.lines
+            ],
         }
 
 
@@ -171,19 +188,33 @@ def build_paper_table(
         key = (row.model, row.method, None, row.tokens)
         lines[key] = PaperLine(*key, published=dict(row.values))
     used: set[Path] = set()
+    warnings: list[str] = []
     for model in table.models.values():
         known = {name.lower() for name in names.get(model.name, ())}
-        for result in (one for one in results if one.card.model.lower() in known):
+        own = [one for one in results if one.card.model.lower() in known]
+        for result in sorted(own, key=lambda one: (_fits(table, model, one), *rank(one)), reverse=True):
             card, cells = result.card, _cells(table, model, result)
             if cells:
-                used.add(result.path)
-                tokens = model.full_tokens if card.tokens is None else card.tokens * table.tokens_per_budget
                 method = "none" if card.tokens is None else card.method
                 other = None if card.important_ratio == ratio else card.important_ratio
-                key = (model.name, method, other, tokens)
+                key = (model.name, method, other, _row_tokens(table, model, card.tokens))
                 line = lines.setdefault(key, PaperLine(*key))
+                if better := next((line.results[name] for name in cells if name in line.results), None):
+                    warnings.append(
+                        f"{result.path}: left out of {table.name} ({card.visual_tokens} visual tokens), "
+                        f"because {better.path} ({better.card.visual_tokens}) has the same setting"
+                    )
+                    continue
+                used.add(result.path)
                 line.measured |= cells
                 line.results |= dict.fromkeys(cells, result)
+                if not _fits(table, model, result):
+                    line.unusual |= dict.fromkeys(cells, "#")
+                    warnings.append(
+                        f"{result.path}: marked with # in {table.name}: measured with {card.visual_tokens:g} "
+                        f"visual tokens, in the row of {line.tokens}"
+                    )
+        warnings += _mark_other_facts([line for line in lines.values() if line.model == model.name])
     models = list(table.models)
 
     def place(line: PaperLine) -> tuple[Any, ...]:
@@ -192,10 +223,45 @@ def build_paper_table(
         return (models.index(line.model), -line.tokens, not line.published, *other)
 
     ordered = sorted(lines.values(), key=place)
-    full = {line.model: line.measured for line in reversed(ordered) if line.method == "none"}
+    full = {line.model: line for line in reversed(ordered) if line.method == "none"}
     for line in ordered:
-        line.measured |= derived_columns(table.columns, line.measured, full.get(line.model))
-    return PaperTable(table, ordered, _notes(table, results, used, ratio))
+        all_tokens = full.get(line.model)
+        derived = derived_columns(table.columns, line.measured, all_tokens and all_tokens.measured)
+        line.measured |= derived
+        if "rel" in derived:
+            line.unusual["rel"] = all_tokens.marks("rel")
+    return PaperTable(table, ordered, _notes(table, results, used, ratio), warnings)
+
+
+def _row_tokens(table: PublishedTable, model: PublishedModel, budget: int | None) -> int:
+    """Return the total number of visual tokens of the row of a budget."""
+    return model.full_tokens if budget is None else budget * table.tokens_per_budget
+
+
+def _fits(table: PublishedTable, model: PublishedModel, result: MeasuredResult) -> bool:
+    """True if the language model was fed the number of visual tokens of the row, or it was not recorded."""
+    visual = result.card.visual_tokens
+    return visual is None or abs(visual - _row_tokens(table, model, result.card.tokens)) < 0.5
+
+
+def _mark_other_facts(lines: Sequence[PaperLine]) -> list[str]:
+    """Mark the cells that were measured with another configuration than most; return a warning for each fact.
+
+    Facts that a score.json of an earlier version does not have are unknown and not compared.
+    """
+    cells = [(line, name, one.card) for line in lines for name, one in line.results.items()]
+    known = [cell for cell in cells if cell[2].dtype is not None]
+    warnings = []
+    for fact in FACTS:
+        counts = Counter(getattr(card, fact) for _, _, card in known)
+        if len(counts) > 1:
+            usual = counts.most_common(1)[0][0]
+            for line, name, card in known:
+                if getattr(card, fact) != usual:
+                    line.unusual[name] = line.unusual.get(name, "") + "~"
+            listed = ", ".join(f"{value} ({count} cells)" for value, count in counts.most_common())
+            warnings.append(f"{lines[0].model}: cells were measured with different {fact}: {listed}")
+    return warnings
 
 
 def _cells(table: PublishedTable, model: PublishedModel, result: MeasuredResult) -> dict[str, float]:
@@ -213,7 +279,7 @@ def _cells(table: PublishedTable, model: PublishedModel, result: MeasuredResult)
         elements = result.kv_elements or shape
         if card.visual_tokens is not None and elements:
             found["kv_cache_MB"] = 2 * elements * card.visual_tokens / 2**20  # half precision
-    return {name: float(value) for name, value in found.items() if is_number(value)}
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def _is_own(model: PublishedModel, result: MeasuredResult) -> bool:
@@ -268,4 +334,4 @@ def _text(line: PaperLine, kind: str, column: str) -> str:
     text = format(value, f"{'+' if kind == 'difference' else ''}.{COLUMNS[column].digits}f")
     if float(text) == 0:
         text = text.lstrip("+-")
-    return text + line.marks(column) if kind == "measured" else text
+    return text if kind == "published" else text + line.marks(column)

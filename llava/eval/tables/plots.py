@@ -91,7 +91,8 @@ def charts_html(charts: Sequence[Chart], colors: Mapping[str, str], note: str) -
     if not all(point.measured for point in points):
         legend += "\n<span>&#9679; measured, solid</span> <span>&#9675; published, dashed</span>"
     drawn = "\n".join(draw(chart, colors) for chart in charts)
-    return f'<p class="legend">{legend}</p>\n<div class="charts">{drawn}</div>\n<p class="notes">{note}</p>'
+    parts = [f'<p class="legend">{legend}</p>', f'<div class="charts">{drawn}</div>']
+    return "\n".join([*parts, f'<p class="notes">{escape(note)}</p>'])
 
 
 def draw(chart: Chart, colors: Mapping[str, str]) -> str:
@@ -101,6 +102,7 @@ def draw(chart: Chart, colors: Mapping[str, str]) -> str:
 
     style = {"font.size": 9, "font.sans-serif": ["DejaVu Sans", "Arial"]}
     style |= {"svg.fonttype": "none", "svg.hashsalt": chart.title}  # text stays text
+    style |= {"text.parse_math": False}  # also with dollar signs
     with matplotlib.rc_context(style):
         figure = Figure(figsize=chart.size, dpi=96, layout="constrained")
         axes = figure.add_subplot()

@@ -312,9 +312,14 @@ def test_a_bad_picture_costs_its_questions_only(data, whole, tmp_path, capsys):
     document = json.loads(captured.out.splitlines()[-1])
     assert document["answered"] == 180 - len(document["failures"]) < 180
     assert "questions were not answered" in captured.err
+    failed = [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
+    assert [f"{row['file']}:{row['line']}: {row['reason']}" for row in failed] == document["failures"]
     broken.write_bytes(content)
     assert run.main(arguments(copy, out)) == 0  # alone this time
-    assert without_ids(out / "answers.jsonl") == whole
+    rows = without_ids(out / "answers.jsonl")
+    retried = [row["metadata"]["index"] for row in rows if row["metadata"].pop("retried", False)]
+    assert retried == [row["index"] for row in failed] and not (out / "failures.jsonl").exists()
+    assert rows == whole
 
 
 def test_processes_and_a_place_among_others_exclude_each_other(data, tmp_path, capsys, monkeypatch):

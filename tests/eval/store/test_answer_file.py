@@ -157,6 +157,7 @@ def test_other_questions_are_refused(whole):
         b'{"question_id": 1, "image": "a.png", "text": "?"}',
         b"hello",
         b"[1]\n",
+        b"[" * 100_000,
         b'{"question_id": 1, "prompt": "", "text": "", "metadata": {}}\n',
     ],
 )
@@ -173,6 +174,33 @@ def test_damage_in_the_middle_is_named(whole):
     whole.write_bytes(b"".join([*lines[:2], lines[2][:30] + b"\n", *lines[3:]]))
     with pytest.raises(AnswerFileError, match="whole.jsonl:3: a corrupt line in the middle"):
         opened(whole)
+
+
+@pytest.mark.parametrize("index", [[], {}, None, "1", 99])
+def test_an_index_that_is_none_is_refused(whole, index):
+    lines = whole.read_text().splitlines(keepends=True)
+    row = json.loads(lines[2])
+    row["metadata"]["index"] = index
+    whole.write_text("".join([*lines[:2], json.dumps(row) + "\n", *lines[3:]]))
+    with pytest.raises(AnswerFileError, match=r"whole.jsonl:3: answers question number"):
+        opened(whole)
+
+
+def test_what_is_not_a_file_is_refused_and_kept(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/null")):
+        with pytest.raises(AnswerFileError, match="expected a file"):
+            opened(path)
+        assert path.exists()
+
+
+def test_retried_answers_are_marked_and_resume(tmp_path):
+    path = tmp_path / "a.jsonl"
+    with AnswerFile(path, QUESTIONS, CONFIGURATION, retried=[1, 5]) as file:
+        file.write([said(index) for index in range(3)])
+    finish(path)
+    marks = [row["metadata"].get("retried") for row in without_ids(path)]
+    assert marks == [None, True, *[None] * 6]
 
 
 def test_a_second_answer_is_refused(whole):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -123,8 +124,18 @@ def test_reports_are_of_this_configuration(shards):
     assert shards.reports(2) == {1: report} and shards.reports(3) == {}
     shards.write_report(1, 2, dataclasses.replace(report, config="another"))
     assert shards.reports(2) == {}
+    path = shards.folder / "2_1.report.json"
+    for change in ({"failed": [99]}, {"failed": [[]]}, {"asked": "3"}, {"seconds": None}, {"failures": [5]}):
+        path.write_text(json.dumps({**dataclasses.asdict(report), **change}))
+        assert shards.reports(2) == {}, change
+    for content in ("5", "[]", "{}", "[" * 100_000):
+        path.write_text(content)
+        assert shards.reports(2) == {}
     shards.clear_report(1, 2)
     shards.clear_report(1, 2)  # nothing left to clear
+    os.mkfifo(path)
+    os.mkfifo(shards.folder / "2_1.jsonl")
+    assert shards.reports(2) == {} and shards.files() == []
 
 
 def test_a_merge_never_copies_by_stale_offsets(shards):

@@ -40,6 +40,17 @@ def test_all_forms_are_written(tmp_path, capsys):
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
 
 
+def test_marked_cells_and_files_left_out_are_warnings(tmp_path, capsys):
+    write_score(tmp_path / "r" / "a", "pope", 70.7, tokens=32, visual_tokens=576.0)
+    write_score(tmp_path / "r" / "b", "gqa", float("nan"))
+    argv = ["--table", "llava_1_5_7b", "--results", tmp_path / "r", "--output", tmp_path / "o"]
+    code, out, err = run(capsys, *argv)
+    document = json.loads(out.splitlines()[-1])
+    assert code == 0 and len(document["warnings"]) == 2 and "nan" not in out.splitlines()[-2].lower()
+    assert all(f"warning: {warning}" in err for warning in document["warnings"])
+    assert "marked with #" in err and "score is nan" in err and "NaN" not in out
+
+
 def test_one_page_for_all_tables(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)  # there is no outputs/ here: published numbers only

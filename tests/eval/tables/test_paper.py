@@ -119,6 +119,88 @@ def test_parts_of_a_set_and_fixed_scores_are_marked(tmp_path):
     assert "60.0+" in text and "\n+ scored with --fixed" in text
 
 
+NEXT = {"model": "llava-v1.6-vicuna-7b"}
+
+
+def test_other_numbers_of_visual_tokens_are_marked(tmp_path):
+    """LLaVA's own crops give other totals than the paper's 5 x 576; they stood unmarked in its rows."""
+    table = TABLES["llava-next-7b"]
+    write_score(tmp_path / "a", "pope", 86.4, "none", None, None, **NEXT, visual_tokens=2144.3)
+    write_score(tmp_path / "b", "textvqa", 59.6, "none", None, None, **NEXT, visual_tokens=2880.0)
+    write_score(tmp_path / "c", "pope", 75.0, tokens=32, **NEXT, visual_tokens=112.0)
+    write_score(tmp_path / "d", "gqa", 58.0, tokens=32, **NEXT)  # not recorded
+    paper = build(tmp_path, table)
+    lines = lines_of(paper)
+    full, pruned = lines["none", 2880, None], lines["vispruner", 160, None]
+    assert (full.marks("pope"), full.marks("textvqa")) == ("#", "")
+    assert (pruned.marks("pope"), pruned.marks("gqa")) == ("#", "")
+    assert len(paper.warnings) == 2
+    assert any("2144.3 visual tokens, in the row of 2880" in warning for warning in paper.warnings)
+    text = paper.table().text()
+    assert "86.4#" in text and "75.0#" in text and "59.6#" not in text and "\n# measured with another" in text
+    differences = paper.document()["rows"][0]["marks"]
+    assert differences == {"pope": "#"} and re.search(r"difference .*[+-]\d\.\d#", text)
+    assert r"86.4\#" in paper.table().latex()
+    rows = {(row["method"], row["column"]): row for row in csv.DictReader(paper.csv().splitlines())}
+    assert rows["none", "pope"]["marks"] == "#" and rows["none", "textvqa"]["marks"] == ""
+
+
+def test_marks_reach_the_means_of_a_row(measured):
+    write_score(measured / "64" / "pope", "pope", 50.0, visual_tokens=128.0)
+    lines = lines_of(build(measured))
+    assert lines["vispruner", 64, None].marks("acc") == "#" == lines["vispruner", 64, None].marks("rel")
+    write_score(measured / "64" / "pope", "pope", 50.0, visual_tokens=64.0)
+    full = next(row for row in MAIN.rows if row.method == "none").values["pope"]
+    write_score(measured / "none" / "pope", "pope", full, "none", None, None, visual_tokens=500.0)
+    lines = lines_of(build(measured))
+    assert (lines["vispruner", 64, None].marks("acc"), lines["vispruner", 64, None].marks("rel")) == ("", "#")
+
+
+def test_of_two_protocols_that_of_the_row_is_shown(tmp_path):
+    table = TABLES["llava-next-7b"]
+    write_score(tmp_path / "a", "pope", 86.0, "none", None, None, **NEXT, visual_tokens=2880.0)
+    write_score(tmp_path / "b", "pope", 87.0, "none", None, None, **NEXT, visual_tokens=2144.3)  # newer
+    paper = build(tmp_path, table)
+    assert lines_of(paper)["none", 2880, None].measured == {"pope": 86.0}
+    (warning,) = paper.warnings
+    assert str(tmp_path / "b") in warning and "2144.3 visual tokens" in warning
+
+
+@pytest.mark.parametrize(
+    "fact, usual, other",
+    [
+        ("dtype", "float16", "float32"),
+        ("tower_dtype", "float32", "float16"),
+        ("conv_mode", "vicuna_v1", "v0"),
+        ("preset", "published", None),
+        ("weights", "aa", "bb"),
+        ("temperature", 0.0, 0.2),
+        ("num_beams", 1, 5),
+    ],
+)
+def test_cells_of_another_configuration_are_marked(tmp_path, fact, usual, other):
+    """A table is of one dtype, conversation and preset; files of earlier versions do not record them."""
+    known = {"dtype": "bfloat16"}
+    for place, name in enumerate(("pope", "gqa", "textvqa")):
+        write_score(tmp_path / name, name, 60.0, **known | {fact: other if place == 1 else usual})
+    write_score(tmp_path / "old", "mme", 1400.0)
+    paper = build(tmp_path)
+    line = lines_of(paper)["vispruner", 64, None]
+    assert {name: line.marks(name) for name in line.measured} == {
+        "pope": "",
+        "gqa": "~",
+        "textvqa": "",
+        "mme": "",
+    }
+    (warning,) = paper.warnings
+    assert f"different {fact}: {usual} (2 cells), {other} (1 cells)" in warning
+    assert (
+        "60.0~" in paper.table().text() and "\n~ measured with another configuration" in paper.table().text()
+    )
+    rows = {row["column"]: row for row in csv.DictReader(paper.csv().splitlines()) if row["measured"]}
+    assert rows["gqa"]["marks"] == "~" and rows["pope"][fact] == str(usual)
+
+
 def test_video_scores_come_from_the_details(tmp_path):
     details = {"average_score": 3.9}
     write_score(tmp_path, "msvd", 69.0, tokens=227, model="Video-LLaVA-7B", details=details)

@@ -58,6 +58,16 @@ def test_the_same_chart_is_the_same_text_and_loads_nothing(matplotlib):
     assert targets and all(target.startswith("#") for target in targets)
 
 
+def test_names_are_not_formulas_or_markup(matplotlib):
+    """matplotlib reads text between dollar signs as TeX, and fails on what is none."""
+    for name in (r"$\nope$ <script>", "a$b_{", "[x](y) & z"):
+        drawing = draw(Chart(name, name, name, [ChartPoint(name, 32, 1.0)]), {name: "#112233"})
+        root = ElementTree.fromstring(drawing)
+        assert root.find(f"{SVG}title").text == name and not list(root.iter(f"{SVG}script"))
+        page = html_page(name, [charts_html([CHART], COLORS, name)])
+        assert "<script>" not in page
+
+
 def test_published_lines_are_dashed_and_the_level_is_dotted(matplotlib):
     for measured, dashes in ((True, 0), (False, 1)):
         line = [ChartPoint("c", x, y, measured=measured) for x, y in ((32, 50.0), (64, 60.0))]
