@@ -49,7 +49,9 @@ def test_the_same_folders_as_the_loader(folders, tmp_path, capsys):
     wrong = write(tmp_path / "wrong", config={"image_aspect_ratio": "highres"})
     empty = tmp_path / "empty"
     empty.mkdir()
-    for given in ((lora,), (projector,), (base, lora), (wrong,), (empty,)):
+    sampling = write(tmp_path / "sampling")
+    (sampling / "generation_config.json").write_text('{"top_p": "0.6"}')
+    for given in ((lora,), (projector,), (base, lora), (wrong,), (empty,), (sampling,)):
         with pytest.raises(SystemExit):
             model_folder(*given)
         said = capsys.readouterr().err

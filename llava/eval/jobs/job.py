@@ -14,7 +14,6 @@ finished run is recognized without a model.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -301,15 +300,12 @@ def model_name(model: Path | str) -> str:
 
 
 def _generation_settings(model: Path | str, base: str | None) -> dict[str, Any]:
+    from llava.model.checkpoint.entries import GENERATION, read_entries
     from llava.model.checkpoint.folder import CheckpointFolder
 
     folders = [Path(one).expanduser() if one else None for one in (model, base)]
-    folder = CheckpointFolder(*folders).generation_config()
-    try:
-        stored = json.loads((folder / "generation_config.json").read_bytes()) if folder else {}
-    except (OSError, ValueError):  # the loader says what is wrong with it
-        stored = {}
-    return stored if isinstance(stored, dict) else {}
+    path = CheckpointFolder(*folders).generation_config()
+    return {} if path is None else read_entries(path, GENERATION)
 
 
 @functools.cache

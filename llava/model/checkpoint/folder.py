@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from llava.model.checkpoint import CheckpointError, warn
 from llava.model.checkpoint.config import config_folder, read_config
+from llava.model.checkpoint.entries import GENERATION, read_entries
 from llava.model.checkpoint.find import ADAPTER_CONFIG, PROJECTOR, TRAINABLES, has_weights, is_lora
 from llava.model.checkpoint.keys import translate
 
@@ -73,10 +74,12 @@ class CheckpointFolder:
         """Return config.json, after checking what can be checked without reading weights.
 
         Raises:
-            CheckpointError: as `config` and `kind`.
+            CheckpointError: as `config` and `kind`, or generation_config.json is malformed.
         """
         config = self.config()
         self.kind()
+        if (path := self.generation_config()) is not None:
+            read_entries(path, GENERATION)
         return config
 
     def config(self) -> dict:
