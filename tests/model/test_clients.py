@@ -187,7 +187,9 @@ def test_published_equals_llavas_loop_question_by_question(tmp_path, key, tokens
     checkpoint = str(DATA / CHECKPOINT[key])
     arguments = f"--model-path {checkpoint} --question-file {tmp_path}/q.jsonl --image-folder {tmp_path} "
     arguments += f"--answers-file {tmp_path}/a.jsonl --max_new_tokens 8 --device cpu --workers 0 "
-    arguments += f"--conv-mode vicuna_v1 --preset published --temperature 0 --visual_token_num {tokens or 'none'}"
+    arguments += (
+        f"--conv-mode vicuna_v1 --preset published --temperature 0 --visual_token_num {tokens or 'none'}"
+    )
     assert model_vqa_loader.main(arguments.split()) == 0
     rows = [json.loads(line) for line in (tmp_path / "a.jsonl").open()]
     assert {row["question_id"]: row["text"] for row in rows} == answers_of_llavas_loop(

@@ -14,7 +14,6 @@ finished run is recognized without a model.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -274,7 +273,7 @@ def common_anyres(config: dict[str, Any], anyres: str | None, preset: str | None
     """Return the anyres protocol of a pass with several settings, which needs one way to cut images."""
     from llava.model.settings import resolve_pruning
 
-    is_anyres = config.get("image_aspect_ratio") == "anyres" or "image_grid_pinpoints" in config
+    is_anyres = str(config.get("image_aspect_ratio")).startswith("anyres") or "image_grid_pinpoints" in config
     chosen = resolve_pruning(config, "none", None, None, anyres, preset).anyres
     return chosen or ("paper" if is_anyres else None)
 
@@ -301,22 +300,19 @@ def model_name(model: Path | str) -> str:
 
 
 def _generation_settings(model: Path | str, base: str | None) -> dict[str, Any]:
+    from llava.model.checkpoint.entries import GENERATION, read_entries
     from llava.model.checkpoint.folder import CheckpointFolder
 
     folders = [Path(one).expanduser() if one else None for one in (model, base)]
-    folder = CheckpointFolder(*folders).generation_config()
-    try:
-        stored = json.loads((folder / "generation_config.json").read_bytes()) if folder else {}
-    except (OSError, ValueError):  # the loader says what is wrong with it
-        stored = {}
-    return stored if isinstance(stored, dict) else {}
+    path = CheckpointFolder(*folders).generation_config()
+    return {} if path is None else read_entries(path, GENERATION)
 
 
 @functools.cache
 def _weights(model: Path | str, base: str | None) -> str:
     """Fingerprint the checkpoint, and the base of a LoRA or projector-only folder."""
-    found = fingerprint_checkpoint(model) if isinstance(model, Path) else "hub"
-    if not base:
+    folder = Path(base).expanduser() if base else None
+    found = fingerprint_checkpoint(model, folder) if isinstance(model, Path) else "hub"
+    if folder is None:
         return found
-    folder = Path(base).expanduser()
     return f"{found}+{fingerprint_checkpoint(folder) if folder.is_dir() else base}"
