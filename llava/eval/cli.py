@@ -96,7 +96,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=DTYPES, help="language model (default: float32 on a CPU, else the checkpoint's)")
     add("--tower-dtype", choices=DTYPES, help="vision tower (default: as --dtype)")
     add("--attn-implementation", default="sdpa", choices=kernels, help="attention kernel (default: sdpa)")
-    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda if available)")
+    add("--device", help="cpu, cuda, cuda:1, mps ... (default: cuda if available)")
     cut = "how LLaVA-NeXT images are cut (default: paper when pruning, else llava)"
     add("--anyres", choices=("paper", "llava"), help=cut)
 
@@ -104,7 +104,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     add, count = parser.add_argument_group("inference").add_argument, at_least(1)
     add("--conv-mode", help="conversation template (default: the checkpoint's)")
-    add("--batch-size", type=count, help="questions per batch (default: 64, 16 on CUDA)")
+    add("--batch-size", type=count, help="questions per batch (default: 64 on CPU, else 16)")
     add("--temperature", type=at_least(0, float), default=0.0, help="of sampling (default: 0, greedy)")
     add("--top_p", "--top-p", type=ratio, help="nucleus sampling mass (default: off)")
     add("--num_beams", "--num-beams", type=count, default=1, help="beams of beam search (default: 1)")

@@ -98,6 +98,12 @@ def _device(value: object) -> torch.device:
                 f"device: {str(value)!r} is missing: torch finds {torch.cuda.device_count()} GPUs, "
                 "numbered from 0. Choose one of them."
             )
+    elif device.type not in ("cpu", "meta"):  # Apple's mps and others
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, ImportError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"device: {str(value)!r} is missing ({reason}). Use device='cpu'.") from error
     return device
 
 
