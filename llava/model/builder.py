@@ -18,6 +18,7 @@ import torch
 from transformers import GenerationConfig
 
 from llava.environment import check_environment
+from llava.model.checkpoint import CheckpointError
 from llava.model.checkpoint.config import understand
 from llava.model.checkpoint.fill import fill_model
 from llava.model.checkpoint.find import resolve_checkpoint
@@ -51,13 +52,15 @@ def load_pretrained_model(
     load_4bit: bool = False,
     device_map: str | dict | None = "auto",
     device: str | torch.device | None = None,
-    attn_implementation: str | None = "sdpa",
+    attn_implementation: str | bool | None = "sdpa",
     visual_token_num: int | None = None,
     important_ratio: float | None = None,
     method: str | None = None,
     dtype: str | torch.dtype | None = None,
     tower_dtype: str | torch.dtype | None = None,
     anyres: str | None = None,
+    config: dict | None = None,
+    model_class: type | None = None,
     **kwargs: Any,
 ) -> tuple[Any, Any, Any, int]:
     """Load a LLaVA checkpoint; return (tokenizer, model, image_processor, context_len).
@@ -72,12 +75,15 @@ def load_pretrained_model(
         load_8bit, load_4bit: quantize the decoder's layers (bitsandbytes).
         device_map: "auto", a device, or a dict of module names to devices.
         device: the device, if there is only one; wins over device_map="auto".
-        attn_implementation: kernels of tower and language model: sdpa, eager, flash_attention_2.
+        attn_implementation: kernels of tower and language model: sdpa, eager, flash_attention_2. True
+            and False, LLaVA's `use_flash_attn` in this place, mean flash_attention_2 and sdpa.
         visual_token_num: visual tokens to keep per crop.
         important_ratio, method, anyres: see `VisualTokenMixin.set_pruner`.
         dtype: of language model and projector (default: float32 on CPU, else the checkpoint's).
         tower_dtype: of the vision tower (default: `dtype`); "float32" under a half-precision model is the
             paper's setting.
+        config: entries that replace config.json.
+        model_class: the class of the model; the tokenizer is then not loaded (see `from_pretrained`).
         kwargs: revision, cache_dir, token and local_files_only for the Hub, and arguments of LLaVA and
             transformers that have no effect here.
 
@@ -97,6 +103,8 @@ def load_pretrained_model(
     check_environment(ENVIRONMENT[name] for name, value in given.items() if value is not None)
     extra, hub = _check_kwargs(kwargs)
     attn_implementation = extra.get("attn_implementation", attn_implementation)
+    if isinstance(attn_implementation, bool):
+        attn_implementation = "flash_attention_2" if attn_implementation else "sdpa"
     dtype = extra.get("dtype", dtype) if dtype is None else dtype
     if load_8bit and load_4bit:
         raise ValueError("load_8bit and load_4bit are both set. Choose one.")
@@ -108,6 +116,7 @@ def load_pretrained_model(
     base = resolve_checkpoint(model_base, **hub) if model_base else None
     checkpoint = CheckpointFolder(folder, base)
     raw = checkpoint.config()
+    raw = raw if config is None else config
     settings = resolve_pruning(raw, method, visual_token_num, important_ratio, anyres)
     if settings.pruner.name != "none" and settings.pruner.tokens is None:
         warnings.warn(
@@ -116,7 +125,12 @@ def load_pretrained_model(
             stacklevel=2,
         )
     stream = checkpoint.weights()
-    model_class, config, tower_source = understand(folder, raw)
+    stored_class, config, tower_source = understand(folder, raw)
+    if not issubclass(model_class or stored_class, stored_class):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: the checkpoint is a {stored_class.__name__}, not a "
+            f"{model_class.__name__}. Use {stored_class.__name__}.from_pretrained."
+        )
 
     model_dtype, tower_type = choose_dtypes(dtype, tower_dtype, config.dtype, device_main)
     config.dtype = model_dtype
@@ -124,7 +138,7 @@ def load_pretrained_model(
     quantizer = Quantizer(4 if load_4bit else 8, model_dtype) if load_8bit or load_4bit else None
     set_attention(config, kernels)
     with torch.device("meta"):
-        model = model_class(config)
+        model = (model_class or stored_class)(config)
     model.model.vision_tower = build_vision_tower(
         tower_source,
         select_layer=getattr(config, "mm_vision_select_layer", -2),
@@ -139,8 +153,10 @@ def load_pretrained_model(
     if (generation := checkpoint.generation_config()) is not None:
         model.generation_config = GenerationConfig.from_pretrained(generation)
 
-    tokenizer = load_tokenizer(checkpoint.tokenizer())
-    add_image_tokens(tokenizer, model)
+    tokenizer = None
+    if model_class is None:
+        tokenizer = load_tokenizer(checkpoint.tokenizer())
+        add_image_tokens(tokenizer, model)
     connect(model, placement)
     return tokenizer, model.eval(), model.get_vision_tower().image_processor, context_length(config)
 

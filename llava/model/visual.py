@@ -72,6 +72,16 @@ class VisualTokenMixin:
         self.config.anyres_protocol = self.anyres
         return pruner
 
+    def get_visual_token_num(self) -> int:
+        """Return the visual tokens that are kept per crop; all of them without pruning."""
+        tower, budget = self.get_vision_tower(), self._pruner.tokens
+        patches = None if tower is None else tower.num_patches
+        return patches if budget is None else budget if patches is None else min(budget, patches)
+
+    def get_important_ratio(self) -> float:
+        """Return the share of kept tokens that is selected by attention."""
+        return self._pruner.important_ratio
+
     # --- images -> visual tokens -------------------------------------------------------------------------
     def encode_vision(
         self, images: Tensor | list[Tensor], image_sizes: object = None
