@@ -106,8 +106,8 @@ def test_auto_config_leaves_other_models_to_transformers(tmp_path):
 def test_the_model_of_transformers_still_loads_its_own_folder(tmp_path):
     """The reference checkpoint in the layout of llava-hf, once by transformers and once by us."""
     config = TransformersLlavaConfig(
-        text_config=LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-                                vocab_size=64),
+        text_config=LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                                num_attention_heads=2, vocab_size=64),
         vision_config={"model_type": "clip_vision_model", "hidden_size": 8, "intermediate_size": 8,
                        "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
     )  # fmt: skip
