@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.model.checkpoint import CheckpointError
@@ -197,9 +198,15 @@ class LlavaMetaForCausalLM(VisualTokenMixin):
                 kwargs["state_dict"] = {
                     k: v for k, v in state.items() if not k.startswith("model.vision_tower.")
                 }
+        # transformers refuses to save sampling settings without do_sample, as LLaVA-1.5 has them.
+        generation, self.generation_config = self.generation_config, GenerationConfig()
         try:
-            return super().save_pretrained(save_directory, *args, **kwargs)
+            saved = super().save_pretrained(save_directory, *args, **kwargs)
+            if (path := Path(save_directory, "generation_config.json")).is_file():
+                generation.to_json_file(path)
+            return saved
         finally:
+            self.generation_config = generation
             self.config.anyres_protocol = followed
             if tower is not None:
                 self.config.mm_vision_tower = named

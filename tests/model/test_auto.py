@@ -215,9 +215,12 @@ def test_a_saved_model_keeps_its_sampling_settings(tmp_path):
     """LLaVA-1.5's generation_config.json has top_p without do_sample, which transformers does not save."""
     folder = write(tmp_path / "c")
     (folder / "generation_config.json").write_text('{"temperature": 0.9, "top_p": 0.6, "eos_token_id": 2}')
-    LlavaLlamaForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "saved")
+    model = LlavaLlamaForCausalLM.from_pretrained(folder)
+    model.generation_config.top_k = 7  # transformers checks what was changed after loading
+    model.save_pretrained(tmp_path / "saved")
+    assert model.generation_config.top_k == 7
     again = LlavaLlamaForCausalLM.from_pretrained(tmp_path / "saved").generation_config
-    assert (again.temperature, again.top_p) == (0.9, 0.6)
+    assert (again.temperature, again.top_p, again.top_k) == (0.9, 0.6, 7)
     assert not again.do_sample
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from llava.model.checkpoint import CheckpointError
 from llava.model.checkpoint.config import read_config
 from llava.model.checkpoint.find import tower_places
-from llava.model.checkpoint.read import has_weights
 
 SHARD_BYTES = 5 << 30
 TOKENIZER_FILES = (
@@ -32,7 +31,7 @@ def check_target(target: Path, *sources: Path) -> None:
     """Refuse a folder that is one of the sources or already contains weights. Raises `CheckpointError`."""
     if target.exists() and (not target.is_dir() or any(target.samefile(source) for source in sources)):
         raise CheckpointError(f"{target}: not a folder to write to. Choose a new folder.")
-    if has_weights(target):
+    if target.is_dir() and any(path.suffix in (".safetensors", ".bin") for path in target.iterdir()):
         raise CheckpointError(
             f"{target}: already contains weights, and two sets of them in one folder are ambiguous. Choose a "
             "new folder."
