@@ -104,7 +104,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     add, count = parser.add_argument_group("inference").add_argument, at_least(1)
     add("--conv-mode", help="conversation template (default: the checkpoint's)")
-    add("--batch-size", type=count, help="questions per batch (default: 64 on CPU, else 16)")
+    add("--batch-size", type=count, help="questions per batch (default: 64, 16 on CUDA)")
     add("--temperature", type=at_least(0, float), default=0.0, help="of sampling (default: 0, greedy)")
     add("--top_p", "--top-p", type=ratio, help="nucleus sampling mass (default: off)")
     add("--num_beams", "--num-beams", type=count, default=1, help="beams of beam search (default: 1)")

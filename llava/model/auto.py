@@ -132,13 +132,22 @@ def load_model(
     ours = inspect.signature(load_pretrained_model).parameters
     for name in [name for name in kwargs if name in entries and name not in ours]:  # as in transformers
         entries[name] = kwargs.pop(name)
+    bits = {
+        name: given or _of(quantization_config, name)
+        for name, given in (("load_in_8bit", load_in_8bit), ("load_in_4bit", load_in_4bit))
+    }
+    if quantization_config is not None and not any(bits.values()):
+        raise ValueError(
+            f"quantization_config: {quantization_config!r} is not supported. Set load_in_8bit or "
+            "load_in_4bit."
+        )
     if dtype == "auto":
         dtype = entries.get("dtype") or entries.get("torch_dtype")
     _, model, _, _ = load_pretrained_model(
         path,
         model_base,
-        load_8bit=load_in_8bit or getattr(quantization_config, "load_in_8bit", False),
-        load_4bit=load_in_4bit or getattr(quantization_config, "load_in_4bit", False),
+        load_8bit=bits["load_in_8bit"],
+        load_4bit=bits["load_in_4bit"],
         device_map=device_map,
         device=torch.get_default_device() if device_map is None else None,
         dtype=dtype,
@@ -148,3 +157,8 @@ def load_model(
     )
     info = {name: [] for name in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")}
     return (model, info) if output_loading_info else model
+
+
+def _of(settings: Any, name: str) -> bool:
+    """Return an entry of a quantization configuration: None, a dict or an object."""
+    return bool(settings.get(name) if isinstance(settings, dict) else getattr(settings, name, False))

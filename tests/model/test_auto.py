@@ -114,7 +114,12 @@ def test_the_model_of_transformers_still_loads_its_own_folder(tmp_path):
     LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert type(model) is LlavaForConditionalGeneration
-    assert type(LlavaLlamaForCausalLM.from_pretrained(tmp_path)) is LlavaLlamaForCausalLM
+    ours = LlavaLlamaForCausalLM.from_pretrained(tmp_path)
+    ours.save_pretrained(tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert type(again) is LlavaLlamaForCausalLM
+    for one, other in zip(ours.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +164,10 @@ def test_from_pretrained_takes_the_usual_arguments(tmp_path):
     assert (pruned.get_visual_token_num(), pruned.get_important_ratio()) == (16, 0.25)
     assert pruned.encode_images(IMAGE)[0].shape[0] == 16
     assert model.get_visual_token_num() == model.get_vision_tower().num_patches == 64
+    with pytest.raises(ValueError, match=r"quantization_config: .* Set load_in_8bit or load_in_4bit"):
+        LlavaLlamaForCausalLM.from_pretrained(SOURCE, quantization_config={"bits": 4})
+    with pytest.raises(ValueError, match="'meta' has no memory"):
+        LlavaLlamaForCausalLM.from_pretrained(SOURCE, device_map="meta")
     with pytest.raises(TypeError, match="unknown argument 'low_cpu_memory'"):
         LlavaLlamaForCausalLM.from_pretrained(SOURCE, low_cpu_memory=True)
     with pytest.raises(FileNotFoundError, match="no such folder"):

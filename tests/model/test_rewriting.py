@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from helpers.checkpoints import DATA, NEXT, SOURCE, load, logits, weights, write
+from helpers.checkpoints import NEXT, SOURCE, load, logits, weights, write
+from helpers.lora import adapter, language_model
 from llava.model import apply_delta, consolidate, make_delta, merge_lora
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import CheckpointError
@@ -21,16 +22,7 @@ from llava.model.tokenizer import load_tokenizer
 from llava.model.utils import auto_upgrade
 
 ROOT = Path(__file__).parents[2]
-SEED = torch.Generator().manual_seed(3)
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
-
-def language_model(folder: Path, change=None, dtype: torch.dtype = torch.float32) -> Path:
-    """Write other language model weights of the reference checkpoint's shapes, without a projector."""
-    state = {k: torch.randn(v.shape, generator=SEED).to(dtype) for k, v in weights(SOURCE).items()}
-    state = {k: v for k, v in state.items() if "mm_projector" not in k}
-    (change or (lambda _: None))(state)
-    return write(folder, state=state, config={"model_type": "llama", "mm_vision_tower": ...}, tower=False)
 
 
 def deltas(base: Path, target: Path, delta: Path) -> list[str]:
@@ -163,25 +155,6 @@ def test_consolidate_refuses(tmp_path, capsys):
 
 
 # --- merge_lora_weights ----------------------------------------------------------------------------------
-def adapter(folder: Path, dtype: torch.dtype, trainables: bool = True) -> Path:
-    folder.mkdir()
-    shape, pairs, rank = weights(SOURCE), {}, 2
-    for key in shape:
-        if key.endswith(("q_proj.weight", "up_proj.weight")) and "model.layers." in key:
-            name = f"base_model.model.{key.removesuffix('.weight')}"
-            a, b = torch.randn(rank, shape[key].shape[1]), torch.randn(shape[key].shape[0], rank)
-            pairs |= {f"{name}.lora_A.weight": a.to(dtype) / 9, f"{name}.lora_B.weight": b.to(dtype) / 9}
-    save_file(pairs, folder / "adapter_model.safetensors")
-    settings = {"r": rank, "lora_alpha": 4, "peft_type": "LORA", "target_modules": ["q_proj", "up_proj"]}
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
-    projector = {f"base_model.model.{k}": v.to(dtype) * 1.5 for k, v in shape.items() if "mm_projector" in k}
-    torch.save(projector, folder / "non_lora_trainables.bin")
-    entries = json.loads((SOURCE / "config.json").read_text())
-    entries |= {"mm_vision_tower": str(DATA / entries["mm_vision_tower"]), "torch_dtype": "float16"}
-    (folder / "config.json").write_text(json.dumps(entries))
-    return folder
-
-
 @pytest.mark.parametrize("base_type", [torch.float16, torch.float32])
 @pytest.mark.parametrize("lora_type", [torch.float16, torch.bfloat16, torch.float32])
 def test_a_merged_folder_gives_the_logits_of_the_lora_folder(tmp_path, monkeypatch, base_type, lora_type):

@@ -183,12 +183,10 @@ def resolve_job(
         raise ValueError(f"--device {place}: no such device ({str(error).splitlines()[0]})") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {place}: torch finds no CUDA device. Use --device cpu")
-    if kind == "meta":
-        raise ValueError(f"--device {place}: computes nothing. Use --device cpu")
     if kind not in ("cpu", "cuda"):
         from llava.model.checkpoint.placement import main_device
 
-        main_device(None, place)  # refuses a device that this machine or this torch does not have
+        main_device(None, place)  # refuses what this machine or this torch does not have
     if place == "cuda" and local_rank is not None and torch.cuda.device_count() > 1:
         place = f"cuda:{local_rank % torch.cuda.device_count()}"
     name = model_name(model)
