@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint.config import read_config
 from llava.model.checkpoint.find import resolve_checkpoint
 from llava.model.checkpoint.folder import CheckpointFolder
@@ -33,6 +32,8 @@ def merge_lora(model_path: str | Path, model_base: str | Path, save_model_path: 
         ValueError, FileNotFoundError: as `load_pretrained_model`; `CheckpointError` if `save_model_path`
             already contains weights.
     """
+    from llava.model.builder import load_pretrained_model
+
     folder, base = resolve_checkpoint(model_path), resolve_checkpoint(model_base)
     target = Path(save_model_path).expanduser()
     check_target(target, folder, base)
