@@ -57,6 +57,7 @@ VARIABLES = {
         "share of tokens selected by importance", "a number from 0 to 1", _is_share
     ),
     "VISPRUNER_ANYRES": EnvironmentVariable("how crops are merged", *_one_of("paper", "llava")),
+    "VISPRUNER_PRESET": EnvironmentVariable("preset of dtypes and pixels", *_one_of("exact", "published")),
     "VISPRUNER_TOWER_DTYPE": EnvironmentVariable(
         "dtype of the vision tower", "float32, float16, bfloat16 or float64", _dtype
     ),

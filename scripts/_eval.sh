@@ -14,6 +14,7 @@
 #   SPLIT=val        VQAv2 and VizWiz: the validation set, scored locally (default: the test set, for the server)
 #   METHOD           pruning method (default: vispruner)
 #   OUT_DIR          folder for answers and scores (default: outputs/ in the repository)
+#   VISPRUNER_PRESET published or exact, see docs/reproduce.md (default: published for your own checkpoints)
 #   CUDA_VISIBLE_DEVICES=0,1,2,3   one process per GPU; VISPRUNER_PROCESSES=N sets another number
 #   JUDGE            video benchmarks: model that judges the answers, at OPENAI_BASE_URL
 # Without checkpoint and data, the bundled ones are used, and the first line of output says so.
@@ -78,6 +79,11 @@ vispruner_eval() { # v1_5 or v1_6, benchmark, arguments
     processes=$(_vp_processes ${EXTRA_ARGS_[@]+"${EXTRA_ARGS_[@]}"})
     if [ "$processes" != 1 ]; then flags+=(--processes "$processes"); fi
     if [ -n "$MODEL_" ]; then
+        # As the published numbers were measured; the bundled models keep exact pixels.
+        if ! [ "$MODEL_" -ef "$ROOT/playground/tiny/llava-tiny" ] \
+            && ! [ "$MODEL_" -ef "$ROOT/playground/tiny/llava-tiny-anyres" ]; then
+            export VISPRUNER_PRESET=${VISPRUNER_PRESET:-published}
+        fi
         vispruner_env
     else
         vispruner_env tiny

@@ -113,3 +113,24 @@ def test_every_benchmark_has_a_script_of_its_usual_name(folder: str) -> None:
         benchmark = get_benchmark(benchmark_name(name))
         assert (benchmark.media == "video") == (folder == "video")
         assert f" {benchmark_name(name)} " in text.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("line", "variables", "preset"),
+    [
+        ("v1_5/eval/pope.sh 64", {"CKPT": "my/llava"}, "published"),
+        ("v1_6/eval/pope.sh", {"CKPT_DIR": "ckpts"}, "published"),
+        ("v1_5/eval/pope.sh", {"CKPT": "my/llava", "VISPRUNER_PRESET": "exact"}, "exact"),
+        ("v1_5/eval/pope.sh 64", {}, ""),
+        ("v1_6/eval/pope.sh", {}, ""),
+        ("v1_5/eval/pope.sh", {"CKPT": "playground/tiny/llava-tiny"}, ""),
+        ("v1_6/eval/pope.sh", {"CKPT_DIR": "./playground/tiny/", "CKPT": "llava-tiny-anyres"}, ""),
+        ("v1_5/eval/pope.sh", {"CKPT": "playground/../playground/tiny/llava-tiny"}, ""),
+    ],
+)
+def test_your_own_checkpoints_are_measured_as_published(sandbox, line, variables, preset) -> None:
+    for name in ("llava-tiny", "llava-tiny-anyres"):
+        (sandbox.repo / "playground" / "tiny" / name).mkdir(parents=True)
+    done, _ = run(sandbox, line, {"VISPRUNER_PRESET": "", **variables})
+    assert done.returncode == 0, done.stderr
+    assert sandbox.calls("preset")[-1].split()[1:] == preset.split()

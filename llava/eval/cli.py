@@ -26,7 +26,8 @@ from llava.table import number, text_table
 DTYPES = ("float32", "float16", "bfloat16")
 _SHOWN = 50  # failures listed at the end
 _JOB_ARGUMENTS = (
-    *("device", "dtype", "tower_dtype", "attn_implementation", "conv_mode", "batch_size", "model_base"),
+    *("device", "dtype", "tower_dtype", "attn_implementation", "preset", "conv_mode", "batch_size"),
+    *("model_base",),
     *("max_new_tokens", "temperature", "top_p", "num_beams", "seed", "num_workers"),
 )
 
@@ -99,6 +100,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", help="cpu, cuda, cuda:1, mps ... (default: cuda if available)")
     cut = "how LLaVA-NeXT images are cut (default: paper when pruning, else llava)"
     add("--anyres", choices=("paper", "llava"), help=cut)
+    preset = (
+        "published: as the published numbers, float32 tower, pixels rounded to float16, float16 language "
+    )
+    preset += (
+        "model (on a CPU: float32), --anyres paper; exact: float32 pixels (default: VISPRUNER_PRESET, else "
+    )
+    add("--preset", choices=("exact", "published"), help=preset + "exact)")
 
 
 def add_inference_arguments(parser: argparse.ArgumentParser) -> None:

@@ -57,7 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = stored_config(model, args.model_base)
         pruner, anyres = resolve_pruner(
-            config, args.method, args.visual_token_num, args.important_ratio, args.anyres, args.seed
+            config,
+            args.method,
+            args.visual_token_num,
+            args.important_ratio,
+            args.anyres,
+            args.seed,
+            args.preset,
         )
         job = cli.job_of(args, model, config, anyres)
     except ValueError as error:

@@ -85,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     task = read_task(benchmark, args.data, args.limit)
     try:
         config = stored_config(model, args.model_base)
-        pruner, anyres = resolve_pruner(config, args.method, args.tokens, args.ratio, args.anyres, args.seed)
+        pruner, anyres = resolve_pruner(
+            config, args.method, args.tokens, args.ratio, args.anyres, args.seed, args.preset
+        )
         job = cli.job_of(args, model, config, anyres, rank.local_rank if rank.size > 1 else None)
     except ValueError as error:
         parser.error(str(error))
@@ -102,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     say(
         f"{benchmark.title}: {len(task.asked)} questions, {job.name}, {setting_name(pruner)}, "
         f"{job.conv_mode}, {job.dtype} on {job.device.split(':')[0]}"
+        + (f", preset {job.preset}" if job.preset != "exact" else "")
         + (f", {size} processes" if size > 1 else "")
     )
     output = args.output or args.output_dir / benchmark.name / job.name / setting_name(pruner)

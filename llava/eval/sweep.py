@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         pruners = grid(args.methods, args.tokens, args.ratios, args.seed)
         config = stored_config(model, args.model_base)
-        job = cli.job_of(args, model, config, common_anyres(config, args.anyres))
+        job = cli.job_of(args, model, config, common_anyres(config, args.anyres, args.preset))
     except ValueError as error:
         parser.error(str(error))
     cli.print_warnings(job.warnings)

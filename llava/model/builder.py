@@ -26,7 +26,13 @@ from llava.model.checkpoint.folder import CheckpointFolder
 from llava.model.checkpoint.placement import connect, main_device, place
 from llava.model.checkpoint.quantize import Quantizer
 from llava.model.multimodal_encoder.builder import build_vision_tower
-from llava.model.settings import ENVIRONMENT, choose_attention, choose_dtypes, resolve_pruning
+from llava.model.settings import (
+    ENVIRONMENT,
+    choose_attention,
+    choose_dtypes,
+    resolve_preset,
+    resolve_pruning,
+)
 from llava.model.tokenizer import add_image_tokens, load_tokenizer
 from llava.model.transformers_compat import set_attention
 
@@ -61,6 +67,7 @@ def load_pretrained_model(
     anyres: str | None = None,
     config: dict | None = None,
     model_class: type | None = None,
+    preset: str | None = None,
     **kwargs: Any,
 ) -> tuple[Any, Any, Any, int]:
     """Load a LLaVA checkpoint; return (tokenizer, model, image_processor, context_len).
@@ -84,11 +91,14 @@ def load_pretrained_model(
             paper's setting.
         config: entries that replace config.json.
         model_class: the class of the model; the tokenizer is then not loaded (see `from_pretrained`).
+        preset: "published" sets dtype (not on a CPU), tower_dtype and anyres as for the published numbers,
+            and rounds pixels to float16 before the tower; "exact" (default) sets nothing.
         kwargs: revision, cache_dir, token and local_files_only for the Hub, and arguments of LLaVA and
             transformers that have no effect here.
 
     Raises:
-        ValueError: an argument or environment variable is invalid; `CheckpointError` for files.
+        ValueError: an argument or environment variable is invalid, or contradicts the preset;
+            `CheckpointError` for files.
         FileNotFoundError: the checkpoint, its tower or its tokenizer was not found.
         ImportError: an optional package is missing.
         TypeError: unknown argument.
@@ -99,6 +109,7 @@ def load_pretrained_model(
         "ratio": important_ratio,
         "anyres": anyres,
         "tower_dtype": tower_dtype,
+        "preset": preset,
     }
     check_environment(ENVIRONMENT[name] for name, value in given.items() if value is not None)
     extra, hub = _check_kwargs(kwargs)
@@ -108,16 +119,17 @@ def load_pretrained_model(
     dtype = extra.get("dtype", dtype) if dtype is None else dtype
     if load_8bit and load_4bit:
         raise ValueError("load_8bit and load_4bit are both set. Choose one.")
-    resolve_pruning(None, method, visual_token_num, important_ratio, anyres)  # refuse before reading anything
+    pruning = (method, visual_token_num, important_ratio, anyres, preset)
+    resolve_pruning(None, *pruning)  # refuse before reading anything
     device_main = main_device(device_map, device)
-    choose_dtypes(dtype, tower_dtype, None, device_main)
+    choose_dtypes(dtype, tower_dtype, None, device_main, preset)
 
     folder = resolve_checkpoint(model_path, **hub)
     base = resolve_checkpoint(model_base, **hub) if model_base else None
     checkpoint = CheckpointFolder(folder, base)
     raw = checkpoint.config()
     raw = raw if config is None else config
-    settings = resolve_pruning(raw, method, visual_token_num, important_ratio, anyres)
+    settings = resolve_pruning(raw, *pruning)
     if settings.pruner.name != "none" and settings.pruner.tokens is None:
         warnings.warn(
             f"method {settings.pruner.name!r} without a token budget keeps every visual token. Pass "
@@ -132,7 +144,7 @@ def load_pretrained_model(
             f"{model_class.__name__}. Use {stored_class.__name__}.from_pretrained."
         )
 
-    model_dtype, tower_type = choose_dtypes(dtype, tower_dtype, config.dtype, device_main)
+    model_dtype, tower_type = choose_dtypes(dtype, tower_dtype, config.dtype, device_main, preset)
     config.dtype = model_dtype
     kernels, tower_kernels = choose_attention(attn_implementation, model_dtype, tower_type)
     quantizer = Quantizer(4 if load_4bit else 8, model_dtype) if load_8bit or load_4bit else None
@@ -149,6 +161,7 @@ def load_pretrained_model(
         quantizer.swap(model)
     placement = place(model, device_map, device, model_dtype)
     fill_model(model, stream, tower_source, placement, model_dtype, tower_type, quantizer, folder)
+    model.preset = resolve_preset(preset)
     model.set_pruner(settings.pruner, anyres=settings.anyres)
     if (generation := checkpoint.generation_config()) is not None:
         model.generation_config = GenerationConfig.from_pretrained(generation)

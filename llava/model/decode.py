@@ -3,12 +3,14 @@
 `generate` calls the model's own `generate` and handles everything (sampling, beams, text-only rows).
 `generate_shared` is greedy only: it prefills the prompt up to and including the image once per image, copies
 the KV cache to each of the image's questions, and computes only their short suffixes. Both give the same ids
-in float32. Independent of files and benchmarks.
+in float32. `Decoding` alone decides: of the checkpoint's generation_config.json, only the ids that end an
+answer are used. Independent of files and benchmarks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,26 +21,54 @@ from llava.constants import IMAGE_TOKEN_INDEX
 
 _INVALID = -1  # the token of a row whose logits are not finite
 _ROOM = 16  # tokens of an answer that the copied cache has room for from the start
-# generation settings of a checkpoint that our greedy loop does not know, with the values that mean "off"
-_NEUTRAL = {
-    "repetition_penalty": (None, 1.0),
-    "no_repeat_ngram_size": (None, 0),
-    "bad_words_ids": (None,),
-    "suppress_tokens": (None,),
-    "begin_suppress_tokens": (None,),
-    "forced_bos_token_id": (None,),
-    "forced_eos_token_id": (None,),
-    "min_length": (None, 0),
-    "min_new_tokens": (None, 0),
-    "sequence_bias": (None,),
-    "encoder_repetition_penalty": (None, 1.0),
-    "stop_strings": (None,),
+TOP_K = 50  # of sampling: transformers' default, which LLaVA's scripts leave as it is
+# Settings of generation_config.json that change answers, with the values that change nothing besides None.
+_SAMPLING = {
+    "top_k": (TOP_K,),
+    "top_p": (1,),
+    "min_p": (0,),
+    "top_h": (),
+    "typical_p": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
 }
+_BEAMS = {
+    "length_penalty": (1,),
+    "early_stopping": (False,),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0,),
+    "constraints": (),
+    "force_words_ids": (),
+}
+_ALWAYS = {
+    "repetition_penalty": (1,),
+    "encoder_repetition_penalty": (1,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "bad_words_ids": (),
+    "suppress_tokens": (),
+    "begin_suppress_tokens": (),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "sequence_bias": (),
+    "exponential_decay_length_penalty": (),
+    "stop_strings": (),
+    "max_time": (),
+    "guidance_scale": (1,),
+    "watermarking_config": (),
+    "penalty_alpha": (0,),
+    "dola_layers": (),
+    "token_healing": (False,),
+}
+# Arguments of `generate` for which None means off, not the checkpoint's value.
+SWITCHES = frozenset({*_SAMPLING, "repetition_penalty", "no_repeat_ngram_size"})
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """Decoding settings; temperature 0 is greedy (or beam) search."""
+    """Decoding settings; temperature 0 is greedy (or beam) search. What is not listed here is off."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -56,10 +86,26 @@ class Decoding:
             "do_sample": sample,
             "temperature": self.temperature if sample else None,
             "top_p": self.top_p if sample else None,
-            "top_k": 50 if sample else None,
+            "top_k": self.top_k,
             "num_beams": self.num_beams,
             "max_new_tokens": self.max_new_tokens,
             "use_cache": True,
+        }
+
+    @property
+    def top_k(self) -> int | None:
+        """Most likely tokens that sampling draws from."""
+        return TOP_K if self.temperature > 0 else None
+
+    def unused(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the entries of generation_config.json that would change these answers if they were used."""
+        known = _ALWAYS | (_SAMPLING if self.temperature > 0 else {}) | (_BEAMS if self.num_beams > 1 else {})
+        if self.top_p is not None:  # given, so the stored one is overridden
+            known.pop("top_p", None)
+        return {
+            name: stored[name]
+            for name, neutral in known.items()
+            if stored.get(name) is not None and stored[name] not in neutral
         }
 
 
@@ -71,17 +117,17 @@ class Row:
     visual: Tensor | None  # (K, D) projected tokens; None for a text-only prompt
     key: Any = None  # rows of equal key have the same `visual`
 
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt, text and visual."""
+        images = self.ids.count(IMAGE_TOKEN_INDEX)
+        return len(self.ids) - images + images * (0 if self.visual is None else len(self.visual))
 
-def can_share(model: Any, rows: Sequence[Row], decoding: Decoding) -> bool:
+
+def can_share(rows: Sequence[Row], decoding: Decoding) -> bool:
     """Return True if `generate_shared` is exact for these rows and at least two share a prefix."""
     one_image = all(row.ids.count(IMAGE_TOKEN_INDEX) == 1 and row.visual is not None for row in rows)
     if not decoding.greedy or not one_image:
-        return False
-    limit = getattr(getattr(model, "config", None), "tokenizer_model_max_length", None)
-    if limit and any(len(row.ids) - 1 + len(row.visual) > limit for row in rows):  # the model cuts these
-        return False
-    settings = getattr(model, "generation_config", None)
-    if any(getattr(settings, name, None) not in neutral for name, neutral in _NEUTRAL.items()):
         return False
     return len({row.key for row in rows}) < len(rows)
 
@@ -91,7 +137,26 @@ def stop_ids(model: Any, tokenizer: Any) -> set[int]:
     found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if found is None:
         found = tokenizer.eos_token_id
-    return set(found) if isinstance(found, list | tuple) else {found}
+    return set(found if isinstance(found, list | tuple) else [found]) - {None}
+
+
+@contextmanager
+def only_asked(model: Any, tokenizer: Any) -> Iterator[None]:
+    """Set aside the checkpoint's generation settings, except for the ids that begin and end an answer.
+
+    `generate` of transformers fills in whatever it is not given from `model.generation_config`.
+    """
+    from transformers import GenerationConfig
+
+    stored = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=getattr(stored, "bos_token_id", None),
+        eos_token_id=sorted(stop_ids(model, tokenizer)) or None,
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = stored
 
 
 @torch.inference_mode()
@@ -111,14 +176,15 @@ def generate(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding
         ids[line, width - len(row.ids) :] = torch.tensor(row.ids)
         mask[line, width - len(row.ids) :] = 1
     visual = [row.visual for row in rows if row.visual is not None]
-    new = model.generate(
-        ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        visual=visual or None,
-        pad_token_id=pad,
-        logits_processor=LogitsProcessorList([check := _FiniteCheck()]),
-        **decoding.arguments(),
-    )
+    with only_asked(model, tokenizer):
+        new = model.generate(
+            ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            visual=visual or None,
+            pad_token_id=pad,
+            logits_processor=LogitsProcessorList([check := _FiniteCheck()]),
+            **decoding.arguments(),
+        )
     stops = stop_ids(model, tokenizer)
     finite = check.rows(len(rows))
     return [_until(line, stops) if valid else None for line, valid in zip(new.tolist(), finite, strict=True)]

@@ -24,10 +24,11 @@ from llava.model.checkpoint import CheckpointError
 from llava.model.checkpoint.find import is_hub_name
 from llava.model.checkpoint.keys import translate
 from llava.model.checkpoint.read import listing, read_file
+from llava.model.decode import SWITCHES
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.splice import Spliced, check_tags, splice
+from llava.model.splice import ContextLimits, Spliced, check_tags, splice
 from llava.model.visual import VisualTokenMixin
 
 
@@ -276,7 +277,8 @@ class LlavaMetaForCausalLM(VisualTokenMixin):
 
         position_ids, attention_mask and labels that are None stay None. Without images, or for a single id (a
         decoding step), everything is returned unchanged and inputs_embeds is None. Padding is on
-        `config.tokenizer_padding_side` ("right" if unset).
+        `config.tokenizer_padding_side` ("right" if unset). Rows longer than tokenizer_model_max_length are
+        truncated on the right with a warning.
         """
         if images is None or input_ids.shape[1] == 1:
             if images is None:
@@ -294,14 +296,26 @@ class LlavaMetaForCausalLM(VisualTokenMixin):
             None if labels is None else batch.labels,
         )
 
-    def _splice(self, input_ids, attention_mask, labels, visual: list[Tensor], side: str) -> Spliced:
-        limit = getattr(self.config, "tokenizer_model_max_length", None)
+    def _splice(
+        self, input_ids, attention_mask, labels, visual: list[Tensor], side: str, truncate=True, new=0
+    ) -> Spliced:
+        """Splice images into the prompts.
+
+        Args:
+            truncate: cut rows that are too long, with a warning, as LLaVA does in training; else ValueError.
+            new: tokens that have to fit after the longest row.
+        """
+        limits = ContextLimits.of(self.config)
         embed = self.get_input_embeddings()
         device = embed.weight.device
         input_ids = input_ids.to(device)
         attention_mask = None if attention_mask is None else attention_mask.to(device)
         labels = None if labels is None else labels.to(device)
-        return splice(input_ids, attention_mask, labels, visual, embed, side, limit)
+        cut = limits.prompt if truncate else None
+        batch = splice(input_ids, attention_mask, labels, visual, embed, side, cut)
+        if not truncate and (reason := limits.refuse(batch.embeds.shape[1], new=new)):
+            raise ValueError(f"input_ids: {reason}.")
+        return batch
 
     def forward(
         self,
@@ -322,7 +336,11 @@ class LlavaMetaForCausalLM(VisualTokenMixin):
 
         Logits cover the spliced sequence; with `labels` (B, L), aligned with `input_ids`, there is a loss
         over text tokens. Batches padded on the left are padded on the left again, others on
-        `config.tokenizer_padding_side`.
+        `config.tokenizer_padding_side`. Prompts that do not fit are truncated with a warning in training (and
+        with labels), as in LLaVA.
+
+        Raises:
+            ValueError: a prompt without labels does not fit the checkpoint's limits.
         """
         first = input_ids is not None and inputs_embeds is None and input_ids.shape[1] > 1
         if first and (images is not None or visual is not None):
@@ -332,7 +350,8 @@ class LlavaMetaForCausalLM(VisualTokenMixin):
             before, attention_mask = _split_mask(attention_mask, past, input_ids.shape[1])
             left = attention_mask is not None and not bool(attention_mask[:, 0].all())
             side = "left" if left else getattr(self.config, "tokenizer_padding_side", None) or "right"
-            batch = self._splice(input_ids, attention_mask, labels, visual, side)
+            truncate = labels is not None or self.training
+            batch = self._splice(input_ids, attention_mask, labels, visual, side, truncate)
             input_ids, inputs_embeds = None, batch.embeds
             labels = None if labels is None else batch.labels
             if before is None and past:
@@ -372,13 +391,18 @@ class LlavaMetaForCausalLM(VisualTokenMixin):
                 side and marked in `attention_mask`.
             images, image_sizes: as for `encode_vision`.
             visual: instead of images, one (K, D) per <image> tag in reading order over the batch.
-            kwargs: of transformers' `generate`; None counts as not given.
+            kwargs: of transformers' `generate`. None counts as not given, but switches off what filters or
+                penalizes tokens (top_p, repetition_penalty ...), as in LLaVA, whatever the checkpoint's
+                generation_config.json sets.
 
         Returns:
-            New ids only, (B, new).
+            New ids only, (B, new). A warning is given if they run past max_position_embeddings.
+
+        Raises:
+            ValueError: a prompt does not fit tokenizer_model_max_length or max_position_embeddings.
         """
         input_ids = inputs if input_ids is None else input_ids
-        kwargs = {k: v for k, v in kwargs.items() if v is not None}
+        kwargs = {k: v for k, v in kwargs.items() if v is not None or k in SWITCHES}
         if not kwargs.get("do_sample", kwargs.get("temperature", 1) != 0):
             # Greedy: scripts pass temperature=0 with top_p, which makes transformers warn.
             kwargs["do_sample"] = False
@@ -396,8 +420,17 @@ class LlavaMetaForCausalLM(VisualTokenMixin):
         kwargs.pop("position_ids", None)  # those of the prompt before splicing
         if visual is None:
             visual = [] if images is None else self.encode_images(images, image_sizes)
-        batch = self._splice(input_ids, attention_mask, None, visual, "left")
-        return super().generate(inputs_embeds=batch.embeds, attention_mask=batch.mask.long(), **kwargs)
+        batch = self._splice(input_ids, attention_mask, None, visual, "left", truncate=False, new=1)
+        found = super().generate(inputs_embeds=batch.embeds, attention_mask=batch.mask.long(), **kwargs)
+        new = found if isinstance(found, Tensor) else found.sequences
+        limits = ContextLimits.of(self.config)
+        if limits.overrun(batch.embeds.shape[1], new.shape[1]):  # then row by row, without padding
+            count = new.ne(-1 if (pad := kwargs["pad_token_id"]) is None else pad).sum(1)
+            length = batch.mask.sum(1).repeat_interleave(len(new) // len(batch.mask))
+            worst = int((length + count).argmax())
+            if reason := limits.overrun(int(length[worst]), int(count[worst])):
+                warnings.warn(reason, stacklevel=2)
+        return found
 
     def _pad_token_id(self) -> int | None:
         eos = self.generation_config.eos_token_id

@@ -1,13 +1,16 @@
 """Settings of a loaded model and their precedence.
 
 Arguments override the environment, which overrides the checkpoint's config.json; the default is no pruning.
-The environment is for hosts that cannot pass our arguments (lmms-eval).
+The environment is for hosts that cannot pass our arguments (lmms-eval). A preset is a name for several
+settings (see `Preset`).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -20,6 +23,7 @@ ENVIRONMENT = {
     "ratio": "VISPRUNER_RATIO",
     "anyres": "VISPRUNER_ANYRES",
     "tower_dtype": "VISPRUNER_TOWER_DTYPE",
+    "preset": "VISPRUNER_PRESET",
 }
 ARGUMENTS = {
     "method": "method",
@@ -42,6 +46,65 @@ _DTYPES = {
 
 
 @dataclass(frozen=True)
+class Preset:
+    """Settings under one name; None leaves a setting to its own default.
+
+    "published" is how the published numbers were measured: every client of LLaVA rounds the pixels to
+    float16, also those for a float32 tower. "exact" sets nothing: pixels stay float32.
+    """
+
+    name: str
+    dtype: torch.dtype | None = None  # of the language model; on a CPU, float32 is accepted and the default
+    tower_dtype: torch.dtype | None = None
+    anyres: str | None = None
+    pixel_dtype: torch.dtype | None = None  # to which pixels are rounded before the tower
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (Preset("exact"), Preset("published", torch.float16, torch.float32, "paper", torch.float16))
+}
+
+
+def resolve_preset(preset: str | None = None) -> Preset:
+    """Return the preset of an argument, else of VISPRUNER_PRESET, else "exact".
+
+    Raises:
+        ValueError: unknown name.
+    """
+    name = preset or os.environ.get(ENVIRONMENT["preset"]) or "exact"
+    if name not in PRESETS:
+        where = "preset" if preset else f"{ENVIRONMENT['preset']} in the environment"
+        raise ValueError(f"{where}: {name!r} is unknown. Choose one of {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def _by_preset(preset: str | None, what: str, argument: Any, parse: Callable[[Any], Any]) -> Any:
+    """Return the value of a setting that a preset decides, else `argument`.
+
+    A preset as an argument overrides the environment's setting. What is set at the same level or above has to
+    agree with the preset, so that its name in the metadata of an answer is always true.
+
+    Raises:
+        ValueError: the two contradict each other.
+    """
+    chosen = resolve_preset(preset)
+    wanted = getattr(chosen, what)
+    if wanted is None:
+        return argument
+    name, value = what, argument
+    if not value and not preset and what in ENVIRONMENT:
+        name, value = f"{ENVIRONMENT[what]} in the environment", os.environ.get(ENVIRONMENT[what])
+    if value and parse(value) not in (None, wanted):
+        where = f"preset {chosen.name!r}" + ("" if preset else f" ({ENVIRONMENT['preset']})")
+        raise ValueError(
+            f"{name}: {value!r} contradicts {where}, which sets {str(wanted).removeprefix('torch.')}. Omit "
+            "one of the two; preset 'exact' allows any value."
+        )
+    return wanted
+
+
+@dataclass(frozen=True)
 class PruningSettings:
     """A pruner, and the anyres protocol if one was chosen."""
 
@@ -55,14 +118,17 @@ def resolve_pruning(
     tokens: int | None = None,
     ratio: float | None = None,
     anyres: str | None = None,
+    preset: str | None = None,
 ) -> PruningSettings:
     """Combine arguments, environment and `config` (entries of config.json), in this order of precedence.
 
-    Tokens without a method mean "vispruner"; so do tokens of a higher precedence than a method "none".
+    Tokens without a method mean "vispruner"; so do tokens of a higher precedence than a method "none". A
+    preset that sets anyres overrides config.json.
 
     Raises:
         ValueError: an invalid value; the message names where it was set.
     """
+    anyres = _by_preset(preset, "anyres", anyres, str)
     levels = [
         ("argument", {"method": method, "tokens": tokens, "ratio": ratio, "anyres": anyres}),
         ("environment", {k: os.environ.get(v) or None for k, v in ENVIRONMENT.items()}),
@@ -132,15 +198,20 @@ def choose_dtypes(
     tower_dtype: str | torch.dtype | None,
     config_dtype: str | torch.dtype | None,
     device: torch.device,
+    preset: str | None = None,
 ) -> tuple[torch.dtype, torch.dtype]:
     """Return the dtypes of (language model with projector, tower).
 
     The default is float32 on CPU, elsewhere that of the checkpoint's config, else float16; on Apple's MPS
-    float16 in place of bfloat16. The tower's default is the language model's.
+    float16 in place of bfloat16. The tower's default is the language model's. A preset decides both, except
+    that a language model on a CPU may be float32.
 
     Raises:
-        ValueError: not a floating point dtype, or float64 on a device without it.
+        ValueError: not a dtype, one that contradicts the preset, or float64 on a device without it.
     """
+    if device.type != "cpu" or parse_dtype(dtype) not in (None, torch.float32):
+        dtype = _by_preset(preset, "dtype", dtype, parse_dtype)
+    tower_dtype = _by_preset(preset, "tower_dtype", tower_dtype, parse_dtype)
     chosen = parse_dtype(dtype)
     if chosen is None:
         chosen = torch.float32 if device.type == "cpu" else parse_dtype(config_dtype) or torch.float16

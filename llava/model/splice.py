@@ -1,7 +1,8 @@
 """Insert visual embeddings into text: pure functions on tensors, independent of the model.
 
 A prompt's ids contain `IMAGE_TOKEN_INDEX` (-200) once for every image. Each is replaced by that image's
-visual tokens, labels there become `IGNORE_INDEX` (-100), and rows are padded to one length.
+visual tokens, labels there become `IGNORE_INDEX` (-100), and rows are padded to one length. `ContextLimits`
+says which lengths a checkpoint takes.
 """
 
 from __future__ import annotations
@@ -9,11 +10,85 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+
+
+@dataclass(frozen=True)
+class ContextLimits:
+    """How many tokens a language model takes; None is no limit.
+
+    Attributes:
+        prompt: text and visual tokens of a prompt, by tokenizer_model_max_length. LLaVA cuts longer prompts
+            on the right, where the question is.
+        positions: prompt and answer together, by max_position_embeddings; more if the rotary positions are
+            stretched ("linear" and "dynamic" scaling leave the entry as it was).
+    """
+
+    prompt: int | None = None
+    positions: int | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> ContextLimits:
+        """Read the limits of a model's config, or of the content of config.json.
+
+        Raises:
+            ValueError: a limit is not a number of tokens.
+        """
+        get = config.get if isinstance(config, dict) else lambda name: getattr(config, name, None)
+        positions = _limit("max_position_embeddings", get("max_position_embeddings"))
+        for name in ("rope_parameters", "rope_scaling"):
+            rope = get(name)
+            kind = (rope.get("rope_type") or rope.get("type")) if isinstance(rope, dict) else None
+            factor = rope.get("factor") if kind in ("linear", "dynamic") else None
+            if positions is not None and isinstance(factor, int | float) and factor > 1:
+                positions = int(positions * factor)
+                break
+        return cls(_limit("tokenizer_model_max_length", get("tokenizer_model_max_length")), positions)
+
+    def refuse(self, length: int, visual: int | None = None, new: int = 1) -> str | None:
+        """Return why a prompt does not fit, None if it does.
+
+        Args:
+            length: its text and visual tokens.
+            visual: the visual ones, for the message.
+            new: tokens that have to fit after it.
+        """
+        prompt = f"the prompt has {length} tokens" + ("" if visual is None else f" ({visual} visual)")
+        if self.prompt is not None and length > self.prompt:
+            return (
+                f"{prompt}, tokenizer_model_max_length in config.json is {self.prompt}. Cutting the prompt "
+                "would remove the question. Keep fewer visual tokens, shorten the question, or raise the "
+                "entry if the language model was trained with longer prompts"
+            )
+        if self.positions is not None and length + new > self.positions:
+            return (
+                f"{prompt}, which leaves no position for an answer: max_position_embeddings in config.json "
+                f"is {self.positions}. Keep fewer visual tokens, or shorten the question"
+            )
+        return None
+
+    def overrun(self, length: int, new: int) -> str | None:
+        """Return what is wrong with an answer of `new` tokens to a prompt of `length`; None if it fits."""
+        if self.positions is None or length + new <= self.positions:
+            return None
+        return (
+            f"the answer runs past the last position: {length} tokens of the prompt and {new} new ones, "
+            f"max_position_embeddings in config.json is {self.positions}. Allow at most "
+            f"{self.positions - length} new tokens (max_new_tokens), or keep fewer visual tokens"
+        )
+
+
+def _limit(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value < 0:
+        raise ValueError(f"config.json: {name} is {value!r}, expected a number of tokens. Set a number.")
+    return int(min(value, 1 << 62))  # tokenizers without a limit write 1e30
 
 
 @dataclass

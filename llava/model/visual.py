@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llava.model.anyres import NEWLINE, PROTOCOLS, token_layout
 from llava.model.features import VisionFeatures, VisualTokens, as_image_list, as_size_list, crop_key
+from llava.model.settings import PRESETS, Preset
 from llava.pruning import Pruner, TextCue, get_pruner
 
 USE_CURRENT = "use current"  # default of visual_tokens(pruner=): the model's own pruner
@@ -23,6 +24,7 @@ class VisualTokenMixin:
         """Start without pruning. Called once by the constructor."""
         self._pruner = get_pruner("none")
         self._anyres: str | None = None
+        self.preset: Preset = PRESETS["exact"]
         self.config.anyres_protocol = self.anyres
 
     # --- which tokens stay -------------------------------------------------------------------------------
@@ -34,7 +36,7 @@ class VisualTokenMixin:
     @property
     def anyres(self) -> str:
         """How crops are merged, "paper" or "llava"; process_images reads it as `config.anyres_protocol`."""
-        return self._anyres or ("llava" if self._pruner.tokens is None else "paper")
+        return self._anyres or self.preset.anyres or ("llava" if self._pruner.tokens is None else "paper")
 
     def set_pruner(
         self,
@@ -49,8 +51,8 @@ class VisualTokenMixin:
             pruner: a `Pruner`, the name of one, or None ("vispruner" if `tokens` is given, else no pruning).
             tokens: visual tokens to keep per crop.
             important_ratio: share of them selected by attention.
-            anyres: "paper", "llava" or "auto" ("paper" if tokens are pruned, else "llava"); None keeps an
-                earlier choice.
+            anyres: "paper", "llava" or "auto" (the preset's, else "paper" if tokens are pruned and "llava" if
+                not); None keeps an earlier choice.
 
         Raises:
             ValueError: unknown name or invalid value.
@@ -100,6 +102,8 @@ class VisualTokenMixin:
         sizes = as_size_list(image_sizes, len(crops))
         if not crops:
             return []
+        if self.preset.pixel_dtype is not None:
+            crops = [image.to(self.preset.pixel_dtype) for image in crops]
         keys = [[crop_key(c) for c in image] for image in crops]
         shapes = {tuple(image.shape[1:]) for image in crops}
         if len(shapes) > 1:

@@ -39,6 +39,7 @@ case "$*" in
         exit 0 ;;
     "-m llava."*)
         echo "module $*" >>"$FAKE_LOG"
+        echo "preset ${VISPRUNER_PRESET:-}" >>"$FAKE_LOG"
         [ "$2" != "${FAKE_FAILS:-}" ] || { echo "Traceback" >&2; exit 4; }
         echo "words of $2"
         [ "$2" != llava.eval.sweep ] || echo '{"cells": []}'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import combinations
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def plain(loaded):
 def test_shared_prefixes_change_no_id(loaded, plain, cost):
     tokenizer, model = loaded
     decoding, asked = Decoding(max_new_tokens=12), rows(model)
-    assert can_share(model, asked, decoding)
+    assert can_share(asked, decoding)
     assert generate_shared(model, tokenizer, asked, decoding) == plain
     assert len({tuple(ids) for ids in plain}) > 6
 
@@ -108,24 +109,84 @@ def test_no_visual_tokens_at_all(loaded):
 def test_what_cannot_share(loaded):
     _, model = loaded
     asked, greedy = rows(model), Decoding()
-    assert not can_share(model, asked, Decoding(temperature=0.2))
-    assert not can_share(model, asked, Decoding(num_beams=2))
-    assert not can_share(model, [*asked, Row((1, 5, 6), None)], greedy)
-    assert not can_share(model, [Row((1, -200, -200, 3), asked[0].visual, 0)] * 2, greedy)
-    assert not can_share(model, asked[:1], greedy)
-    longest = max(len(row.ids) - 1 + len(row.visual) for row in asked)
-    model.config.tokenizer_model_max_length = longest
+    assert not can_share(asked, Decoding(temperature=0.2))
+    assert not can_share(asked, Decoding(num_beams=2))
+    assert not can_share([*asked, Row((1, 5, 6), None)], greedy)
+    assert not can_share([Row((1, -200, -200, 3), asked[0].visual, 0)] * 2, greedy)
+    assert not can_share(asked[:1], greedy)
+
+
+SETTINGS = {
+    "top_p": 0.01,
+    "top_k": 1,
+    "min_p": 0.99,
+    "top_h": 0.01,
+    "typical_p": 0.01,
+    "epsilon_cutoff": 0.9,
+    "eta_cutoff": 0.9,
+    "repetition_penalty": 9.0,
+    "no_repeat_ngram_size": 1,
+    "length_penalty": -9.0,
+    "early_stopping": True,
+    "min_new_tokens": 6,
+    "suppress_tokens": [*range(300)],
+    "begin_suppress_tokens": [*range(300)],
+    "bad_words_ids": [[token] for token in range(3, 300)],
+    "sequence_bias": [[[token], -100.0] for token in range(3, 300)],
+    "forced_bos_token_id": 7,
+    "forced_eos_token_id": 7,
+    "exponential_decay_length_penalty": [0, 9.0],
+    "num_return_sequences": 2,
+    "return_dict_in_generate": True,
+    "output_scores": True,
+    "max_length": 3,
+    "renormalize_logits": True,
+    "guidance_scale": 9.0,
+    "watermarking_config": {"bias": 9.0, "hashing_key": 3, "greenlist_ratio": 0.1},
+    "penalty_alpha": 0.9,
+    "prompt_lookup_num_tokens": 3,
+    "dola_layers": "low",
+    "stop_strings": ["a"],
+    "cache_implementation": "static",
+    "num_beams": 3,
+    "do_sample": True,
+    "temperature": 0.01,
+}
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [Decoding(6), Decoding(6, temperature=1.0), Decoding(6, num_beams=2), Decoding(6, 1.0, num_beams=2)],
+    ids=["greedy", "sampled", "beams", "sampled beams"],
+)
+def test_the_checkpoints_generation_settings_change_no_answer(loaded, decoding):
+    """Only what `Decoding` names is at work, whatever generation_config.json turns on."""
+    tokenizer, model = loaded
+    asked, stored = rows(model)[:4], model.generation_config
+
+    def answers():
+        torch.manual_seed(0)
+        return generate(model, tokenizer, asked, decoding)
+
+    expected = answers()
     try:
-        assert can_share(model, asked, greedy)
-        model.config.tokenizer_model_max_length = longest - 1  # the model would cut this prompt
-        assert not can_share(model, asked, greedy)
+        for name, value in SETTINGS.items():
+            model.generation_config = copy.deepcopy(stored)
+            setattr(model.generation_config, name, value)
+            assert answers() == expected, name
+            assert getattr(model.generation_config, name) == value, "it is the client's after the call"
     finally:
-        del model.config.tokenizer_model_max_length
-    model.generation_config.repetition_penalty = 1.2
-    try:
-        assert not can_share(model, asked, greedy)
-    finally:
-        model.generation_config.repetition_penalty = None
+        model.generation_config = stored
+
+
+def test_settings_that_would_have_changed_answers_are_named():
+    stored = {"top_p": 0.6, "temperature": 0.9, "repetition_penalty": 1.2, "length_penalty": 2.0, "top_k": 50}
+    assert Decoding().unused(stored) == {"repetition_penalty": 1.2}
+    assert Decoding(temperature=1.0).unused(stored) == {"top_p": 0.6, "repetition_penalty": 1.2}
+    assert Decoding(temperature=1.0, top_p=0.9).unused(stored) == {"repetition_penalty": 1.2}
+    assert Decoding(num_beams=2).unused(stored) == {"repetition_penalty": 1.2, "length_penalty": 2.0}
+    neutral = {"top_p": 1.0, "min_p": None, "epsilon_cutoff": 0.0, "repetition_penalty": 1, "typical_p": 1.0}
+    assert Decoding(temperature=1.0).unused(neutral) == {}
 
 
 def test_rows_whose_answer_has_ended_leave_the_batch(loaded, plain, monkeypatch):

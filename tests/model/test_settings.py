@@ -164,3 +164,58 @@ def test_saved_model_loads_the_same(golden, tmp_path):
     assert again.anyres == "paper"
     ours, theirs = dict(g.model.named_parameters()), dict(again.named_parameters())
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def test_published_preset(monkeypatch):
+    half, full = torch.float16, torch.float32
+    assert choose_dtypes(None, None, "bfloat16", GPU, "published") == (half, full)
+    assert choose_dtypes("fp16", "float32", None, GPU, "published") == (half, full)
+    assert choose_dtypes(None, None, "bfloat16", CPU, "published") == (full, full)
+    assert choose_dtypes("float16", None, None, CPU, "published") == (half, full)
+    assert chosen(preset="published") == ("none", None, 0.5, "paper")
+    assert chosen({"anyres_protocol": "llava"}, tokens=8, preset="published")[3] == "paper"
+    assert chosen(preset="exact") == ("none", None, 0.5, None)
+    monkeypatch.setenv("VISPRUNER_PRESET", "published")
+    assert choose_dtypes(None, None, "bfloat16", GPU) == (half, full) and chosen()[3] == "paper"
+    assert choose_dtypes(None, None, "bfloat16", GPU, "exact") == (torch.bfloat16, torch.bfloat16)
+    assert chosen(anyres="llava", preset="exact")[3] == "llava"
+
+
+def test_a_preset_as_an_argument_overrides_the_environment(monkeypatch):
+    monkeypatch.setenv("VISPRUNER_TOWER_DTYPE", "float16")
+    monkeypatch.setenv("VISPRUNER_ANYRES", "llava")
+    assert choose_dtypes(None, None, None, GPU, "published") == (torch.float16, torch.float32)
+    assert chosen(preset="published")[3] == "paper"
+
+
+@pytest.mark.parametrize("place", ["argument", "environment"])
+def test_what_contradicts_a_preset_is_refused(monkeypatch, place):
+    preset, named = "published", "preset 'published'"
+    if place == "environment":
+        monkeypatch.setenv("VISPRUNER_PRESET", "published")
+        preset, named = None, r"preset 'published' \(VISPRUNER_PRESET\)"
+    for device, dtype in ((GPU, "bfloat16"), (GPU, "float32"), (CPU, "bfloat16")):
+        with pytest.raises(ValueError, match=f"dtype: '{dtype}' contradicts {named}, which sets float16"):
+            choose_dtypes(dtype, None, None, device, preset)
+    with pytest.raises(ValueError, match=f"tower_dtype: 'float16' contradicts {named}, which sets float32"):
+        choose_dtypes(None, "float16", None, GPU, preset)
+    with pytest.raises(ValueError, match=f"anyres: 'llava' contradicts {named}, which sets paper"):
+        chosen(anyres="llava", preset=preset)
+    if place == "environment":
+        monkeypatch.setenv("VISPRUNER_TOWER_DTYPE", "float16")
+        with pytest.raises(
+            ValueError, match="VISPRUNER_TOWER_DTYPE in the environment: 'float16' contradicts"
+        ):
+            choose_dtypes(None, None, None, GPU)
+        assert choose_dtypes(None, "float32", None, GPU)[1] == torch.float32
+        monkeypatch.setenv("VISPRUNER_ANYRES", "llava")
+        with pytest.raises(ValueError, match="VISPRUNER_ANYRES in the environment: 'llava' contradicts"):
+            chosen()
+
+
+def test_an_unknown_preset_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="preset: 'paper' is unknown. Choose one of exact, published"):
+        load_pretrained_model(str(DATA / "ckpt_llava15s"), device="cpu", preset="paper")
+    monkeypatch.setenv("VISPRUNER_PRESET", "Published")
+    with pytest.raises(ValueError, match="VISPRUNER_PRESET"):
+        load_pretrained_model(str(DATA / "ckpt_llava15s"), device="cpu")

@@ -173,7 +173,7 @@ def baseline_answer(
         ValueError: for other methods than vispruner and none.
     """
     from llava.mm_utils import load_image, process_images
-    from llava.model.decode import stop_ids
+    from llava.model.decode import only_asked, stop_ids
 
     image = load_image(image_path)
     pixels = process_images([image], processor, model.config)[0]
@@ -185,7 +185,8 @@ def baseline_answer(
     visual = baseline_tokens(model, pixels, pruner.tokens, pruner.important_ratio, image.size)
     ids = torch.tensor([list(prompt_ids)], device=model.device)
     mask = torch.ones_like(ids)
-    new = model.generate(ids, attention_mask=mask, visual=[visual], **decoding.arguments())[0].tolist()
+    with only_asked(model, tokenizer):
+        new = model.generate(ids, attention_mask=mask, visual=[visual], **decoding.arguments())[0].tolist()
     stops = stop_ids(model, tokenizer)
     end = next((place for place, token in enumerate(new) if token in stops), len(new))
     return new[:end]

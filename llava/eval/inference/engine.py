@@ -38,6 +38,7 @@ from llava.eval.inference.image_loading import ImageLoader, LoadedImage, read_ah
 from llava.eval.inference.vision_cache import VisionCache, image_key
 from llava.mm_utils import load_image, tokenizer_image_token
 from llava.model.decode import Decoding, Row, can_share, generate, generate_shared
+from llava.model.splice import ContextLimits
 from llava.pruning import Pruner, TextCue
 
 NOT_FINITE = "the language model computed NaN or infinite logits. Use --dtype bfloat16 or float32"
@@ -61,6 +62,7 @@ class PassSetting:
     generated: int = 0
     images: int = 0
     seconds: float = 0.0  # prune, project, answer; loading and encoding are shared by all settings
+    failures: list[DataIssue] = field(default_factory=list)  # questions without an answer of this setting
 
 
 @dataclass
@@ -148,6 +150,7 @@ class Engine:
             )
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
+        self._limits = ContextLimits.of(self.model.config)
         self._rows_at_once = self.batch_size  # halved when the device runs out of memory
         if self.vision_cache is not None:
             self.vision_cache.bind(self.model)
@@ -232,9 +235,10 @@ class Engine:
                         visual[setting.name][image] = self.model.visual_tokens(one, setting.pruner).embeds
                 setting.seconds += self._clock() - began
         wrong = {one.index: broken.get(one.image) or _unaskable(one) for one in members}
-        stats.failures += [
-            DataIssue(one.file, one.line, wrong[one.index]) for one in members if wrong[one.index]
-        ]
+        unasked = [DataIssue(one.file, one.line, wrong[one.index]) for one in members if wrong[one.index]]
+        stats.failures += unasked
+        for setting in active:
+            setting.failures += unasked
         for batch in group.batches:
             askable = [questions[position] for position in batch if not wrong[questions[position].index]]
             for setting in active:
@@ -251,9 +255,14 @@ class Engine:
                     rows = [Row(self.prompt_ids(one), embeds.get(one.image), one.image) for one in askable]
                 answers = self._answer(askable, rows)
                 setting.seconds += time.monotonic() - began
-                setting.writer.write([one for one in answers if one is not None])
-                lost = [one for one, found in zip(askable, answers, strict=True) if found is None]
-                stats.failures += [DataIssue(one.file, one.line, NOT_FINITE) for one in lost]
+                setting.writer.write([one for one in answers if isinstance(one, Answer)])
+                lost = [
+                    DataIssue(question.file, question.line, reason)
+                    for question, reason in zip(askable, answers, strict=True)
+                    if isinstance(reason, str)
+                ]
+                setting.failures += lost
+                stats.failures += lost
                 count = sum(not _wanted([setting], question) for question in new)
                 setting.generated += count
                 stats.generated += count
@@ -304,16 +313,24 @@ class Engine:
         visual = self.model.visual_tokens(features[question.image], pruner, asked).embeds
         return Row(self.prompt_ids(question), visual, (question.image, question.text))
 
-    def _answer(self, questions: Sequence[Question], rows: Sequence[Row]) -> list[Answer | None]:
-        if not self.decoding.greedy:  # the same draws whether or not the run was interrupted
+    def _answer(self, questions: Sequence[Question], rows: Sequence[Row]) -> list[Answer | str]:
+        """Return one answer per question, or the reason why it has none."""
+        if not self.decoding.greedy and questions:  # the same draws whether or not the run was interrupted
             torch.manual_seed(zlib.crc32(f"{self.seed}/{questions[0].index}".encode()))
-        answers: list[Answer | None] = []
-        for question, row, ids in zip(questions, rows, self._generate(rows), strict=True):
-            if ids is None:
-                answers.append(None)
+        visual = [0 if row.visual is None else len(row.visual) for row in rows]
+        too_long = [self._limits.refuse(row.length, count) for row, count in zip(rows, visual, strict=True)]
+        fitting = [row for row, reason in zip(rows, too_long, strict=True) if reason is None]
+        generated = iter(self._generate(fitting))
+        answers: list[Answer | str] = []
+        for question, row, count, reason in zip(questions, rows, visual, too_long, strict=True):
+            if reason is None:
+                ids = next(generated)
+                reason = NOT_FINITE if ids is None else self._limits.overrun(row.length, len(ids))
+            if reason is not None:
+                answers.append(reason)
                 continue
             text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            answers.append(Answer(question.index, text, 0 if row.visual is None else len(row.visual)))
+            answers.append(Answer(question.index, text, count))
         return answers
 
     def _generate(self, rows: Sequence[Row]) -> list[list[int] | None]:
@@ -323,7 +340,7 @@ class Engine:
         while begin < len(rows):
             part = rows[begin : begin + self._rows_at_once]
             try:
-                share = self.share_prefix and can_share(self.model, part, self.decoding)
+                share = self.share_prefix and can_share(part, self.decoding)
                 generated = (generate_shared if share else generate)(
                     self.model, self.tokenizer, part, self.decoding
                 )
@@ -377,8 +394,9 @@ class Engine:
 
     def _adopt(self, settings: Sequence[PassSetting]) -> None:
         """Set the anyres protocol of the model; one for all settings, because it decides the crops."""
+        chosen = self.anyres or getattr(getattr(self.model, "preset", None), "anyres", None)
         protocols = {
-            self.anyres or ("llava" if setting.pruner.tokens is None else "paper") for setting in settings
+            chosen or ("llava" if setting.pruner.tokens is None else "paper") for setting in settings
         }
         if len(protocols) > 1 and getattr(self.model.config, "image_aspect_ratio", None) == "anyres":
             raise ValueError(

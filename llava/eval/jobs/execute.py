@@ -61,18 +61,16 @@ class Session:
         """Return an engine for one task; the first call loads the model. Raises ModelError."""
         from llava.eval.inference.engine import Engine
         from llava.eval.inference.vision_cache import VisionCache
-        from llava.model.decode import Decoding
 
         if self.loaded is None:
             self.loaded = load_model(self.job)
             if self.cache_bytes:  # in main memory: an accelerator has better uses for its own
                 self.cache = VisionCache(self.cache_bytes, "cpu")
         job, benchmark = self.job, task.benchmark
-        decoding = Decoding(job.answer_length(benchmark), job.temperature, job.top_p, job.num_beams)
         same = ("conv_mode", "batch_size", "seed", "share_prefix", "anyres", "num_workers")
         engine = Engine(
             *self.loaded,
-            decoding=decoding,
+            decoding=job.decoding(benchmark),
             vision_cache=self.cache,
             **{name: getattr(job, name) for name in same},
         )
@@ -94,7 +92,7 @@ def load_model(job: Job) -> tuple[Any, Any, Any]:
 
         torch.cuda.set_device(job.device)
     try:
-        same = ("device", "dtype", "tower_dtype", "attn_implementation", "anyres")
+        same = ("device", "dtype", "tower_dtype", "attn_implementation", "anyres", "preset")
         # Every pruning setting is given, so that environment and config.json are not asked again.
         pruning = {"method": "none", "visual_token_num": 0, "important_ratio": 0.5}
         tokenizer, model, image_processor, _ = load_pretrained_model(
@@ -186,7 +184,7 @@ class SettingRun:
             alone: The pass had no other setting, so that its duration is this setting's.
         """
         count, seconds = setting.generated, setting.seconds
-        self.generated, self.failures = count, list(dict.fromkeys(stats.failures))
+        self.generated, self.failures = count, list(dict.fromkeys(setting.failures))
         self.seconds = stats.seconds if alone else seconds + vision
         self.speed = {
             "generated": count,
@@ -289,6 +287,7 @@ def answer_share(session: Session, task: Task, run: SettingRun, rank: RankInfo) 
     if share - run.found.keys():
         own = [question for question in task.asked if question.index in share]
         first = not any(shares[other] - run.found.keys() for other in rank.neighbors)
+        whole_batches |= session.job.temperature > 0  # draws depend on the batch
         _pass(session, task, [run], share, task.asked if whole_batches else own, rank, first)
     done = (run.generated, run.seconds, run.failures, run.failed, run.prefill)
     report = ShardReport(run.configuration.hash(), *done)

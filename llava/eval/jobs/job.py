@@ -14,8 +14,9 @@ finished run is recognized without a model.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from llava.eval.store.provenance import Configuration, fingerprint_questions
 from llava.model.checkpoint.fingerprint import fingerprint_checkpoint
 
 if TYPE_CHECKING:
+    from llava.model.decode import Decoding
     from llava.pruning import Pruner
 
 
@@ -41,6 +43,7 @@ class Job:
     batch_size: int
     model_base: str | None = None
     attn_implementation: str = "sdpa"
+    preset: str = "exact"
     anyres: str | None = None  # None: the default of the method
     max_new_tokens: int | None = None  # None: the benchmark's
     temperature: float = 0.0
@@ -58,23 +61,33 @@ class Job:
     def configuration(self, task: Task, pruner: Pruner) -> Configuration:
         """Return everything that decides the answers of one setting to one task."""
         same = (
-            "conv_mode",
-            "dtype",
-            "tower_dtype",
-            "attn_implementation",
-            "temperature",
-            "top_p",
-            "num_beams",
+            *("conv_mode", "dtype", "tower_dtype", "attn_implementation", "preset", "anyres"),
+            *("temperature", "top_p", "num_beams", "seed"),
         )
+        decoding = self.decoding(task.benchmark)
         return Configuration(
             model=self.name,
             weights=_weights(self.model, self.model_base),
             questions=task.fingerprint,
             pruning=tuple(pruner.config().items()),
             device=self.device.split(":")[0],
-            max_new_tokens=self.answer_length(task.benchmark),
-            **{name: getattr(self, name) for name in (*same, "seed", "anyres")},
+            max_new_tokens=decoding.max_new_tokens,
+            batch_size=self.batch_size if decoding.temperature > 0 else None,
+            top_k=decoding.top_k,
+            unused_settings=tuple(decoding.unused(self.generation_settings).items()),
+            **{name: getattr(self, name) for name in same},
         )
+
+    def decoding(self, benchmark: Benchmark | None) -> Decoding:
+        """Return how answers are decoded."""
+        from llava.model.decode import Decoding
+
+        return Decoding(self.answer_length(benchmark), self.temperature, self.top_p, self.num_beams)
+
+    @functools.cached_property
+    def generation_settings(self) -> dict[str, Any]:
+        """The checkpoint's generation_config.json, which is not used; {} if there is none on this machine."""
+        return _generation_settings(self.model, self.model_base)
 
 
 @dataclass(frozen=True)
@@ -158,23 +171,29 @@ def resolve_job(
     conv_mode: str | None = None,
     batch_size: int | None = None,
     local_rank: int | None = None,
+    preset: str | None = None,
+    anyres: str | None = None,
     **given: Any,
 ) -> Job:
     """Decide device, dtypes, batch size and conversation template where they are not given.
 
     Args:
         config: The checkpoint's config.json.
+        preset: See `llava.model.settings.Preset`; None is VISPRUNER_PRESET, else exact.
+        anyres: What `resolve_pruner` or `common_anyres` returned for the same preset.
         local_rank: Rank of this process on its machine, if there are several; each takes its own GPU.
         given: Further fields of `Job`.
 
     Raises:
-        ValueError: Unknown device or conversation template.
+        ValueError: Unknown device, preset or conversation template, a dtype that contradicts the preset, or
+            an entry of config.json that is no length.
     """
     import torch
 
     from llava.conversation import conv_templates
     from llava.model.checkpoint.config import conversation_for
-    from llava.model.settings import choose_dtypes
+    from llava.model.settings import choose_dtypes, resolve_preset
+    from llava.model.splice import ContextLimits
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -191,24 +210,36 @@ def resolve_job(
         place = f"cuda:{local_rank % torch.cuda.device_count()}"
     name = model_name(model)
     saved_in = config.get("torch_dtype") or config.get("dtype")
-    dtypes = choose_dtypes(dtype, tower_dtype, saved_in, torch.device(place))
+    dtypes = choose_dtypes(dtype, tower_dtype, saved_in, torch.device(place), preset)
+    preset = resolve_preset(preset).name
+    ContextLimits.of(config)
     usual, warnings = conversation_for(config, name), []
+    if preset == "published" and dtypes[0] != torch.float16:
+        warnings.append(
+            f"preset published: the language model runs in {str(dtypes[0]).removeprefix('torch.')} on a CPU; "
+            "the published numbers come from float16 on a GPU"
+        )
     if conv_mode is not None and conv_mode not in conv_templates:
         raise ValueError(
             f"--conv-mode {conv_mode}: no such template. Choose from {', '.join(conv_templates)}"
         )
     if conv_mode not in (None, usual):
         warnings.append(f"--conv-mode {conv_mode}: {name} calls for {usual}. Omit the option to use {usual}")
-    return Job(
+    job = Job(
         model,
         name,
         place,
         *(str(one).removeprefix("torch.") for one in dtypes),
         conv_mode or usual,
         batch_size or (64 if kind == "cpu" else 16),
-        warnings=tuple(warnings),
+        preset=preset,
+        anyres=anyres,
         **given,
     )
+    if unused := job.decoding(None).unused(job.generation_settings):
+        listed = ", ".join(f"{key}={value!r}" for key, value in unused.items())
+        warnings.append(f"generation_config.json: {listed} not used. Only the options of this command decide")
+    return replace(job, warnings=tuple(warnings))
 
 
 def resolve_pruner(
@@ -218,19 +249,21 @@ def resolve_pruner(
     important_ratio: float | None,
     anyres: str | None = None,
     seed: int = 0,
+    preset: str | None = None,
 ) -> tuple[Pruner, str | None]:
     """Return the pruner of a run, and the anyres protocol if one was chosen.
 
     No budget in arguments, environment and config.json means no pruning.
 
     Raises:
-        ValueError: An unknown method, or a method without a budget.
+        ValueError: An unknown method, a method without a budget, or an anyres protocol that contradicts the
+            preset.
     """
     from llava.model.settings import resolve_pruning
     from llava.pruning import get_pruner
 
     number = budget if isinstance(budget, int) else None
-    found = resolve_pruning(config, method, number, important_ratio, anyres)
+    found = resolve_pruning(config, method, number, important_ratio, anyres, preset)
     if budget == "none":
         return get_pruner("none"), found.anyres
     name, tokens = found.pruner.name, found.pruner.tokens
@@ -241,12 +274,12 @@ def resolve_pruner(
     return get_pruner(name, tokens, found.pruner.important_ratio, seed), found.anyres
 
 
-def common_anyres(config: dict[str, Any], anyres: str | None) -> str | None:
+def common_anyres(config: dict[str, Any], anyres: str | None, preset: str | None = None) -> str | None:
     """Return the anyres protocol of a pass with several settings, which needs one way to cut images."""
     from llava.model.settings import resolve_pruning
 
     is_anyres = config.get("image_aspect_ratio") == "anyres" or "image_grid_pinpoints" in config
-    chosen = resolve_pruning(config, "none", None, None, anyres).anyres
+    chosen = resolve_pruning(config, "none", None, None, anyres, preset).anyres
     return chosen or ("paper" if is_anyres else None)
 
 
@@ -269,6 +302,18 @@ def model_name(model: Path | str) -> str:
     """Return LLaVA's name of a checkpoint: its folder's, with the parent's before a `checkpoint-N`."""
     parts = [part for part in Path(model).parts if part not in ("/", ".")]
     return "_".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
+
+
+def _generation_settings(model: Path | str, base: str | None) -> dict[str, Any]:
+    from llava.model.checkpoint.folder import CheckpointFolder
+
+    folders = [Path(one).expanduser() if one else None for one in (model, base)]
+    folder = CheckpointFolder(*folders).generation_config()
+    try:
+        stored = json.loads((folder / "generation_config.json").read_bytes()) if folder else {}
+    except (OSError, ValueError):  # the loader says what is wrong with it
+        stored = {}
+    return stored if isinstance(stored, dict) else {}
 
 
 @functools.cache

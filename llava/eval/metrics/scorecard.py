@@ -42,6 +42,7 @@ class Scorecard:
         method: Pruning method.
         tokens: Token budget per crop; None if all tokens are kept.
         important_ratio: r of methods that have one.
+        preset: Name of the settings of dtypes and pixels, see `llava.model.settings.Preset`.
         setting: Name of the pruning setting, e.g. "vispruner-r0.5-64".
         ci_low, ci_high: 95% bootstrap interval over images.
         visual_tokens: Mean number of visual tokens fed to the language model.
@@ -65,6 +66,7 @@ class Scorecard:
     method: str | None = None
     tokens: int | None = None
     important_ratio: float | None = None
+    preset: str | None = None
     setting: str | None = None
     ci_low: float | None = None
     ci_high: float | None = None
@@ -97,7 +99,8 @@ class Scorecard:
         metadata = rows[0].get("metadata")
         metadata = metadata if isinstance(metadata, dict) else {}
         made_by = {
-            key: metadata.get(key) for key in ("model", "method", "tokens", "important_ratio", "config")
+            key: metadata.get(key)
+            for key in ("model", "method", "tokens", "important_ratio", "preset", "config")
         }
         counts = [row["metadata"]["visual_tokens"] for row in rows] if "visual_tokens" in metadata else []
         return cls(

@@ -1,7 +1,8 @@
 """Provenance of answers: the configuration, its hash, and the metadata of every answer line.
 
 Runs with equal `Configuration` may write to one answer file. What cannot change the meaning of an answer
-(batch size, chunk, --limit, output folder) is not part of it; versions are recorded, not compared.
+(chunk, --limit, output folder, and the batch size unless answers are sampled) is not part of it; versions are
+recorded, not compared.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from importlib import metadata
 from typing import Any
 
 from llava.eval.benchmarks import Question
+
+# Fields that are left out, of the hash or of the metadata too, while they have these values, so that answer
+# files of versions without them can be resumed.
+_NOT_HASHED = {"preset": "exact"}
+_NOT_WRITTEN = {"batch_size": None, "top_k": None, "unused_settings": ()}
 
 
 @dataclass(frozen=True)
@@ -36,17 +42,26 @@ class Configuration:
     num_beams: int = 1
     seed: int = 0
     anyres: str | None = None  # None: the default of the method
+    preset: str = "exact"
+    # Of sampled answers only: draws depend on the batch.
+    batch_size: int | None = None
+    top_k: int | None = None
+    unused_settings: tuple[tuple[str, Any], ...] = ()  # of generation_config.json, see `Decoding.unused`
 
     def flat(self) -> dict[str, Any]:
         """Return one level of keys, pruning settings included, as stored in metadata."""
         fields = asdict(self)
         pruning = dict(fields.pop("pruning"))
         pruning.pop("seed", None)  # the same as `seed`
+        fields = {key: value for key, value in fields.items() if _NOT_WRITTEN.get(key, ...) != value}
+        if self.unused_settings:
+            fields["unused_settings"] = dict(self.unused_settings)
         return {"method": pruning.pop("method"), **pruning, **fields}
 
     def hash(self) -> str:
         """Return 16 hex digits, equal for equal configurations on every machine."""
-        text = json.dumps(self.flat(), sort_keys=True)
+        hashed = {key: value for key, value in self.flat().items() if _NOT_HASHED.get(key, ...) != value}
+        text = json.dumps(hashed, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def metadata(self) -> dict[str, Any]:
@@ -57,12 +72,19 @@ class Configuration:
 def differences(there: dict[str, Any], here: Configuration) -> list[str]:
     """Return one string per field in which stored metadata differs from this configuration."""
     mine = here.flat()
-    keys = [*mine, *(key for key in ("tokens", "important_ratio") if key in there and key not in mine)]
+    there = {**_NOT_HASHED, **there}
+    optional = ("tokens", "important_ratio", *_NOT_WRITTEN)
+    keys = [*mine, *(key for key in optional if key in there and key not in mine)]
     return [
-        f"{key} is {there.get(key)!r} in the file, {mine.get(key)!r} in this run"
+        f"{key} is {_shown(key, there)} in the file, {_shown(key, mine)} in this run"
+        + (" (sampled answers depend on the batch they are drawn in)" if key == "batch_size" else "")
         for key in keys
         if there.get(key) != mine.get(key)
     ]
+
+
+def _shown(key: str, settings: dict[str, Any]) -> str:
+    return "not recorded" if key in _NOT_WRITTEN and key not in settings else repr(settings.get(key))
 
 
 @functools.cache

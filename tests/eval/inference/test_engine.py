@@ -226,3 +226,54 @@ def test_image_is_named_by_path_not_by_object(questions):
     copies = [dataclasses.replace(question, image=Path(str(question.image))) for question in questions]
     _, _, model = ask(copies, GRID[:1])
     assert set(model.encoded.values()) == {1}
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 64])
+def test_a_prompt_that_does_not_fit_fails_alone_and_only_where_it_does_not_fit(questions, batch_size):
+    """Unpruned prompts are too long, pruned ones fit: neither is cut, and each setting counts its own."""
+    free = ask(questions, GRID, batch_size=batch_size)[1]
+    model = FakeLlava()
+    engine = Engine(model, FakeTokenizer(), FakeProcessor())
+    longest = max(len(engine.prompt_ids(question)) - 1 for question in questions)
+    shortest = min(len(engine.prompt_ids(question)) - 1 for question in questions)
+    assert longest > shortest
+    model.config.tokenizer_model_max_length = longest + 8
+    report, settings, _ = ask(questions, GRID, batch_size=batch_size, model=model)
+    fits = [q.index for q in questions if len(engine.prompt_ids(q)) - 1 + 16 <= longest + 8]
+    assert sorted(settings[0].writer.texts) == fits and len(fits) < 60
+    assert [len(setting.failures) for setting in settings] == [60 - len(fits), 0, 0]
+    assert report.failures == settings[0].failures
+    issue = report.failures[0]
+    assert issue.file == questions[0].file and issue.line > 0
+    assert (
+        "16 visual" in issue.message
+        and f"tokenizer_model_max_length in config.json is {longest + 8}" in str(issue)
+    )
+    for setting, without_limit in zip(settings, free, strict=True):
+        kept = setting.writer.texts
+        assert kept == {index: without_limit.writer.texts[index] for index in kept}
+    assert [len(setting.writer.texts) for setting in settings[1:]] == [60, 60]
+
+
+def test_an_answer_that_runs_past_the_last_position_is_a_failure(questions):
+    model = FakeLlava()
+    engine = Engine(model, FakeTokenizer(), FakeProcessor())
+    (free,) = ask(questions, GRID[1:2])[1]
+    needed = {
+        question.index: len(engine.prompt_ids(question)) - 1 + 8 + len(free.writer.texts[question.index])
+        for question in questions
+    }
+    limit = sorted(needed.values())[30]
+    model.config.max_position_embeddings = limit
+    report, (setting,), _ = ask(questions, GRID[1:2], model=model)
+    assert sorted(setting.writer.texts) == [index for index, count in needed.items() if count <= limit]
+    assert len(report.failures) == 60 - len(setting.writer.texts) > 0
+    assert all("max_position_embeddings in config.json" in str(one) for one in report.failures)
+
+
+def test_text_only_prompts_have_limits_too(questions):
+    model = FakeLlava()
+    model.config.max_position_embeddings = 40
+    alone = [dataclasses.replace(question, image=None) for question in questions]
+    report, (setting,), _ = ask(alone, GRID[1:2], model=model)
+    assert len(report.failures) == 60 and not setting.writer.texts and "(0 visual)" in str(report.failures[0])

@@ -142,3 +142,109 @@ def test_a_checkpoint_on_the_hub_decides_dtype_and_crops(tmp_path, monkeypatch):
     config = stored_config("owner/llava-next")
     assert resolve_job("owner/llava-next", config, "cuda").dtype == "bfloat16"
     assert common_anyres(config, None) == "paper" and common_anyres(config, "llava") == "llava"
+
+
+# --- what decides answers -----------------------------------------------------------------------
+
+
+def with_files(folder: Path, config: dict | None = None, generation: dict | None = None) -> Path:
+    """Copy the checkpoint with other entries in config.json and generation_config.json."""
+    model = folder / "model"
+    shutil.copytree(MODEL, model)
+    shutil.copytree(MODEL.parent / "ckpt_clip336p42", folder / "ckpt_clip336p42")
+    for name, entries in (("config.json", config), ("generation_config.json", generation)):
+        stored = json.loads((model / name).read_text())
+        (model / name).write_text(json.dumps({**stored, **(entries or {})}))
+    return model
+
+
+def test_published_is_recorded_and_another_configuration(data, whole, tmp_path, capsys):
+    shutil.copytree(whole.parent, tmp_path / "run")
+    assert run.main(command(data, tmp_path / "run", "--preset", "published")) == 1
+    assert "preset is 'exact' in the file, 'published' in this run" in capsys.readouterr().err
+    assert run.main(command(data, tmp_path / "new", "--preset", "published")) == 0
+    captured = capsys.readouterr()
+    assert "preset published" in captured.out and "float32 on a CPU" in captured.err
+    assert json.loads((tmp_path / "new" / "score.json").read_text())["preset"] == "published"
+    assert json.loads(whole.with_name("score.json").read_text())["preset"] == "exact"
+    made = without_ids(tmp_path / "new" / "answers.jsonl")[0]["metadata"]
+    assert (made["preset"], made["tower_dtype"], made["anyres"]) == ("published", "float32", "paper")
+
+
+def test_what_contradicts_the_preset_is_refused_before_loading(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("llava.eval.jobs.execute.load_model", lambda *_: pytest.fail("the model was loaded"))
+    for option in (["--tower-dtype", "float16"], ["--anyres", "llava"], ["--dtype", "bfloat16"]):
+        with pytest.raises(SystemExit) as ended:
+            run.main(command(data, tmp_path, "--preset", "published", "--device", "cpu", *option))
+        assert ended.value.code == 2
+        assert f"{option[1]!r} contradicts preset 'published'" in capsys.readouterr().err
+
+
+def test_a_sampled_run_is_resumed_with_its_batch_size_only(data, tmp_path, capsys):
+    sampled = ["--temperature", "1", "--limit", "20"]
+    assert run.main(command(data, tmp_path, *sampled)) == 0
+    made = without_ids(tmp_path / "answers.jsonl")[0]["metadata"]
+    assert (made["batch_size"], made["top_k"], made["top_p"]) == (8, 50, None)
+    capsys.readouterr()
+    assert run.main(command(data, tmp_path, *sampled, "--batch-size", "4")) == 1
+    assert "batch_size is 8 in the file, 4 in this run (sampled answers" in capsys.readouterr().err
+    assert run.main(command(data, tmp_path, *sampled)) == 0
+
+
+def test_a_greedy_run_is_resumed_with_any_batch_size(data, tmp_path, whole):
+    assert run.main(command(data, tmp_path, "--limit", "20")) == 0
+    assert run.main(command(data, tmp_path, "--batch-size", "5")) == 0
+    assert without_ids(tmp_path / "answers.jsonl") == without_ids(whole)
+
+
+def test_sampled_answers_do_not_depend_on_the_number_of_processes(data, tmp_path):
+    sampled = ["--temperature", "1", "--batch-size", "16"]  # too few batches to deal them out whole
+    assert run.main(command(data, tmp_path / "one", *sampled)) == 0
+    for index in "01":
+        shard = ["--num-chunks", "2", "--chunk-idx", index]
+        assert run.main(command(data, tmp_path / "two", *sampled, *shard)) == 0
+    one, two = (without_ids(tmp_path / name / "answers.jsonl") for name in ("one", "two"))
+    assert one == two and len({row["text"] for row in one}) > 20
+
+
+def test_settings_of_the_checkpoint_are_named_and_not_used(data, tmp_path, capsys):
+    texts = {}
+    for name, generation in (("plain", {}), ("vicuna", {"temperature": 0.9, "top_p": 0.01, "top_k": 1})):
+        model = with_files(tmp_path / name, generation=generation)
+        given = command(data, tmp_path / name / "out", "--temperature", "1", "--limit", "20")
+        assert run.main([*given, "--model", str(model)]) == 0
+        rows = without_ids(tmp_path / name / "out" / "answers.jsonl")
+        texts[name] = [row["text"] for row in rows]
+    assert texts["plain"] == texts["vicuna"]
+    assert "generation_config.json: top_k=1, top_p=0.01 not used" in capsys.readouterr().err
+    assert rows[0]["metadata"]["unused_settings"] == {"top_p": 0.01, "top_k": 1}
+
+
+def test_prompts_that_do_not_fit_are_failures_of_their_setting(data, tmp_path, capsys):
+    """The unpruned baseline does not fit, the pruned setting does."""
+    model = with_files(tmp_path, {"tokenizer_model_max_length": 130})
+    given = ["--benchmarks", "pope", "--model", str(model), "--data", str(data), "--output", str(tmp_path)]
+    grid = ["--methods", "none,vispruner", "--tokens", "4", "--ratios", "0.5", "--limit", "20", *FAST]
+    assert sweep.main([*given, *grid]) == 1
+    said = capsys.readouterr().err
+    assert "tokenizer_model_max_length in config.json is 130" in said and "llava_pope_test.jsonl:" in said
+    score = json.loads((tmp_path / "pope" / "vispruner-r0.5-4" / "score.json").read_text())
+    assert (score["answered"], score["failures"]) == (20, [])
+    assert not (tmp_path / "pope" / "none" / "score.json").exists()
+
+
+@pytest.mark.parametrize("entry", ["tokenizer_model_max_length", "max_position_embeddings"])
+def test_a_run_with_prompts_that_do_not_fit_ends_with_1(data, tmp_path, capsys, entry):
+    model = with_files(tmp_path, {entry: 64})
+    assert run.main([*command(data, tmp_path / "out"), "--model", str(model), "--limit", "20"]) == 1
+    said = capsys.readouterr().err
+    assert said.count(f"{entry} in config.json is 64") == 20 and "20 questions were not answered" in said
+    assert "llava_pope_test.jsonl:1: " in said
+
+
+def test_a_limit_that_is_no_number_is_refused(data, tmp_path, capsys):
+    model = with_files(tmp_path, {"tokenizer_model_max_length": "2048"})
+    with pytest.raises(SystemExit) as ended:
+        run.main([*command(data, tmp_path / "out"), "--model", str(model)])
+    assert ended.value.code == 2
+    assert "config.json: tokenizer_model_max_length is '2048'" in capsys.readouterr().err
