@@ -65,6 +65,9 @@ VARIABLES = {
         "implementation of the duplicate removal", *_one_of("triton", "torch")
     ),
     "VISPRUNER_CACHE": EnvironmentVariable("cache folder", "a folder", lambda text: bool(text.strip())),
+    "VISPRUNER_ALLOW_OUTSIDE": EnvironmentVariable(
+        "1: weight indices may name files outside of the checkpoint", *_one_of("0", "1")
+    ),
     "VISPRUNER_PROCESSES": EnvironmentVariable("processes to launch", "an integer >= 1", _whole(1)),
     "VISPRUNER_SYSTEM_PYTHON": EnvironmentVariable(
         "1: the scripts use the current Python as it is", *_one_of("0", "1")

@@ -7,6 +7,8 @@ of templates (`llava.conversation`), checkpoints and models.
 import ast
 import base64
 import math
+import re
+import reprlib
 import warnings
 from collections.abc import Sequence
 from io import BytesIO
@@ -111,16 +113,44 @@ def expand2square(pil_img: Image.Image, background_color: int | tuple[int, ...])
 
 
 # --- anyres (LLaVA-NeXT) -------------------------------------------------------------------------------
-def _pinpoints(grid_pinpoints: Any) -> list[tuple[int, int]]:
-    """Read resolutions from a config: a list of pairs, or the same as text."""
+def is_anyres(image_aspect_ratio: Any) -> bool:
+    """Return whether images are cut into tiles: "anyres" or "anyres_max_N"."""
+    return re.fullmatch("anyres(_max_[1-9][0-9]*)?", str(image_aspect_ratio)) is not None
+
+
+def read_pinpoints(grid_pinpoints: Any, side: int | None = None) -> list[tuple[int, int]]:
+    """Read the resolutions (width, height) of `image_grid_pinpoints`.
+
+    Args:
+        grid_pinpoints: a list of pairs, the same as text, or crops in a text: "(1x1),...,(6x6)" is every pair
+            between the first and the last, "(1x2),(2x1)" is these two.
+        side: pixels of a crop's side, for the latter.
+
+    Raises:
+        ValueError: something else.
+    """
     given, wanted = grid_pinpoints, "expected a list of positive [width, height] pairs"
-    try:
-        parsed = ast.literal_eval(given) if isinstance(given, str) else given
-        pairs = [(int(width), int(height)) for width, height in parsed]
-    except (TypeError, ValueError, SyntaxError) as error:
-        raise ValueError(f"image_grid_pinpoints: {wanted}, got {given!r}. Fix config.json.") from error
-    if not pairs or min(min(pair) for pair in pairs) < 1:
-        raise ValueError(f"image_grid_pinpoints: {wanted}, got {given!r}. Fix config.json.")
+    problem = ValueError(f"image_grid_pinpoints: {wanted}, got {reprlib.repr(given)}. Fix config.json.")
+    if isinstance(given, str) and (crops := re.findall(r"\((\d{1,3})x(\d{1,3})\)", given)):
+        if side is None or re.sub(r"\(\d+x\d+\)|\.\.\.|[\[\]\s,]", "", given):
+            raise problem
+        pairs = [(int(columns), int(rows)) for columns, rows in crops]
+        if "..." in given:
+            (left, top), (right, bottom) = pairs[0], pairs[-1]
+            pairs = [(i, j) for i in range(left, right + 1) for j in range(top, bottom + 1)]
+        pairs = [(side * columns, side * rows) for columns, rows in pairs]
+    else:
+        try:
+            parsed = ast.literal_eval(given) if isinstance(given, str) else given
+            pairs = [(int(width), int(height)) for width, height in parsed]
+        except (TypeError, ValueError, SyntaxError, MemoryError, RecursionError, OverflowError):
+            raise problem from None
+    if (
+        not pairs
+        or min(min(pair) for pair in pairs) < 1
+        or max(max(pair) for pair in pairs) > _MAX_CANVAS_SIDE
+    ):
+        raise problem
     return pairs
 
 
@@ -174,14 +204,14 @@ def get_anyres_image_grid_shape(
     image_size: tuple[int, int], grid_pinpoints: Any, patch_size: int
 ) -> tuple[int, int]:
     """Return (columns, rows) of tiles for an image of `image_size`; `patch_size` is the tower's side."""
-    width, height = select_best_resolution(image_size, _pinpoints(grid_pinpoints))
+    width, height = select_best_resolution(image_size, read_pinpoints(grid_pinpoints, patch_size))
     return width // patch_size, height // patch_size
 
 
 def process_anyres_image(image: Image.Image, processor: Any, grid_pinpoints: Any) -> torch.Tensor:
     """Squash the whole image to a square, then cut its tiles in raster order: (1 + tiles, 3, side, side)."""
     side = _side(processor)
-    resolution = select_best_resolution(image.size, _pinpoints(grid_pinpoints))
+    resolution = select_best_resolution(image.size, read_pinpoints(grid_pinpoints, side))
     tiles = divide_to_patches(resize_and_pad_image(image, resolution), side)
     crops = [classical_resize(image, (side, side)), *tiles]
     return torch.stack([_pixels(crop, processor) for crop in crops])
@@ -196,19 +226,28 @@ def process_images(
         images: PIL images of any mode.
         image_processor: of the model's vision tower.
         model_cfg: object or dict with `image_aspect_ratio`: "pad" (square canvas in the mean color), "anyres"
-            (tiles), anything else (resize and center crop). For "anyres" also `image_grid_pinpoints` and
-            `anyres_protocol`: "paper" cuts every image into 2 x 2 tiles whatever the pinpoints are, otherwise
-            the best pinpoint is used.
+            or "anyres_max_N" (tiles), "square" or None (resize and center crop). For tiles also
+            `image_grid_pinpoints` and `anyres_protocol`: "paper" cuts every image into 2 x 2 tiles whatever
+            the pinpoints are, otherwise the best pinpoint is used.
 
     Returns:
         (n, 3, H, W) floats, with anyres (n, crops, 3, H, W); a list of n tensors where their shapes differ.
+
+    Raises:
+        ValueError: another `image_aspect_ratio`.
     """
     get = model_cfg.get if isinstance(model_cfg, dict) else lambda name: getattr(model_cfg, name, None)
     aspect = get("image_aspect_ratio")
+    tiled = is_anyres(aspect)
+    if not tiled and aspect not in ("pad", "square", "none", None):
+        raise ValueError(
+            f"image_aspect_ratio: {aspect!r} is unknown. Choose pad, anyres, anyres_max_N or square in "
+            "config.json."
+        )
     pixels = []
     for image in images:
         image = to_rgb(image)
-        if aspect == "anyres":
+        if tiled:
             side = _side(image_processor)
             paper = get("anyres_protocol") == "paper"
             grid = [(2 * side, 2 * side)] if paper else get("image_grid_pinpoints")

@@ -21,6 +21,9 @@ from llava.eval.jobs.execute import ModelError
 from llava.eval.jobs.job import Job, resolve_job
 from llava.eval.metrics.scorecard import Scorecard
 from llava.eval.store.answer_file import AnswerFileError
+from llava.model.checkpoint import CheckpointError
+from llava.model.checkpoint.find import is_hub_name
+from llava.model.checkpoint.folder import CheckpointFolder
 from llava.table import number, text_table
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -154,14 +157,19 @@ def model_folder(args: argparse.Namespace, parser: argparse.ArgumentParser) -> P
     if is_bundled(args.model):
         folder = Path(args.model).expanduser() if args.model else paths.BUNDLED_MODEL
         return paths.require_bundled(folder / "config.json", "--model (CKPT_DIR, CKPT)").parent
-    folder = Path(args.model).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise DataError(f"{folder}: no config.json. Set --model to the folder of a LLaVA checkpoint")
-        return folder
-    if args.model.count("/") != 1 or args.model[0] in "./~":  # otherwise it may be a name on the hub
-        parser.error(f"--model {args.model}: no such folder")
-    return args.model
+    given = getattr(args, "model_base", None)
+    for option, name in (("--model", args.model), ("--model-base", given)):
+        if name and not user_path(name).is_dir() and (user_path(name).exists() or not is_hub_name(name)):
+            parser.error(f"{option} {name}: no such folder")
+    folder, base = user_path(args.model), user_path(given) if given else None
+    if not folder.is_dir():
+        return args.model  # a name on the hub
+    if base is None or base.is_dir():
+        try:
+            CheckpointFolder(folder, base).check()
+        except CheckpointError as error:
+            parser.error(str(error))
+    return folder
 
 
 def is_bundled(model: str | None) -> bool:

@@ -3,7 +3,8 @@
 Crop 0 is the whole image squashed to a square, crops 1.. are the tiles of a grid, row by row. There are two
 protocols. `paper`, which VisPruner's published results use: base tokens, then the kept tokens of all tiles in
 raster order of the stitched grid; nothing is removed, no newline is added. `llava`, LLaVA-NeXT's own: the
-padding that made the image fit its grid is removed, and an `image_newline` ends every stitched row.
+padding that made the image fit its grid is removed, and an `image_newline` ends every stitched row. With
+`anyres_max_N`, a grid of clearly more than N tiles is then resized to about N tiles (`shrunk_grid`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 
 PROTOCOLS = ("paper", "llava")
 NEWLINE = -1
+_SHRINK_ABOVE = 1.1  # of LLaVA-NeXT
 
 
 def token_layout(
@@ -78,6 +80,18 @@ def token_layout(
         column = torch.cat([column, torch.full_like(ends, width - 1)])
         value = torch.cat([value, torch.full_like(ends, NEWLINE)])
     return torch.cat([base, value[(row * width + column).argsort()]])
+
+
+def shrunk_grid(height: int, width: int, most: int, side: int) -> tuple[int, int] | None:
+    """Return the (height, width) that a grid of patches is resized to under `anyres_max_N`, None if it stays.
+
+    Args:
+        height, width: of the grid without padding, in patches.
+        most: N, the tiles whose patches are kept in number.
+        side: patches along a crop's side.
+    """
+    times = (height * width / (most * side**2)) ** 0.5
+    return (int(height // times), int(width // times)) if times > _SHRINK_ABOVE else None
 
 
 def unpadded_window(height: int, width: int, image_size: tuple[int, int]) -> tuple[int, int, int, int]:

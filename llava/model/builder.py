@@ -11,15 +11,18 @@ Llama/Vicuna and Mistral. No remote code is ever run. What concerns files is in 
 from __future__ import annotations
 
 import difflib
+import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
 from llava.environment import check_environment
-from llava.model.checkpoint import CheckpointError
+from llava.model.checkpoint import CheckpointError, collect_warnings
 from llava.model.checkpoint.config import understand
+from llava.model.checkpoint.entries import GENERATION, read_entries
 from llava.model.checkpoint.fill import fill_model
 from llava.model.checkpoint.find import resolve_checkpoint
 from llava.model.checkpoint.folder import CheckpointFolder
@@ -68,12 +71,15 @@ def load_pretrained_model(
     config: dict | None = None,
     model_class: type | None = None,
     preset: str | None = None,
+    allow_outside: bool = False,
     **kwargs: Any,
 ) -> tuple[Any, Any, Any, int]:
     """Load a LLaVA checkpoint; return (tokenizer, model, image_processor, context_len).
 
     Arguments are checked before anything is loaded. Pruning settings that are not given are taken from the
-    environment, then from config.json (see `llava.model.settings`); the default is no pruning.
+    environment, then from config.json (see `llava.model.settings`); the default is no pruning. Where a model
+    is not what the files of its checkpoint claim, there is a `CheckpointWarning`; `model.loading_notes` has
+    the texts.
 
     Args:
         model_path: a folder, or owner/name on the Hugging Face Hub.
@@ -93,6 +99,7 @@ def load_pretrained_model(
         model_class: the class of the model; the tokenizer is then not loaded (see `from_pretrained`).
         preset: "published" sets dtype (not on a CPU), tower_dtype and anyres as for the published numbers,
             and rounds pixels to float16 before the tower; "exact" (default) sets nothing.
+        allow_outside: a weight index may name files outside of its folder (also VISPRUNER_ALLOW_OUTSIDE=1).
         kwargs: revision, cache_dir, token and local_files_only for the Hub, and arguments of LLaVA and
             transformers that have no effect here.
 
@@ -126,52 +133,97 @@ def load_pretrained_model(
 
     folder = resolve_checkpoint(model_path, **hub)
     base = resolve_checkpoint(model_base, **hub) if model_base else None
-    checkpoint = CheckpointFolder(folder, base)
-    raw = checkpoint.config()
-    raw = raw if config is None else config
-    settings = resolve_pruning(raw, *pruning)
-    if settings.pruner.name != "none" and settings.pruner.tokens is None:
-        warnings.warn(
-            f"method {settings.pruner.name!r} without a token budget keeps every visual token. Pass "
-            "visual_token_num=64 (or set VISPRUNER_TOKENS=64, or visual_token_num in config.json).",
-            stacklevel=2,
+    allow_outside = allow_outside or os.environ.get("VISPRUNER_ALLOW_OUTSIDE") == "1"
+    checkpoint = CheckpointFolder(folder, base, allow_outside)
+    with collect_warnings() as notes:
+        raw = checkpoint.check()
+        raw = raw if config is None else config
+        settings = resolve_pruning(raw, *pruning)
+        if settings.pruner.name != "none" and settings.pruner.tokens is None:
+            warnings.warn(
+                f"method {settings.pruner.name!r} without a token budget keeps every visual token. Pass "
+                "visual_token_num=64 (or set VISPRUNER_TOKENS=64, or visual_token_num in config.json).",
+                stacklevel=2,
+            )
+        tokenizer = load_tokenizer(checkpoint.tokenizer()) if model_class is None else None
+        generation = read_generation_config(checkpoint.generation_config())
+        stored_class, config, tower_source = understand(checkpoint.config_folder, raw, base)
+        if not issubclass(model_class or stored_class, stored_class):
+            raise CheckpointError(
+                f"{checkpoint.config_folder / 'config.json'}: the checkpoint is a {stored_class.__name__}, "
+                f"not a {model_class.__name__}. Use {stored_class.__name__}.from_pretrained."
+            )
+        model_dtype, tower_type = choose_dtypes(dtype, tower_dtype, config.dtype, device_main, preset)
+        config.dtype = model_dtype
+        kernels, tower_kernels = choose_attention(attn_implementation, model_dtype, tower_type)
+        quantizer = Quantizer(4 if load_4bit else 8, model_dtype) if load_8bit or load_4bit else None
+        set_attention(config, kernels)
+        model = _build(model_class or stored_class, config)
+        model.model.vision_tower = build_vision_tower(
+            tower_source,
+            select_layer=getattr(config, "mm_vision_select_layer", -2),
+            select_feature=getattr(config, "mm_vision_select_feature", None) or "patch",
+            attn_implementation=tower_kernels,
         )
-    stream = checkpoint.weights()
-    stored_class, config, tower_source = understand(folder, raw)
-    if not issubclass(model_class or stored_class, stored_class):
-        raise CheckpointError(
-            f"{folder / 'config.json'}: the checkpoint is a {stored_class.__name__}, not a "
-            f"{model_class.__name__}. Use {stored_class.__name__}.from_pretrained."
+        if quantizer is not None:
+            quantizer.swap(model)
+        placement = place(model, device_map, device, model_dtype)
+        fill_model(
+            model,
+            checkpoint.weights(),
+            tower_source,
+            placement,
+            model_dtype,
+            tower_type,
+            quantizer,
+            checkpoint.config_folder,
+            checkpoint.adapter(),
+            raw.get("quantization_config") or (raw.get("text_config") or {}).get("quantization_config"),
         )
-
-    model_dtype, tower_type = choose_dtypes(dtype, tower_dtype, config.dtype, device_main, preset)
-    config.dtype = model_dtype
-    kernels, tower_kernels = choose_attention(attn_implementation, model_dtype, tower_type)
-    quantizer = Quantizer(4 if load_4bit else 8, model_dtype) if load_8bit or load_4bit else None
-    set_attention(config, kernels)
-    with torch.device("meta"):
-        model = (model_class or stored_class)(config)
-    model.model.vision_tower = build_vision_tower(
-        tower_source,
-        select_layer=getattr(config, "mm_vision_select_layer", -2),
-        select_feature=getattr(config, "mm_vision_select_feature", None) or "patch",
-        attn_implementation=tower_kernels,
-    )
-    if quantizer is not None:
-        quantizer.swap(model)
-    placement = place(model, device_map, device, model_dtype)
-    fill_model(model, stream, tower_source, placement, model_dtype, tower_type, quantizer, folder)
-    model.preset = resolve_preset(preset)
-    model.set_pruner(settings.pruner, anyres=settings.anyres)
-    if (generation := checkpoint.generation_config()) is not None:
-        model.generation_config = GenerationConfig.from_pretrained(generation)
-
-    tokenizer = None
-    if model_class is None:
-        tokenizer = load_tokenizer(checkpoint.tokenizer())
-        add_image_tokens(tokenizer, model)
+        model.preset = resolve_preset(preset)
+        model.set_pruner(settings.pruner, anyres=settings.anyres)
+        if generation is not None:
+            model.generation_config = generation
+        if tokenizer is not None:
+            add_image_tokens(tokenizer, model)
+        _check_ids(model, checkpoint)
+    model.loading_notes = tuple(notes)
     connect(model, placement)
     return tokenizer, model.eval(), model.get_vision_tower().image_processor, context_length(config)
+
+
+def _build(model_class: type, config: Any) -> Any:
+    """Build a model on the meta device with an output layer of its own, whatever config.json claims."""
+    padding, tied = config.pad_token_id, config.tie_word_embeddings
+    config.tie_word_embeddings = False
+    if padding is not None and not 0 <= padding < config.vocab_size:  # held against the weights later
+        config.pad_token_id = None
+    with torch.device("meta"):
+        model = model_class(config)
+    config.pad_token_id, config.tie_word_embeddings = padding, tied
+    return model
+
+
+def read_generation_config(path: Path | None) -> GenerationConfig | None:
+    """Read generation_config.json; None if there is no such file. Raises `CheckpointError`."""
+    return None if path is None else GenerationConfig.from_dict(read_entries(path, GENERATION))
+
+
+def _check_ids(model: Any, checkpoint: CheckpointFolder) -> None:
+    """Raise `CheckpointError` for ids of special tokens that the model has no embedding for."""
+    rows = len(model.get_input_embeddings().weight)
+    path = checkpoint.generation_config()
+    places = [(checkpoint.config_folder / "config.json", model.config)]
+    places += [] if path is None else [(path, model.generation_config)]
+    for where, holder in places:
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(holder, key, None)
+            outside = [one for one in (value if isinstance(value, list) else [value]) if one and one >= rows]
+            if outside:
+                raise CheckpointError(
+                    f"{where}: {key} is {value}, but the model has {rows} tokens. Set it to an id below "
+                    f"{rows}, or to null."
+                )
 
 
 def context_length(config: object) -> int:

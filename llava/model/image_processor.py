@@ -4,9 +4,11 @@ transformers also has torchvision processors; their values differ by up to 0.015
 torchvision. Padding and tiling come before, in `llava.mm_utils.process_images`.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from llava.model.checkpoint.entries import check_processor, read_object
+from llava.model.checkpoint.tower import read_processor
 
 if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
@@ -36,14 +38,18 @@ def load_image_processor(
 
     Raises:
         FileNotFoundError: the folder has no preprocessor_config.json.
-        ValueError: the file cannot be read, or is for another processor.
+        ValueError: the file cannot be read or is for another processor, or an entry has a wrong type.
     """
     if isinstance(folder_or_config, dict):
         config, source = folder_or_config, _NAME
+        check_processor(config, source)
+    elif (path := Path(folder_or_config)).suffix == ".json" and not path.is_dir():
+        config, source = read_object(path), str(path)
+        check_processor(config, source)
     else:
-        path = Path(folder_or_config)
-        path = path / _NAME if path.is_dir() or path.suffix != ".json" else path
-        config, source = _read(path), str(path)
+        config, source = read_processor(path), str(path / _NAME)
+        if config is None:
+            raise FileNotFoundError(f"{source}: no such file. Copy it from the vision tower's checkpoint.")
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIP")
     name = next((name for key, name in _CLASSES.items() if kind.lower().startswith(key)), None)
     if name is None:
@@ -58,18 +64,6 @@ def load_image_processor(
         settings["size"] = {"shortest_edge": int(image_size)}
         settings["crop_size"] = {"height": int(image_size), "width": int(image_size)}
     return _class(name)(**settings)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file. Copy it from the vision tower's checkpoint.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}). Download it again.") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected a JSON object, got a {type(config).__name__}. Download it again.")
-    return config
 
 
 def _class(name: str) -> Any:

@@ -22,8 +22,6 @@ start of the text. Prompts and `<image>` are handled in `llava.conversation` and
 
 from __future__ import annotations
 
-import json
-import warnings
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -35,6 +33,14 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from llava.model.checkpoint import CheckpointError, warn
+from llava.model.checkpoint.entries import (
+    SPECIAL_TOKENS,
+    TOKENIZER,
+    TOKENIZER_JSON,
+    Entries,
+    read_entries,
+)
 
 _SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _START = "\uffff"  # marks the start of a text; Unicode reserves it for internal use
@@ -126,8 +132,8 @@ def load_tokenizer(
     """
     folder = Path(folder)
     model_file, json_file = folder / "tokenizer.model", folder / "tokenizer.json"
-    config = _read_json(folder / "tokenizer_config.json")
-    roles = _special_roles(config, _read_json(folder / "special_tokens_map.json"))
+    config = _read(folder / "tokenizer_config.json", TOKENIZER)
+    roles = _special_roles(config, _read(folder / "special_tokens_map.json", SPECIAL_TOKENS))
     if model_max_length is None:
         model_max_length = config.get("model_max_length")
     common: dict[str, Any] = {
@@ -161,10 +167,9 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
         tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
-        warnings.warn(
+        warn(
             f"the tokenizer has {len(tokenizer)} tokens, but the checkpoint has embeddings for {rows}: "
-            "untrained ones are added.",
-            stacklevel=3,
+            "untrained ones are added."
         )
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         with torch.no_grad():
@@ -205,6 +210,10 @@ def _from_json(path: Path, config: dict, roles: dict, common: dict[str, Any]) ->
     except Exception as error:  # the Rust side raises bare Exception
         raise ValueError(f"{path}: not a readable tokenizer ({error}). Download it again.") from error
     llama = "Llama" in str(config.get("tokenizer_class", ""))
+    if llama:  # transformers takes these roles from tokenizer_config.json only, where they may be empty
+        usual = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        found = {role: text for role, text in usual.items() if backend.token_to_id(text) is not None}
+        roles = {role: _token(text) for role, text in found.items()} | roles
     bos = config.get("add_bos_token", True if llama else None)
     if bos is not None and "bos_token" in roles:
         # Explicit, because transformers takes BOS from the file's post-processor, which old files lack.
@@ -227,31 +236,32 @@ def _read_model(path: Path) -> SentencePieceProcessor:
         raise ValueError(f"{path}: not a valid SentencePiece model ({error}). Download it again.") from error
 
 
-def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}). Download it again.") from error
-    if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise ValueError(f"{path}: expected a JSON object, got a {kind}. Download it again.")
-    return content
+def _read(path: Path, rules: Entries) -> dict:
+    return read_entries(path, rules) if path.exists() else {}
 
 
 def _token(value: str | dict, special: bool = True) -> AddedToken:
     """Make an added token that is matched in the text as written, before any normalization."""
     options = value if isinstance(value, dict) else {}
     flags = {name: bool(options.get(name, False)) for name in ("lstrip", "rstrip", "single_word")}
-    content = options["content"] if options else value
-    return AddedToken(content, special=bool(options.get("special", special)), normalized=False, **flags)
+    return AddedToken(
+        _content(value), special=bool(options.get("special", special)), normalized=False, **flags
+    )
+
+
+def _content(value: str | dict | None) -> str:
+    """Return a token's text; "" counts as not given, as the first conversions of LLaMA have it."""
+    return (value.get("content") if isinstance(value, dict) else value) or ""
 
 
 def _special_roles(config: dict, special_map: dict) -> dict[str, AddedToken]:
-    """Return bos_token, eos_token ... of the folder's files, without roles that are null or absent."""
-    given = {role: special_map.get(role) or config.get(role) for role in _SPECIAL_ROLES}
-    return {role: _token(value) for role, value in given.items() if value}
+    """Return bos_token, eos_token ... of the folder's files, without roles that are empty or absent."""
+    roles = {}
+    for role in _SPECIAL_ROLES:
+        given = next((one for one in (special_map.get(role), config.get(role)) if _content(one)), None)
+        if given is not None:
+            roles[role] = _token(given)
+    return roles
 
 
 def _added_tokens(
@@ -259,16 +269,26 @@ def _added_tokens(
 ) -> dict[str, tuple[AddedToken, int | None]]:
     """Return content -> (token, id); the id is None if no file names one."""
     tokens: dict[str, tuple[AddedToken, int | None]] = {}
-    for entry in _read_json(folder / "tokenizer.json").get("added_tokens", []):
-        tokens[entry["content"]] = (_token(entry), int(entry["id"]))
-    for content, index in _read_json(folder / "added_tokens.json").items():
-        tokens[content] = (_token(content, special=False), int(index))
+    for entry in _read(folder / "tokenizer.json", TOKENIZER_JSON).get("added_tokens") or []:
+        tokens[entry["content"]] = (_token(entry), entry["id"])
+    for content, index in _read(folder / "added_tokens.json", {}).items():
+        if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+            raise CheckpointError(
+                f"{folder / 'added_tokens.json'}: {content!r} is {index!r}, expected an id. Use the file of "
+                "the original checkpoint."
+            )
+        tokens[content] = (_token(content, special=False), index)
     for index, entry in (config.get("added_tokens_decoder") or {}).items():
-        tokens[entry["content"]] = (_token(entry), int(index))
-    extra = config.get("additional_special_tokens") or []
-    extra += _read_json(folder / "special_tokens_map.json").get("additional_special_tokens") or []
-    for token in [*roles.values(), *map(_token, extra)]:
+        if entry is not None:
+            tokens[entry["content"]] = (_token(entry), int(index))
+    extra: list[str | dict] = []
+    for entries in (config, _read(folder / "special_tokens_map.json", SPECIAL_TOKENS)):
+        for key in ("additional_special_tokens", "extra_special_tokens"):  # before and since transformers 5
+            found = entries.get(key) or []
+            extra += found.values() if isinstance(found, dict) else found
+    for token in [*roles.values(), *map(_token, filter(_content, extra))]:
         tokens[token.content] = (token, tokens.get(token.content, (token, None))[1])
+    tokens.pop("", None)
     return tokens
 
 

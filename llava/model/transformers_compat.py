@@ -14,6 +14,23 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
+from llava.model.checkpoint import CheckpointError
+
+
+def build_config(config_class: Any, entries: dict[str, Any], where: str) -> Any:
+    """Make a configuration of transformers from checked entries of `where`, a config.json.
+
+    Raises:
+        CheckpointError: transformers refuses an entry that is not among the checked ones.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        return config_class.from_dict(entries)
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{where}: {reason}. Use the file of the original checkpoint.") from error
+
 
 def set_attention(config: Any, kernels: str) -> None:
     """Choose the attention kernels (sdpa, eager, flash_attention_2) of a model to be built from `config`."""

@@ -6,10 +6,14 @@ that only kept tokens are projected. Independent of prompts.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from llava.model.anyres import NEWLINE, PROTOCOLS, token_layout
+from llava.model.anyres import NEWLINE, PROTOCOLS, shrunk_grid, token_layout
+from llava.model.checkpoint.entries import ANYRES_MAX
 from llava.model.features import VisionFeatures, VisualTokens, as_image_list, as_size_list, crop_key
 from llava.model.settings import PRESETS, Preset
 from llava.pruning import Pruner, TextCue, get_pruner
@@ -25,6 +29,7 @@ class VisualTokenMixin:
         self._pruner = get_pruner("none")
         self._anyres: str | None = None
         self.preset: Preset = PRESETS["exact"]
+        self._told_unshrunk = False
         self.config.anyres_protocol = self.anyres
 
     # --- which tokens stay -------------------------------------------------------------------------------
@@ -163,11 +168,38 @@ class VisualTokenMixin:
         newline = layout == NEWLINE
         selected = vision.features.flatten(0, 1)[rows.flatten()[layout[~newline]]]  # (n, C)
         embeds = self.get_model().mm_projector(selected)  # (n, D)
-        if newline.any():
+        if crops > 1 and newline.any() and (shape := self._shrunk(pruner, crops, newline)) is not None:
+            grid, height = embeds[patches:], int(newline.sum())  # after the base crop: rows of a grid
+            grid = grid.view(1, height, -1, grid.shape[-1]).permute(0, 3, 1, 2)
+            grid = functional.interpolate(grid, size=shape, mode="bilinear")[0].permute(1, 2, 0)
+            ends = self.get_model().image_newline.to(embeds).expand(shape[0], 1, -1)
+            embeds = torch.cat([embeds[:patches], torch.cat([grid, ends], dim=1).flatten(0, 1)])
+        elif newline.any():
             embeds = torch.cat([embeds, self.get_model().image_newline.to(embeds)[None]])
             place = torch.where(newline, len(embeds) - 1, (~newline).cumsum(0) - 1)
             embeds = embeds[place]
         return VisualTokens(embeds, kept)
+
+    def _shrunk(self, pruner: Pruner, crops: int, newline: Tensor) -> tuple[int, int] | None:
+        """Return the (height, width) that `anyres_max_N` resizes the grid to, None if it stays as it is.
+
+        Args:
+            newline: (L,) bool, True where the merged tokens have a newline, at the end of every row.
+        """
+        match = ANYRES_MAX.fullmatch(str(getattr(self.config, "image_aspect_ratio", None)))
+        if match is None:
+            return None
+        side, height = self.get_vision_tower().num_patches_per_side, int(newline.sum())
+        if pruner.tokens is None:
+            return shrunk_grid(height, (len(newline) - side**2) // height - 1, int(match[1]), side)
+        if crops - 1 > int(match[1]) and not self._told_unshrunk:
+            self._told_unshrunk = True
+            warnings.warn(
+                f"image_aspect_ratio {match[0]}: pruned tokens are not resized to {match[1]} tiles under "
+                "anyres='llava', because they have places and no grid.",
+                stacklevel=3,
+            )
+        return None
 
     def _grid(self, crops: int, image_size: tuple[int, int] | None) -> tuple[int, int] | None:
         """Return the (columns, rows) of tiles that an image should have been cut into."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+
 import pytest
 import torch
 
+from helpers.checkpoints import NEXT, load, write
 from helpers.golden_model import golden_image
-from llava.mm_utils import get_anyres_image_grid_shape
-from llava.model.anyres import NEWLINE, token_layout, unpadded_window
+from llava.mm_utils import get_anyres_image_grid_shape, process_images
+from llava.model.anyres import NEWLINE, shrunk_grid, token_layout, unpadded_window
 
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 ALL = torch.arange(4)  # 2 x 2 patches per crop
@@ -123,3 +127,65 @@ def test_preprocessing_follows_the_protocol(golden):
     assert llava[0].shape[0] == 3 and paper[0].shape[0] == 5
     with pytest.raises(ValueError, match="3 crops do not fit anyres protocol 'paper'"):
         g.model.encode_images(llava, [golden_image("square336").size])
+
+
+# --- anyres_max_N ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("height", "width", "most", "shape"),
+    [
+        (16, 16, 4, None),  # exactly 4 tiles of 8 x 8
+        (16, 19, 4, None),  # t = 1.09
+        (16, 24, 4, (13, 19)),  # t = sqrt(6 / 4) = 1.22
+        (8, 40, 4, (7, 35)),  # t = 1.118
+        (40, 40, 1, (8, 8)),
+    ],
+)
+def test_the_grid_of_anyres_max(height, width, most, shape):
+    assert shrunk_grid(height, width, most, 8) == shape
+
+
+def max_model(tmp_path, most, **config):
+    """LLaVA-1.6 with image_aspect_ratio anyres_max_N, and pixels of one image."""
+    settings = {"image_aspect_ratio": f"anyres_max_{most}", **config}
+    model = load(write(tmp_path / f"max{most}", source=NEXT, config=settings))
+    return model, process_images(
+        [golden_image("land640x480")], model.get_vision_tower().image_processor, model.config
+    )
+
+
+def test_anyres_max_resizes_what_is_more_than_its_tiles(tmp_path):
+    size = golden_image("land640x480").size
+    model, pixels = max_model(tmp_path, 1)
+    (vision,) = model.encode_vision(pixels, [size])
+    found = model.visual_tokens(vision).embeds
+    plain = load(write(tmp_path / "plain", source=NEXT))
+    embeds = plain.visual_tokens(plain.encode_vision(pixels, [size])[0]).embeds
+    newline = (embeds == plain.model.image_newline).all(1)
+    height = int(newline.sum())
+    grid = embeds[64:][~newline[64:]].view(height, -1, 64)  # after the base crop's 8 x 8
+    times = math.sqrt(grid.shape[0] * grid.shape[1] / 64)
+    assert times > 1.1
+    shape = int(grid.shape[0] // times), int(grid.shape[1] // times)
+    small = torch.nn.functional.interpolate(grid.permute(2, 0, 1)[None], size=shape, mode="bilinear")[0]
+    rows = torch.cat([small.permute(1, 2, 0), plain.model.image_newline.expand(shape[0], 1, -1)], 1)
+    assert torch.equal(found, torch.cat([embeds[:64], rows.flatten(0, 1)]))
+    assert torch.equal(max_model(tmp_path, 9)[0].visual_tokens(vision).embeds, embeds)
+
+
+def test_anyres_max_under_pruning(tmp_path):
+    """The paper's protocol is that of anyres; under llava nothing is resized, which is said once."""
+    size = golden_image("land640x480").size
+    model, pixels = max_model(tmp_path, 1)
+    plain = load(write(tmp_path / "plain", source=NEXT))
+    for protocol in ("paper", "llava"):
+        for one in (model, plain):
+            one.set_pruner("vispruner", 8, anyres=protocol)
+        pixels = process_images(
+            [golden_image("land640x480")], model.get_vision_tower().image_processor, model.config
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = [model.encode_images(pixels, [size])[0] for _ in range(2)]
+        assert torch.equal(found[0], plain.encode_images(pixels, [size])[0])
+        said = [str(one.message) for one in caught if "anyres_max_1" in str(one.message)]
+        assert len(said) == (protocol == "llava")

@@ -10,6 +10,7 @@ import torch
 
 from helpers.checkpoints import IMAGE, NEXT, SOURCE, load, logits, weights, write
 from llava.model.builder import load_pretrained_model
+from llava.model.checkpoint.find import fetch
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,21 @@ def test_hub_snapshot_takes_one_form_of_weights(monkeypatch, tmp_path, reference
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert torch.equal(logits(load("some/llava", revision="main")), reference)
     assert calls == [("some/llava", "*.safetensors", "main"), ("some/llava", "*.bin", "main")]
+
+
+def test_trained_parts_of_a_hub_repository_are_downloaded(monkeypatch, tmp_path):
+    """An adapter in safetensors has its projector in a .bin file."""
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.extend(allow_patterns)
+        (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert fetch("some/lora") == tmp_path
+    assert {"non_lora_trainables.bin", "mm_projector.bin", "*.safetensors"} <= set(asked)
+    assert "*.bin" not in asked
 
 
 def test_a_method_without_budget_is_said(tmp_path):

@@ -256,3 +256,39 @@ def test_invalid_and_missing_files(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("{oops")
     with pytest.raises(ValueError, match=r"tokenizer_config\.json: not valid JSON"):
         load_tokenizer(tmp_path)
+
+
+EMPTY = {"__type": "AddedToken", "content": "", "lstrip": False, "normalized": True, "rstrip": False}
+
+
+@pytest.mark.parametrize("empty", ["", EMPTY])
+@pytest.mark.parametrize("place", ["config", "map", "additional", "extra", "decoder", "added", "json"])
+def test_special_tokens_with_empty_content(tmp_path, empty, place):
+    """The first conversions of LLaMA have them; they count as not given."""
+    shutil.copy(FOLDER / "tokenizer.model", tmp_path)
+    roles = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), empty)
+    many = {"additional_special_tokens": [empty, empty], "extra_special_tokens": [empty]}
+    file, content = {
+        "config": ("tokenizer_config.json", roles),
+        "map": ("special_tokens_map.json", roles),
+        "additional": ("tokenizer_config.json", many),
+        "extra": ("special_tokens_map.json", {"extra_special_tokens": {"image": empty}, **many}),
+        "decoder": ("tokenizer_config.json", {"added_tokens_decoder": {"1": EMPTY, "640": EMPTY}}),
+        "added": ("added_tokens.json", {"": 640}),
+        "json": ("tokenizer.json", {"added_tokens": [{**EMPTY, "id": 1}]}),
+    }[place]
+    (tmp_path / file).write_text(json.dumps(content))
+    found = load_tokenizer(tmp_path)
+    assert (found.bos_token_id, found.eos_token_id, found.unk_token_id) == (1, 2, 0)
+    text = "What is</s>it?"
+    assert found(text).input_ids == load_tokenizer(FOLDER, legacy=True)(text).input_ids
+
+
+def test_empty_special_tokens_over_tokenizer_json(tmp_path):
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3}, unk_token="<unk>"))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": EMPTY, "eos_token": "", "unk_token": None}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    found = load_tokenizer(tmp_path)
+    assert (found.bos_token_id, found.eos_token_id, found.unk_token_id) == (1, 2, 0)
+    assert found("a").input_ids == [1, 3]

@@ -36,7 +36,7 @@ from llava.conversation import conv_templates
 from llava.eval.benchmarks import Answer, DataIssue, Question
 from llava.eval.inference.image_loading import ImageLoader, LoadedImage, read_ahead
 from llava.eval.inference.vision_cache import VisionCache, image_key
-from llava.mm_utils import load_image, tokenizer_image_token
+from llava.mm_utils import is_anyres, load_image, tokenizer_image_token
 from llava.model.decode import Decoding, Row, can_share, generate, generate_shared
 from llava.model.splice import ContextLimits
 from llava.pruning import Pruner, TextCue
@@ -50,6 +50,8 @@ class AnswerWriter(Protocol):
     def wants(self, index: int) -> bool: ...
 
     def write(self, answers: Sequence[Answer]) -> None: ...
+
+    def note(self, notes: Sequence[str]) -> None: ...
 
 
 @dataclass
@@ -176,6 +178,9 @@ class Engine:
             Whatever a writer's `write` raises, and errors of the model. Unreadable images do not raise.
         """
         self._adopt(settings)
+        if notes := getattr(self.model, "loading_notes", ()):
+            for setting in settings:
+                setting.writer.note(notes)
         stats, start = stats or InferenceStats(), time.monotonic()
         groups = [
             group
@@ -388,7 +393,7 @@ class Engine:
         )
 
     def _key(self, image: Any) -> Any:
-        anyres = getattr(self.model.config, "image_aspect_ratio", None) == "anyres"
+        anyres = is_anyres(getattr(self.model.config, "image_aspect_ratio", None))
         protocol = getattr(self.model.config, "anyres_protocol", None) if anyres else None
         return image_key(image, self.load_image, protocol)
 
@@ -398,7 +403,7 @@ class Engine:
         protocols = {
             chosen or ("llava" if setting.pruner.tokens is None else "paper") for setting in settings
         }
-        if len(protocols) > 1 and getattr(self.model.config, "image_aspect_ratio", None) == "anyres":
+        if len(protocols) > 1 and is_anyres(getattr(self.model.config, "image_aspect_ratio", None)):
             raise ValueError(
                 "anyres: pruned and unpruned settings cut images differently. Set anyres='paper' or "
                 "anyres='llava' for all of them"

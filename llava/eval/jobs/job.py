@@ -278,7 +278,7 @@ def common_anyres(config: dict[str, Any], anyres: str | None, preset: str | None
     """Return the anyres protocol of a pass with several settings, which needs one way to cut images."""
     from llava.model.settings import resolve_pruning
 
-    is_anyres = config.get("image_aspect_ratio") == "anyres" or "image_grid_pinpoints" in config
+    is_anyres = str(config.get("image_aspect_ratio")).startswith("anyres") or "image_grid_pinpoints" in config
     chosen = resolve_pruning(config, "none", None, None, anyres, preset).anyres
     return chosen or ("paper" if is_anyres else None)
 
@@ -319,8 +319,8 @@ def _generation_settings(model: Path | str, base: str | None) -> dict[str, Any]:
 @functools.cache
 def _weights(model: Path | str, base: str | None) -> str:
     """Fingerprint the checkpoint, and the base of a LoRA or projector-only folder."""
-    found = fingerprint_checkpoint(model) if isinstance(model, Path) else "hub"
-    if not base:
+    folder = Path(base).expanduser() if base else None
+    found = fingerprint_checkpoint(model, folder) if isinstance(model, Path) else "hub"
+    if folder is None:
         return found
-    folder = Path(base).expanduser()
     return f"{found}+{fingerprint_checkpoint(folder) if folder.is_dir() else base}"

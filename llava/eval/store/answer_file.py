@@ -98,6 +98,10 @@ class AnswerFile:
         """Return the indices of this file's questions without answer, ascending."""
         return sorted(index for index in self._wanted if index not in self._where)
 
+    def note(self, notes: Sequence[str]) -> None:
+        """Record in the metadata of new answers how the loaded model departs from its checkpoint's files."""
+        self._lines.note(notes)
+
     def wants(self, index: int) -> bool:
         """Return True if the question is one of this file's and has no answer."""
         return index in self._wanted and index not in self._where

@@ -47,6 +47,10 @@ class AnswerLines:
         }
         return (json.dumps(record) + "\n").encode()
 
+    def note(self, notes: Sequence[str]) -> None:
+        """Record in the metadata of new lines how the loaded model departs from its checkpoint's files."""
+        self._metadata["notes"] = list(notes)
+
     def read(self, raw: bytes, where: str) -> int | None:
         """Return the index of the question that a line answers; None for an incomplete line.
 

@@ -9,32 +9,51 @@ to another model, which would lose LLaVA's own entries.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 
 from llava.model.checkpoint import CheckpointError
-from llava.model.checkpoint.find import resolve_config
-from llava.model.checkpoint.tower import TowerSource, clip_processor, find_tower
+from llava.model.checkpoint.entries import (
+    CONFIG,
+    LANGUAGE,
+    TOWER,
+    UNUSED,
+    check_entries,
+    read_entries,
+    require_entries,
+)
+from llava.model.checkpoint.find import is_hub_name, resolve_config
+from llava.model.checkpoint.tower import (
+    TowerSource,
+    check_tower,
+    clip_processor,
+    find_tower,
+    read_processor,
+)
 
 _OURS = ("llava", "llava_llama", "llama", "llava_mistral", "mistral")
+# Without these, transformers' defaults would be taken; shapes do not reveal a wrong number of heads.
+_NEEDED = (
+    "hidden_size intermediate_size num_hidden_layers num_attention_heads rms_norm_eps vocab_size "
+    "mm_vision_select_layer"
+)
 _YI_VOCABULARY = range(64000, 65000)  # of LLaVA-1.6-34B's language model, with padding
 
 
 def read_config(folder: Path) -> dict:
-    """Read config.json as a dict. Raises `CheckpointError` naming the file if it is absent or malformed."""
+    """Read and check config.json. Raises `CheckpointError` naming the file and the key."""
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file. Pass the folder of a checkpoint.") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}). Download it again.") from error
-    if not isinstance(config, dict):
-        kind = type(config).__name__
-        raise CheckpointError(f"{path}: expected a JSON object, got a {kind}. Download it again.")
+    config = read_entries(path, CONFIG)
+    for name, rules in (("text_config", LANGUAGE), ("vision_config", TOWER)):
+        check_entries(config.get(name) or {}, rules, f"{path}: {name}")
     return config
+
+
+def config_folder(folder: Path, base: Path | None) -> Path:
+    """Return the folder whose config.json is used: the base's if the checkpoint itself has none."""
+    own = base is None or (folder / "config.json").is_file()
+    return folder if own else base
 
 
 def stored_config(model: str | os.PathLike, base: str | os.PathLike | None = None, **hub: object) -> dict:
@@ -47,10 +66,15 @@ def stored_config(model: str | os.PathLike, base: str | os.PathLike | None = Non
 
     Raises:
         FileNotFoundError: there is no such folder, and the Hub does not provide it.
-        CheckpointError: config.json is absent or malformed.
+        CheckpointError: config.json is absent or malformed, or an entry has a wrong type or value.
     """
-    folder = resolve_config(model, **hub)
-    if base is not None and not (folder / "config.json").is_file():
+    try:
+        folder = resolve_config(model, **hub)
+    except FileNotFoundError:
+        if base is None or not is_hub_name(str(model)):
+            raise
+        folder = None  # a repository without config.json, such as that of a LoRA run
+    if base is not None and (folder is None or not (folder / "config.json").is_file()):
         folder = resolve_config(base, **hub)
     return read_config(folder)
 
@@ -84,18 +108,24 @@ def conversation_for(config: dict, name: str = "") -> str:
     return "llava_v0" if re.search(r"(^|[-_/])v0($|[-_./])", name) else "vicuna_v1"
 
 
-def understand(folder: Path, config: dict) -> tuple[type, object, TowerSource]:
+def understand(folder: Path, config: dict, base: Path | None = None) -> tuple[type, object, TowerSource]:
     """Return (model class, its config object, the source of its tower) for a folder's config.json.
 
+    Args:
+        folder: of the config.json.
+        config: its content, checked by `read_config`.
+        base: another folder in and beside which the tower may be.
+
     Raises:
-        CheckpointError: another kind of model, or entries of a wrong type.
+        CheckpointError: another kind of model, or entries that are missing or do not fit each other.
         FileNotFoundError: the vision tower was not found.
     """
     from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
     from llava.model.language_model.llava_mistral import LlavaMistralConfig, LlavaMistralForCausalLM
+    from llava.model.transformers_compat import build_config
 
     where = folder / "config.json"
-    if "text_config" in config:
+    if config.get("text_config") is not None:
         config, source = _from_transformers(folder, config)
     else:
         if not config.get("mm_vision_tower"):
@@ -104,7 +134,8 @@ def understand(folder: Path, config: dict) -> tuple[type, object, TowerSource]:
                 f"{config.get('model_type')!r}). Pass a bare language model as model_base, and the folder of "
                 "the projector or LoRA adapter as model_path."
             )
-        source = find_tower(config["mm_vision_tower"], folder)
+        require_entries(config, _NEEDED, str(where))
+        source = find_tower(config["mm_vision_tower"], folder, base)
     kind = str(config.get("model_type"))
     names = [kind, *(config.get("architectures") or [])]
     if kind not in _OURS:
@@ -114,14 +145,57 @@ def understand(folder: Path, config: dict) -> tuple[type, object, TowerSource]:
         )
     mistral = any("mistral" in n.lower() for n in names)
     config_class = LlavaMistralConfig if mistral else LlavaConfig
-    dropped = ("model_type", "transformers_version", "quantization_config", "auto_map")
-    fields = {k: v for k, v in config.items() if k not in dropped}
-    try:
-        built = config_class.from_dict(fields)
-    except Exception as error:  # transformers raises its own classes for entries of a wrong type
-        raise CheckpointError(f"{where}: {error}") from error
+    fields = {k: v for k, v in config.items() if k not in UNUSED}
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if fields.get(name) == -1:  # none, in the first conversions of LLaMA
+            fields[name] = None
+    built = build_config(config_class, fields, str(where))
+    _check_shapes(where, built)
     _check_tower_width(where, built, source)
+    _check_crops(where, built, source)
     return (LlavaMistralForCausalLM if mistral else LlavaLlamaForCausalLM), built, source
+
+
+def _check_shapes(where: Path, config: object) -> None:
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    if getattr(config, "head_dim", None) is None and config.hidden_size % heads:
+        raise CheckpointError(
+            f"{where}: hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}. "
+            "Use the file of the original checkpoint."
+        )
+    if heads % groups:
+        raise CheckpointError(
+            f"{where}: num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}. Use "
+            "the file of the original checkpoint."
+        )
+    kind = getattr(config, "mm_projector_type", None) or "linear"
+    if kind not in ("linear", "identity") and re.fullmatch("mlp[1-9][0-9]?x_gelu", kind) is None:
+        raise CheckpointError(
+            f"{where}: mm_projector_type: {kind!r} is unknown. Choose linear, mlpNx_gelu (N = 1, 2, ...) or "
+            "identity."
+        )
+
+
+def _check_crops(where: Path, config: object, source: TowerSource) -> None:
+    """Write the resolutions of an anyres checkpoint as [width, height] pairs, whole crops each."""
+    from llava.mm_utils import read_pinpoints
+
+    if not str(getattr(config, "image_aspect_ratio", None)).startswith("anyres"):
+        return
+    crop = source.processor.get("crop_size")
+    side = crop.get("height") if isinstance(crop, dict) else crop
+    side = side or (source.config.get("vision_config") or source.config).get("image_size")
+    try:
+        pairs = read_pinpoints(getattr(config, "image_grid_pinpoints", None), side)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    odd = [pair for pair in pairs if pair[0] % side or pair[1] % side]
+    if odd:
+        raise CheckpointError(
+            f"{where}: image_grid_pinpoints: {list(odd[0])} is not a multiple of the tower's crops of {side} "
+            "pixels. Use the tower that the checkpoint was trained with, or correct the entry."
+        )
+    config.image_grid_pinpoints = [list(pair) for pair in pairs]
 
 
 def _check_tower_width(where: Path, config: object, source: TowerSource) -> None:
@@ -148,13 +222,16 @@ def _from_transformers(folder: Path, config: dict) -> tuple[dict, TowerSource]:
             f"{where}: model_type {kind!r} over {text.get('model_type')!r} is not supported. Choose llava or "
             "llava_next over llama or mistral."
         )
-    gelu = config.get("projector_hidden_act", "gelu") == "gelu"
-    if not gelu or not config.get("multimodal_projector_bias", True):
+    if (
+        config.get("projector_hidden_act") not in (None, "gelu")
+        or config.get("multimodal_projector_bias") is False
+    ):
         raise CheckpointError(
             f"{where}: the projector is not supported. Only two layers with GELU and bias are."
         )
-    layer = config.get("vision_feature_layer", -2)
-    strategy = config.get("vision_feature_select_strategy", "default")
+    layer = config.get("vision_feature_layer")
+    layer = -2 if layer is None else layer
+    strategy = config.get("vision_feature_select_strategy") or "default"
     if not isinstance(layer, int):
         raise CheckpointError(f"{where}: vision_feature_layer is {layer!r}, but only one layer is supported.")
     next_ = kind == "llava_next"
@@ -177,20 +254,25 @@ def _from_transformers(folder: Path, config: dict) -> tuple[dict, TowerSource]:
     }
     if next_:
         # transformers writes (height, width), LLaVA (width, height)
-        ours["image_grid_pinpoints"] = [[w, h] for h, w in config["image_grid_pinpoints"]]
+        pinpoints = config.get("image_grid_pinpoints")
+        if not isinstance(pinpoints, list):
+            raise CheckpointError(
+                f"{where}: image_grid_pinpoints is {pinpoints!r}, expected a list of [height, width] pairs. "
+                "Use the file of the original checkpoint."
+            )
+        ours["image_grid_pinpoints"] = [[w, h] for h, w in pinpoints]
     for name in ("pruning_method", "visual_token_num", "important_ratio", "anyres_protocol"):
         if name in config:
             ours[name] = config[name]
     vision.setdefault("model_type", "clip_vision_model")
+    check_tower(vision, f"{where}: vision_config")
     processor = _processor(folder, vision)
     return ours, TowerSource(vision, None, processor, "llava-hf folders contain their own tower")
 
 
 def _processor(folder: Path, vision: dict) -> dict:
     """Return CLIP's preprocessing with the folder's own values; LLaVA-NeXT's processor adds only tiling."""
-    processor = clip_processor(vision.get("image_size", 336))
-    path = folder / "preprocessor_config.json"
-    if path.is_file():
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        processor.update({k: v for k, v in saved.items() if k in processor and k != "image_processor_type"})
+    processor = clip_processor(vision.get("image_size") or 336)
+    saved = read_processor(folder) or {}
+    processor.update({k: v for k, v in saved.items() if k in processor and k != "image_processor_type"})
     return processor

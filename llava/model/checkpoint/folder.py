@@ -4,7 +4,8 @@
     checkpoint.config()["mm_vision_tower"]
     for key, tensor, path in checkpoint.weights(): ...
 
-A folder is complete, or contains only a projector or only a LoRA adapter and needs a base.
+A folder is complete, or contains only a projector or only a LoRA adapter and needs a base. Commands check a
+folder with `check`, before torch is imported.
 """
 
 from __future__ import annotations
@@ -12,56 +13,141 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from llava.model.checkpoint import CheckpointError, warn
+from llava.model.checkpoint.config import config_folder, read_config
+from llava.model.checkpoint.find import ADAPTER_CONFIG, PROJECTOR, TRAINABLES, has_weights, is_lora
+from llava.model.checkpoint.keys import translate
 
-from llava.model.checkpoint import CheckpointError
-from llava.model.checkpoint.config import read_config
-from llava.model.checkpoint.lora import is_lora, merge_lora
-from llava.model.checkpoint.read import has_weights, read_file, read_folder
+if TYPE_CHECKING:
+    from torch import Tensor
 
-_PROJECTOR = "mm_projector.bin"
+    from llava.model.checkpoint.lora import LoraAdapter
+
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """A checkpoint on this machine; `base` is the language model below a projector or a LoRA adapter."""
+    """A checkpoint on this machine; `base` is the language model below a projector or a LoRA adapter.
+
+    `allow_outside`: a weight index may name files outside its folder.
+    """
 
     folder: Path
     base: Path | None = None
+    allow_outside: bool = False
 
-    def config(self) -> dict:
-        """Read config.json; a LoRA folder without one uses its base's."""
-        own = self.base is None or not is_lora(self.folder) or (self.folder / "config.json").is_file()
-        return read_config(self.folder if own else self.base)
-
-    def weights(self) -> Iterator[tuple[str, Tensor, Path]]:
-        """Return an iterator over (key, tensor, file) of everything that makes the model.
+    def kind(self) -> str:
+        """Return "complete", "lora" or "projector".
 
         Raises:
-            CheckpointError: the folder needs a base, or a base was given without need. Raised by the call,
-                before any weight is read.
+            CheckpointError: the folder needs a base, or a base was given without need.
         """
-        folder, base, projector = self.folder, self.base, self.folder / _PROJECTOR
-        if is_lora(folder) and not has_weights(folder):
-            if base is None:
-                raise CheckpointError(
-                    f"{folder}: contains only a LoRA adapter. Pass the model it was trained on as model_base."
-                )
-            return merge_lora(read_folder(base), folder)
-        if base is None:
-            if projector.is_file() and not has_weights(folder):
-                raise CheckpointError(
-                    f"{folder}: contains only a projector. Pass the language model as model_base."
-                )
-            return read_folder(folder)
-        if projector.is_file():
-            return _with_projector(base, projector)
+        folder, lora, projector = self.folder, is_lora(self.folder), (self.folder / PROJECTOR).is_file()
+        full = has_weights(folder)
+        if self.base is None:
+            if full or not (lora or projector):
+                return "complete"
+            what = "a LoRA adapter" if lora else "a projector"
+            trained = "the model it was trained on" if lora else "the language model"
+            raise CheckpointError(f"{folder}: contains only {what}. Pass {trained} as model_base.")
+        if full and (lora or projector):
+            other = f"a LoRA adapter ({ADAPTER_CONFIG})" if lora else PROJECTOR
+            raise CheckpointError(
+                f"{folder}: model_base was given, and the folder contains full weights as well as {other}. "
+                "Leave model_base out to use the full weights, or move the trained part into a folder of its "
+                "own."
+            )
+        if lora:
+            return "lora"
+        if projector:
+            return "projector"
         raise CheckpointError(
             f"{folder}: model_base was given, but the folder contains neither a LoRA adapter "
-            f"(adapter_config.json) nor {_PROJECTOR}. For a complete checkpoint leave model_base out."
+            f"({ADAPTER_CONFIG}) nor {PROJECTOR}. For a complete checkpoint leave model_base out."
         )
+
+    def check(self) -> dict:
+        """Return config.json, after checking what can be checked without reading weights.
+
+        Raises:
+            CheckpointError: as `config` and `kind`.
+        """
+        config = self.config()
+        self.kind()
+        return config
+
+    def config(self) -> dict:
+        """Read config.json; a folder without one uses its base's."""
+        return read_config(self.config_folder)
+
+    @property
+    def config_folder(self) -> Path:
+        """The folder whose config.json is used."""
+        return config_folder(self.folder, self.base)
+
+    def weights(self) -> Iterator[tuple[str, Tensor, Path]]:
+        """Return an iterator over (key, tensor, file) of everything but the adapter.
+
+        Raises:
+            CheckpointError: as `kind`, by the call; by the iterator, a file that cannot be read.
+        """
+        from llava.model.checkpoint.read import read_folder
+
+        kind = self.kind()
+        if kind == "complete":
+            parts = [n for n in (ADAPTER_CONFIG, TRAINABLES, PROJECTOR) if (self.folder / n).is_file()]
+            if parts:
+                what = "a LoRA adapter" if ADAPTER_CONFIG in parts else "a trained part"
+                warn(
+                    f"{self.folder}: contains full weights and {what} ({', '.join(parts)}). The full weights "
+                    "are used, and the rest is not. Remove the files that are not of this model."
+                )
+            return read_folder(self.folder, self.allow_outside)
+        base = read_folder(self.base, self.allow_outside)
+        return self._over(base, TRAINABLES if kind == "lora" else PROJECTOR, optional=kind == "lora")
+
+    def adapter(self) -> LoraAdapter | None:
+        """Read the LoRA adapter, None if this folder is not one over a base."""
+        from llava.model.checkpoint.lora import read_adapter
+
+        return read_adapter(self.folder) if self.kind() == "lora" else None
+
+    def _over(
+        self, base: Iterator[tuple[str, Tensor, Path]], name: str, optional: bool
+    ) -> Iterator[tuple[str, Tensor, Path]]:
+        """Yield the base's weights without those that the file `name` replaces, then this file's.
+
+        A projector is replaced as a whole, so that parts of two are never mixed.
+        """
+        from llava.model.checkpoint.read import read_file
+
+        path = self.folder / name
+        there = path.is_file() or not optional
+        trained = dict(read_file(path)) if there else {}
+        own = {translate(key) for key in trained}
+        projector = any(_is_projector(key) for key in own)
+        if not projector and not optional:
+            raise CheckpointError(
+                f"{path}: contains no weight of a projector. Saving it failed in training; use another "
+                "checkpoint of the run."
+            )
+        borrowed = False
+        for key, tensor, file in base:
+            parameter = translate(key)
+            if parameter not in own and not (projector and _is_projector(parameter)):
+                borrowed |= _is_projector(parameter)
+                yield key, tensor, file
+        if borrowed:
+            reason = "contains no weight of a projector" if there else "no such file"
+            warn(
+                f"{path}: {reason}. The projector is that of model_base, not one trained with this adapter. "
+                "Use the folder that training wrote at its end, unless the projector was frozen."
+            )
+        for key, tensor in trained.items():
+            yield key, tensor, path
 
     def tokenizer(self) -> Path:
         """Return the folder of the tokenizer: the base if it has one, else the checkpoint itself."""
@@ -74,12 +160,10 @@ class CheckpointFolder:
         )
 
     def generation_config(self) -> Path | None:
-        """Return the folder of generation_config.json, None if there is no such file."""
-        folder = self.folder if self.base is None else self.base
-        return folder if (folder / "generation_config.json").is_file() else None
+        """Return the path of generation_config.json, None if there is no such file."""
+        path = (self.folder if self.base is None else self.base) / "generation_config.json"
+        return path if path.exists() else None
 
 
-def _with_projector(base: Path, projector: Path) -> Iterator[tuple[str, Tensor, Path]]:
-    yield from read_folder(base)
-    for key, tensor in read_file(projector):
-        yield key, tensor, projector
+def _is_projector(name: str | None) -> bool:
+    return name is not None and name.startswith("model.mm_projector.")

@@ -1,7 +1,7 @@
 """Names of weights in checkpoint files, translated to the names in our classes. Strings only.
 
 Four layouts: LLaVA's own (`model.layers`, `model.mm_projector.0`, `model.vision_tower.vision_tower.*`), the
-same below `base_model.model.` (LoRA runs), and transformers' LLaVA as saved before release 5
+same below `base_model.model.` or `model.` (LoRA runs), and transformers' LLaVA as saved before release 5
 (`language_model.model.*`, `vision_tower.vision_model.*`) and by it (`model.language_model.*`,
 `model.vision_tower.*`).
 """
@@ -14,12 +14,13 @@ TOWER = "tower:"  # marks a key of the vision tower, followed by the key in the 
 
 _LANGUAGE = re.compile(r"(?:model\.)?language_model\.(?:model\.)?(.+)")
 _PROJECTOR = re.compile(r"(?:model\.)?multi_modal_projector\.linear_([1-9])\.(weight|bias)")
+_ABOVE = re.compile(r"^(?:base_model\.)?(?:model\.(?=model\.|lm_head\.)){0,2}")
 _TOWER = re.compile(r"(?:model\.)?(?:vision_tower\.)+(.+)")
 
 
 def translate(key: str) -> str | None:
     """Return the parameter name in our model, `TOWER` + key for the tower, or None for a constant."""
-    key = key.removeprefix("base_model.model.")
+    key = _ABOVE.sub("", key)
     if key.endswith("rotary_emb.inv_freq"):
         return None  # a constant that old releases saved
     if match := _TOWER.fullmatch(key):
@@ -29,4 +30,4 @@ def translate(key: str) -> str | None:
     if match := _LANGUAGE.fullmatch(key):
         name = match.group(1)
         return name if name.startswith("lm_head.") else f"model.{name}"
-    return "model.image_newline" if key == "image_newline" else key
+    return f"model.{key}" if key == "image_newline" or key.startswith("mm_projector.") else key

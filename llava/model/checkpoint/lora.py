@@ -6,88 +6,161 @@ non_lora_trainables.bin with the weights that were trained in full (the projecto
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from llava.model.checkpoint import CheckpointError
+from llava.model.checkpoint import CheckpointError, warn
+from llava.model.checkpoint.entries import ADAPTER, read_entries, require_entries
+from llava.model.checkpoint.find import ADAPTER_CONFIG
 from llava.model.checkpoint.keys import translate
-from llava.model.checkpoint.read import listing, read_file
+from llava.model.checkpoint.read import DTYPES, listing, read_file
 
 _PAIR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
-def is_lora(folder: Path) -> bool:
-    """Return whether this is the folder of a LoRA run."""
-    return (folder / "adapter_config.json").is_file()
+@dataclass
+class LoraAdapter:
+    """The pairs of one adapter, held against its configuration and against the weights they are merged into.
+
+    Attributes:
+        path: the file of the pairs, named in errors.
+        scale: W + scale * B @ A is the merged weight.
+        pairs: (A, B) by the name of the weight.
+        targets: tells of a module's name whether the configuration asks for a pair.
+    """
+
+    path: Path
+    scale: float
+    pairs: dict[str, tuple[Tensor, Tensor]]
+    targets: Callable[[str], bool]
+    _used: set[str] = field(default_factory=set)
+    _without: list[str] = field(default_factory=list)  # targets that have no pair
+
+    def rename(self, name_of: Callable[[str], str | None]) -> None:
+        """Use the model's names; `name_of` gives None for a weight that the model does not use."""
+        renamed = {name_of(name): pair for name, pair in self.pairs.items()}
+        self.pairs = {name: pair for name, pair in renamed.items() if name is not None}
+
+    def merge(self, name: str, tensor: Tensor) -> Tensor:
+        """Return the merged weight, or `tensor` itself if there is no pair for it."""
+        pair = self.pairs.get(name)
+        if pair is None:
+            if name.startswith("model.layers.") and self.targets(name.removesuffix(".weight")):
+                self._without.append(name)
+            return tensor
+        a, b = pair
+        self._used.add(name)
+        if (b.shape[0], a.shape[1]) != tuple(tensor.shape):
+            raise CheckpointError(
+                f"{self.path}: the lora_A/lora_B pair for {name} has shape {(b.shape[0], a.shape[1])}, but "
+                f"the weight in model_base has {tuple(tensor.shape)}. Pass the model the adapter was trained "
+                "on."
+            )
+        delta = self.scale * (b.to(torch.float32) @ a.to(torch.float32))
+        return (tensor.to(torch.float32) + delta).to(torch.promote_types(tensor.dtype, a.dtype))
+
+    def finish(self) -> None:
+        """Raise `CheckpointError` for pairs that were not merged; warn about targets without a pair."""
+        left = sorted(self.pairs.keys() - self._used)
+        if left:
+            raise CheckpointError(
+                f"{self.path}: {len(left)} adapters for weights that model_base does not have. Pass the "
+                f"model the adapter was trained on.\n{listing(left)}"
+            )
+        if self._without:
+            layers = {match[1] for name in self._without if (match := _LAYER.match(name))}
+            warn(
+                f"{self.path}: the adapter is incomplete: {len(self._without)} weights that target_modules "
+                f"names have no lora_A/lora_B pair, in {len(layers)} layers (first: {self._without[0]}). "
+                "They are those of model_base. Use the files of the finished run."
+            )
 
 
-def merge_lora(base: Iterable[tuple[str, Tensor, Path]], folder: Path) -> Iterator[tuple[str, Tensor, Path]]:
-    """Yield the base's tensors, W + scale * B @ A where the adapter has a pair, then those trained in full.
+def read_adapter(folder: Path) -> LoraAdapter:
+    """Read an adapter folder.
 
     Raises:
-        CheckpointError: another kind of adapter, or pairs without a weight in the base.
+        CheckpointError: another kind of adapter, no pairs, or pairs that do not fit adapter_config.json.
     """
-    scale = _scale(folder / "adapter_config.json")
-    pairs, origin = _read_pairs(folder)
-    for key, tensor, path in base:
-        name = translate(key)
-        if name in pairs:
-            a, b = pairs.pop(name)
-            delta = scale * (b.to(torch.float32) @ a.to(torch.float32))
-            if delta.shape != tensor.shape:
-                shape = tuple(tensor.shape)
-                raise CheckpointError(
-                    f"{origin}: the lora_A/lora_B pair for {name} has shape {tuple(delta.shape)}, but the "
-                    f"weight in model_base has {shape}. Pass the model the adapter was trained on."
-                )
-            tensor = (tensor.to(torch.float32) + delta).to(torch.promote_types(tensor.dtype, a.dtype))
-        yield key, tensor, path
-    if pairs:
-        names = listing(sorted(pairs))
-        raise CheckpointError(
-            f"{origin}: {len(pairs)} adapters for weights that model_base does not have. Pass the model the "
-            f"adapter was trained on.\n{names}"
-        )
-    trained = folder / "non_lora_trainables.bin"
-    if trained.is_file():
-        for key, tensor in read_file(trained):
-            yield key, tensor, trained
-
-
-def _scale(path: Path) -> float:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a LoRA configuration ({error!r}). Download it again.") from error
+    where = folder / ADAPTER_CONFIG
+    config = read_entries(where, ADAPTER)
+    require_entries(config, "r lora_alpha", str(where))
     for name in ("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save"):
         if config.get(name):
-            raise CheckpointError(f"{path}: {name} is not supported. Merge the adapter with peft first.")
-    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+            raise CheckpointError(f"{where}: {name} is not supported. Merge the adapter with peft first.")
+    rank, alpha = config["r"], config["lora_alpha"]
+    pairs, path = _read_pairs(folder)
+    for name, (a, b) in pairs.items():
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
+            raise CheckpointError(
+                f"{path}: the lora_A/lora_B pair for {name} has shapes {tuple(a.shape)} and "
+                f"{tuple(b.shape)}, but r is {rank} in {where.name}. Use the two files of one adapter."
+            )
+        if a.dtype not in DTYPES or b.dtype not in DTYPES:
+            raise CheckpointError(
+                f"{path}: the lora_A/lora_B pair for {name} is {a.dtype} and {b.dtype}. Download it again."
+            )
+    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    return LoraAdapter(path, scale, pairs, _targets(config, where))
+
+
+def _targets(config: dict[str, Any], where: Path) -> Callable[[str], bool]:
+    """Return the test of a module's name that `target_modules` and `layers_to_transform` describe."""
+    modules, layers = config.get("target_modules"), config.get("layers_to_transform")
+    layers = [layers] if isinstance(layers, int) else layers
+    if isinstance(modules, str) and modules != "all-linear":
+        try:
+            pattern = re.compile(modules)
+        except re.error as error:
+            raise CheckpointError(
+                f"{where}: target_modules is not a regular expression ({error}). Download it again."
+            ) from error
+    elif isinstance(modules, list):
+        pattern = re.compile(r"(.*\.)?(" + "|".join(map(re.escape, modules)) + ")")
+    else:  # not given, or all linear layers
+        pattern = re.compile(r".*_proj") if modules else re.compile("(?!)")
+
+    def is_target(module: str) -> bool:
+        layer = _LAYER.match(module + ".")
+        inside = layers is None or layer is None or int(layer[1]) in layers
+        return inside and pattern.fullmatch(module) is not None
+
+    return is_target
 
 
 def _read_pairs(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], Path]:
     files = [folder / n for n in ("adapter_model.safetensors", "adapter_model.bin") if (folder / n).is_file()]
     if not files:
         raise CheckpointError(
-            f"{folder}: adapter_config.json without adapter_model.safetensors or .bin. Copy the adapter's "
+            f"{folder}: {ADAPTER_CONFIG} without adapter_model.safetensors or .bin. Copy the adapter's "
             "weights into the folder."
         )
-    halves: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in read_file(files[0]):
+    if len(files) > 1:
+        warn(
+            f"{folder}: two adapters. {files[0].name} is read, as in peft, and {files[1].name} is not. "
+            "Remove the file that is not of this run."
+        )
+    path, halves = files[0], {}
+    for key, tensor in read_file(path):
         match = _PAIR.fullmatch(key)
         if match is None:
-            raise CheckpointError(f"{files[0]}: {key} is not a LoRA weight. Merge it with peft first.")
+            raise CheckpointError(f"{path}: {key} is not a LoRA weight. Merge it with peft first.")
         halves.setdefault(translate(match.group(1) + ".weight"), {})[match.group(2)] = tensor
-    single = sorted(n for n, h in halves.items() if len(h) != 2)
+    if not halves:
+        raise CheckpointError(
+            f"{path}: the adapter is empty: it contains no lora_A/lora_B pair. Saving it failed in training; "
+            "use another checkpoint of the run."
+        )
+    single = sorted(str(n) for n, h in halves.items() if len(h) != 2)
     if single:
         raise CheckpointError(
-            f"{files[0]}: {len(single)} unpaired lora_A/lora_B keys. Download the file again.\n"
-            f"{listing(single)}"
+            f"{path}: {len(single)} unpaired lora_A/lora_B keys. Download the file again.\n{listing(single)}"
         )
-    return {n: (h["A"], h["B"]) for n, h in halves.items()}, files[0]
+    return {n: (h["A"], h["B"]) for n, h in halves.items()}, path

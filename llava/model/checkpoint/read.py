@@ -6,57 +6,92 @@ Files (`.safetensors`, `.bin`, their indices) and parameter names only; independ
 
 from __future__ import annotations
 
-import json
 import pickle
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from llava.model.checkpoint import CheckpointError
+from llava.model.checkpoint import CheckpointError, warn
+from llava.model.checkpoint.entries import INDEX, read_entries
+from llava.model.checkpoint.find import WEIGHT_FILES
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of weights that are read
+GROWING = (EMBEDDINGS, HEAD)  # may have another number of rows than config.json has tokens
 _LISTED = 40
+_SHARD = re.compile(r"(pytorch_)?model-\d+-of-\d+\.(bin|safetensors)")
 
 
-def find_weight_files(folder: Path) -> list[Path]:
-    """List the weight files of a checkpoint folder in reading order; safetensors take precedence over `.bin`.
+def find_weight_files(folder: Path, allow_outside: bool = False) -> list[Path]:
+    """List the weight files of a checkpoint folder in reading order.
+
+    The order of preference is that of transformers: model.safetensors, its shards, pytorch_model.bin, its
+    shards. A warning says if there is more than one.
+
+    Args:
+        allow_outside: an index may name files outside the folder.
 
     Raises:
         CheckpointError: there are none, or an index is unreadable or names a missing file.
     """
-    for name in WEIGHT_FILES:
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            return _files_of_index(index)
-        if (folder / name).is_file():
-            return [folder / name]
-    raise CheckpointError(
-        f"{folder}: no weights found; expected model.safetensors, pytorch_model.bin, or one of them in "
-        "shards with its .index.json. Copy the checkpoint's weights into the folder."
-    )
-
-
-def has_weights(folder: Path) -> bool:
-    """Return whether the folder contains weight files under one of the standard names."""
-    return any((folder / f).is_file() for n in WEIGHT_FILES for f in (n, f"{n}.index.json"))
-
-
-def _files_of_index(index: Path) -> list[Path]:
-    try:
-        mapping = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = list(dict.fromkeys(mapping.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: not a weight index ({error}). Download the file again.") from error
-    files = [index.parent / name for name in sorted(names)]
-    missing = [f.name for f in files if not f.is_file()]
-    if missing:
+    sets = [f for n in WEIGHT_FILES for f in (n, f"{n}.index.json") if (folder / f).is_file()]
+    if not sets:
+        shards = sorted(path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name))
+        found = f" There are shards without an index ({', '.join(shards[:3])})." if shards else ""
         raise CheckpointError(
-            f"{index}: {len(missing)} missing shards: {', '.join(missing)}. The download is incomplete; "
-            "download them again."
+            f"{folder}: no weights found; expected model.safetensors, pytorch_model.bin, or one of them in "
+            f"shards with its .index.json.{found} Copy the checkpoint's weights into the folder."
+        )
+    first, others = sets[0], ", ".join(sets[1:])
+    files = [folder / first]
+    if first.endswith(".index.json"):
+        files = _files_of_index(folder / first, allow_outside, others)
+    elif sets[1:2] == [f"{first}.index.json"] and _names(folder / sets[1]) == [first]:
+        sets = [first]  # an index of this very file
+    if len(sets) > 1:
+        warn(
+            f"{folder}: several sets of weights. {first} is read, as in transformers, and {others} is not. "
+            "Remove the files that are not of this model."
         )
     return files
+
+
+def _names(index: Path) -> list[str]:
+    entries = read_entries(index, INDEX)
+    if not entries.get("weight_map"):
+        raise CheckpointError(f"{index}: not a weight index: no weight_map. Download the file again.")
+    names = entries["weight_map"].values()
+    if not all(isinstance(name, str) and name.strip() for name in names):
+        raise CheckpointError(f"{index}: not a weight index: a file without name. Download the file again.")
+    return sorted(set(names))
+
+
+def _files_of_index(index: Path, allow_outside: bool, others: str) -> list[Path]:
+    names = _names(index)
+    outside = [name for name in names if _leaves(name)]
+    if outside and not allow_outside:
+        raise CheckpointError(
+            f"{index}: {outside[0]!r} is outside of the checkpoint's folder. Copy the file into the folder, "
+            "or allow it with allow_outside=True (VISPRUNER_ALLOW_OUTSIDE=1)."
+        )
+    files = [index.parent / name for name in names]
+    missing = [f.name for f in files if not f.is_file()]
+    if missing:
+        hint = f", or remove the index to read {others}" if others else ""
+        raise CheckpointError(
+            f"{index}: {len(missing)} missing shards: {', '.join(missing[:_LISTED])}. The download is "
+            f"incomplete; download them again{hint}."
+        )
+    return files
+
+
+def _leaves(name: str) -> bool:
+    """Return whether a file name of an index is a path that leads out of the index's folder."""
+    parts = re.split(r"[\\/]", name)
+    return ".." in parts or parts[0] == "" or parts[0].endswith(":")
 
 
 def read_file(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -89,15 +124,25 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # the pre-1.6 file layout cannot be memory-mapped
         state = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    named = isinstance(state, dict) and all(isinstance(key, str) for key in state)
+    if not named or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path}: not a mapping of names to tensors. Download it again.")
     return state
 
 
-def read_folder(folder: Path) -> Iterator[tuple[str, Tensor, Path]]:
-    """Yield (key, tensor, file) for every tensor of a checkpoint folder, one shard in memory at a time."""
-    for path in find_weight_files(folder):
+def read_folder(folder: Path, allow_outside: bool = False) -> Iterator[tuple[str, Tensor, Path]]:
+    """Yield (key, tensor, file) for every tensor of a checkpoint folder, one shard in memory at a time.
+
+    Arguments and errors are those of `find_weight_files` and `read_file`; a key in two shards is an error.
+    """
+    places: dict[str, Path] = {}
+    for path in find_weight_files(folder, allow_outside):
         for key, tensor in read_file(path):
+            if key in places:
+                raise CheckpointError(
+                    f"{path}: {key} is also in {places[key].name}. Use the shards of one checkpoint."
+                )
+            places[key] = path
             yield key, tensor, path
 
 
@@ -107,7 +152,7 @@ class Assigner:
     Attributes:
         place: gives (dtype, device) of a parameter name.
         wrap: may return a parameter of its own for (name, tensor), such as a quantized weight, or None.
-        done: names that were assigned.
+        done: origin of every name that was assigned.
         unexpected: origins of tensors that the model has no parameter for.
     """
 
@@ -119,18 +164,32 @@ class Assigner:
     ) -> None:
         self.model, self.place, self.wrap = model, place, wrap
         self.names = {n for n, _ in model.named_parameters()} | _persistent_buffers(model)
-        self.done: set[str] = set()
+        self.done: dict[str, str] = {}
         self.unexpected: list[str] = []
 
     def assign(self, name: str, tensor: Tensor, origin: str) -> None:
-        """Assign `tensor` to `name`; `origin` (file, key) is named if the shape is wrong."""
+        """Assign `tensor` to `name`; `origin` (file, key) is named in errors.
+
+        Embeddings and output layer may have any number of rows; the caller compares them.
+        """
         if name not in self.names:
             self.unexpected.append(origin)
             return
+        if name in self.done:
+            raise CheckpointError(
+                f"{origin}: a second tensor for {name}; the first is {self.done[name]}. Use the files of one "
+                "checkpoint."
+            )
+        if tensor.dtype not in DTYPES or tensor.layout != torch.strided:
+            raise CheckpointError(
+                f"{origin}: {tensor.dtype} ({tensor.layout}), expected floating point numbers. Use the "
+                "original checkpoint in float16 or float32."
+            )
         owner_name, _, leaf = name.rpartition(".")
         owner = self.model.get_submodule(owner_name)
         old = getattr(owner, leaf)
-        if tuple(old.shape) != tuple(tensor.shape):
+        rows = name in GROWING and old.shape[1:] == tensor.shape[1:] and len(tensor)
+        if tuple(old.shape) != tuple(tensor.shape) and not rows:
             raise CheckpointError(
                 f"{origin}: shape {tuple(tensor.shape)}, but the model built from config.json has "
                 f"{tuple(old.shape)} for {name}. Weights and config.json do not match; use one checkpoint's "
@@ -139,16 +198,16 @@ class Assigner:
         dtype, device = self.place(name)
         new = self.wrap(name, tensor) if self.wrap else None
         if new is None:
-            tensor = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None, copy=True)
+            tensor = tensor.to(device=device, dtype=dtype, copy=True)
             # a fresh, contiguous copy: a view into a memory-mapped shard would keep the whole file open
             tensor = tensor.contiguous()
             new = nn.Parameter(tensor, requires_grad=False) if isinstance(old, nn.Parameter) else tensor
         setattr(owner, leaf, new)
-        self.done.add(name)
+        self.done[name] = origin
 
     def missing(self, prefix: str = "") -> list[str]:
         """Return the sorted names under `prefix` that nothing was assigned to."""
-        return sorted(n for n in self.names - self.done if n.startswith(prefix))
+        return sorted(n for n in self.names - self.done.keys() if n.startswith(prefix))
 
 
 def _persistent_buffers(model: nn.Module) -> set[str]:

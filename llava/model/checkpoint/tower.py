@@ -6,14 +6,23 @@ the tower's own folder.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.model.checkpoint import CheckpointError
-from llava.model.checkpoint.find import resolve_tower
+from llava.model.checkpoint import CheckpointError, warn
+from llava.model.checkpoint.entries import (
+    OBJECT,
+    PROCESSOR,
+    TOWER,
+    check_entries,
+    check_processor,
+    read_entries,
+    read_object,
+    require_entries,
+)
+from llava.model.checkpoint.find import last_part, resolve_tower
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,26 +50,93 @@ class TowerSource:
 
     config: dict
     folder: Path | None  # None: the weights must be inside the checkpoint
-    processor: object  # for llava.model.image_processor.load_image_processor: a folder or a dict
+    processor: dict  # entries of preprocessor_config.json
     why_no_folder: str = ""
 
 
-def find_tower(name: str, checkpoint: Path | None) -> TowerSource:
-    """Find the tower `name`. Raises `FileNotFoundError` listing where it was looked for."""
+def find_tower(name: str | list[str], checkpoint: Path | None, base: Path | None = None) -> TowerSource:
+    """Find the tower that config.json names, given as a text or a list of one.
+
+    Args:
+        name: `mm_vision_tower`.
+        checkpoint, base: the folders in and beside which the tower may be.
+
+    Raises:
+        FileNotFoundError: it is nowhere; the message lists where it was looked for.
+        CheckpointError: several towers, or a tower whose config.json is malformed.
+    """
+    if isinstance(name, list):
+        if len(name) != 1:
+            raise CheckpointError(
+                f"{checkpoint}/config.json: mm_vision_tower lists {len(name)} towers, but one is supported. "
+                "Set it to the tower that the checkpoint was trained with."
+            )
+        name = name[0]
     try:
-        folder = resolve_tower(name, checkpoint)
+        folder = resolve_tower(name, checkpoint, base)
     except FileNotFoundError as error:
-        if name in KNOWN_TOWERS:
-            config = KNOWN_TOWERS[name]
+        known = {last_part(one): config for one, config in KNOWN_TOWERS.items()}
+        if (config := known.get(last_part(name))) is not None:
             return TowerSource(config, None, clip_processor(config["image_size"]), str(error))
         raise
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if (folder / "preprocessor_config.json").is_file():
-        processor: object = folder
+    config = read_entries(folder / "config.json", TOWER)
+    where = str(folder / "config.json")
+    vision = config.get("vision_config") or config
+    if vision is config:
+        require_entries(
+            config, "hidden_size num_hidden_layers num_attention_heads patch_size image_size", where
+        )
     else:
-        vision = config.get("vision_config") or config
-        processor = clip_processor(vision.get("image_size", 224))
-    return TowerSource(config, folder, processor)
+        check_entries(vision, TOWER, f"{where}: vision_config")
+    check_tower(vision, where)
+    return TowerSource(
+        config, folder, read_processor(folder) or clip_processor(vision.get("image_size", 224))
+    )
+
+
+def check_tower(vision: dict, where: str) -> None:
+    """Check that a tower's entries fit each other. Raises `CheckpointError`."""
+    width, heads = vision.get("hidden_size"), vision.get("num_attention_heads")
+    if width is not None and heads is not None and width % heads:
+        raise CheckpointError(
+            f"{where}: hidden_size {width} is not a multiple of num_attention_heads {heads}. Use the file of "
+            "the original checkpoint."
+        )
+    side, patch = vision.get("image_size"), vision.get("patch_size")
+    if side is not None and patch is not None and patch > side:
+        raise CheckpointError(
+            f"{where}: patch_size {patch} is larger than image_size {side}. Use the file of the original "
+            "checkpoint."
+        )
+
+
+def read_processor(folder: Path) -> dict | None:
+    """Read the image processor's settings of a folder; None if it has no file with them.
+
+    Newer releases of transformers save them inside processor_config.json. As there, this file wins over
+    preprocessor_config.json; a warning says if they differ.
+
+    Raises:
+        CheckpointError: a file is malformed, or an entry has a wrong type.
+    """
+    flat = nested = None
+    if (path := folder / "preprocessor_config.json").exists():
+        flat = read_object(path)
+        check_processor(flat, str(path))
+    if (path := folder / "processor_config.json").exists():
+        nested = read_entries(path, {"image_processor": OBJECT}).get("image_processor")
+    if nested is None:
+        return flat
+    check_processor(nested, f"{path}: image_processor")
+    differing = [
+        key for key in PROCESSOR if flat is not None and key in nested and flat.get(key) != nested[key]
+    ]
+    if differing:
+        warn(
+            f"{path}: {', '.join(differing)} differ from preprocessor_config.json. processor_config.json is "
+            "used, as in transformers. Remove the file that is not this checkpoint's."
+        )
+    return nested
 
 
 def clip_processor(side: int) -> dict:

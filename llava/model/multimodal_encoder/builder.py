@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from llava.model.checkpoint import CheckpointError
+from llava.model.checkpoint.entries import UNUSED
 from llava.model.checkpoint.placement import main_device
 from llava.model.checkpoint.read import Assigner, listing
 from llava.model.checkpoint.tower import TowerSource, fill_tower, find_tower
 from llava.model.multimodal_encoder.base import VisionTower
+from llava.model.transformers_compat import build_config
 
 
 def build_vision_tower(
@@ -96,12 +98,12 @@ def _tower_config(config: dict) -> object:
 
     kind = config.get("model_type")
     if kind == "clip":  # a whole CLIP, as on the Hub
-        config, kind = config.get("vision_config", {}), "clip_vision_model"
+        config, kind = config.get("vision_config") or {}, "clip_vision_model"
     classes = {"clip_vision_model": CLIPVisionConfig, "dinov2": Dinov2Config}
     if kind not in classes:
         raise ValueError(
             f"vision tower: model_type {kind!r} is not supported. Choose CLIP (clip, clip_vision_model) or "
             "DINOv2 without register tokens (dinov2)."
         )
-    fields = {k: v for k, v in config.items() if k not in ("model_type", "transformers_version")}
-    return classes[kind].from_dict(fields)
+    fields = {k: v for k, v in config.items() if k not in UNUSED}
+    return build_config(classes[kind], fields, "config.json of the vision tower")

@@ -43,6 +43,16 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
         stored_config("./nowhere/at/all")
 
 
+def test_a_lora_repository_without_config_uses_its_base(monkeypatch):
+    def absent(*_, **__):
+        raise LocalEntryNotFoundError("no config.json")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", absent)
+    assert stored_config("owner/lora", SOURCE) == stored_config(SOURCE)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        stored_config("./nowhere", SOURCE)
+
+
 def test_a_lora_folder_without_config_uses_its_base(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"config\.json: no such file"):

@@ -9,7 +9,7 @@ import torch
 
 from helpers.checkpoints import IDS, IMAGE, NEXT, SOURCE, load, logits, weights, write
 from helpers.golden_model import DATA
-from llava.model.checkpoint import CheckpointError
+from llava.model.checkpoint import CheckpointError, CheckpointWarning
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_folders_that_are_none(tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="no weights found"):
         load(folder)
-    with pytest.raises(CheckpointError, match=r"index\.json: not a weight index"):
+    with pytest.raises(CheckpointError, match=r"index\.json: expected a JSON object, got a list"):
         (folder / "model.safetensors.index.json").write_text("[]")
         load(folder)
 
@@ -172,14 +172,25 @@ def test_config_mistakes(tmp_path, config, message):
         load(write(tmp_path / "m", config=config))
 
 
-def test_model_type_llava_and_tied_embeddings(tmp_path):
-    """model_type "llava" is ours here; lm_head may be missing or doubled when it is tied."""
+def test_model_type_llava_and_tied_embeddings(tmp_path, reference):
+    """model_type "llava" is ours here; one of the two matrices may be missing, or be a copy, when tied."""
     state = weights(SOURCE)
-    without = {k: v for k, v in state.items() if k != "lm_head.weight"}
+    embeddings, head = "model.embed_tokens.weight", "lm_head.weight"
     config = {"model_type": "llava", "tie_word_embeddings": True}
+    without = {k: v for k, v in state.items() if k != head}
     model = load(write(tmp_path / "m", state=without, config=config))
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert torch.equal(logits(model), logits(load(write(tmp_path / "n", state=state, config=config))))
+    assert model.lm_head.weight is model.model.embed_tokens.weight and model.loading_notes == ()
+    double = {**without, head: state[embeddings].clone()}
+    same = load(write(tmp_path / "n", state=double, config=config))
+    assert torch.equal(logits(model), logits(same))
+    assert same.lm_head.weight is same.model.embed_tokens.weight
+    only_head = {k: v for k, v in double.items() if k != embeddings}
+    assert torch.equal(logits(model), logits(load(write(tmp_path / "o", state=only_head, config=config))))
+    # two matrices: the weights decide, whatever the flag claims
+    with pytest.warns(CheckpointWarning, match="tie_word_embeddings is true, but"):
+        untied = load(write(tmp_path / "p", state=state, config=config))
+    assert torch.equal(logits(untied), reference) and not untied.config.tie_word_embeddings
+    assert "tie_word_embeddings" in untied.loading_notes[0]
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp1x_gelu", "mlp3x_gelu", "identity"])

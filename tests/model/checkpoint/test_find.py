@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from llava.model.checkpoint import CheckpointError
 from llava.model.checkpoint.find import resolve_checkpoint, resolve_tower
+from llava.model.checkpoint.tower import find_tower
 
 
 def test_where_a_tower_is_looked_for(tmp_path, monkeypatch):
@@ -58,3 +60,58 @@ def test_checkpoints_are_folders_or_hub_names(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert resolve_checkpoint("owner/name", revision="v2", token=None) == tmp_path
     assert asked == [("owner/name", {"revision": "v2"})]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/data/of/somebody/clip-small",
+        "/data/of/somebody/clip-small/",
+        "C:\\models\\clip-small",
+        "C:\\models\\clip-small\\",
+        "models\\clip-small",
+        "openai/clip-small/",
+        "~nobody-of-this-name/clip-small",
+    ],
+)
+def test_a_tower_path_of_another_machine(tmp_path, monkeypatch, name):
+    """Inside the checkpoint, then beside it or its base, then in the cache."""
+    monkeypatch.setenv("VISPRUNER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    checkpoint, base = tmp_path / "a" / "ckpt", tmp_path / "b" / "base"
+    places = [tmp_path / "cache", base.parent, checkpoint.parent, base, checkpoint]
+    for place in places:  # each new one wins
+        (place / "clip-small").mkdir(parents=True)
+        (place / "clip-small" / "config.json").write_text("{}")
+        assert resolve_tower(name, checkpoint, base).samefile(place / "clip-small")
+
+
+def test_an_absolute_tower_of_this_machine(tmp_path):
+    for place in (tmp_path / "here", tmp_path / "a", tmp_path / "a" / "ckpt"):
+        (place / "t").mkdir(parents=True)
+        (place / "t" / "config.json").write_text("{}")
+    given = str(tmp_path / "here" / "t")
+    assert resolve_tower(given, tmp_path / "a" / "ckpt").samefile(tmp_path / "a" / "ckpt" / "t")
+    (tmp_path / "a" / "ckpt" / "t" / "config.json").unlink()
+    assert resolve_tower(given, tmp_path / "a" / "ckpt").samefile(given)
+
+
+@pytest.mark.parametrize("name", ["/data/clip-nowhere", "D:\\clip-nowhere", ".", "..", "/", "C:\\"])
+def test_the_entry_to_edit_is_named(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("VISPRUNER_CACHE", str(tmp_path / "cache"))
+    checkpoint = tmp_path / "ckpt"
+    checkpoint.mkdir()
+    (checkpoint / "config.json").write_text("{}")  # is not a tower
+    monkeypatch.chdir(checkpoint)
+    with pytest.raises(FileNotFoundError, match=rf"Set mm_vision_tower in {checkpoint / 'config.json'}"):
+        resolve_tower(name, checkpoint)
+
+
+def test_known_towers_and_lists(tmp_path, monkeypatch):
+    monkeypatch.setenv("VISPRUNER_CACHE", str(tmp_path / "cache"))
+    known = find_tower("/data/of/somebody/clip-vit-large-patch14-336/", tmp_path)
+    assert known.folder is None and known.config["hidden_size"] == 1024
+    assert find_tower(["/data/of/somebody/clip-vit-large-patch14-336/"], tmp_path) == known
+    for names in ([], ["a", "b"]):
+        with pytest.raises(CheckpointError, match=f"mm_vision_tower lists {len(names)} towers"):
+            find_tower(names, tmp_path)

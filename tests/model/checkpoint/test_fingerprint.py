@@ -149,3 +149,28 @@ def test_imports_neither_torch_nor_transformers(tmp_path):
         f"assert len(f({str(tmp_path)!r})) == 16; assert not {{'torch', 'transformers'}} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_configs_that_cannot_be_read(tmp_path):
+    """Loading reports them; a fingerprint exists all the same."""
+    for content in (
+        '{"a":' * 100_000,
+        "[]",
+        '{"mm_vision_tower": 5}',
+        '{"mm_vision_tower": "' + "x" * 5000 + '"}',
+    ):
+        (tmp_path / "config.json").write_text(content)
+        assert len(fingerprint_checkpoint(tmp_path)) == 16
+
+
+def test_a_tower_beside_the_base_of_an_adapter(tmp_path):
+    folder = tmp_path / "runs" / "lora"
+    tower = tmp_path / "models" / "t"
+    for one in (folder, tower, tmp_path / "models" / "base"):
+        one.mkdir(parents=True)
+    (folder / "config.json").write_text('{"mm_vision_tower": ["/of/another/machine/t"]}')
+    seen = set()
+    for content in ('{"hidden_size": 64}', '{"hidden_size": 128}'):
+        (tower / "config.json").write_text(content)
+        seen.add(fingerprint_checkpoint(folder, tmp_path / "models" / "base"))
+    assert len(seen) == 2

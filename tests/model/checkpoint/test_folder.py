@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 
 from helpers.checkpoints import SOURCE, load, logits, weights, write
-from llava.model.checkpoint import CheckpointError
+from helpers.golden_model import DATA
+from llava.model.checkpoint import CheckpointError, CheckpointWarning
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def test_lora_is_merged(tmp_path):
     ("adapter", "keys", "message"),
     [
         ({"use_dora": True}, ["q_proj.lora_A", "q_proj.lora_B"], "use_dora is not supported"),
-        ({"r": None}, ["q_proj.lora_A", "q_proj.lora_B"], "not a LoRA configuration"),
+        ({"r": None}, ["q_proj.lora_A", "q_proj.lora_B"], r"adapter_config\.json: missing r\."),
         ({}, ["q_proj.lora_A"], "1 unpaired lora_A/lora_B"),
         (
             {},
@@ -85,3 +87,208 @@ def test_lora_mistakes(tmp_path, adapter, keys, message):
     base, folder = lora_folder(tmp_path, adapter, pairs)
     with pytest.raises(CheckpointError, match=message):
         load(folder, str(base))
+
+
+# --- adapters against their configuration and their base ---------------------------------------------------
+PROJECTIONS = ("q_proj", "v_proj")
+
+
+def pairs_for(names, rank=4, prefix="base_model.model."):
+    """Random pairs, and what they add to each weight under alpha 8."""
+    generator, state = torch.Generator().manual_seed(0), weights(SOURCE)
+    pairs, added = {}, {}
+    for name in names:
+        rows, columns = state[f"{name}.weight"].shape
+        a, b = torch.randn(rank, columns, generator=generator), torch.randn(rows, rank, generator=generator)
+        pairs |= {f"{prefix}{name}.lora_A.weight": a, f"{prefix}{name}.lora_B.weight": b}
+        added[f"{name}.weight"] = 8 / rank * (b @ a)
+    return pairs, added
+
+
+ALL = [f"model.layers.{layer}.self_attn.{name}" for layer in range(3) for name in PROJECTIONS]
+
+
+def over_llava(tmp_path, pairs, trained=..., adapter=None):
+    """An adapter over a complete LLaVA. `trained`: of non_lora_trainables.bin; None: no such file."""
+    base = write(tmp_path / "base")
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    if trained is ...:
+        trained = {f"base_model.model.{k}": v for k, v in weights(SOURCE).items() if "mm_projector" in k}
+    if trained is not None:
+        torch.save(trained, folder / "non_lora_trainables.bin")
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": list(PROJECTIONS), **(adapter or {})}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    torch.save(pairs, folder / "adapter_model.bin")
+    return folder, str(base)
+
+
+@pytest.mark.parametrize("trained", [None, {}])
+def test_a_borrowed_projector_is_said(tmp_path, trained):
+    folder, base = over_llava(tmp_path, pairs_for(ALL)[0], trained)
+    with pytest.warns(
+        CheckpointWarning, match=r"non_lora_trainables\.bin: .*projector is that of model_base"
+    ):
+        model = load(folder, base)
+    assert len(model.loading_notes) == 1 and "non_lora_trainables.bin" in model.loading_notes[0]
+
+
+def test_parts_of_two_projectors_are_not_mixed(tmp_path):
+    part = {"base_model.model.model.mm_projector.0.weight": torch.zeros(64, 64)}
+    folder, base = over_llava(tmp_path, pairs_for(ALL)[0], part)
+    with pytest.raises(CheckpointError, match=r"(?s)3 missing keys.*mm_projector\.2\.weight"):
+        load(folder, base)
+    (folder / "non_lora_trainables.bin").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match=r"non_lora_trainables\.bin: cannot be read"):
+        load(folder, base)
+
+
+def test_an_empty_projector_file(tmp_path):
+    base = write(tmp_path / "base")
+    folder = write(tmp_path / "pretrain")
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "mm_projector.bin")
+    with pytest.raises(CheckpointError, match=r"mm_projector\.bin: contains no weight of a projector"):
+        load(folder, str(base))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "adapter", "message"),
+    [
+        ({}, {}, r"adapter_model\.bin: the adapter is empty"),
+        (pairs_for(ALL, rank=8)[0], {}, r"adapter_model\.bin: .*\(8, 64\).*but r is 4"),
+        (
+            {f"{ALL[0]}.lora_A.weight": torch.zeros(0, 64), f"{ALL[0]}.lora_B.weight": torch.zeros(64, 0)},
+            {},
+            r"adapter_model\.bin: .*\(0, 64\).*but r is 4",
+        ),
+        (pairs_for(ALL)[0], {"r": 0}, r"adapter_config\.json: r is 0"),
+        (pairs_for(ALL)[0], {"r": "4"}, r"adapter_config\.json: r is '4'"),
+        (pairs_for(ALL)[0], {"lora_alpha": "8"}, r"adapter_config\.json: lora_alpha is '8'"),
+        (pairs_for(ALL)[0], {"peft_type": "IA3"}, r"adapter_config\.json: peft_type is 'IA3'"),
+        (pairs_for(ALL)[0], {"target_modules": 5}, r"adapter_config\.json: target_modules is 5"),
+        (pairs_for(ALL)[0], {"target_modules": "(q"}, r"target_modules is not a regular expression"),
+        ({k: v.to(torch.int8) for k, v in pairs_for(ALL)[0].items()}, {}, r"is torch\.int8"),
+    ],
+)
+def test_adapters_that_are_not_what_they_claim(tmp_path, pairs, adapter, message):
+    folder, base = over_llava(tmp_path, pairs, adapter=adapter)
+    with pytest.raises(CheckpointError, match=message):
+        load(folder, base)
+
+
+@pytest.mark.parametrize(
+    ("names", "adapter", "said"),
+    [
+        (ALL[:2], {}, "4 weights .* in 2 layers"),
+        (ALL[::2], {}, "3 weights .* in 3 layers"),  # one of two target modules
+        (ALL, {"target_modules": ["q_proj", "v_proj", "o_proj"]}, "3 weights .* in 3 layers"),
+        (ALL[:2], {"target_modules": r".*\.(q|v)_proj"}, "4 weights .* in 2 layers"),
+        (ALL[:2], {"layers_to_transform": [0]}, None),
+        (ALL, {}, None),
+        (ALL, {"target_modules": r"model\.layers\.\d+\.self_attn\.(q|v)_proj"}, None),
+    ],
+)
+def test_layers_and_modules_without_a_pair_are_counted(tmp_path, names, adapter, said):
+    folder, base = over_llava(tmp_path, pairs_for(names)[0], adapter=adapter)
+    if said is None:
+        assert load(folder, base).loading_notes == ()
+        return
+    with pytest.warns(CheckpointWarning, match=rf"adapter_model\.bin: the adapter is incomplete: {said}"):
+        load(folder, base)
+
+
+def test_full_weights_beside_an_adapter(tmp_path, reference):
+    folder, base = over_llava(tmp_path, pairs_for(ALL)[0])
+    write(folder)
+    with pytest.warns(CheckpointWarning, match="contains full weights and a LoRA adapter"):
+        assert torch.equal(logits(load(folder)), reference)
+    with pytest.raises(CheckpointError, match="full weights as well as a LoRA adapter.*Leave model_base out"):
+        load(folder, base)
+
+
+@pytest.mark.parametrize("name", ["mm_projector.bin", "non_lora_trainables.bin"])
+def test_full_weights_beside_a_trained_part(tmp_path, reference, name):
+    folder = write(tmp_path / "m")
+    torch.save({}, folder / name)
+    with pytest.warns(CheckpointWarning, match=rf"full weights and a trained part \({name}\)"):
+        assert torch.equal(logits(load(folder)), reference)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_adapters_reach_into_the_vision_tower(tmp_path, inside):
+    """The tower's weights are in the base, or in the tower's own folder."""
+    own = weights(DATA / "ckpt_clip336p42")
+    name = "vision_model.encoder.layers.{}.self_attn.q_proj"
+    generator = torch.Generator().manual_seed(0)
+    pairs, _ = pairs_for(ALL)
+    prefix = "model.vision_tower.vision_tower."
+    merged = {f"{prefix}{k}": v.clone() for k, v in own.items()}
+    for layer in (0, 3):  # the last layer is after the select layer and not used
+        a, b = torch.randn(4, 64, generator=generator), torch.randn(64, 4, generator=generator)
+        module = prefix + name.format(layer)
+        pairs |= {
+            f"base_model.model.{module}.lora_A.weight": a,
+            f"base_model.model.{module}.lora_B.weight": b,
+        }
+        merged[f"{module}.weight"] += 2 * (b @ a)
+    folder, base = over_llava(tmp_path, pairs)
+    if inside:
+        write(tmp_path / "base", state={**weights(SOURCE), **{f"{prefix}{k}": v for k, v in own.items()}})
+    found = load(folder, base)
+    whole = {**weights(SOURCE), **merged}
+    whole |= {k: whole[k] + v for k, v in pairs_for(ALL)[1].items()}
+    torch.testing.assert_close(logits(found), logits(load(write(tmp_path / "merged", state=whole))))
+    pairs[f"base_model.model.{prefix}encoder.x.lora_A.weight"] = torch.zeros(4, 64)
+    pairs[f"base_model.model.{prefix}encoder.x.lora_B.weight"] = torch.zeros(64, 4)
+    torch.save(pairs, folder / "adapter_model.bin")
+    with pytest.raises(
+        CheckpointError, match=r"(?s)1 adapters for weights that model_base does not have.*encoder\.x"
+    ):
+        load(folder, base)
+
+
+@pytest.mark.parametrize("prefix", ["base_model.model.", "model.", "base_model.model.model."])
+def test_prefixes_of_saved_keys(tmp_path, prefix):
+    state = weights(SOURCE)
+    changed = {k: v + 0.01 for k, v in state.items() if "mm_projector" in k or k == "lm_head.weight"}
+    trained = {
+        prefix.removesuffix("model." if k.startswith("lm_head") else "") + k: v for k, v in changed.items()
+    }
+    folder, base = over_llava(tmp_path, pairs_for(ALL, prefix="base_model.model.")[0], trained)
+    merged = {**state, **changed} | {k: state[k] + v for k, v in pairs_for(ALL)[1].items()}
+    want = logits(load(write(tmp_path / "merged", state=merged)))
+    torch.testing.assert_close(logits(load(folder, base)), want)
+
+
+def test_a_vocabulary_that_grew(tmp_path):
+    """Both matrices come from the adapter's folder; if one is missing, both files are named."""
+    state = weights(SOURCE)
+    extra = torch.randn(3, 64, generator=torch.Generator().manual_seed(1)) / 10
+    grown = {k: torch.cat([state[k], extra]) for k in ("model.embed_tokens.weight", "lm_head.weight")}
+    projector = {k: v for k, v in state.items() if "mm_projector" in k}
+    trained = {f"base_model.model.{k}": v for k, v in (grown | projector).items()}
+    folder, base = over_llava(tmp_path, pairs_for(ALL)[0], trained)
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 643}))
+    model = load(folder, base)
+    assert model.loading_notes == () and model.config.vocab_size == 643
+    assert torch.equal(model.lm_head.weight, grown["lm_head.weight"])
+    (folder / "config.json").unlink()  # the base's config is used, and the weights decide
+    with pytest.warns(CheckpointWarning, match="vocab_size is 640, but the weights are for 643 tokens"):
+        assert load(folder, base).get_input_embeddings().num_embeddings == 643
+    trained.pop("base_model.model.lm_head.weight")
+    torch.save(trained, folder / "non_lora_trainables.bin")
+    with pytest.raises(
+        CheckpointError, match=r"non_lora_trainables\.bin.*vocabulary of 643.*model\.safetensors.*640"
+    ):
+        load(folder, base)
+
+
+def test_a_tower_beside_the_base(tmp_path):
+    """Neither the adapter's folder nor its parent has the tower."""
+    (tmp_path / "runs").mkdir()
+    folder, _ = over_llava(tmp_path / "runs", pairs_for(ALL)[0])
+    base = write(tmp_path / "models" / "base", tower=False)
+    shutil.copytree(DATA / "ckpt_clip336p42", tmp_path / "models" / "ckpt_clip336p42")
+    assert load(folder, str(base)).get_vision_tower().hidden_size == 64

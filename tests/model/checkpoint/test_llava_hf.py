@@ -123,6 +123,20 @@ def test_llava_equals_transformers(folder, layout):
     assert torch.equal(ours.generate(ids, images=image, **kwargs)[0], want)
 
 
+@pytest.mark.parametrize("level", ["top", "text_config"])
+@pytest.mark.parametrize("layout", ["old", "new"])
+def test_a_tied_flag_over_two_matrices(folder, tmp_path, layout, level):
+    """The weights decide, whichever level of the config has the flag."""
+    theirs, place = folder("llava", layout)
+    shutil.copytree(place, tmp_path / "m")
+    config = json.loads((place / "config.json").read_text())
+    (config if level == "top" else config["text_config"])["tie_word_embeddings"] = True
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="tie_word_embeddings is true, but"):
+        ours = load_pretrained_model(str(tmp_path / "m"), device="cpu")[1]
+    assert torch.equal(ours.lm_head.weight, theirs.lm_head.weight) and ours.loading_notes
+
+
 @pytest.mark.parametrize("size", [(112, 112), (200, 100), (90, 112), (170, 50)])
 @pytest.mark.parametrize("layout", ["old", "new"])
 @pytest.mark.parametrize("kind", ["next llama", "next mistral"])
