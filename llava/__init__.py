@@ -1,11 +1,14 @@
 """VisPruner for LLaVA: training-free pruning of visual tokens, and the LLaVA it runs in.
 
-`import llava` is fast: torch and transformers are imported when a name is first used.
+`import llava` is fast: torch and transformers are imported when a name is first used. From then on
+transformers' `AutoConfig` and `AutoModelForCausalLM` know LLaVA's checkpoints.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from llava.model.auto import teach_auto_classes
 
 if TYPE_CHECKING:
     from llava.model import (
@@ -27,6 +30,8 @@ __all__ = [
     "get_pruner",
     "load_pretrained_model",
 ]
+
+teach_auto_classes()
 
 
 def __getattr__(name: str) -> Any:

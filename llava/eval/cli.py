@@ -121,7 +121,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=DTYPES, help="language model (default: float32 on a CPU, else the checkpoint's)")
     add("--tower-dtype", choices=DTYPES, help="vision tower (default: as --dtype)")
     add("--attn-implementation", default="sdpa", choices=kernels, help="attention kernel (default: sdpa)")
-    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda if available)")
+    add("--device", help="cpu, cuda, cuda:1, mps ... (default: cuda if available)")
     cut = "how LLaVA-NeXT images are cut (default: paper when pruning, else llava)"
     add("--anyres", choices=("paper", "llava"), help=cut)
     preset = (

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llava.model.features import VisionFeatures, VisualTokens
     from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
     from llava.model.language_model.llava_mistral import LlavaMistralConfig, LlavaMistralForCausalLM
+    from llava.model.language_model.llava_mpt import LlavaMptForCausalLM
 
 _HOMES = {
     "load_pretrained_model": "llava.model.builder",
@@ -23,6 +24,7 @@ _HOMES = {
     "LlavaLlamaForCausalLM": "llava.model.language_model.llava_llama",
     "LlavaMistralConfig": "llava.model.language_model.llava_mistral",
     "LlavaMistralForCausalLM": "llava.model.language_model.llava_mistral",
+    "LlavaMptForCausalLM": "llava.model.language_model.llava_mpt",
 }
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "LlavaLlamaForCausalLM",
     "LlavaMistralConfig",
     "LlavaMistralForCausalLM",
+    "LlavaMptForCausalLM",
     "VisionFeatures",
     "VisualTokens",
     "load_pretrained_model",

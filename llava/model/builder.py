@@ -61,15 +61,17 @@ def load_pretrained_model(
     load_4bit: bool = False,
     device_map: str | dict | None = "auto",
     device: str | torch.device | None = None,
-    attn_implementation: str | None = "sdpa",
+    attn_implementation: str | bool | None = "sdpa",
     visual_token_num: int | None = None,
     important_ratio: float | None = None,
     method: str | None = None,
     dtype: str | torch.dtype | None = None,
     tower_dtype: str | torch.dtype | None = None,
     anyres: str | None = None,
-    allow_outside: bool = False,
+    config: dict | None = None,
+    model_class: type | None = None,
     preset: str | None = None,
+    allow_outside: bool = False,
     **kwargs: Any,
 ) -> tuple[Any, Any, Any, int]:
     """Load a LLaVA checkpoint; return (tokenizer, model, image_processor, context_len).
@@ -86,15 +88,18 @@ def load_pretrained_model(
         load_8bit, load_4bit: quantize the decoder's layers (bitsandbytes).
         device_map: "auto", a device, or a dict of module names to devices.
         device: the device, if there is only one; wins over device_map="auto".
-        attn_implementation: kernels of tower and language model: sdpa, eager, flash_attention_2.
+        attn_implementation: kernels of tower and language model: sdpa, eager, flash_attention_2. True
+            and False, LLaVA's `use_flash_attn` in this place, mean flash_attention_2 and sdpa.
         visual_token_num: visual tokens to keep per crop.
         important_ratio, method, anyres: see `VisualTokenMixin.set_pruner`.
         dtype: of language model and projector (default: float32 on CPU, else the checkpoint's).
         tower_dtype: of the vision tower (default: `dtype`); "float32" under a half-precision model is the
             paper's setting.
-        allow_outside: a weight index may name files outside of its folder (also VISPRUNER_ALLOW_OUTSIDE=1).
+        config: entries that replace config.json.
+        model_class: the class of the model; the tokenizer is then not loaded (see `from_pretrained`).
         preset: "published" sets dtype (not on a CPU), tower_dtype and anyres as for the published numbers,
             and rounds pixels to float16 before the tower; "exact" (default) sets nothing.
+        allow_outside: a weight index may name files outside of its folder (also VISPRUNER_ALLOW_OUTSIDE=1).
         kwargs: revision, cache_dir, token and local_files_only for the Hub, and arguments of LLaVA and
             transformers that have no effect here.
 
@@ -116,6 +121,8 @@ def load_pretrained_model(
     check_environment(ENVIRONMENT[name] for name, value in given.items() if value is not None)
     extra, hub = _check_kwargs(kwargs)
     attn_implementation = extra.get("attn_implementation", attn_implementation)
+    if isinstance(attn_implementation, bool):
+        attn_implementation = "flash_attention_2" if attn_implementation else "sdpa"
     dtype = extra.get("dtype", dtype) if dtype is None else dtype
     if load_8bit and load_4bit:
         raise ValueError("load_8bit and load_4bit are both set. Choose one.")
@@ -130,6 +137,7 @@ def load_pretrained_model(
     checkpoint = CheckpointFolder(folder, base, allow_outside)
     with collect_warnings() as notes:
         raw = checkpoint.check()
+        raw = raw if config is None else config
         settings = resolve_pruning(raw, *pruning)
         if settings.pruner.name != "none" and settings.pruner.tokens is None:
             warnings.warn(
@@ -137,15 +145,20 @@ def load_pretrained_model(
                 "visual_token_num=64 (or set VISPRUNER_TOKENS=64, or visual_token_num in config.json).",
                 stacklevel=2,
             )
-        tokenizer = load_tokenizer(checkpoint.tokenizer())
+        tokenizer = load_tokenizer(checkpoint.tokenizer()) if model_class is None else None
         generation = read_generation_config(checkpoint.generation_config())
-        model_class, config, tower_source = understand(checkpoint.config_folder, raw, base)
+        stored_class, config, tower_source = understand(checkpoint.config_folder, raw, base)
+        if not issubclass(model_class or stored_class, stored_class):
+            raise CheckpointError(
+                f"{checkpoint.config_folder / 'config.json'}: the checkpoint is a {stored_class.__name__}, "
+                f"not a {model_class.__name__}. Use {stored_class.__name__}.from_pretrained."
+            )
         model_dtype, tower_type = choose_dtypes(dtype, tower_dtype, config.dtype, device_main, preset)
         config.dtype = model_dtype
         kernels, tower_kernels = choose_attention(attn_implementation, model_dtype, tower_type)
         quantizer = Quantizer(4 if load_4bit else 8, model_dtype) if load_8bit or load_4bit else None
         set_attention(config, kernels)
-        model = _build(model_class, config)
+        model = _build(model_class or stored_class, config)
         model.model.vision_tower = build_vision_tower(
             tower_source,
             select_layer=getattr(config, "mm_vision_select_layer", -2),
@@ -171,7 +184,8 @@ def load_pretrained_model(
         model.set_pruner(settings.pruner, anyres=settings.anyres)
         if generation is not None:
             model.generation_config = generation
-        add_image_tokens(tokenizer, model)
+        if tokenizer is not None:
+            add_image_tokens(tokenizer, model)
         _check_ids(model, checkpoint)
     model.loading_notes = tuple(notes)
     connect(model, placement)

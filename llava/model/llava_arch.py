@@ -7,13 +7,26 @@ inserts them into a prompt.
 
 from __future__ import annotations
 
+import os
+import re
 import warnings
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from llava.model.checkpoint import CheckpointError
+from llava.model.checkpoint.find import is_hub_name
+from llava.model.checkpoint.keys import translate
+from llava.model.checkpoint.read import listing, read_file
 from llava.model.decode import SWITCHES
 from llava.model.multimodal_encoder.base import VisionTower
+from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.splice import ContextLimits, Spliced, check_tags, splice
 from llava.model.visual import VisualTokenMixin
@@ -33,6 +46,75 @@ class LlavaMetaModel:
     def get_vision_tower(self) -> VisionTower | None:
         return self.vision_tower
 
+    def initialize_vision_modules(self, model_args: Any, fsdp: object = None) -> None:
+        """Attach the vision tower and the projector that training arguments name, as LLaVA's training does.
+
+        A tower or projector that fits is kept; a new projector is untrained. Both are put where the
+        embeddings are.
+
+        Args:
+            model_args: an object with `vision_tower` and, as far as they are set, mm_vision_select_layer,
+                mm_vision_select_feature, mm_projector_type, mm_patch_merge_type and
+                pretrain_mm_mlp_adapter (a file such as mm_projector.bin).
+            fsdp: must be empty.
+
+        Raises:
+            ValueError: an invalid argument; `CheckpointError` for a file that does not fit.
+            FileNotFoundError: the tower was not found.
+        """
+        if fsdp:
+            raise ValueError(f"fsdp: {fsdp!r} is not supported. Leave it out.")
+        config, weight = self.config, self.embed_tokens.weight
+        layer = getattr(model_args, "mm_vision_select_layer", -2)
+        wanted = (model_args.vision_tower, layer)
+        if self.vision_tower is None or wanted != (config.mm_vision_tower, self.vision_tower.select_layer):
+            self.vision_tower = build_vision_tower(model_args)
+        elif not self.vision_tower.is_loaded:
+            self.vision_tower.load_model()
+        self.vision_tower.to(device=weight.device, dtype=weight.dtype)
+        width, projector = self.vision_tower.hidden_size, getattr(self, "mm_projector", None)
+        if projector is not None and width != config.mm_hidden_size:
+            raise ValueError(
+                f"vision_tower: {model_args.vision_tower!r} has hidden_size {width}, but the model's "
+                f"projector takes {config.mm_hidden_size}. Use the tower that it was trained with."
+            )
+        config.mm_vision_tower, config.mm_hidden_size, config.use_mm_proj = (
+            model_args.vision_tower,
+            width,
+            True,
+        )
+        config.mm_vision_select_layer = layer
+        config.mm_vision_select_feature = getattr(model_args, "mm_vision_select_feature", "patch")
+        config.mm_patch_merge_type = getattr(model_args, "mm_patch_merge_type", "flat")
+        if projector is None:
+            config.mm_projector_type = getattr(model_args, "mm_projector_type", "linear")
+            self.mm_projector = build_vision_projector(config).to(weight)
+        for parameter in self.mm_projector.parameters():
+            parameter.requires_grad = True
+        if "unpad" in config.mm_patch_merge_type and not hasattr(self, "image_newline"):
+            newline = torch.randn(config.hidden_size) * config.hidden_size**-0.5
+            self.image_newline = nn.Parameter(newline.to(weight))
+        if adapter := getattr(model_args, "pretrain_mm_mlp_adapter", None):
+            self._load_projector(Path(adapter))
+
+    def _load_projector(self, path: Path) -> None:
+        found = {translate(key): tensor for key, tensor in read_file(path)}
+        names = {f"model.mm_projector.{name}": p for name, p in self.mm_projector.named_parameters()}
+        if "model.image_newline" in found and hasattr(self, "image_newline"):
+            names["model.image_newline"] = self.image_newline
+        own = {name for name in found if name in names or str(name).startswith("model.mm_projector.")}
+        wrong = [n for n in sorted(own | set(names)) if n not in own or n not in names]
+        wrong += [n for n in sorted(own & set(names)) if found[n].shape != names[n].shape]
+        if wrong:
+            raise CheckpointError(
+                f"{path}: {len(wrong)} weights do not fit mm_projector_type "
+                f"{self.config.mm_projector_type!r} from {self.config.mm_hidden_size} to "
+                f"{self.config.hidden_size}. Use the file of this tower and language model.\n{listing(wrong)}"
+            )
+        with torch.no_grad():
+            for name, parameter in names.items():
+                parameter.copy_(found[name])
+
 
 class LlavaMetaForCausalLM(VisualTokenMixin):
     """Mixed into a causal language model: encodes, prunes and splices images, then generates."""
@@ -45,18 +127,147 @@ class LlavaMetaForCausalLM(VisualTokenMixin):
         """Return the vision tower."""
         return self.get_model().get_vision_tower()
 
-    def save_pretrained(self, *args, **kwargs):
-        """Save as in transformers, without an anyres protocol that only followed from the pruner.
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *model_args: Any, **kwargs: Any
+    ):
+        """Load a checkpoint of any format that `load_pretrained_model` reads, with its vision tower.
 
-        Whoever loads the folder chooses again.
+        As in transformers the model is on the CPU unless `device_map` is given, and in evaluation mode; as in
+        LLaVA it is float32 unless `dtype` (or `torch_dtype`) is. A bare Llama or Mistral gives a model
+        without tower, for `initialize_vision_modules`.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or owner/name on the Hugging Face Hub.
+            kwargs: config (replaces config.json), device_map, dtype ("auto": the checkpoint's),
+                attn_implementation, load_in_8bit, load_in_4bit, revision, cache_dir, token,
+                local_files_only, output_loading_info; model_base, visual_token_num, important_ratio,
+                method, anyres and tower_dtype as in `load_pretrained_model`; entries of config.json.
+
+        Raises:
+            ValueError, FileNotFoundError, TypeError: as `load_pretrained_model`.
         """
-        followed = self.config.anyres_protocol
+        auto = import_module("llava.model.auto")  # by name: loading needs this class
+        if not auto.is_language_model(pretrained_model_name_or_path, **kwargs):
+            if model_args:
+                raise TypeError(f"from_pretrained() got unexpected positional arguments {model_args!r}.")
+            return auto.load_model(cls, pretrained_model_name_or_path, **kwargs)
+        if kwargs.get("torch_dtype") is None:
+            kwargs.setdefault("dtype", torch.float32)
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        model._complete(info["missing_keys"], pretrained_model_name_or_path)
+        return (model, info) if wants_info else model
+
+    def _complete(self, missing: Iterable[str], path: object) -> None:
+        """Give a model that was loaded from a bare language model its tower, if its config names one."""
+        new = [name for name in missing if name.startswith(("model.mm_projector.", "model.image_newline"))]
+        lost = sorted(set(missing) - set(new))
+        if lost:
+            raise CheckpointError(f"{path}: {len(lost)} missing keys. Download it again.\n{listing(lost)}")
+        if new:
+            warnings.warn(
+                f"{path}: contains no projector: that of the model is untrained. Load its weights, such as "
+                "those of mm_projector.bin or non_lora_trainables.bin.",
+                stacklevel=3,
+            )
+        if "model.image_newline" in new:
+            nn.init.normal_(self.model.image_newline, std=self.config.hidden_size**-0.5)
+        if getattr(self.config, "mm_vision_tower", None) and self.get_vision_tower() is None:
+            self.model.vision_tower = build_vision_tower(self.config, delay_load=True)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any):
+        """Save as in transformers, the tower included: the folder loads again, wherever it is moved.
+
+        The tower's config and image processor are saved in a folder of the tower's name. An anyres protocol
+        that only followed from the pruner is not saved: whoever loads the folder chooses again.
+        """
+        followed, tower, named = self.config.anyres_protocol, self.get_vision_tower(), None
         if self._anyres is None:
             del self.config.anyres_protocol
+        if tower is not None:
+            named = self.config.mm_vision_tower
+            name = named[0] if isinstance(named, list) else str(named)
+            last = re.split(r"[\\/]", name.rstrip("\\/"))[-1].strip(".:~") or "vision_tower"
+            self.config.mm_vision_tower = name if is_hub_name(name) else last
+            tower.config.save_pretrained(Path(save_directory, last))
+            tower.image_processor.save_pretrained(Path(save_directory, last))
+            if not tower.is_loaded:
+                state = kwargs.get("state_dict") or self.state_dict()
+                kwargs["state_dict"] = {
+                    k: v for k, v in state.items() if not k.startswith("model.vision_tower.")
+                }
+        # transformers refuses to save sampling settings without do_sample, as LLaVA-1.5 has them.
+        generation, self.generation_config = self.generation_config, GenerationConfig()
         try:
-            return super().save_pretrained(*args, **kwargs)
+            saved = super().save_pretrained(save_directory, *args, **kwargs)
+            if (path := Path(save_directory, "generation_config.json")).is_file():
+                generation.to_json_file(path)
+            return saved
         finally:
+            self.generation_config = generation
             self.config.anyres_protocol = followed
+            if tower is not None:
+                self.config.mm_vision_tower = named
+
+    def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
+        """Give tokenizer and model the image tokens that training arguments name, as LLaVA's training does.
+
+        New embeddings are the mean of the others, or those of `pretrain_mm_mlp_adapter`.
+
+        Args:
+            model_args: an object with mm_use_im_patch_token and mm_use_im_start_end and, as far as they are
+                set, tune_mm_mlp_adapter and pretrain_mm_mlp_adapter.
+
+        Raises:
+            CheckpointError: the file has no embeddings that fit.
+        """
+        patch = getattr(model_args, "mm_use_im_patch_token", False)
+        ends = getattr(model_args, "mm_use_im_start_end", False)
+        if patch:
+            tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
+            self._grow(len(tokenizer))
+        new = 0
+        if ends:
+            names = [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN]
+            new = tokenizer.add_tokens(names, special_tokens=True)
+            self._grow(len(tokenizer))
+        if new and (adapter := getattr(model_args, "pretrain_mm_mlp_adapter", None)):
+            self._load_embeddings(Path(adapter), len(tokenizer), new)
+        if getattr(model_args, "tune_mm_mlp_adapter", False) and (patch or ends):
+            for parameter in self.get_input_embeddings().parameters():
+                parameter.requires_grad = ends
+            for parameter in self.get_output_embeddings().parameters():
+                parameter.requires_grad = False
+
+    def _grow(self, tokens: int) -> None:
+        """Add mean embeddings up to `tokens`; a matrix that is padded to more rows keeps them."""
+        rows = len(self.get_input_embeddings().weight)
+        if tokens > rows:
+            self.resize_token_embeddings(tokens, mean_resizing=False)
+            with torch.no_grad():
+                for matrix in (self.get_input_embeddings().weight, self.get_output_embeddings().weight):
+                    matrix[rows:] = matrix[:rows].mean(0, keepdim=True)
+
+    def _load_embeddings(self, path: Path, tokens: int, new: int) -> None:
+        found = {translate(key): tensor for key, tensor in read_file(path)}.get("model.embed_tokens.weight")
+        weight = self.get_input_embeddings().weight
+        if (
+            found is None
+            or found.shape[1:] != weight.shape[1:]
+            or len(found) not in (new, tokens, len(weight))
+        ):
+            shape = None if found is None else tuple(found.shape)
+            raise CheckpointError(
+                f"{path}: model.embed_tokens.weight has shape {shape}, expected "
+                f"({new}, {weight.shape[1]}) or {tuple(weight.shape)}. Use a file that "
+                "was trained with mm_use_im_start_end."
+            )
+        rows = found if len(found) == new else found[tokens - new : tokens]
+        with torch.no_grad():
+            weight[tokens - new : tokens] = rows.to(weight)
 
     # --- visual tokens into the prompt -------------------------------------------------------------------
     def prepare_inputs_labels_for_multimodal(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from llava.model.anyres import PROTOCOLS
-from llava.pruning import Pruner, get_pruner
+from llava.pruning import Pruner, get_pruner, has_float64
 
 ENVIRONMENT = {
     "method": "VISPRUNER_METHOD",
@@ -202,12 +202,12 @@ def choose_dtypes(
 ) -> tuple[torch.dtype, torch.dtype]:
     """Return the dtypes of (language model with projector, tower).
 
-    The default is float32 on CPU, elsewhere that of the checkpoint's config, else float16. The tower's
-    default is the language model's. A preset decides both, except that a language model on a CPU may be
-    float32.
+    The default is float32 on CPU, elsewhere that of the checkpoint's config, else float16; on Apple's MPS
+    float16 in place of bfloat16. The tower's default is the language model's. A preset decides both, except
+    that a language model on a CPU may be float32.
 
     Raises:
-        ValueError: not a dtype, or one that contradicts the preset.
+        ValueError: not a dtype, one that contradicts the preset, or float64 on a device without it.
     """
     if device.type != "cpu" or parse_dtype(dtype) not in (None, torch.float32):
         dtype = _by_preset(preset, "dtype", dtype, parse_dtype)
@@ -215,9 +215,13 @@ def choose_dtypes(
     chosen = parse_dtype(dtype)
     if chosen is None:
         chosen = torch.float32 if device.type == "cpu" else parse_dtype(config_dtype) or torch.float16
+        if device.type == "mps" and chosen == torch.bfloat16:  # not on every macOS; LLaVA runs float16 there
+            chosen = torch.float16
     tower = parse_dtype(tower_dtype, "tower_dtype")
     if tower is None:
         tower = parse_dtype(os.environ.get(ENVIRONMENT["tower_dtype"]), ENVIRONMENT["tower_dtype"])
+    if torch.float64 in (chosen, tower) and not has_float64(device.type):
+        raise ValueError(f"dtype: {device.type} devices have no float64. Choose float32 or float16.")
     return chosen, tower or chosen
 
 

@@ -28,8 +28,8 @@ class VisualTokenMixin:
         """Start without pruning. Called once by the constructor."""
         self._pruner = get_pruner("none")
         self._anyres: str | None = None
-        self._told_unshrunk = False
         self.preset: Preset = PRESETS["exact"]
+        self._told_unshrunk = False
         self.config.anyres_protocol = self.anyres
 
     # --- which tokens stay -------------------------------------------------------------------------------
@@ -78,6 +78,16 @@ class VisualTokenMixin:
         self._anyres = None if anyres == "auto" else anyres or self._anyres
         self.config.anyres_protocol = self.anyres
         return pruner
+
+    def get_visual_token_num(self) -> int:
+        """Return the visual tokens that are kept per crop; all of them without pruning."""
+        tower, budget = self.get_vision_tower(), self._pruner.tokens
+        patches = None if tower is None else tower.num_patches
+        return patches if budget is None else budget if patches is None else min(budget, patches)
+
+    def get_important_ratio(self) -> float:
+        """Return the share of kept tokens that is selected by attention."""
+        return self._pruner.important_ratio
 
     # --- images -> visual tokens -------------------------------------------------------------------------
     def encode_vision(

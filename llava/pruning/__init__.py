@@ -13,7 +13,7 @@ have another interface.
 import pkgutil
 from importlib import import_module
 
-from .base import Kept, Pruner, TextCue, attention_order
+from .base import Kept, Pruner, TextCue, attention_order, has_float64
 from .registry import get_pruner, list_pruners, register_pruner
 
 for _module in pkgutil.iter_modules(__path__):
@@ -27,6 +27,7 @@ __all__ = [
     "TextCue",
     "attention_order",
     "get_pruner",
+    "has_float64",
     "list_pruners",
     "register_pruner",
 ]

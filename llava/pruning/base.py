@@ -11,6 +11,7 @@ features and attention are computed, and of how the indices are used.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -42,6 +43,10 @@ class TextCue:
 
     text: str  # the question in the benchmark's words, without the conversation around it
     embeds: Tensor | None  # (L, D) input embeddings of that text in the language model; None if not available
+
+    def cpu(self) -> TextCue:
+        """Return the cue with its embeddings on the CPU."""
+        return TextCue(self.text, None if self.embeds is None else self.embeds.cpu())
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,9 @@ class Pruner:
     ) -> Kept:
         """Select the tokens of every row; rows never influence each other.
 
+        On a device without float64 (see `has_float64`) the selection runs on the CPU, and so it is the same
+        everywhere; the result is on the device of the inputs.
+
         Args:
             features: (B, N, C) floating point, patch features of the select layer, input of the projector.
             attention: (B, H, N) floating point, attention of [CLS] to the patches per head, same layer.
@@ -96,6 +104,12 @@ class Pruner:
                 needs a question and gets none.
         """
         _check(features, attention, crop_ids)
+        device = features.device
+        if not has_float64(device.type):
+            question = None if question is None else question.cpu()
+            kept = self.keep(features.cpu(), attention.cpu(), crop_ids, question)
+            return Kept(kept.indices.to(device), kept.important.to(device))
+        _check_values(features, attention)
         if self.needs_question and question is None:
             raise ValueError(
                 f"question: {self.name!r} chooses by the question, got None. "
@@ -139,6 +153,21 @@ class Pruner:
         used = {"important_ratio": self.uses_ratio, "seed": self.uses_seed}
         settings = {f.name: getattr(self, f.name) for f in fields(self) if used.get(f.name, True)}
         return {"method": self.name, **settings}
+
+
+@functools.cache
+def has_float64(device_type: str) -> bool:
+    """Return whether devices of a type ("cpu", "cuda", "mps" ...) compute in float64.
+
+    Apple's MPS and some NPUs do not: they raise, or compute in float32 without a word.
+    """
+    if device_type in ("cpu", "cuda", "meta"):
+        return True
+    try:
+        ones = torch.ones(2, 2, dtype=torch.float64, device=device_type)
+        return (ones @ ones + 2.0**-40).sum().item() == 8 + 2.0**-38
+    except (RuntimeError, TypeError):
+        return False
 
 
 def descending(score: Tensor) -> Tensor:
@@ -194,6 +223,9 @@ def _check(features: Tensor, attention: Tensor, crop_ids: CropIds) -> None:
         raise ValueError(
             f"crop_ids must have one identity per row: expected {features.shape[0]}, got {crop_ids!r}"
         )
+
+
+def _check_values(features: Tensor, attention: Tensor) -> None:
     # One float64 sum is finite only if every term is, and costs a tenth of testing every element. Both sums
     # are tested together, because every test is a device sync on a GPU.
     if torch.isfinite(features.sum(dtype=torch.float64) + attention.sum(dtype=torch.float64)):

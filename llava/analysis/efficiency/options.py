@@ -98,6 +98,8 @@ def check_device(args: argparse.Namespace) -> None:
         device = torch.device(args.device)
     except RuntimeError as error:
         raise ValueError(f"--device {args.device}: no such device ({str(error).splitlines()[0]})") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {args.device}: only cpu and cuda are timed. Use one of them")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {args.device}: torch sees {torch.cuda.device_count()} CUDA devices here")
     rounds_backend(device)

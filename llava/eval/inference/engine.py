@@ -158,9 +158,12 @@ class Engine:
         self._rows_at_once = self.batch_size  # halved when the device runs out of memory
         if self.vision_cache is not None:
             self.vision_cache.bind(self.model)
-        self._cuda = torch.device(self.model.device).type == "cuda"
+        device = torch.device(self.model.device)
+        self._accelerator = (
+            None if device.type == "cpu" else torch.get_device_module(device)
+        )  # torch.cuda ...
         # On a GPU, whole passes of the tower; on a CPU one image at a time is as fast and saves memory.
-        self._encode_at_once = 2 * self.model.get_vision_tower().crops_per_pass if self._cuda else 1
+        self._encode_at_once = 2 * self.model.get_vision_tower().crops_per_pass if self._accelerator else 1
 
     def run(
         self,
@@ -352,13 +355,14 @@ class Engine:
                 )
                 found += generated
                 begin += len(part)
-            except torch.OutOfMemoryError:
-                if len(part) == 1:
+            except RuntimeError as error:  # MPS does not raise torch.OutOfMemoryError
+                out_of_memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
+                if not out_of_memory or len(part) == 1:
                     raise
                 self._rows_at_once = len(part) // 2
                 tqdm.write(f"out of memory: continuing with batches of {self._rows_at_once}", file=sys.stderr)
-            if self._cuda and begin < len(rows):
-                torch.cuda.empty_cache()
+            if self._accelerator and begin < len(rows):
+                self._accelerator.empty_cache()
         return found
 
     def prompt_ids(self, question: Question) -> tuple[int, ...]:
@@ -412,8 +416,8 @@ class Engine:
             self.model.set_pruner(settings[0].pruner, anyres=self.anyres or "auto")
 
     def _clock(self) -> float:
-        if self._cuda:
-            torch.cuda.synchronize()
+        if self._accelerator:
+            self._accelerator.synchronize()
         return time.monotonic()
 
 

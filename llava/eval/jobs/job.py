@@ -201,6 +201,10 @@ def resolve_job(
         raise ValueError(f"--device {place}: no such device ({str(error).splitlines()[0]})") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {place}: torch finds no CUDA device. Use --device cpu")
+    if kind not in ("cpu", "cuda"):
+        from llava.model.checkpoint.placement import main_device
+
+        main_device(None, place)  # refuses what this machine or this torch does not have
     if place == "cuda" and local_rank is not None and torch.cuda.device_count() > 1:
         place = f"cuda:{local_rank % torch.cuda.device_count()}"
     name = model_name(model)
@@ -226,7 +230,7 @@ def resolve_job(
         place,
         *(str(one).removeprefix("torch.") for one in dtypes),
         conv_mode or usual,
-        batch_size or (16 if kind == "cuda" else 64),
+        batch_size or (64 if kind == "cpu" else 16),
         preset=preset,
         anyres=anyres,
         **given,

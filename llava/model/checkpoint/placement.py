@@ -98,6 +98,14 @@ def _device(value: object) -> torch.device:
                 f"device: {str(value)!r} is missing: torch finds {torch.cuda.device_count()} GPUs, "
                 "numbered from 0. Choose one of them."
             )
+    elif device.type == "meta":
+        raise ValueError("device: 'meta' has no memory for weights. Use device='cpu'.")
+    elif device.type != "cpu":  # Apple's mps and others
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, ImportError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"device: {str(value)!r} is missing ({reason}). Use device='cpu'.") from error
     return device
 
 

@@ -1,9 +1,17 @@
-"""LLaVA on Llama. Loaded by its own class: `llava` in AutoConfig is another model."""
+"""LLaVA on Llama. Registered with transformers' Auto classes as `llava_llama`."""
 
 from __future__ import annotations
 
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    LlamaPreTrainedModel,
+)
 
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
@@ -34,3 +42,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
         self.init_pruning()
+
+
+AutoConfig.register(LlavaConfig.model_type, LlavaConfig)
+for _auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+    _auto.register(LlavaConfig, LlavaLlamaForCausalLM, exist_ok=True)

@@ -1,9 +1,17 @@
-"""LLaVA on Mistral. Loaded by its own class: `llava` in AutoConfig is another model."""
+"""LLaVA on Mistral. Registered with transformers' Auto classes as `llava_mistral`."""
 
 from __future__ import annotations
 
 from torch import nn
-from transformers import MistralConfig, MistralForCausalLM, MistralModel, MistralPreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    MistralConfig,
+    MistralForCausalLM,
+    MistralModel,
+    MistralPreTrainedModel,
+)
 
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
@@ -34,3 +42,8 @@ class LlavaMistralForCausalLM(LlavaMetaForCausalLM, MistralForCausalLM):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
         self.init_pruning()
+
+
+AutoConfig.register(LlavaMistralConfig.model_type, LlavaMistralConfig)
+for _auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+    _auto.register(LlavaMistralConfig, LlavaMistralForCausalLM, exist_ok=True)

@@ -7,6 +7,7 @@ projectors and language models. `clip_encoder.py` and `dinov2_encoder.py` name t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,8 @@ class VisionTower(nn.Module, ABC):
         self.image_size = image_size
         self.select_layer = select_layer
         self.select_feature = "patch"
-        self.is_loaded = True
+        self.is_loaded = True  # False until `load_model` of a tower that was built with delay_load
+        self._load: Callable[[VisionTower, object], None] | None = None  # reads the weights
         # Crops per pass; None = 1 on CPU, CUDA_GROUP elsewhere. A pass always has exactly this many crops
         # (the last one is filled up), so the same kernels with the same blocking see every crop and the
         # result of one image never depends on its neighbours in the batch.
@@ -66,6 +68,21 @@ class VisionTower(nn.Module, ABC):
     def attention_parts(self, layer: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
         """Return (norm before attention, query projection, key projection) of a layer."""
 
+    # --- loading -----------------------------------------------------------------------------------------
+    def load_model(self, device_map: object = None) -> None:
+        """Read the weights of a tower that was built with `delay_load`, in float32; else do nothing.
+
+        Args:
+            device_map: a device, "auto" (a GPU if there is one), or {"": device} (default: the CPU).
+
+        Raises:
+            FileNotFoundError, CheckpointError: the weights cannot be read, or do not fit.
+        """
+        if not self.is_loaded and self._load is not None:
+            self._load(self, device_map)
+            self.requires_grad_(False)
+            self.is_loaded = True
+
     # --- running -----------------------------------------------------------------------------------------
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Encode (B, 3, S, S) to features (B, N, C), attention (B, H, N), in passes of a fixed size.
@@ -73,6 +90,8 @@ class VisionTower(nn.Module, ABC):
         Raises:
             ValueError: the shape is not (B, 3, S, S) with S = `image_size`.
         """
+        if not self.is_loaded:
+            raise ValueError("vision tower: the weights are not loaded. Call load_model() first.")
         side = self.image_size
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
             shape = tuple(images.shape)
@@ -126,6 +145,11 @@ class VisionTower(nn.Module, ABC):
     def device(self) -> torch.device:
         """Device of the weights."""
         return next(self.vision_tower.parameters()).device
+
+    @property
+    def dummy_feature(self) -> Tensor:
+        """Zeros (1, C), as LLaVA takes for a missing image."""
+        return torch.zeros(1, self.hidden_size, device=self.device, dtype=self.dtype)
 
     @property
     def hidden_size(self) -> int:

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 
+from llava.model.checkpoint import CheckpointError
 from llava.model.checkpoint.entries import UNUSED
-from llava.model.checkpoint.tower import TowerSource
+from llava.model.checkpoint.placement import main_device
+from llava.model.checkpoint.read import Assigner, listing
+from llava.model.checkpoint.tower import TowerSource, fill_tower, find_tower
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.transformers_compat import build_config
 
 
 def build_vision_tower(
-    source: TowerSource,
+    source: TowerSource | Any,
     select_layer: int = -2,
     select_feature: str = "patch",
     attn_implementation: str = "sdpa",
+    delay_load: bool = False,
 ) -> VisionTower:
     """Build an empty tower of the right class on the meta device: it has shapes and no memory.
 
+    Called as in LLaVA, with a model's config or training arguments in place of a `TowerSource`, the tower
+    also gets its weights: now, or with `delay_load` when its `load_model` is called.
+
+    Args:
+        source: where the tower comes from; or an object that names it in `mm_vision_tower` or `vision_tower`,
+            and its layer in `mm_vision_select_layer`.
+
     Raises:
+        FileNotFoundError: there is no such tower.
         ValueError: the architecture is not supported, or `select_feature` is not "patch".
     """
     from llava.model.image_processor import load_image_processor
 
+    if not isinstance(source, TowerSource):
+        return _build_named(source, attn_implementation, delay_load)
     if select_feature != "patch":
         raise ValueError(
             f"config.json: mm_vision_select_feature is {select_feature!r}, but only 'patch' is supported: "
@@ -36,6 +53,37 @@ def build_vision_tower(
         return _classes()[config.model_type].build(
             config, processor, select_layer, int(crop) if crop else None, attn_implementation
         )
+
+
+def _build_named(args: Any, attn_implementation: str, delay_load: bool) -> VisionTower:
+    name = getattr(args, "mm_vision_tower", None) or getattr(args, "vision_tower", None)
+    if not name:
+        raise ValueError("vision_tower is not set. Set it to the name or the folder of a vision tower.")
+    source = find_tower(name, None)
+    tower = build_vision_tower(
+        source,
+        getattr(args, "mm_vision_select_layer", -2),
+        getattr(args, "mm_vision_select_feature", None) or "patch",
+        attn_implementation,
+    )
+    tower.is_loaded, tower._load = False, functools.partial(_fill, source, str(name))
+    if not delay_load:
+        tower.load_model()
+    return tower
+
+
+def _fill(source: TowerSource, name: str, tower: VisionTower, device_map: object) -> None:
+    device = main_device("cpu" if device_map is None else device_map, None)
+    assigner = Assigner(tower.vision_tower, lambda _: (torch.float32, device))
+    fill_tower(tower, source, assigner.assign)
+    wrong = {"unexpected": list(assigner.unexpected), "missing": assigner.missing()}
+    for what, keys in wrong.items():
+        if keys:
+            raise CheckpointError(
+                f"vision tower {name}: {len(keys)} {what} keys. Weights and config.json do not match; "
+                f"use one checkpoint's files.\n{listing(keys)}"
+            )
+    tower.restore_buffers()
 
 
 def _classes() -> dict[str, type]:

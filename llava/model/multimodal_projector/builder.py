@@ -14,8 +14,10 @@ class IdentityProjector(nn.Module):
         return features
 
 
-def build_vision_projector(config: object) -> nn.Module:
+def build_vision_projector(config: object, delay_load: bool = False) -> nn.Module:
     """Build the projector (..., mm_hidden_size) -> (..., hidden_size) for a LLaVA config.
+
+    `delay_load` is accepted as in LLaVA and has no effect.
 
     `mlpNx_gelu` is N linear layers with GELU between them (parameters `0`, `2`, ... as in LLaVA's files).
 
