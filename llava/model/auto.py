@@ -55,7 +55,8 @@ class _AfterImport(MetaPathFinder):
 
         def exec_module(module: Any) -> None:
             execute(module)
-            _teach(module.AutoConfig)
+            if module.__name__ == _AUTO:  # a loader of a zip archive is shared by its modules
+                _teach(module.AutoConfig)
 
         spec.loader.exec_module = exec_module
         return spec
