@@ -289,3 +289,100 @@ def _(typist: Typist) -> None:
     typist.names["images"] = process_images([image], processor, model.config)
     typist.do()
     assert isinstance(typist.names["ids"], torch.Tensor) and typist.names["n"] == 16
+
+
+REFERENCE = ROOT / "tests" / "data" / "model" / "ckpt_llava15s"
+
+
+def training_arguments() -> SimpleNamespace:
+    tower = REFERENCE.parent / "ckpt_clip336p42"
+    return SimpleNamespace(
+        vision_tower=str(tower), mm_vision_select_layer=-2, mm_projector_type="mlp2x_gelu",
+        mm_use_im_start_end=True, mm_use_im_patch_token=False, tune_mm_mlp_adapter=False,
+    )  # fmt: skip
+
+
+@row("tokenizer, model, image_processor, context_len = load_pretrained_model(")
+@row("config = AutoConfig.from_pretrained(")
+@row("model = AutoModelForCausalLM.from_pretrained(")
+@row("model = LlavaLlamaForCausalLM.from_pretrained(")
+def _(typist: Typist) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    import llava
+    from llava.model import LlavaLlamaForCausalLM, load_pretrained_model
+
+    names = [AutoConfig, AutoModelForCausalLM, LlavaLlamaForCausalLM, load_pretrained_model]
+    typist.names |= {one.__name__: one for one in names}
+    typist.names |= {"torch": torch, "model_path": str(REFERENCE), "model_name": "llava-v1.5-7b"}
+    typist.do()
+    if "config" in typist.names:
+        assert type(typist.names["config"]) is llava.LlavaConfig
+        return
+    model = typist.names["model"]
+    assert type(model) is LlavaLlamaForCausalLM and model.get_vision_tower().is_loaded
+    assert model.get_visual_token_num() == 64
+    assert model.dtype == (torch.float16 if "float16" in typist.codes[0] else torch.float32)
+
+
+@row("n, ratio = model.get_visual_token_num()")
+@row("model.save_pretrained(")
+@row("vision_tower = model.get_vision_tower()")
+@row("vision_tower = build_vision_tower(")
+@row("model.get_model().initialize_vision_modules(")
+@row("model.initialize_vision_tokenizer(")
+def _(typist: Typist) -> None:
+    import torch
+
+    from llava.model import load_pretrained_model
+    from llava.model.multimodal_encoder.builder import build_vision_tower
+
+    tokenizer, model, _, _ = load_pretrained_model(str(REFERENCE), device="cpu")
+    typist.names |= {
+        "model": model,
+        "tokenizer": tokenizer,
+        "torch": torch,
+        "build_vision_tower": build_vision_tower,
+    }
+    typist.names |= {"model_args": training_arguments(), "save_path": typist.root / "saved"}
+    typist.do()
+    if "n" in typist.names:
+        assert (typist.names["n"], typist.names["ratio"]) == (64, 0.5)
+    if "save_pretrained" in typist.codes[0]:
+        assert type(model).from_pretrained(typist.root / "saved").get_vision_tower().is_loaded
+    if "vision_tower" in typist.names:
+        assert typist.names["vision_tower"].is_loaded != ("delay_load" in typist.codes[0])
+    if "initialize_vision_tokenizer" in typist.codes[0]:
+        assert len(model.get_input_embeddings().weight) == len(tokenizer)
+
+
+@row("auto_upgrade(")
+def _(typist: Typist) -> None:
+    from llava.model.utils import auto_upgrade
+
+    typist.names |= {"auto_upgrade": auto_upgrade, "model_path": str(REFERENCE)}
+    typist.do()
+
+
+@row("python scripts/merge_lora_weights.py")
+@row("python -m llava.model.make_delta")
+@row("python -m llava.model.apply_delta")
+@row("python -m llava.model.consolidate")
+def _(typist: Typist) -> None:
+    import torch
+
+    from helpers.checkpoints import write
+    from helpers.lora import adapter, language_model
+    from llava.model.builder import load_pretrained_model
+
+    if not (typist.root / "vicuna").exists():
+        language_model(typist.root / "vicuna")
+        write(typist.root / "llava-model")
+        adapter(typist.root / "lora", torch.float32)
+    if "apply_delta" in typist.codes[0] and not (typist.root / "delta").exists():
+        write(typist.root / "delta")
+    typist.do()
+    for name in ("merged", "merged2", "target", "consolidated"):
+        if name in typist.codes[-1].split():
+            load_pretrained_model(str(typist.root / name), device="cpu")
