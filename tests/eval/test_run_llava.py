@@ -207,7 +207,7 @@ def test_pruning_of_the_fork(jobs, capsys, monkeypatch):
         ({"top_p": 1.5}, "expected a number from 0 to 1"),
         ({"conv_mode": "v9"}, "no such template"),
         ({"model_path": "nowhere/at/all"}, "--model-path nowhere/at/all: no such folder"),
-        ({"model_path": str(PHOTOS)}, "no config.json. Set --model-path"),
+        ({"model_path": str(PHOTOS)}, "config.json: no such file"),
         ({"visual_token_num": -1}, "expected an integer >= 0"),
         ({"important_ratio": 2}, "from 0 to 1"),
     ],

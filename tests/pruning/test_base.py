@@ -136,9 +136,11 @@ def test_a_method_that_keeps_the_wrong_number_is_refused():
 
 
 def test_pruning_imports_torch_and_nothing_else_of_llava():
+    """`import llava` itself only installs the import hook of transformers' Auto classes."""
     code = (
-        "import sys, llava.pruning; ours = [m for m in sys.modules if m.startswith('llava.') "
-        "and not m.startswith('llava.pruning')]; print(ours, 'transformers' in sys.modules)"
+        "import sys, llava; before = set(sys.modules); import llava.pruning; "
+        "ours = [m for m in set(sys.modules) - before if m.startswith('llava.') "
+        "and not m.startswith('llava.pruning')]; print(ours, 'torch' in before, 'transformers' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["[]", "False"]
+    assert done.stdout.split() == ["[]", "False", "False"]
