@@ -140,7 +140,8 @@ def test_pruning_imports_torch_and_nothing_else_of_llava():
     code = (
         "import sys, llava; before = set(sys.modules); import llava.pruning; "
         "ours = [m for m in set(sys.modules) - before if m.startswith('llava.') "
-        "and not m.startswith('llava.pruning')]; print(ours, 'torch' in before, 'transformers' in sys.modules)"
+        "and not m.startswith('llava.pruning')]; "
+        "print(ours, 'torch' in before, 'transformers' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["[]", "False", "False"]

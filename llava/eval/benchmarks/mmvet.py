@@ -95,7 +95,7 @@ class MMVet(JudgedBenchmark):
 
     def rate(self, truth: Mapping[Hashable, Row], graded: dict[Hashable, Row], score: Score) -> None:
         runs = min(len(row["grades"]) for row in graded.values())
-        # Sums depend on the order in the last bit, and rounding shows it: the order of the ground truth counts.
+        # Sums depend on the order in the last bit, which rounding shows: take the order of the ground truth.
         order = [key for key in truth if key in graded]
         table = [(truth[key]["capability"], graded[key]["grades"][:runs]) for key in order]
         groups = {
