@@ -117,6 +117,7 @@ while [ $# -gt 0 ]; do
         --quick) quick=1 ;;
         --only) only=,${2:?--only needs names}, && shift ;;
         --only=*) only=,${1#*=}, ;;
+        -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit 0 ;;
         --list) printf '%s\n' "$COMBINATIONS" && exit 0 ;;
         *) arguments+=("$1") ;;
     esac

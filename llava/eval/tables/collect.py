@@ -103,7 +103,9 @@ def _read(path: Path, warnings: list[str]) -> MeasuredResult:
     document = read_json(path)
     first = _first_metadata(path)
     card = Scorecard.of_document({**first, **document} if isinstance(document, dict) else document)
-    missing = [key for key in ("model", "method", "tokens") if key not in {**first, **document}]
+    given = {**first, **document}
+    missing = [key for key in ("model", "method") if given.get(key) is None]
+    missing += ["tokens"] if "tokens" not in given else []  # null means all
     other = [
         f"{key} is {document[key]!r}, but {first[key]!r} in the answers beside it"
         for key in (*SETTING, *FACTS)

@@ -238,3 +238,10 @@ def test_scorecards_have_the_configuration_of_the_answers():
 def test_missing_folders_are_an_error(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         read_results([tmp_path / "none"])
+
+
+@pytest.mark.parametrize("key", ["model", "method"])
+def test_a_score_of_an_unnamed_setting_is_left_out(tmp_path, key):
+    write_score(tmp_path, "pope", 80.0, **{key: None})
+    results, (warning,) = read_results([tmp_path])
+    assert results == [] and f"it has no {key}" in warning
