@@ -11,7 +11,7 @@ from llava.eval import cli  # noqa: E402
 from llava.eval.benchmarks import DataError  # noqa: E402
 from llava.eval.benchmarks.base import check_foreign, grouped, mean  # noqa: E402
 from llava.eval.benchmarks.files import read_answers, read_json  # noqa: E402
-from llava.eval.store.atomic import write_atomically  # noqa: E402
+from llava.eval.store.atomic import check_output, write_atomically  # noqa: E402
 
 
 def questions(rows: object, path: Path) -> dict[str, dict]:
@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--result-file", type=cli.path_argument, required=True)
     add("--result-upload-file", type=cli.path_argument, required=True)
     args = parser.parse_args(argv)
+    check_output(args.result_upload_file, args.annotation_file, args.result_file)
     document = read_json(args.annotation_file, dict, ("questions",))
     truth = questions(document["questions"], args.annotation_file)
     kinds = document.get("question_type")

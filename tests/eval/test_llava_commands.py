@@ -221,6 +221,17 @@ def test_pope_where_the_official_scorer_divides_by_zero(capsys):
     assert "divides by zero" in err and "error: the average F1 score is undefined" in err
 
 
+def test_pope_counts_empty_answers(tmp_path, capsys):
+    folder, answers = GOLDEN / "pope", tmp_path / "answers.jsonl"
+    rows = lines(folder / "llava_answers_clean.jsonl")
+    write_lines(
+        answers, [{**row, "text": "" if number < 3 else row["text"]} for number, row in enumerate(rows)]
+    )
+    files = ["--annotation-dir", folder / "coco", "--question-file", folder / "llava_pope_test.jsonl"]
+    assert eval_pope.main([*map(str, files), "--result-file", str(answers)]) == 0
+    assert "warning: 3 answers are empty" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "changes, says",
     [
@@ -254,6 +265,31 @@ def science(tmp_path: Path, name: str, *more: str) -> list[str]:
         tmp_path / "result.json",
     ]
     return [*map(str, [*command, *outputs]), *more]
+
+
+def test_scienceqa_does_not_write_over_its_input(tmp_path, capsys):
+    answers = tmp_path / "answers.jsonl"
+    answers.write_bytes((GOLDEN / "scienceqa" / "llava_answers_letters_full.jsonl").read_bytes())
+    before = answers.read_bytes()
+    for option in ("--output-file", "--output-result"):
+        command = science(tmp_path, "letters_full", "--result-file", str(answers), option, str(answers))
+        assert eval_science_qa.main(command) == 1
+        assert "answers.jsonl: is read by this command" in capsys.readouterr().err
+    assert answers.read_bytes() == before
+    command = science(tmp_path, "letters_full", "--output-file", str(tmp_path / "result.json"))
+    with pytest.raises(SystemExit):
+        eval_science_qa.main(command)
+    assert "the same file" in capsys.readouterr().err
+
+
+def test_scienceqa_of_a_split_without_questions(tmp_path, capsys):
+    for name in ("problems.json", "pid_splits.json"):
+        (tmp_path / name).write_bytes((GOLDEN / "scienceqa" / name).read_bytes())
+    splits = json.loads((tmp_path / "pid_splits.json").read_text())
+    (tmp_path / "pid_splits.json").write_text(json.dumps({**splits, "none": []}))
+    command = science(tmp_path, "letters_full", "--base-dir", str(tmp_path), "--split", "none")
+    assert eval_science_qa.main(command) == 1
+    assert "pid_splits.json: none lists no questions" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["letters_full", "letters_img_only", "letters_missing", "letter_text_full"])
@@ -327,6 +363,7 @@ def test_textvqa_of_a_folder_scores_what_it_can(tmp_path, capsys):
     assert "gone: no such folder" in capsys.readouterr().err
     assert eval_textvqa.main(["--annotation-file", str(tmp_path / "x"), "--result-dir", str(results)]) == 1
     assert "x: no such file. Set --annotation-file" in capsys.readouterr().err
+    (results / "b.failures.jsonl").write_text('{"question_id": 1, "reason": "no such image"}\n')
     (results / "a.jsonl").write_text("{")
     (results / "b.jsonl").write_bytes((folder / "llava_answers_noisy.jsonl").read_bytes())
     assert eval_textvqa.main([*truth, "--result-dir", str(results)]) == 1
