@@ -114,6 +114,15 @@ def test_science_without_the_instruction(jobs, data, tmp_path, capsys):
         assert (row["metadata"]["visual_tokens"] > 0) == ("image" in question)
 
 
+@pytest.mark.parametrize("table, right", [("mmbench_dev_20230712", "en"), ("mmbench_dev_cn_20231003", "cn")])
+def test_the_instruction_in_another_language_is_a_warning(table, right, jobs, data, tmp_path, capsys):
+    questions = data / ("mmbench_cn" if right == "cn" else "mmbench") / f"{table}.tsv"
+    for lang in ("en", "cn"):
+        more = ["--temperature", "0", "--max_new_tokens", "2", "--single-pred-prompt", "--lang", lang]
+        assert ask(model_vqa_mmbench, questions, tmp_path / f"{lang}.jsonl", *more) == 0
+        assert (f"Use --lang {right}" in capsys.readouterr().err) == (lang != right)
+
+
 def test_all_rounds_rotate_the_options(jobs, data, tmp_path):
     table = data / "mmbench" / "mmbench_dev_20230712.tsv"
     more = ["--temperature", "0", "--max_new_tokens", "2", "--all-rounds", "--single-pred-prompt"]
