@@ -407,6 +407,17 @@ def test_textvqa_accuracy_of_evaluators():
         TextVQAAccuracyEvaluator().eval_pred_list([{"pred_answer": "a", "gt_answers": ["b"] * 3}])
 
 
+@pytest.mark.parametrize("evaluator", [TextVQAAccuracyEvaluator, STVQAAccuracyEvaluator, STVQAANLSEvaluator])
+def test_entries_may_come_from_a_generator(evaluator):
+    entries = [{"pred_answer": text, "gt_answers": ["bus"] * 10} for text in ("bus", "car")]
+    assert (
+        evaluator().eval_pred_list(entry for entry in entries) == evaluator().eval_pred_list(entries) == 0.5
+    )
+    for wrong, found in ((entries[0], "dict"), (None, "NoneType")):
+        with pytest.raises(ValueError, match=f"pred_list: {found}, expected a list of dicts"):
+            evaluator().eval_pred_list(wrong)
+
+
 def test_stvqa_evaluators():
     pred_list = [
         {"pred_answer": "The Stop.", "gt_answers": ["stop", "halt"]},
