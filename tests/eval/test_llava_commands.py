@@ -535,7 +535,14 @@ def test_seed_refuses_answers_to_other_questions(data, tmp_path, capsys):
     ]
     assert convert("convert_seed_for_submission", *files, "--result-upload-file", tmp_path / "out") == 1
     assert "1 of 1 answers match no question in" in capsys.readouterr().err
-    for broken in ({}, {"questions": None}, {"questions": [{"question_id": 1}]}, {"questions": [[]]}):
+    numbers = {"questions": [{"question_id": 1, "answer": 2}]}
+    for broken in (
+        {},
+        {"questions": None},
+        {"questions": [{"question_id": 1}]},
+        {"questions": [[]]},
+        numbers,
+    ):
         (tmp_path / "s.json").write_text(json.dumps(broken))
         more = ["--annotation-file", tmp_path / "s.json", "--result-upload-file", tmp_path / "out"]
         assert convert("convert_seed_for_submission", *files, *more) == 1
@@ -558,6 +565,25 @@ def test_seed_counts_answers_that_are_not_a_letter(data, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out.splitlines()[-1] == "Total: 25.00% of 4" and "3 answers are not one of the letters" in err
     assert [row["prediction"] for row in lines(tmp_path / "up.jsonl")] == texts
+
+
+def test_seed_with_repeated_and_with_empty_answers(data, tmp_path, capsys):
+    asked = lines(data / "seed_bench" / "llava-seed-bench.jsonl")
+    files = [
+        "--annotation-file",
+        data / "seed_bench" / "SEED-Bench.json",
+        "--result-file",
+        tmp_path / "a.jsonl",
+    ]
+    files += ["--result-upload-file", tmp_path / "up.jsonl"]
+    rows = [{"question_id": row["question_id"], "text": "A"} for row in asked]
+    write_lines(tmp_path / "a.jsonl", [{**rows[0], "text": "B"}, *rows])
+    assert convert("convert_seed_for_submission", *files) == 0
+    assert "1 answers are to a question answered before" in capsys.readouterr().err
+    assert [row["prediction"] for row in lines(tmp_path / "up.jsonl")] == ["A"] * len(rows)
+    write_lines(tmp_path / "a.jsonl", [{**row, "text": ""} for row in rows])
+    assert convert("convert_seed_for_submission", *files) == 1
+    assert "answers are empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
