@@ -214,8 +214,6 @@ def model_folder(
         return paths.require_bundled(folder / "config.json", "--model (CKPT_DIR, CKPT)").parent
     given = getattr(args, "model_base", None)
     for asked, name in ((option, args.model), ("--model-base", given)):
-        if name is not None and not str(name).strip():  # an unset shell variable
-            parser.error(f"argument {asked}: an empty path. Give the name of a folder")
         if name and not user_path(name).is_dir() and (user_path(name).exists() or not is_hub_name(name)):
             parser.error(f"{asked} {name}: no such folder")
     folder, base = user_path(args.model), user_path(given) if given else None

@@ -14,7 +14,6 @@ import pytest
 from helpers.answers import without_ids
 from helpers.synthetic_pope import make_pope
 from llava.eval import cli, model_vqa_loader, run, status, sweep
-from llava.eval.store.run_record import FAILURES, beside
 
 MODEL = Path(__file__).parents[1] / "data" / "model" / "ckpt_llava15s"
 FAST = ["--max-new-tokens", "2", "--batch-size", "4"]
@@ -261,8 +260,3 @@ def test_the_recorded_command_names_what_was_given(tmp_path, monkeypatch):
 def test_status_needs_no_torch():
     code = "import sys, llava.eval.status\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_answer_files_without_a_suffix_do_not_share_their_lists(tmp_path):
-    names = [beside(tmp_path / name, FAILURES).name for name in ("r_0.5.jsonl", "r_0.5", "r_0.25")]
-    assert names == ["r_0.5.failures.jsonl", "r_0.5.failures.jsonl", "r_0.25.failures.jsonl"]

@@ -168,8 +168,6 @@ def test_a_missing_file_or_folder_is_told_before_loading(module, data, tmp_path,
         assert said == f"error: {tmp_path / 'lost'}: no such folder. {fix}\n"
     images = data / Path(name).parent / {"scienceqa": "images/test"}.get(Path(name).parts[0], "val2014")
     for more, says in (
-        (["--model-path", ""], "argument --model-path: an empty path"),
-        (["--model-base", ""], "argument --model-base: an empty path"),
         (["--model-path", "nowhere/at/all"], "--model-path nowhere/at/all: no such folder"),
         (["--conv-mode", "v9"], "--conv-mode v9: no such template"),
         (["--num-chunks", "2", "--chunk-idx", "2"], "numbered 0 to 1"),
