@@ -100,9 +100,14 @@ vispruner_eval() { # v1_5 or v1_6, benchmark, arguments
 }
 
 vispruner_video() { # benchmark, arguments
-    local benchmark=$1 flags=()
+    local benchmark=$1 flags=() answers=""
     shift
-    if [ $# -gt 0 ] && [ -e "$1" ]; then flags+=(--answers "$(_vp_path "$1")"); shift; fi
+    case ${1:-} in
+        -*) ;;
+        */* | *.json | *.jsonl) answers=$1 ;; # also if it is missing: the command says so
+        *) if [ -e "${1:-}" ]; then answers=$1; fi ;;
+    esac
+    if [ -n "$answers" ]; then flags+=(--answers "$(_vp_path "$answers")"); shift; fi
     _vp_budget ${1+"$@"}
     _vp_checkpoint Video-LLaVA-7B
     if [ -n "$TOKENS_" ]; then flags+=(--tokens "$TOKENS_"); fi

@@ -8,19 +8,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also works without an installation
 
 from llava.eval import cli  # noqa: E402
-from llava.eval.benchmarks import DataError  # noqa: E402
-from llava.eval.benchmarks.base import check_foreign, grouped, mean  # noqa: E402
-from llava.eval.benchmarks.files import read_answers, read_json  # noqa: E402
-from llava.eval.store.atomic import write_atomically  # noqa: E402
+from llava.eval.benchmarks.base import check_foreign, check_not_empty, grouped, mean  # noqa: E402
+from llava.eval.benchmarks.files import ID, read_answers, read_json  # noqa: E402
+from llava.eval.store.atomic import check_output, write_atomically  # noqa: E402
 
-
-def questions(rows: object, path: Path) -> dict[str, dict]:
-    """Return {id: question}; the ids are numbers in one file and texts in another. Raises DataError."""
-    for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
-        if not isinstance(row, dict) or not {"question_id", "answer"} <= row.keys():
-            what = f"entry {number} of questions has no question_id or no answer"
-            raise DataError(f"{path}: {what}. Check that it is SEED-Bench.json.")
-    return {str(row["question_id"]): row for row in rows}
+QUESTION = {"question_id": ID, "answer": str, "question_type_id?": ID, "data_type?": str}
+SHAPE = {"questions": [QUESTION], "question_type?": {str: ID}}
 
 
 @cli.guarded
@@ -31,13 +24,16 @@ def main(argv: list[str] | None = None) -> int:
     add("--result-file", type=cli.path_argument, required=True)
     add("--result-upload-file", type=cli.path_argument, required=True)
     args = parser.parse_args(argv)
-    document = read_json(args.annotation_file, dict, ("questions",))
-    truth = questions(document["questions"], args.annotation_file)
-    kinds = document.get("question_type")
-    names = {str(number): name for name, number in kinds.items()} if isinstance(kinds, dict) else {}
-    answers = {str(row["question_id"]): row["text"] for row in read_answers(args.result_file)}
-    if wrong := [key for key, text in answers.items() if not isinstance(text, str)]:
-        raise DataError(f"{args.result_file}: text of question_id {wrong[0]} is not a text. Fix the line.")
+    check_output(args.result_upload_file, args.annotation_file, args.result_file)
+    document = read_json(args.annotation_file, dict, SHAPE)
+    # Ids are numbers in one file and texts in another.
+    truth = {str(row["question_id"]): row for row in document["questions"]}
+    names = {str(number): name for name, number in document.get("question_type", {}).items()}
+    rows = read_answers(args.result_file)
+    check_not_empty(args.result_file, rows)
+    answers = {str(row["question_id"]): row["text"] for row in rows}
+    if repeated := len(rows) - len(answers):
+        cli.print_warnings([f"{repeated} answers are to a question answered before; the last one counts"])
     check_foreign(list(answers), truth, args.annotation_file, "question_id")
     scores = [(truth[key], float(text == truth[key]["answer"])) for key, text in answers.items()]
     for key in ("question_type_id", "data_type"):

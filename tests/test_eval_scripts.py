@@ -59,6 +59,8 @@ CASES = [
         "--benchmark msvd --model c/Video-LLaVA-7B --answers scripts/_env.sh --tokens 227 --judge gpt",
         "--data",
     ),
+    ("video/eval/msvd.sh missing.jsonl 227", {}, "--answers missing.jsonl --tokens 227", "--data"),
+    ("video/eval/msvd.sh 227 0.5", {}, "--tokens 227 --ratio 0.5", "--answers"),
 ]
 
 

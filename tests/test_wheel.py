@@ -107,6 +107,9 @@ def test_commands_that_need_no_bundled_files_work(site: Path, tmp_path: Path) ->
         (["llava.tiny.build", "--check"], "--output"),
         (["llava.eval.run", "--benchmark", "pope", "--output-dir", "out"], "--model"),
         (["llava.eval.data", "check", "all"], "--data"),
+        (["llava.analysis.overlay", "--image", __file__, "--tokens", "64"], "--model"),
+        (["llava.analysis.efficiency", "--device", "cpu"], "--model"),
+        (["llava.analysis.efficiency", "engine", "--device", "cpu"], "--model"),
         (["llava.eval.compare", "a.jsonl", "b.jsonl", "--benchmark", "pope"], "--data"),
     ],
 )

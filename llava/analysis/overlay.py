@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from llava.argtypes import at_least, ratio
-from llava.paths import BUNDLED_MODEL
+from llava.paths import BUNDLED_MODEL, require_bundled
 
 if TYPE_CHECKING:
     from llava.pruning import Kept, Pruner
@@ -213,8 +213,8 @@ def main(argv: list[str] | None = None) -> int:
     from llava.model.builder import load_pretrained_model
     from llava.model.checkpoint import CheckpointError
 
-    path = str(args.model or BUNDLED_MODEL)
     try:
+        path = str(args.model or require_bundled(BUNDLED_MODEL, "--model"))
         _, model, processor, _ = load_pretrained_model(
             path, None, get_model_name_from_path(path), device=args.device
         )

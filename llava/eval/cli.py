@@ -16,7 +16,7 @@ from typing import Any
 from llava import paths
 from llava.argtypes import at_least, failures, ratio
 from llava.environment import check_environment
-from llava.eval.benchmarks import Benchmark, DataError, DataIssue, benchmark_name
+from llava.eval.benchmarks import Benchmark, DataError, DataIssue, Score, benchmark_name
 from llava.eval.jobs.execute import ModelError, TooManyFailures
 from llava.eval.jobs.job import Job, resolve_job
 from llava.eval.metrics.scorecard import Scorecard
@@ -248,6 +248,12 @@ def print_warnings(warnings: Sequence[str]) -> None:
     """Print warnings on standard error, each once."""
     for warning in dict.fromkeys(warnings):
         print(f"warning: {warning}", file=sys.stderr)
+
+
+def print_score_warnings(score: Score) -> None:
+    """Print the warnings of a score and its number of empty answers, beside the lines that LLaVA prints."""
+    empty = f"{score.empty} answers are empty, and scored as the rule scores an empty text"
+    print_warnings([*score.warnings, *([empty] if score.empty else [])])
 
 
 def report_issues(

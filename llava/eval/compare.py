@@ -27,7 +27,7 @@ from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark, list
 from llava.eval.benchmarks.base import is_empty
 from llava.eval.metrics.comparison import compare, other_prompts
 from llava.eval.metrics.scorecard import NAME, Scorecard
-from llava.eval.store.atomic import write_atomically
+from llava.eval.store.atomic import check_output, write_atomically
 from llava.table import csv_text, text_table
 
 
@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_data_argument(parser)
     note = "list the first N differing questions for each side (default: 10)"
     add("--show", "--flips", type=argtypes.at_least(0), default=10, metavar="N", help=note)
-    add("--output", type=Path, help="write a CSV of all questions there")
+    add("--output", type=cli.path_argument, help="write a CSV of all questions there")
     cli.add_bootstrap_argument(parser)
     add("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     return parser
@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     files = [inside if (inside := path / "answers.jsonl").is_file() else path for path in (args.a, args.b)]
     benchmark = get_benchmark(args.benchmark or _benchmark_of(files))
+    if args.output:
+        check_output(args.output, *files)
     data = args.data or paths.require_bundled(paths.BUNDLED_DATA, "--data (DATA_DIR)") / benchmark.folder
     cli.announce_bundled(False, args.data is None)
     answers = [benchmark.read_answers(path) for path in files]

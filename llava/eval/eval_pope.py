@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for category in CATEGORIES:
         if category in score.details:
             print_category(category, score.details[category])
-    cli.print_warnings(score.warnings)
+    cli.print_score_warnings(score)
     if score.details["mean_f1"] is None:
         print("error: the average F1 score is undefined, see the warnings", file=sys.stderr)
         return 1

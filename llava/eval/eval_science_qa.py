@@ -17,6 +17,7 @@ if not __package__:  # run by its path, as in LLaVA's documents: import this rep
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ from llava.eval.benchmarks.scienceqa import (
     read_split,
     right,
 )
-from llava.eval.store.atomic import write_atomically
+from llava.eval.store.atomic import check_output, write_atomically
 
 
 class ScienceQASplit(ScienceQAFull):
@@ -83,6 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--output-result", type=path, required=True, help="file to write: accuracy and results")
     add("--split", default="test", help=f"split of {SPLITS} (default: test)")
     args = parser.parse_args(argv)
+    inputs = [args.result_file, *(args.base_dir / name for name in (SPLITS, PROBLEMS))]
+    check_output(args.output_file, *inputs)
+    check_output(args.output_result, *inputs)
+    if os.path.abspath(args.output_file) == os.path.abspath(args.output_result):
+        parser.error("--output-file and --output-result are the same file. Give two names")
     for name in (SPLITS, PROBLEMS):
         if not (args.base_dir / name).is_file():
             raise DataError(f"{args.base_dir / name}: no such file. Set --base-dir to its folder.")
@@ -103,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     line = f"Total: {found['count']}, Correct: {found['correct']}, Accuracy: {found['accuracy']:.2f}%"
     image = found["img_accuracy"]
     print(f"{line}, IMG-Accuracy: {'-' if image is None else f'{image:.2f}%'}")
-    cli.print_warnings(score.warnings)
+    cli.print_score_warnings(score)
     return 0
 
 

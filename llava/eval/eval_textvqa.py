@@ -21,6 +21,7 @@ from pathlib import Path
 from llava.eval import cli
 from llava.eval.benchmarks import DataError
 from llava.eval.benchmarks.textvqa import TextVQA
+from llava.eval.store.run_record import FAILURES
 
 
 class TextVQAFile(TextVQA):
@@ -48,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.result_dir is not None:
         if not args.result_dir.is_dir():
             raise DataError(f"{args.result_dir}: no such folder. Set --result-dir to the answers' folder.")
-        files = sorted(args.result_dir.glob("*.jsonl"))
+        # Lists of questions without an answer, which the question loops write, are not answers.
+        found = sorted(args.result_dir.glob("*.jsonl"))
+        files = [path for path in found if not path.name.endswith(FAILURES)]
         if not files:
             raise DataError(f"{args.result_dir}: contains no *.jsonl file. Set --result-dir.")
     benchmark, wrong = TextVQAFile(args.annotation_file), []
@@ -62,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         print(file.stem)
         print(f"Samples: {score.details['samples']}\nAccuracy: {score.score:.2f}%\n", flush=True)
-        cli.print_warnings(score.warnings)
+        cli.print_score_warnings(score)
     cli.report_issues(wrong, "files were not scored")
     return 1 if wrong else 0
 

@@ -8,7 +8,7 @@ A list entry has the prediction `pred_answer` and the reference answers `gt_answ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from llava.eval.benchmarks.base import mean
@@ -33,13 +33,14 @@ class TextVQAAccuracyEvaluator:
     def __init__(self) -> None:
         self.answer_processor = EvalAIAnswerProcessor()
 
-    def eval_pred_list(self, pred_list: Sequence[Entry]) -> float:
+    def eval_pred_list(self, pred_list: Iterable[Entry]) -> float:
         """Return the mean accuracy. Raises ValueError for an entry without ten reference answers."""
-        for number, entry in enumerate(_checked(pred_list)):
+        entries = _checked(pred_list)
+        for number, entry in enumerate(entries):
             if len(entry["gt_answers"]) != 10:
                 what = f"pred_list[{number}]: {len(entry['gt_answers'])} gt_answers, expected 10"
                 raise ValueError(f"{what}. Use TextVQA's validation file.")
-        return _mean(pred_list, soft_accuracy, self.answer_processor)
+        return _mean(entries, soft_accuracy, self.answer_processor)
 
 
 class STVQAAccuracyEvaluator:
@@ -48,7 +49,7 @@ class STVQAAccuracyEvaluator:
     def __init__(self) -> None:
         self.answer_processor = EvalAIAnswerProcessor()
 
-    def eval_pred_list(self, pred_list: Sequence[Entry]) -> float:
+    def eval_pred_list(self, pred_list: Iterable[Entry]) -> float:
         """Return the mean accuracy."""
         return _mean(_checked(pred_list), lambda text, references: text in references, self.answer_processor)
 
@@ -63,7 +64,7 @@ class STVQAANLSEvaluator:
         similarity = 1 - edit_distance(first, second) / longest if longest else 1.0
         return similarity if similarity >= 0.5 else 0.0
 
-    def eval_pred_list(self, pred_list: Sequence[Entry]) -> float:
+    def eval_pred_list(self, pred_list: Iterable[Entry]) -> float:
         """Return the mean similarity."""
         return _mean(_checked(pred_list), lambda text, all_: max(self.get_anls(text, one) for one in all_))
 
@@ -85,7 +86,7 @@ class TextCapsBleu4Evaluator:
         self.tokenizer = PTBTokenizer()
         self.scorer = Bleu(4)
 
-    def eval_pred_list(self, pred_list: Sequence[Entry]) -> float:
+    def eval_pred_list(self, pred_list: Iterable[Entry]) -> float:
         """Return BLEU-4 of all captions together."""
         references, captions = {}, {}
         for number, entry in enumerate(_checked(pred_list)):
@@ -119,8 +120,11 @@ def _mean(
     )
 
 
-def _checked(pred_list: Sequence[Entry]) -> Sequence[Entry]:
-    """Return the list. Raises ValueError if it is empty or an entry lacks texts."""
+def _checked(pred_list: Iterable[Entry]) -> list[Entry]:
+    """Return the entries, which may come from a generator. Raises ValueError if one lacks texts, or none."""
+    if isinstance(pred_list, Mapping) or not isinstance(pred_list, Iterable):
+        raise ValueError(f"pred_list: {type(pred_list).__name__}, expected a list of dicts.")
+    pred_list = list(pred_list)
     if not pred_list:
         raise ValueError("pred_list: empty. Pass at least one prediction.")
     for number, entry in enumerate(pred_list):

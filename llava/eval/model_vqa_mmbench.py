@@ -45,6 +45,16 @@ def _options(letters: Sequence[str], texts: Sequence[str]) -> str:
     return "".join(f"\n{letter}. {text}" for letter, text in zip(letters, texts, strict=True))
 
 
+def language_warnings(questions: Sequence[Question], lang: str) -> list[str]:
+    """Return a warning if the questions are in the other language than the instruction."""
+    chinese = sum(any("\u4e00" <= char <= "\u9fff" for char in one.extra["prompt"]) for one in questions)
+    found = "cn" if 2 * chinese > len(questions) else "en"
+    if found == lang or not questions:
+        return []
+    share = f"{chinese} of {len(questions)} questions contain Chinese characters"
+    return [f"--lang {lang}: {share}. Use --lang {found}, as published numbers do"]
+
+
 @cli.guarded
 def main(argv: Sequence[str] | None = None) -> int:
     parser = model_vqa_loader.build_parser("model_vqa_mmbench", __doc__, max_new_tokens=1024)
@@ -61,10 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.single_pred_prompt:
         benchmark.instruction = ""
     issues: list[DataIssue] = []
-    questions: Iterable[Question] = benchmark.questions(args.question_file, issues)
+    questions = list(benchmark.questions(args.question_file, issues))
+    warnings = language_warnings(questions, args.lang) if args.single_pred_prompt else []
     if args.all_rounds:
-        questions = all_rounds(questions, benchmark.instruction)
-    return model_vqa_loader.answer(args, parser, list(questions), issues, benchmark)
+        questions = list(all_rounds(questions, benchmark.instruction))
+    return model_vqa_loader.answer(args, parser, questions, issues, benchmark, warnings)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pathlib import Path
 from llava.eval import cli
 from llava.eval.benchmarks import Benchmark, DataError, DataIssue, get_benchmark, list_benchmarks
 from llava.eval.benchmarks.base import Submission
-from llava.eval.store.atomic import write_atomically
+from llava.eval.store.atomic import check_output, write_atomically
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,11 +43,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def write(benchmark: Benchmark, made: Submission, answers: Path, output: Path | None = None) -> Path:
-    """Write the input of the server to `output`, by default next to the file `answers`; return the path."""
+def write(
+    benchmark: Benchmark,
+    made: Submission,
+    answers: Path,
+    output: Path | None = None,
+    questions: Sequence[Path] = (),
+) -> Path:
+    """Write the input of the server to `output`, by default next to the file `answers`; return the path.
+
+    Raises OSError or DataError if that is a folder in place of a file, or the reverse, or would overwrite
+    the answers or the questions.
+    """
     several = len(made.files) > 1 or benchmark.name == "mme"
     suffix = "" if several else Path(next(iter(made.files), "")).suffix
     output = output or answers.with_name(f"{answers.stem}_submission{suffix}")
+    if several and output.is_file():
+        raise DataError(f"{output}: a file, expected a folder to write. Give the name of a folder.")
+    if not several:
+        check_output(output, answers, *questions)
     (output if several else output.parent).mkdir(parents=True, exist_ok=True)
     for name, content in made.files.items():
         write_atomically(output / name if several else output, content)
@@ -64,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise DataError(f"{args.questions}: no such file")
     data = benchmark.locate(args.data) if args.data else None
     made = benchmark.submission(data, answers, args.questions)
-    output = write(benchmark, made, args.answers, args.output)
+    questions = [args.questions] if args.questions else []
+    output = write(benchmark, made, args.answers, args.output, questions)
     warnings = [f"{len(problems)} malformed lines are left out (first: {problems[0]})"] if problems else []
     warnings += made.warnings
     cli.print_warnings(warnings)

@@ -170,3 +170,7 @@ def test_command_reports_errors_in_a_line(tmp_path, capsys):
     assert main([str(good), str(short), "--benchmark", "pope", "--data", str(POPE)]) == 1
     captured = capsys.readouterr()
     assert "70 only in A, 0 only in B, 50 in both" in captured.err and captured.out == ""
+    before = short.read_bytes()
+    command = [str(short), str(short), "--benchmark", "pope", "--data", str(POPE), "--output", str(short)]
+    assert main(command) == 1 and short.read_bytes() == before
+    assert f"error: {short}: is read by this command" in capsys.readouterr().err

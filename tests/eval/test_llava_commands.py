@@ -114,6 +114,15 @@ def test_science_without_the_instruction(jobs, data, tmp_path, capsys):
         assert (row["metadata"]["visual_tokens"] > 0) == ("image" in question)
 
 
+@pytest.mark.parametrize("table, right", [("mmbench_dev_20230712", "en"), ("mmbench_dev_cn_20231003", "cn")])
+def test_the_instruction_in_another_language_is_a_warning(table, right, jobs, data, tmp_path, capsys):
+    questions = data / ("mmbench_cn" if right == "cn" else "mmbench") / f"{table}.tsv"
+    for lang in ("en", "cn"):
+        more = ["--temperature", "0", "--max_new_tokens", "2", "--single-pred-prompt", "--lang", lang]
+        assert ask(model_vqa_mmbench, questions, tmp_path / f"{lang}.jsonl", *more) == 0
+        assert (f"Use --lang {right}" in capsys.readouterr().err) == (lang != right)
+
+
 def test_all_rounds_rotate_the_options(jobs, data, tmp_path):
     table = data / "mmbench" / "mmbench_dev_20230712.tsv"
     more = ["--temperature", "0", "--max_new_tokens", "2", "--all-rounds", "--single-pred-prompt"]
@@ -221,6 +230,17 @@ def test_pope_where_the_official_scorer_divides_by_zero(capsys):
     assert "divides by zero" in err and "error: the average F1 score is undefined" in err
 
 
+def test_pope_counts_empty_answers(tmp_path, capsys):
+    folder, answers = GOLDEN / "pope", tmp_path / "answers.jsonl"
+    rows = lines(folder / "llava_answers_clean.jsonl")
+    write_lines(
+        answers, [{**row, "text": "" if number < 3 else row["text"]} for number, row in enumerate(rows)]
+    )
+    files = ["--annotation-dir", folder / "coco", "--question-file", folder / "llava_pope_test.jsonl"]
+    assert eval_pope.main([*map(str, files), "--result-file", str(answers)]) == 0
+    assert "warning: 3 answers are empty" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "changes, says",
     [
@@ -254,6 +274,31 @@ def science(tmp_path: Path, name: str, *more: str) -> list[str]:
         tmp_path / "result.json",
     ]
     return [*map(str, [*command, *outputs]), *more]
+
+
+def test_scienceqa_does_not_write_over_its_input(tmp_path, capsys):
+    answers = tmp_path / "answers.jsonl"
+    answers.write_bytes((GOLDEN / "scienceqa" / "llava_answers_letters_full.jsonl").read_bytes())
+    before = answers.read_bytes()
+    for option in ("--output-file", "--output-result"):
+        command = science(tmp_path, "letters_full", "--result-file", str(answers), option, str(answers))
+        assert eval_science_qa.main(command) == 1
+        assert "answers.jsonl: is read by this command" in capsys.readouterr().err
+    assert answers.read_bytes() == before
+    command = science(tmp_path, "letters_full", "--output-file", str(tmp_path / "result.json"))
+    with pytest.raises(SystemExit):
+        eval_science_qa.main(command)
+    assert "the same file" in capsys.readouterr().err
+
+
+def test_scienceqa_of_a_split_without_questions(tmp_path, capsys):
+    for name in ("problems.json", "pid_splits.json"):
+        (tmp_path / name).write_bytes((GOLDEN / "scienceqa" / name).read_bytes())
+    splits = json.loads((tmp_path / "pid_splits.json").read_text())
+    (tmp_path / "pid_splits.json").write_text(json.dumps({**splits, "none": []}))
+    command = science(tmp_path, "letters_full", "--base-dir", str(tmp_path), "--split", "none")
+    assert eval_science_qa.main(command) == 1
+    assert "pid_splits.json: none lists no questions" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["letters_full", "letters_img_only", "letters_missing", "letter_text_full"])
@@ -327,6 +372,7 @@ def test_textvqa_of_a_folder_scores_what_it_can(tmp_path, capsys):
     assert "gone: no such folder" in capsys.readouterr().err
     assert eval_textvqa.main(["--annotation-file", str(tmp_path / "x"), "--result-dir", str(results)]) == 1
     assert "x: no such file. Set --annotation-file" in capsys.readouterr().err
+    (results / "b.failures.jsonl").write_text('{"question_id": 1, "reason": "no such image"}\n')
     (results / "a.jsonl").write_text("{")
     (results / "b.jsonl").write_bytes((folder / "llava_answers_noisy.jsonl").read_bytes())
     assert eval_textvqa.main([*truth, "--result-dir", str(results)]) == 1
@@ -359,6 +405,17 @@ def test_textvqa_accuracy_of_evaluators():
     assert 100 * score == pytest.approx(golden["accuracy_pct"])
     with pytest.raises(ValueError, match=r"pred_list\[0\]: 3 gt_answers, expected 10"):
         TextVQAAccuracyEvaluator().eval_pred_list([{"pred_answer": "a", "gt_answers": ["b"] * 3}])
+
+
+@pytest.mark.parametrize("evaluator", [TextVQAAccuracyEvaluator, STVQAAccuracyEvaluator, STVQAANLSEvaluator])
+def test_entries_may_come_from_a_generator(evaluator):
+    entries = [{"pred_answer": text, "gt_answers": ["bus"] * 10} for text in ("bus", "car")]
+    assert (
+        evaluator().eval_pred_list(entry for entry in entries) == evaluator().eval_pred_list(entries) == 0.5
+    )
+    for wrong, found in ((entries[0], "dict"), (None, "NoneType")):
+        with pytest.raises(ValueError, match=f"pred_list: {found}, expected a list of dicts"):
+            evaluator().eval_pred_list(wrong)
 
 
 def test_stvqa_evaluators():
@@ -476,7 +533,14 @@ def test_seed_refuses_answers_to_other_questions(data, tmp_path, capsys):
     ]
     assert convert("convert_seed_for_submission", *files, "--result-upload-file", tmp_path / "out") == 1
     assert "1 of 1 answers match no question in" in capsys.readouterr().err
-    for broken in ({}, {"questions": None}, {"questions": [{"question_id": 1}]}, {"questions": [[]]}):
+    numbers = {"questions": [{"question_id": 1, "answer": 2}]}
+    for broken in (
+        {},
+        {"questions": None},
+        {"questions": [{"question_id": 1}]},
+        {"questions": [[]]},
+        numbers,
+    ):
         (tmp_path / "s.json").write_text(json.dumps(broken))
         more = ["--annotation-file", tmp_path / "s.json", "--result-upload-file", tmp_path / "out"]
         assert convert("convert_seed_for_submission", *files, *more) == 1
@@ -499,6 +563,25 @@ def test_seed_counts_answers_that_are_not_a_letter(data, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out.splitlines()[-1] == "Total: 25.00% of 4" and "3 answers are not one of the letters" in err
     assert [row["prediction"] for row in lines(tmp_path / "up.jsonl")] == texts
+
+
+def test_seed_with_repeated_and_with_empty_answers(data, tmp_path, capsys):
+    asked = lines(data / "seed_bench" / "llava-seed-bench.jsonl")
+    files = [
+        "--annotation-file",
+        data / "seed_bench" / "SEED-Bench.json",
+        "--result-file",
+        tmp_path / "a.jsonl",
+    ]
+    files += ["--result-upload-file", tmp_path / "up.jsonl"]
+    rows = [{"question_id": row["question_id"], "text": "A"} for row in asked]
+    write_lines(tmp_path / "a.jsonl", [{**rows[0], "text": "B"}, *rows])
+    assert convert("convert_seed_for_submission", *files) == 0
+    assert "1 answers are to a question answered before" in capsys.readouterr().err
+    assert [row["prediction"] for row in lines(tmp_path / "up.jsonl")] == ["A"] * len(rows)
+    write_lines(tmp_path / "a.jsonl", [{**row, "text": ""} for row in rows])
+    assert convert("convert_seed_for_submission", *files) == 1
+    assert "answers are empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,26 @@ def test_default_output_is_next_to_the_answers(tmp_path, capsys):
     assert load_workbook(document["output"]).active.max_row == 74
 
 
+def test_answers_and_questions_are_not_overwritten(tmp_path, capsys):
+    answers = shutil.copy(GOLDEN / "gqa" / "llava_answers_mixed.jsonl", tmp_path / "answers.jsonl")
+    before = answers.read_bytes()
+    command = ["--benchmark", "gqa", "--answers", answers, "--output"]
+    assert "answers.jsonl: is read by this command" in submit(capsys, *command, answers)[2]
+    assert "a folder, expected a file to write" in submit(capsys, *command, tmp_path)[2]
+    mme = GOLDEN / "mme"
+    command = [
+        "--benchmark",
+        "mme",
+        "--data",
+        mme,
+        "--answers",
+        mme / "answers" / "clean.jsonl",
+        "--output",
+    ]
+    assert "answers.jsonl: a file, expected a folder" in submit(capsys, *command, answers)[2]
+    assert answers.read_bytes() == before
+
+
 def test_missing_servers_files_and_malformed_answers_are_errors(tmp_path, capsys):
     answers = GOLDEN / "textvqa" / "llava_answers_noisy.jsonl"
     assert "has no server" in submit(capsys, "--benchmark", "textvqa", "--answers", answers)[2]

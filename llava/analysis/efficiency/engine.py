@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava.analysis.efficiency import options
 from llava.argtypes import at_least
-from llava.paths import BUNDLED_DATA, BUNDLED_MODEL
+from llava.paths import BUNDLED_DATA, BUNDLED_MODEL, require_bundled
 
 if TYPE_CHECKING:
     from llava.analysis.efficiency.workload import EngineWorkload
@@ -81,6 +81,9 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("--num-images requires a checkpoint; for --dummy-model use --questions")
     if args.dummy_model:
         return
+    for path, option in ((args.model, "--model or --dummy-model"), (args.data, "--data")):
+        if BUNDLED_DATA.parent in path.parents:
+            require_bundled(path, option)
     if not (args.model / "config.json").is_file():
         raise ValueError(f"--model {args.model}: no config.json there")
     if not args.data.is_dir():

@@ -104,7 +104,7 @@ def check(args: argparse.Namespace) -> None:
     if args.image is not None and not args.image.is_file():
         raise ValueError(f"--image {args.image}: no such file")
     if args.model is None and args.dummy_model is None:
-        args.model = str(paths.BUNDLED_MODEL)
+        args.model = str(paths.require_bundled(paths.BUNDLED_MODEL, "--model or --dummy-model"))
     if args.model is not None and not (Path(args.model) / "config.json").is_file():
         raise ValueError(f"--model {args.model}: not a checkpoint folder, there is no config.json")
     options.check_device(args)

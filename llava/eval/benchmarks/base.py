@@ -459,7 +459,7 @@ def check_not_empty(path: str | Path, rows: Sequence[Row]) -> None:
     if rows and all(map(is_empty, rows)):
         raise EmptyAnswersError(
             f"{path}: all {len(rows)} answers are empty. A score would only say how the rule counts empty "
-            "texts. Check the checkpoint and --dtype, and answer the questions again with a new --output."
+            "texts. Check the checkpoint and --dtype, and answer the questions again into a new file."
         )
 
 

@@ -121,6 +121,9 @@ def read_jsonl(path: Path, problems: list[DataIssue], needs: Iterable[str] = ())
             if head.startswith(start):
                 fix = "Download, unpack or convert it"
                 raise DataError(f"{path}: {what}, expected one JSON object per line. {fix}.")
+        if _is_table(head):
+            fix = "Convert it; MMBench's TSV is read by `llava.eval.model_vqa_mmbench`"
+            raise DataError(f"{path}: a CSV or TSV table, expected one JSON object per line. {fix}.")
         document = _whole(path, file) if _begins_with(head, "[") else None
         if isinstance(document, list):
             entries: Iterable[tuple[int, Any]] = enumerate(document, 1)
@@ -189,6 +192,13 @@ def _begins_with(head: bytes, character: str) -> bool:
     """Return True if this is the first character of the text that is not blank."""
     text = head.decode(_encoding(head[:4]), "ignore")
     return text.lstrip().startswith(character)
+
+
+def _is_table(head: bytes) -> bool:
+    """Return True if the first line has several columns and no line begins as JSON does."""
+    lines = head.decode(_encoding(head[:4]), "ignore").lstrip("\ufeff").splitlines()
+    columns = max(map(lines[0].count, "\t,")) if lines else 0
+    return columns > 1 and not any(line.lstrip().startswith(("{", "[")) for line in lines)
 
 
 def _whole(path: Path, file: BinaryIO) -> Any:

@@ -98,8 +98,10 @@ def read_split(name: str, splits: Path, path: Path) -> dict[str, Row]:
     """Return {id: problem} of a split. Raises DataError."""
     split = [str(key) for key in read_json(splits, dict, {name: [ID]})[name]]
     problems = read_json(path, dict, {str: PROBLEM})
+    if not split:
+        raise DataError(f"{splits}: {name} lists no questions. Use the official file, or another split.")
     missing = [key for key in split if key not in problems]
-    if missing or not split:
+    if missing:
         what = f"{len(missing)} of {len(split)} questions of {splits.name} are missing"
         raise DataError(f"{path}: {what}. Use the files of one release.")
     for key in split:

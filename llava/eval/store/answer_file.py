@@ -154,7 +154,7 @@ class AnswerFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists() and not self.path.is_file():
                 what = "a folder" if self.path.is_dir() else "a pipe, socket or device"
-                raise AnswerFileError(f"{self.path}: {what}, expected a file. Use a new --output or name")
+                raise AnswerFileError(f"{self.path}: {what}, expected a file. Use another name")
             while True:
                 descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
                 try:

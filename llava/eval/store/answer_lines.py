@@ -70,29 +70,32 @@ class AnswerLines:
                 return None
             record = None
         if not isinstance(record, dict) or not {"question_id", "prompt", "text"} <= record.keys():
-            raise AnswerFileError(f"{where}: not an answer of this program. Use a new --output")
+            raise AnswerFileError(
+                f"{where}: not an answer of this program. Use a new --output or --answers-file"
+            )
         metadata = record.get("metadata")
         if not isinstance(metadata, dict) or "config" not in metadata or "index" not in metadata:
             raise AnswerFileError(
-                f"{where}: an answer that was not made by this program. Use a new --output, or move the file"
+                f"{where}: an answer that was not made by this program. Use a new --output or "
+                "--answers-file, or move the file"
             )
         if metadata["config"] != self._metadata["config"]:
             found = "; ".join(differences(metadata, self._configuration)) or "an unknown field differs"
             raise AnswerFileError(
-                f"{where}: cannot resume: {found}. Restore the options, or use a new "
-                "--output, or move the file"
+                f"{where}: cannot resume: {found}. Restore the options, use a new --output or "
+                "--answers-file, or move the file"
             )
         index = metadata["index"]
         question = self.questions.get(index) if isinstance(index, int) else None
         if question is None:
             raise ForeignAnswerError(
                 f"{where}: answers question number {index!r}, but {len(self.questions)} questions "
-                "are known (another question file or chunk?). Use a new --output"
+                "are known (another question file or chunk?). Use a new --output or --answers-file"
             )
         if (record["question_id"], record["prompt"]) != (question.question_id, _prompt(question)):
             raise ForeignAnswerError(
                 f"{where}: the question of this answer is not question number {metadata['index']} of this "
-                "question file. Use a new --output"
+                "question file. Use a new --output or --answers-file"
             )
         return question.index
 

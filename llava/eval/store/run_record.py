@@ -27,7 +27,8 @@ FAILURES, RUN = "failures.jsonl", "run.json"
 
 def beside(answers: Path, name: str) -> Path:
     """Return the path of FAILURES or RUN of an answer file that a question loop of LLaVA writes."""
-    return answers.with_name(f"{answers.stem}.{name}")
+    # Not the stem: r_0.5 and r_0.25 without .jsonl would share their files.
+    return answers.with_name(f"{answers.name.removesuffix('.jsonl')}.{name}")
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,8 @@ def test_answers_are_read_in_every_form_too(file):
         (gzip.compress(TEXT.encode()), "compressed with gzip"),
         (b"PK\x03\x04....", "a zip archive or Excel table"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"index\tquestion\timage\n1\thi\tabc\n", "a CSV or TSV table"),
+        ("question_id,image,text\n1,a.jpg,hi\n".encode("utf-16"), "a CSV or TSV table"),
         (b"<!DOCTYPE html>\n<html>", "an HTML or XML page"),
         (
             json.dumps({"questions": ROWS}, indent=1).encode(),
