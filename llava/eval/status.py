@@ -44,6 +44,8 @@ STATES = (
 _INDEX = re.compile(rb'"metadata": \{"index": (\d{1,9})[,}]')
 _CONFIG = re.compile(rb'"config": "([^"\\]{1,64})"')
 _PEEK = 1 << 20  # bytes of a first line by which an answer file is recognized
+_OUTPUTS = ("--output", "--output-dir", "--answers-file")  # replaced: folders are renamed and moved
+_NAMED = 3  # runs named with the command that resumes them
 _MAX_SCORE = 1e6  # above the points of any benchmark
 # What all settings of a benchmark and model share.
 _SHARED = sorted({one.name for one in fields(Configuration)} - {"pruning", "model"})
@@ -208,9 +210,10 @@ def state_of(name: Path, files: Sequence[Path], record_file: Path, failures_file
     else:
         run.state = "interrupted"
     if run.state in ("interrupted", "failed questions"):
-        run.command = _command(record)
+        run.command = _command(record, name)
         if run.command is None:
-            run.notes.append("its command is not recorded: run the original command again")
+            why = "not recorded" if record is None else "of a sweep from whose folder this one was moved"
+            run.notes.append(f"its command is {why}: run the original command again")
     return run
 
 
@@ -249,13 +252,29 @@ def _card(run: RunState, folder: Path, config: str | None) -> Scorecard | None:
     return found
 
 
-def _command(record: RunRecord | None) -> str | None:
-    """Return the shell command of a record, for any working directory."""
+def _command(record: RunRecord | None, name: Path) -> str | None:
+    """Return the shell command of a record, for any working directory.
+
+    Args:
+        name: Folder or answer file of the run, where it is now.
+    """
     if record is None or not record.command or not re.fullmatch(r"llava\.eval\.\w+", record.command[0]):
         return None
+    output = Path(os.path.abspath(name))
+    if record.command[0] == "llava.eval.sweep":  # its option names the folder above BENCHMARK/SETTING
+        if record.answers and Path(record.answers).parts[-3:-1] != output.parts[-2:]:
+            return None
+        output = output.parents[1]
+    command, option = [], "--output" if name.is_dir() else "--answers-file"
+    for word in record.command:  # an option of paths and its value are two arguments, see `cli.command_of`
+        if command and command[-1] in _OUTPUTS:
+            command.pop()
+        else:
+            command.append(word)
+    command += [option, str(output)]
     names = [name for name in sorted(record.environment) if re.fullmatch(PREFIX + r"[A-Z_]+", name)]
     variables = [f"{name}={shlex.quote(record.environment[name])}" for name in names]
-    words = [*variables, shlex.join([sys.executable or "python", "-m", *record.command])]
+    words = [*variables, shlex.join([sys.executable or "python", "-m", *command])]
     if (REPOSITORY / "pyproject.toml").is_file():
         # A clone. Python imports from the working directory first, and paths in the command are absolute.
         words = [f"(cd {shlex.quote(str(REPOSITORY))} &&", *words]
@@ -315,15 +334,19 @@ def _text(folder: Path, runs: Sequence[RunState], counts: Counter[str]) -> str:
     """Return the table, and below it what to know and to do about single runs."""
     if not runs:
         return f"{folder}: no runs"
-    rows, more = [], []
+    rows, more, commands = [], [], defaultdict(list)
     for run in runs:
         path = os.path.relpath(run.path, folder)
         asked = "?" if run.asked is None else str(run.asked)
         score = "-" if run.score is None else f"{run.score:.2f}"
         rows.append([path, run.state, f"{run.answered} of {asked}", str(run.failed or "-"), score])
         lines = [f"  {note}" for note in (*run.notes, *run.differs)]
-        lines += [f"  {run.command}"] if run.command else []
         more += ["", f"{path}: {run.state}", *lines] if lines else []
+        if run.command:
+            commands[run.command].append(path)
+    for command, paths in commands.items():  # the settings of a sweep have one
+        named = ", ".join(paths[:_NAMED]) + (f" and {len(paths) - _NAMED} more" * (len(paths) > _NAMED))
+        more += ["", f"to resume {named}:", f"  {command}"]
     states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     table = text_table(["run", "state", "answered", "failed", "score"], rows)
     return "\n".join([table, *more, "", f"{len(runs)} runs: {states}"])

@@ -395,7 +395,7 @@ def answer_chunk(
 
         record = beside(path, RUN)
         if command and (file.missing or not record.is_file()):
-            record_of(task, configuration, command, len(chunk)).write(record)
+            record_of(task, configuration, command, len(chunk), path).write(record)
         try:
             if file.missing:
                 session.check_failures(task, len(chunk))
@@ -412,15 +412,17 @@ def record_start(task: Task, run: SettingRun, command: Sequence[str]) -> None:
     """Write run.json beside the answers, if this start has questions to answer or there is none."""
     path = run.folder / RUN
     if run.missing(task) or not path.is_file():
-        record_of(task, run.configuration, command, len(task.asked)).write(path)
+        record_of(task, run.configuration, command, len(task.asked), run.answers).write(path)
 
 
-def record_of(task: Task, configuration: Configuration, command: Sequence[str], asked: int) -> RunRecord:
+def record_of(
+    task: Task, configuration: Configuration, command: Sequence[str], asked: int, answers: Path
+) -> RunRecord:
     """Return the record of a start that asks so many questions of a task."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     variables = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
     name = task.benchmark.name if task.benchmark is not None else None
-    same = (configuration.hash(), configuration.flat(), now)
+    same = (configuration.hash(), configuration.flat(), now, os.path.abspath(answers))
     return RunRecord(list(command), variables, name, asked, len(task.issues), *same)
 
 
