@@ -5,10 +5,11 @@
 
 States: finished; failed questions (all were asked, some have no answer; the command asks them again);
 interrupted (the command resumes); running; foreign answers (not made by this program, or of several
-configurations); unreadable; unknown (answers of an earlier version, which did not record the number of
-questions). A run whose configuration differs from the others of its benchmark and model, in more than the
-pruning, is marked. Reads runs, sweeps, shards of several processes and the files of LLaVA's question loops;
-changes nothing and loads no model. Exit code 0, whatever the states; 1 if the folder cannot be read.
+configurations); unreadable (or a question is answered twice); unknown (answers of an earlier version, which
+did not record the number of questions). A run whose configuration differs from the others of its benchmark
+and model, in more than the pruning, is marked. Reads runs, sweeps, shards of several processes and the files
+of LLaVA's question loops; changes nothing and loads no model. The command resumes in the folder where the run
+is now. Exit code 0, whatever the states; 1 if the folder cannot be read.
 """
 
 from __future__ import annotations
@@ -79,11 +80,12 @@ class AnswerScan:
     indices: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))  # by configuration
     metadata: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the first answer of each
     foreign: list[str] = field(default_factory=list)  # first line of each file that is not ours
+    twice: list[str] = field(default_factory=list)  # first line of each file that answers a question again
     is_complete: bool = True  # no file ends within a line, or is not in question order
 
     def read(self, path: Path) -> None:
         """Add the answers of a file. Raises OSError."""
-        last, known = -1, set()
+        last, known, here = -1, set(), set()
         with path.open("rb") as file:
             for number, raw in enumerate(file, 1):
                 index, config = _INDEX.search(raw), _CONFIG.search(raw)
@@ -101,6 +103,9 @@ class AnswerScan:
                     known.add(name.encode("utf-8", "surrogatepass"))
                 else:
                     place, name = int(index[1]), config[1].decode("utf-8", "surrogatepass")
+                if (name, place) in here and not any(one.startswith(f"{path}:") for one in self.twice):
+                    self.twice.append(f"{path}:{number}")
+                here.add((name, place))
                 self.is_complete &= place > last
                 last = place
                 self.indices[name].add(place)
@@ -196,11 +201,14 @@ def state_of(name: Path, files: Sequence[Path], record_file: Path, failures_file
     if others:
         run.notes.append(f"{others} answers of another configuration")
     run.notes += [f"{where}: not an answer of this program" for where in scan.foreign]
+    run.notes += [f"{where}: a second answer to a question. Delete one of them" for where in scan.twice]
     is_merged = name.is_file() or name / ANSWERS in files
     if is_running:
         run.state = "running"
     elif others or scan.foreign:
         run.state = "foreign answers"
+    elif scan.twice:  # a run refuses them
+        run.state = "unreadable"
     elif run.asked is None:
         run.state = "unknown" if is_merged and scan.is_complete and found else "interrupted"
     elif run.answered >= run.asked and is_merged and scan.is_complete:
@@ -314,7 +322,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if not args.folder.is_dir():
-        raise DataError(f"{args.folder}: no such folder. Pass the folder of your runs, as --output-dir.")
+        what = "not a folder" if args.folder.exists() else "no such folder"
+        raise DataError(f"{args.folder}: {what}. Pass the folder of your runs, as --output-dir.")
     os.listdir(args.folder)  # one that cannot be read is an error, those below it are left out
     runs = [state_of(*one) for one in find_runs(args.folder)]
     mark_differences(runs)

@@ -251,6 +251,20 @@ def test_the_command_follows_a_folder_that_was_moved(tmp_path, capsys):
     }
 
 
+def test_a_question_that_is_answered_twice(tmp_path, capsys):
+    """The command that resumes refuses such a file; a merged file beside its shards is fine."""
+    for name in ("run", "shards"):
+        made(tmp_path / name, range(8))
+    path = tmp_path / "run" / "answers.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole.splitlines(keepends=True)[3])
+    (tmp_path / "shards" / "2_0.jsonl").write_bytes((tmp_path / "shards" / "answers.jsonl").read_bytes())
+    found = states(tmp_path, capsys)
+    assert found["run"]["state"] == "unreadable" and found["run"]["command"] is None
+    assert found["run"]["notes"] == [f"{path}:9: a second answer to a question. Delete one of them"]
+    assert (found["shards"]["state"], found["shards"]["notes"]) == ("interrupted", [])
+
+
 def test_the_settings_of_a_sweep_share_one_line(tmp_path, capsys):
     for number in range(5):
         folder = tmp_path / "sweep" / "pope" / f"random-{number}"
