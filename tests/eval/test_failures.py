@@ -96,7 +96,7 @@ def test_failures_are_listed_asked_again_and_marked(data, tmp_path, capsys):
     assert state["command"] is None
 
 
-def test_failures_are_on_disk_while_the_run_goes_on(data, tmp_path, monkeypatch):
+def test_failures_are_on_disk_during_the_run(data, tmp_path, monkeypatch):
     """A run that is killed cannot write them at its end."""
     hide(data)
     seen, write = set(), AnswerFile.write
