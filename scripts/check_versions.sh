@@ -15,7 +15,8 @@
 #   VERSIONS_DIR   folder for environments, logs and results (default: .venv-versions in the repository)
 
 # shellcheck source-path=SCRIPTDIR source=_env.sh
-. "$(dirname -- "$0")/_env.sh"
+here=$(dirname -- "$(readlink -f -- "$0" 2>/dev/null || echo "$0")")
+. "$here/_env.sh" || { echo "error: $0 is a copy. Run the script in its repository; in a batch job: bash REPOSITORY/scripts/check_versions.sh" >&2; exit 2; }
 
 # Name, Python ("any": 3.11 if present), torch, other packages. "pinned" is constraints.txt, "oldest" the lower bounds
 # of pyproject.toml, "newest" what pip chooses; the other columns change one package of the pinned set.

@@ -5,7 +5,8 @@
 #   bash scripts/quickstart.sh [options of python -m llava.eval.sweep]
 # Environment: IMAGE (the photograph), OUTPUT (folder for answers and overlay.png), and the variables of scripts/_env.sh.
 # shellcheck source-path=SCRIPTDIR source=_env.sh
-. "$(dirname -- "$0")/_env.sh"
+here=$(dirname -- "$(readlink -f -- "$0" 2>/dev/null || echo "$0")")
+. "$here/_env.sh" || { echo "error: $0 is a copy. Run the script in its repository; in a batch job: bash REPOSITORY/scripts/quickstart.sh" >&2; exit 2; }
 OUTPUT=$(_vp_absolute "${OUTPUT:-$ROOT/playground/tiny/results/quickstart}")
 if [ -n "${IMAGE:-}" ]; then
     [ -f "$IMAGE" ] || _vp_die "IMAGE=$IMAGE: no such file." "Set IMAGE to an image file, or unset it."

@@ -3,7 +3,8 @@
 #   bash scripts/test.sh [pytest arguments, e.g. tests/pruning -k golden; paths relative to your folder or the repository]
 # Works offline once installed. Exit code 0: ruff reports nothing and every test passed.
 # shellcheck source-path=SCRIPTDIR source=_env.sh
-. "$(dirname -- "$0")/_env.sh"
+here=$(dirname -- "$(readlink -f -- "$0" 2>/dev/null || echo "$0")")
+. "$here/_env.sh" || { echo "error: $0 is a copy. Run the script in its repository; in a batch job: bash REPOSITORY/scripts/test.sh" >&2; exit 2; }
 vispruner_env dev tiny
 vispruner_step "bundled vision tower (downloaded once)"
 vispruner_tower

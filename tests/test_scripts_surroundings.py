@@ -324,6 +324,30 @@ def test_the_command_runs_in_the_callers_folder(sandbox: Sandbox, tmp_path: Path
     assert sandbox.calls("module")[-1].endswith("--data rel/ative")
 
 
+def test_a_link_to_a_script_runs_it_and_a_copy_names_the_fix(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Slurm runs a copy of a batch script; `ln -s` of one into a folder of PATH is common."""
+    elsewhere = tmp_path / "else where"
+    elsewhere.mkdir()
+    script = sandbox.repo / "scripts" / "v1_5" / "eval" / "pope.sh"
+    (elsewhere / "link.sh").symlink_to(script)
+    shutil.copy(script, elsewhere / "copy.sh")
+    shutil.copy(sandbox.repo / "scripts" / "status.sh", elsewhere)
+
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        environment = sandbox.environment()
+        command = ["bash", name, "64"]
+        return subprocess.run(command, env=environment, cwd=elsewhere, capture_output=True, text=True)
+
+    done = run("link.sh")
+    assert done.returncode == 0, done.stderr
+    assert "--benchmark pope --tokens 64" in sandbox.calls("module")[-1]
+    for name, original in (("copy.sh", "v1_5/eval/pope.sh"), ("status.sh", "status.sh")):
+        done = run(name)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"error: {name} is a copy. Run the script in its repository" in done.stderr
+        assert done.stderr.endswith(f"bash REPOSITORY/scripts/{original}\n")
+
+
 def test_a_path_with_a_leading_dash_is_not_an_option(sandbox: Sandbox, tmp_path: Path) -> None:
     variables = {"CKPT_DIR": "-c k", "CKPT": "x", "DATA_DIR": "-d", "OUT_DIR": "-o"}
     sandbox.run(script="v1_5/eval/pope.sh", **variables)

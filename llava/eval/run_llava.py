@@ -189,7 +189,7 @@ def _generate(job: Job, pruner: Pruner, images: Sequence[Image.Image], query: st
     engine = Session(job).engine(Task(()))
     import torch
 
-    from llava.eval.inference.engine import NOT_FINITE
+    from llava.eval.inference.engine import not_finite
     from llava.mm_utils import process_images, tokenizer_image_token
     from llava.model.decode import Row, generate
     from llava.model.splice import ContextLimits
@@ -214,7 +214,7 @@ def _generate(job: Job, pruner: Pruner, images: Sequence[Image.Image], query: st
         raise DataError(f"--query: {reason}.")
     torch.manual_seed(job.seed)
     (answer,) = generate(model, tokenizer, [row], engine.decoding)
-    reason = NOT_FINITE if answer is None else limits.overrun(row.length, len(answer))
+    reason = not_finite(model) if answer is None else limits.overrun(row.length, len(answer))
     if reason is not None:
         raise DataError(f"--query: {reason}.")
     return tokenizer.decode(answer, skip_special_tokens=True).strip()

@@ -5,10 +5,11 @@
 
 States: finished; failed questions (all were asked, some have no answer; the command asks them again);
 interrupted (the command resumes); running; foreign answers (not made by this program, or of several
-configurations); unreadable; unknown (answers of an earlier version, which did not record the number of
-questions). A run whose configuration differs from the others of its benchmark and model, in more than the
-pruning, is marked. Reads runs, sweeps, shards of several processes and the files of LLaVA's question loops;
-changes nothing and loads no model. Exit code 0, whatever the states; 1 if the folder cannot be read.
+configurations); unreadable (or a question is answered twice); unknown (answers of an earlier version, which
+did not record the number of questions). A run whose configuration differs from the others of its benchmark
+and model, in more than the pruning, is marked. Reads runs, sweeps, shards of several processes and the files
+of LLaVA's question loops; changes nothing and loads no model. The command resumes in the folder where the run
+is now. Exit code 0, whatever the states; 1 if the folder cannot be read.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ STATES = (
 _INDEX = re.compile(rb'"metadata": \{"index": (\d{1,9})[,}]')
 _CONFIG = re.compile(rb'"config": "([^"\\]{1,64})"')
 _PEEK = 1 << 20  # bytes of a first line by which an answer file is recognized
+_OUTPUTS = ("--output", "--output-dir", "--answers-file")  # replaced: folders are renamed and moved
+_NAMED = 3  # runs named with the command that resumes them
 _MAX_SCORE = 1e6  # above the points of any benchmark
 # What all settings of a benchmark and model share.
 _SHARED = sorted({one.name for one in fields(Configuration)} - {"pruning", "model"})
@@ -77,11 +80,12 @@ class AnswerScan:
     indices: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))  # by configuration
     metadata: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the first answer of each
     foreign: list[str] = field(default_factory=list)  # first line of each file that is not ours
+    twice: list[str] = field(default_factory=list)  # first line of each file that answers a question again
     is_complete: bool = True  # no file ends within a line, or is not in question order
 
     def read(self, path: Path) -> None:
         """Add the answers of a file. Raises OSError."""
-        last, known = -1, set()
+        last, known, here = -1, set(), set()
         with path.open("rb") as file:
             for number, raw in enumerate(file, 1):
                 index, config = _INDEX.search(raw), _CONFIG.search(raw)
@@ -99,6 +103,9 @@ class AnswerScan:
                     known.add(name.encode("utf-8", "surrogatepass"))
                 else:
                     place, name = int(index[1]), config[1].decode("utf-8", "surrogatepass")
+                if (name, place) in here and not any(one.startswith(f"{path}:") for one in self.twice):
+                    self.twice.append(f"{path}:{number}")
+                here.add((name, place))
                 self.is_complete &= place > last
                 last = place
                 self.indices[name].add(place)
@@ -194,11 +201,14 @@ def state_of(name: Path, files: Sequence[Path], record_file: Path, failures_file
     if others:
         run.notes.append(f"{others} answers of another configuration")
     run.notes += [f"{where}: not an answer of this program" for where in scan.foreign]
+    run.notes += [f"{where}: a second answer to a question. Delete one of them" for where in scan.twice]
     is_merged = name.is_file() or name / ANSWERS in files
     if is_running:
         run.state = "running"
     elif others or scan.foreign:
         run.state = "foreign answers"
+    elif scan.twice:  # a run refuses them
+        run.state = "unreadable"
     elif run.asked is None:
         run.state = "unknown" if is_merged and scan.is_complete and found else "interrupted"
     elif run.answered >= run.asked and is_merged and scan.is_complete:
@@ -208,9 +218,10 @@ def state_of(name: Path, files: Sequence[Path], record_file: Path, failures_file
     else:
         run.state = "interrupted"
     if run.state in ("interrupted", "failed questions"):
-        run.command = _command(record)
+        run.command = _command(record, name)
         if run.command is None:
-            run.notes.append("its command is not recorded: run the original command again")
+            why = "not recorded" if record is None else "of a sweep from whose folder this one was moved"
+            run.notes.append(f"its command is {why}: run the original command again")
     return run
 
 
@@ -249,13 +260,29 @@ def _card(run: RunState, folder: Path, config: str | None) -> Scorecard | None:
     return found
 
 
-def _command(record: RunRecord | None) -> str | None:
-    """Return the shell command of a record, for any working directory."""
+def _command(record: RunRecord | None, name: Path) -> str | None:
+    """Return the shell command of a record, for any working directory.
+
+    Args:
+        name: Folder or answer file of the run, where it is now.
+    """
     if record is None or not record.command or not re.fullmatch(r"llava\.eval\.\w+", record.command[0]):
         return None
+    output = Path(os.path.abspath(name))
+    if record.command[0] == "llava.eval.sweep":  # its option names the folder above BENCHMARK/SETTING
+        if record.answers and Path(record.answers).parts[-3:-1] != output.parts[-2:]:
+            return None
+        output = output.parents[1]
+    command, option = [], "--output" if name.is_dir() else "--answers-file"
+    for word in record.command:  # an option of paths and its value are two arguments, see `cli.command_of`
+        if command and command[-1] in _OUTPUTS:
+            command.pop()
+        else:
+            command.append(word)
+    command += [option, str(output)]
     names = [name for name in sorted(record.environment) if re.fullmatch(PREFIX + r"[A-Z_]+", name)]
     variables = [f"{name}={shlex.quote(record.environment[name])}" for name in names]
-    words = [*variables, shlex.join([sys.executable or "python", "-m", *record.command])]
+    words = [*variables, shlex.join([sys.executable or "python", "-m", *command])]
     if (REPOSITORY / "pyproject.toml").is_file():
         # A clone. Python imports from the working directory first, and paths in the command are absolute.
         words = [f"(cd {shlex.quote(str(REPOSITORY))} &&", *words]
@@ -295,7 +322,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if not args.folder.is_dir():
-        raise DataError(f"{args.folder}: no such folder. Pass the folder of your runs, as --output-dir.")
+        what = "not a folder" if args.folder.exists() else "no such folder"
+        raise DataError(f"{args.folder}: {what}. Pass the folder of your runs, as --output-dir.")
     os.listdir(args.folder)  # one that cannot be read is an error, those below it are left out
     runs = [state_of(*one) for one in find_runs(args.folder)]
     mark_differences(runs)
@@ -315,15 +343,19 @@ def _text(folder: Path, runs: Sequence[RunState], counts: Counter[str]) -> str:
     """Return the table, and below it what to know and to do about single runs."""
     if not runs:
         return f"{folder}: no runs"
-    rows, more = [], []
+    rows, more, commands = [], [], defaultdict(list)
     for run in runs:
         path = os.path.relpath(run.path, folder)
         asked = "?" if run.asked is None else str(run.asked)
         score = "-" if run.score is None else f"{run.score:.2f}"
         rows.append([path, run.state, f"{run.answered} of {asked}", str(run.failed or "-"), score])
         lines = [f"  {note}" for note in (*run.notes, *run.differs)]
-        lines += [f"  {run.command}"] if run.command else []
         more += ["", f"{path}: {run.state}", *lines] if lines else []
+        if run.command:
+            commands[run.command].append(path)
+    for command, paths in commands.items():  # the settings of a sweep have one
+        named = ", ".join(paths[:_NAMED]) + (f" and {len(paths) - _NAMED} more" * (len(paths) > _NAMED))
+        more += ["", f"to resume {named}:", f"  {command}"]
     states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     table = text_table(["run", "state", "answered", "failed", "score"], rows)
     return "\n".join([table, *more, "", f"{len(runs)} runs: {states}"])

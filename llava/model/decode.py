@@ -198,14 +198,18 @@ def generate(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding
 
 
 class _FiniteCheck:
-    """A logits processor that changes nothing and remembers, on the device, which rows had invalid logits."""
+    """A logits processor that remembers, on the device, which rows had NaN or infinite logits.
+
+    Such rows get equal logits, because drawing from NaN raises an error on a CPU and ends the CUDA context on
+    a GPU, with all other rows of the batch. Other rows are unchanged.
+    """
 
     finite: Tensor | None = None
 
     def __call__(self, _ids: Tensor, scores: Tensor) -> Tensor:
         now = torch.isfinite(scores.max(-1).values)  # the maximum of a row with NaN is NaN
         self.finite = now if self.finite is None else self.finite & now
-        return scores
+        return scores.masked_fill(~now[:, None], 0.0)
 
     def rows(self, count: int) -> list[bool]:
         """Return one value per row; a row may have several beams."""

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
 # Compare measured scores with the LLaVA-1.5-7B table: bash scripts/tables/llava_1_5_7b.sh; see scripts/_tables.sh
-. "$(dirname -- "$0")/../_tables.sh"
+here=$(dirname -- "$(readlink -f -- "$0" 2>/dev/null || echo "$0")")
+. "$here/../_tables.sh" || { echo "error: $0 is a copy. Run the script in its repository; in a batch job: bash REPOSITORY/scripts/tables/llava_1_5_7b.sh" >&2; exit 2; }
 vispruner_table llava-1.5-7b "$@"

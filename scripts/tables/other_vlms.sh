@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
 # Compare measured scores with the table of other models: bash scripts/tables/other_vlms.sh; see scripts/_tables.sh
-. "$(dirname -- "$0")/../_tables.sh"
+here=$(dirname -- "$(readlink -f -- "$0" 2>/dev/null || echo "$0")")
+. "$here/../_tables.sh" || { echo "error: $0 is a copy. Run the script in its repository; in a batch job: bash REPOSITORY/scripts/tables/other_vlms.sh" >&2; exit 2; }
 vispruner_table other-vlms "$@"

@@ -11,7 +11,8 @@
 #   OUT_DIR   folder for answers and scores (default: outputs/ in the repository). They are written to its folder
 #             tiny/KEY, where KEY identifies the bundled model and data; grid.html and its tables are in tiny/KEY/tables
 
-. "$(dirname -- "$0")/../_env.sh"
+here=$(dirname -- "$(readlink -f -- "$0" 2>/dev/null || echo "$0")")
+. "$here/../_env.sh" || { echo "error: $0 is a copy. Run the script in its repository; in a batch job: bash REPOSITORY/scripts/tables/tiny.sh" >&2; exit 2; }
 vispruner_env tiny
 vispruner_tower
 tiny=$ROOT/playground/tiny

@@ -14,6 +14,7 @@ import pytest
 from helpers.answers import without_ids
 from helpers.synthetic_pope import make_pope
 from llava.eval import cli, model_vqa_loader, run, status, sweep
+from llava.eval.store.answer_file import AnswerFile
 
 MODEL = Path(__file__).parents[1] / "data" / "model" / "ckpt_llava15s"
 FAST = ["--max-new-tokens", "2", "--batch-size", "4"]
@@ -93,6 +94,21 @@ def test_failures_are_listed_asked_again_and_marked(data, tmp_path, capsys):
     (state,) = states(out, capsys)
     assert (state["state"], state["answered"], state["failed"]) == ("finished", 24, 0)
     assert state["command"] is None
+
+
+def test_failures_are_on_disk_during_the_run(data, tmp_path, monkeypatch):
+    """A run that is killed cannot write them at its end."""
+    hide(data)
+    seen, write = set(), AnswerFile.write
+
+    def look(self, answers):
+        seen.update(path.name for path in tmp_path.glob("o*/*failures.jsonl") if failures(path))
+        write(self, answers)
+
+    monkeypatch.setattr(AnswerFile, "write", look)
+    assert run.main(command(data, tmp_path / "o1")) == 1
+    assert model_vqa_loader.main(loader(data, tmp_path / "o2" / "a.jsonl")) == 1
+    assert seen == {"failures.jsonl", "a.failures.jsonl"}
 
 
 def test_impossible_lines_cost_their_questions_only(data, tmp_path, capsys):

@@ -178,7 +178,8 @@ def test_an_overflow_in_the_language_model_is_no_answer(data, tmp_path, capsys, 
     assert run.main(arguments(data, tmp_path)) == 1
     said = capsys.readouterr().err
     assert "60 questions were not answered" in said and "llava_pope_test.jsonl:1: the language model" in said
-    assert "NaN or infinite logits" in said and "no question could be answered" in said
+    assert "NaN or infinite logits. The weights of the checkpoint" in said  # float32 has no overflow to avoid
+    assert "no question could be answered" in said
     assert not (tmp_path / "answers.jsonl").exists()
 
 

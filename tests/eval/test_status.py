@@ -83,7 +83,7 @@ def test_states_of_runs_with_a_record(tmp_path, capsys):
     assert {one["asked"] for one in found.values()} == {9} and found["failed"]["failed"] == 2
     assert found["finished"]["command"] is None
     said = found["failed"]["command"]
-    assert said.endswith("-m llava.eval.run --benchmark pope --output '/some where/out')")
+    assert said.endswith(f"-m llava.eval.run --benchmark pope --output {tmp_path / 'failed'})")
 
 
 def test_a_run_in_progress(tmp_path, capsys):
@@ -229,6 +229,52 @@ def test_a_command_is_never_what_the_file_says_only(tmp_path, capsys):
     document["command"][0] = "http.server"
     (tmp_path / RUN).write_text(json.dumps(document))
     assert states(tmp_path, capsys)["."]["command"] is None
+
+
+def test_the_command_follows_a_folder_that_was_moved(tmp_path, capsys):
+    """With the recorded folder, it would start from the beginning somewhere else."""
+    made(tmp_path / "a" / "run", [1])
+    sweep = ["llava.eval.sweep", "--output", "/some where/sweep", "--tokens", "64"]
+    for name in ("none", "random-64"):
+        answers = str(Path("/some where/sweep/pope", name, "answers.jsonl"))
+        one = dataclasses.replace(record(), command=sweep, answers=answers)
+        one.write(tmp_path / "b" / "pope" / ("out" if name == "none" else name) / RUN)
+    loop = ["llava.eval.model_vqa_loader", "--answers-file", "/some where/q.jsonl", "--seed", "1"]
+    dataclasses.replace(record(), command=loop).write(tmp_path / "c" / f"q.{RUN}")
+    found = states(tmp_path, capsys)
+    said = {name: one["command"] and one["command"].split("llava.eval.")[1] for name, one in found.items()}
+    assert said == {
+        "a/run": f"run --benchmark pope --output {tmp_path}/a/run)",
+        "b/pope/out": None,
+        "b/pope/random-64": f"sweep --tokens 64 --output {tmp_path}/b)",
+        "c/q.jsonl": f"model_vqa_loader --seed 1 --answers-file {tmp_path}/c/q.jsonl)",
+    }
+
+
+def test_a_question_that_is_answered_twice(tmp_path, capsys):
+    """The command that resumes refuses such a file; a merged file beside its shards is fine."""
+    for name in ("run", "shards"):
+        made(tmp_path / name, range(8))
+    path = tmp_path / "run" / "answers.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole.splitlines(keepends=True)[3])
+    (tmp_path / "shards" / "2_0.jsonl").write_bytes((tmp_path / "shards" / "answers.jsonl").read_bytes())
+    found = states(tmp_path, capsys)
+    assert found["run"]["state"] == "unreadable" and found["run"]["command"] is None
+    assert found["run"]["notes"] == [f"{path}:9: a second answer to a question. Delete one of them"]
+    assert (found["shards"]["state"], found["shards"]["notes"]) == ("interrupted", [])
+
+
+def test_the_settings_of_a_sweep_share_one_line(tmp_path, capsys):
+    for number in range(5):
+        folder = tmp_path / "sweep" / "pope" / f"random-{number}"
+        command = ["llava.eval.sweep", "--output", str(tmp_path)]
+        one = dataclasses.replace(record(), command=command, answers=str(folder / "answers.jsonl"))
+        one.write(folder / RUN)
+    assert status.main([str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert text.count("llava.eval.sweep") == 1
+    assert "to resume sweep/pope/random-0, sweep/pope/random-1, sweep/pope/random-2 and 2 more:" in text
 
 
 def test_a_missing_folder_is_an_error(tmp_path, capsys):

@@ -15,7 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = (
-    "awk bash cat chmod cut df dirname env find flock grep ls mkdir mktemp rm sleep tail tee uname".split()
+    *"awk bash cat chmod cut df dirname env find flock grep ls mkdir mktemp".split(),
+    *"readlink rm sleep tail tee uname".split(),
 )
 
 FAKE_PYTHON = """\

@@ -41,8 +41,6 @@ from llava.model.decode import Decoding, Row, can_share, generate, generate_shar
 from llava.model.splice import ContextLimits
 from llava.pruning import Pruner, TextCue
 
-NOT_FINITE = "the language model computed NaN or infinite logits. Use --dtype bfloat16 or float32"
-
 
 class AnswerWriter(Protocol):
     """Destination of one setting's answers; `store.answer_file.AnswerFile` is one."""
@@ -334,7 +332,10 @@ class Engine:
         for question, row, count, reason in zip(questions, rows, visual, too_long, strict=True):
             if reason is None:
                 ids = next(generated)
-                reason = NOT_FINITE if ids is None else self._limits.overrun(row.length, len(ids))
+                if ids is None:
+                    reason = not_finite(self.model)
+                else:
+                    reason = self._limits.overrun(row.length, len(ids))
             if reason is not None:
                 answers.append(reason)
                 continue
@@ -430,3 +431,11 @@ def _unaskable(question: Question) -> str | None:
     if DEFAULT_IMAGE_TOKEN in question.text:
         return f"the text contains {DEFAULT_IMAGE_TOKEN}, the placeholder that the prompt adds for the image"
     return None
+
+
+def not_finite(model: Any) -> str:
+    """Return the reason of a question whose logits are NaN or infinite."""
+    fix = "The weights of the checkpoint, or its base, are corrupt. Copy or download them again"
+    if model.get_input_embeddings().weight.dtype == torch.float16:
+        fix = "float16 overflows above 65,504. Use --dtype bfloat16 or float32 (with --preset exact)"
+    return f"the language model computed NaN or infinite logits. {fix}"

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass, field
 from datetime import datetime, timezone
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 _PROMPTS = 256  # questions whose prompts are measured for the FLOPs
 _NAMED = 3  # failures in the message of a run that was stopped
+_RECORD_SECONDS = 30.0  # what a kill may cost of failures.jsonl; the file is written as a whole
 
 
 class ModelError(RuntimeError):
@@ -270,7 +272,6 @@ def _pass(
     from llava.eval.inference.engine import InferenceStats, PassSetting
 
     engine, stats = session.engine(task), InferenceStats()
-    engine.after_group = lambda so_far: session.check_failures(task, len(share), so_far.failures)
     with ExitStack() as stack:
         settings: dict[str, PassSetting] = {}
         for run in runs:
@@ -286,6 +287,13 @@ def _pass(
                 continue
             settings[run.name] = PassSetting(run.name, run.pruner, stack.enter_context(file))
         opened = [run for run in runs if run.name in settings]
+
+        def note() -> None:
+            for run in opened:
+                setting = settings[run.name]
+                _note_failures(task, run, share, setting.writer.missing, setting.failures)
+
+        engine.after_group = _watch(session, task, len(share), note)
         try:
             engine.run(questions, list(settings.values()), progress, stats)
         except TooManyFailures:
@@ -303,9 +311,7 @@ def _pass(
                 except Exception as own:
                     run.error = own
         finally:  # also of a run that is stopped
-            for run in opened:
-                setting = settings[run.name]
-                _note_failures(task, run, share, setting.writer.missing, setting.failures)
+            note()
         session.images += stats.images
         session.seconds += stats.vision_seconds
         per_image = session.seconds / session.images if session.images else 0.0
@@ -321,6 +327,27 @@ def _pass(
         "seconds": stats.vision_seconds,
         "pass_seconds": stats.seconds,
     }
+
+
+def _watch(
+    session: Session, task: Task, asked: int, note: Callable[[], None]
+) -> Callable[[InferenceStats], None]:
+    """Return what the engine calls after each group: records new failures, and stops if they are too many.
+
+    Args:
+        asked: Number of questions that this process answers.
+        note: Writes failures.jsonl.
+    """
+    noted, again = 0, 0.0
+
+    def after_group(stats: InferenceStats) -> None:
+        nonlocal noted, again
+        if len(stats.failures) > noted and time.monotonic() >= again:
+            note()
+            noted, again = len(stats.failures), time.monotonic() + _RECORD_SECONDS
+        session.check_failures(task, asked, stats.failures)
+
+    return after_group
 
 
 def _note_failures(
@@ -361,18 +388,22 @@ def answer_chunk(
     configuration, failed = session.job.configuration(task, pruner), beside(path, FAILURES)
     stats = InferenceStats()
     with AnswerFile(path, chunk, configuration, retried=failed_before(failed, chunk)) as file:
+
+        def note() -> None:
+            answered = {one.index for one in chunk} - set(file.missing)
+            update_failures(failed, chunk, task.issues, answered, stats.failures)
+
         record = beside(path, RUN)
         if command and (file.missing or not record.is_file()):
-            record_of(task, configuration, command, len(chunk)).write(record)
+            record_of(task, configuration, command, len(chunk), path).write(record)
         try:
             if file.missing:
                 session.check_failures(task, len(chunk))
                 engine = session.engine(task)
-                engine.after_group = lambda so_far: session.check_failures(task, len(chunk), so_far.failures)
+                engine.after_group = _watch(session, task, len(chunk), note)
                 engine.run(chunk, [PassSetting("run", pruner, file)], stats=stats)
         finally:
-            answered = {one.index for one in chunk} - set(file.missing)
-            update_failures(failed, chunk, task.issues, answered, stats.failures)
+            note()
         file.finalize()
     return [*dict.fromkeys([*task.issues, *stats.failures])]
 
@@ -381,15 +412,17 @@ def record_start(task: Task, run: SettingRun, command: Sequence[str]) -> None:
     """Write run.json beside the answers, if this start has questions to answer or there is none."""
     path = run.folder / RUN
     if run.missing(task) or not path.is_file():
-        record_of(task, run.configuration, command, len(task.asked)).write(path)
+        record_of(task, run.configuration, command, len(task.asked), run.answers).write(path)
 
 
-def record_of(task: Task, configuration: Configuration, command: Sequence[str], asked: int) -> RunRecord:
+def record_of(
+    task: Task, configuration: Configuration, command: Sequence[str], asked: int, answers: Path
+) -> RunRecord:
     """Return the record of a start that asks so many questions of a task."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     variables = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
     name = task.benchmark.name if task.benchmark is not None else None
-    same = (configuration.hash(), configuration.flat(), now)
+    same = (configuration.hash(), configuration.flat(), now, os.path.abspath(answers))
     return RunRecord(list(command), variables, name, asked, len(task.issues), *same)
 
 

@@ -115,6 +115,7 @@ class RunRecord:
         config: Hash of the configuration.
         configuration: What was hashed (see `Configuration.flat`).
         started: Time in UTC, ISO 8601.
+        answers: Absolute path of the answer file; empty in files that do not have it.
     """
 
     command: list[str]
@@ -125,6 +126,7 @@ class RunRecord:
     config: str
     configuration: dict[str, Any]
     started: str
+    answers: str = ""
     version: str = field(default_factory=lambda: llava.__version__)
 
     def write(self, path: Path) -> None:
@@ -136,8 +138,8 @@ class RunRecord:
     def read(cls, path: Path) -> RunRecord:
         """Read a record. Raises DataError if it is missing, or not one."""
         names = [one.name for one in fields(cls)]
-        document = read_json(path, dict, names)
-        kinds = (list, dict, str | None, int, int, str, dict, str, str)
+        document = {"answers": "", **read_json(path, dict, [name for name in names if name != "answers"])}
+        kinds = (list, dict, str | None, int, int, str, dict, str, str, str)
         values = [document[name] for name in names]
         wrong = [
             name
