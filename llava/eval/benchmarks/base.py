@@ -266,7 +266,12 @@ class Benchmark(ABC):
         rows, warnings = dict(zip(keys, answers, strict=True)), []
         missing = sum(key not in rows for key in wanted)
         if repeated := len(answers) - len(rows):
-            warnings.append(f"{repeated} answers repeat the {self.key_name} of another; {self.repeats}")
+            other = sum(
+                row.get("text") != rows[key].get("text") for key, row in zip(keys, answers, strict=True)
+            )
+            several = f" ({other} with another text, as of several runs)" if other else ""
+            what = f"{repeated} answers repeat the {self.key_name} of another{several}"
+            warnings.append(f"{what}; {self.repeats}")
         if unlabeled := len(rows.keys() - truth.keys()):
             warnings.append(f"{unlabeled} answers have no ground truth; left out")
         if missing:

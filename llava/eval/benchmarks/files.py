@@ -488,6 +488,15 @@ def read_json(path: Path, kind: type, shape: Mapping[Any, Shape] | Sequence[str]
     return document
 
 
+def by_key(path: Path, rows: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Return {key: entry} of a ground truth file. Raises DataError if two entries have one key."""
+    found: dict[Any, Any] = {}
+    for key, entry in rows:
+        if found.setdefault(key, entry) is not entry:
+            raise DataError(f"{path}: {key!r} occurs more than once. Use the file of one split and release.")
+    return found
+
+
 def parse_once(parse: Callable[..., Any], *paths: Path) -> Any:
     """Return `parse(*paths)`, computed once per process and version (time and size) of the files.
 

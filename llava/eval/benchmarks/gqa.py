@@ -8,13 +8,14 @@ stop; `fixed` averages over the answered ones.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .base import Benchmark, DataFile, Score, Submission, grouped, mean, most_common, to_json
-from .files import ID, Row, Shape, read_json
+from .files import ID, DataError, Row, Shape, read_json
 from .normalize import cleaned
 from .normalize import gqa as converted
 
@@ -83,7 +84,10 @@ class GQA(Benchmark):
 
     @staticmethod
     def read_truth(path: Path) -> dict[str, Row]:
-        return read_json(path, dict, {str: ENTRY})
+        truth = read_json(path, dict, {str: ENTRY})
+        if not any(entry["isBalanced"] for entry in truth.values()):
+            raise DataError(f"{path}: no question is balanced. Use the questions of testdev_balanced.")
+        return truth
 
     def key(self, row: Row) -> str:
         return str(row.get("questionId", row.get("question_id")))
@@ -95,7 +99,9 @@ class GQA(Benchmark):
         return converted(text)
 
     def careful(self, entry: Any, text: str) -> str:
-        return " ".join(cleaned(text).split()).rstrip(".!?, ")
+        """Also drop an article, parentheses and final marks, which no reference answer has."""
+        text = " ".join(cleaned(text).split()).strip("().!?,:; ")
+        return re.sub(r"^(?:an?|the)\s+", "", text, flags=re.I)
 
     def wanted(self, data: Path) -> set[str]:
         return {key for key, entry in self.truth(data).items() if entry["isBalanced"]}

@@ -55,9 +55,10 @@ def asked(path: Path) -> dict[Any, tuple[str, str]]:
 
 
 def references(path: Path, key: Any, answers: Sequence[Row]) -> tuple[str, ...]:
-    """Return the reference answers of a question. Raises DataError if there are none, as in test files."""
-    if not answers:
-        raise DataError(f"{path}: {key!r} has no reference answers. Use the validation file.")
+    """Return the reference answers of a question. Raises DataError unless there are ten."""
+    if len(answers) != 10:
+        what = f"{key!r} has {len(answers)} reference answers, expected 10"
+        raise DataError(f"{path}: {what}. Use the official validation file.")
     return tuple(sys.intern(one["answer"]) for one in answers)  # few are distinct
 
 
