@@ -98,7 +98,9 @@ def check_file(path: Path, what: str = "file") -> None:
         raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from error
     if not stat.S_ISREG(mode):
         found = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-        raise DataError(f"{path}: {found}, expected a {what}. Pass a regular file.")
+        raise DataError(
+            f"{path}: {found}, expected {'an' if what[0] in 'aeiou' else 'a'} {what}. Pass a regular file."
+        )
 
 
 def read_jsonl(path: Path, problems: list[DataIssue], needs: Iterable[str] = ()) -> Iterator[tuple[int, Row]]:

@@ -14,7 +14,17 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .base import Benchmark, DataFile, Score, Submission, grouped, mean, most_common, to_json
+from .base import (
+    Benchmark,
+    DataFile,
+    Score,
+    Submission,
+    grouped,
+    mean,
+    most_common,
+    repeated_answers,
+    to_json,
+)
 from .files import ID, DataError, Row, Shape, read_json
 from .normalize import cleaned
 from .normalize import gqa as converted
@@ -137,9 +147,13 @@ class GQA(Benchmark):
 
     def submission(self, data: Path | None, answers: list[Row], questions: Path | None = None) -> Submission:
         """Return [{"questionId", "prediction"}], which the evaluation script reads, in the answers' order."""
+        keys = [self.key(row) for row in answers]
+        if data is not None and DataFile(f"data/{TRUTH}", also=(TRUTH,)).find(data):
+            keys, warnings = self.keys(data, answers), self.join(data, answers).warnings
+        else:
+            warnings = repeated_answers(keys, answers, self.key_name)
         document = [
-            {"questionId": row["question_id"], "prediction": prediction(row)} if "text" in row else row
-            for row in answers
+            {"questionId": key, "prediction": prediction(row)} for key, row in zip(keys, answers, strict=True)
         ]
-        name = "testdev_balanced_predictions.json"
-        return Submission({name: to_json(document)}, len(document), "GQA's eval.py --tier testdev_balanced")
+        files = {"testdev_balanced_predictions.json": to_json(document)}
+        return Submission(files, len(document), "GQA's eval.py --tier testdev_balanced", warnings)

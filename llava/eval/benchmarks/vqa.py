@@ -23,6 +23,7 @@ from .base import (
     known_id,
     mean,
     most_common,
+    repeated_answers,
     to_json,
 )
 from .files import (
@@ -180,7 +181,8 @@ class UploadedVQA(Benchmark):
         document = [
             {self.key_name: row[self.key_name], "answer": texts.get(row["question_id"], "")} for row in listed
         ]
-        warnings = [f"{what}; they are submitted as ''"] if missing else []
+        warnings = repeated_answers(keys, answers, "question_id")
+        warnings += [f"{what}; they are submitted as ''"] if missing else []
         return Submission(
             {f"{self.folder}_submission.json": to_json(document)}, len(listed), self.server, warnings
         )

@@ -303,3 +303,19 @@ def test_the_score_command_names_answers_of_several_settings(tmp_path, capsys):
     path = write(tmp_path / "answers.jsonl", rows)
     assert score.main(["--benchmark", "pope", "--data", str(data), "--answers", str(path)]) == 0
     assert "made with different tokens (64, 32)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["gqa", "mmvet", "vqav2_val", "vizwiz_val"])
+def test_submissions_name_answers_of_two_runs_and_refuse_other_questions(name):
+    benchmark, (data, rows) = get_benchmark(name), rows_of(name)
+    made = benchmark.submission(data, rows + [{**row, "text": "zebra"} for row in rows])
+    assert any(f"({len(rows)} with another text, as of several runs)" in one for one in made.warnings)
+    with pytest.raises(DataError, match="match no question in"):
+        benchmark.submission(data, [{**row, "question_id": f"x{place}"} for place, row in enumerate(rows)])
+
+
+def test_compare_names_answers_of_two_runs(tmp_path, capsys):
+    data, rows = rows_of("pope")
+    one, two = write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", rows * 2)
+    assert compare.main([str(one), str(two), "--benchmark", "pope", "--data", str(data)]) == 0
+    assert f"B: {len(rows)} answers repeat the question_id of another" in capsys.readouterr().err
