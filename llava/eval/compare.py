@@ -59,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     answers = [benchmark.read_answers(path) for path in files]
     data = benchmark.locate(data)
     found = compare(benchmark, data, *answers, args.bootstrap_iters, args.seed)
+    for side, rows in zip("AB", answers, strict=True):
+        cli.print_warnings([f"{side}: {warning}" for warning in benchmark.join(data, rows).warnings])
     if other := other_prompts(*answers):
         cli.print_warnings(
             [f"{other} questions of A have a different prompt in B: another prompt, or another release"]

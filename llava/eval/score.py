@@ -19,6 +19,7 @@ from typing import Any
 
 from llava.eval import cli
 from llava.eval.benchmarks import get_benchmark, list_benchmarks
+from llava.eval.metrics.scorecard import Scorecard
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     benchmark = get_benchmark(args.benchmark)
     data, answers = benchmark.locate(args.data), benchmark.read_answers(args.answers)
-    document = benchmark.score(data, answers, fixed=args.fixed).document()
+    score = benchmark.score(data, answers, fixed=args.fixed)
+    score.warnings = Scorecard.of(score, answers).details["warnings"]  # also of several runs in one file
+    document = score.document()
     print_score(document)
     print(json.dumps(document))
     return 0

@@ -265,8 +265,7 @@ class Benchmark(ABC):
         check_foreign(keys, {*truth, *wanted}, self.truth_paths(data)[0], self.key_name)
         rows, warnings = dict(zip(keys, answers, strict=True)), []
         missing = sum(key not in rows for key in wanted)
-        if repeated := len(answers) - len(rows):
-            warnings.append(f"{repeated} answers repeat the {self.key_name} of another; {self.repeats}")
+        warnings += repeated_answers(keys, answers, self.key_name, self.repeats)
         if unlabeled := len(rows.keys() - truth.keys()):
             warnings.append(f"{unlabeled} answers have no ground truth; left out")
         if missing:
@@ -543,6 +542,18 @@ def _asked_by(prompt: str | None, by_text: Mapping[str, list[Hashable]]) -> list
 
 def _letters(text: str) -> str:
     return "".join(filter(str.isalnum, text.casefold()))
+
+
+def repeated_answers(
+    keys: Sequence[Hashable], answers: Sequence[Row], key_name: str, effect: str = "only the last one counts"
+) -> list[str]:
+    """Return the warning that several answers have one key, as when two answer files are in one."""
+    last = dict(zip(keys, answers, strict=True))
+    if len(last) == len(answers):
+        return []
+    other = sum(row.get("text") != last[key].get("text") for key, row in zip(keys, answers, strict=True))
+    several = f" ({other} with another text, as of several runs)" if other else ""
+    return [f"{len(answers) - len(last)} answers repeat the {key_name} of another{several}; {effect}"]
 
 
 def check_foreign(keys: Sequence[Hashable], known: Collection[Hashable], path: Path, key_name: str) -> None:

@@ -98,7 +98,9 @@ def check_file(path: Path, what: str = "file") -> None:
         raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from error
     if not stat.S_ISREG(mode):
         found = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-        raise DataError(f"{path}: {found}, expected a {what}. Pass a regular file.")
+        raise DataError(
+            f"{path}: {found}, expected {'an' if what[0] in 'aeiou' else 'a'} {what}. Pass a regular file."
+        )
 
 
 def read_jsonl(path: Path, problems: list[DataIssue], needs: Iterable[str] = ()) -> Iterator[tuple[int, Row]]:
@@ -496,6 +498,15 @@ def read_json(path: Path, kind: type, shape: Mapping[Any, Shape] | Sequence[str]
             where = "" if kind is dict else f"entry {number}: "
             raise DataError(f"{path}: {where}{found.lstrip('.: ')}. {fix}")
     return document
+
+
+def by_key(path: Path, rows: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Return {key: entry} of a ground truth file. Raises DataError if two entries have one key."""
+    found: dict[Any, Any] = {}
+    for key, entry in rows:
+        if found.setdefault(key, entry) is not entry:
+            raise DataError(f"{path}: {key!r} occurs more than once. Use the file of one split and release.")
+    return found
 
 
 def parse_once(parse: Callable[..., Any], *paths: Path) -> Any:

@@ -8,13 +8,24 @@ stop; `fixed` averages over the answered ones.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .base import Benchmark, DataFile, Score, Submission, grouped, mean, most_common, to_json
-from .files import ID, Row, Shape, read_json
+from .base import (
+    Benchmark,
+    DataFile,
+    Score,
+    Submission,
+    grouped,
+    mean,
+    most_common,
+    repeated_answers,
+    to_json,
+)
+from .files import ID, DataError, Row, Shape, read_json
 from .normalize import cleaned
 from .normalize import gqa as converted
 
@@ -83,7 +94,10 @@ class GQA(Benchmark):
 
     @staticmethod
     def read_truth(path: Path) -> dict[str, Row]:
-        return read_json(path, dict, {str: ENTRY})
+        truth = read_json(path, dict, {str: ENTRY})
+        if not any(entry["isBalanced"] for entry in truth.values()):
+            raise DataError(f"{path}: no question is balanced. Use the questions of testdev_balanced.")
+        return truth
 
     def key(self, row: Row) -> str:
         return str(row.get("questionId", row.get("question_id")))
@@ -95,7 +109,9 @@ class GQA(Benchmark):
         return converted(text)
 
     def careful(self, entry: Any, text: str) -> str:
-        return " ".join(cleaned(text).split()).rstrip(".!?, ")
+        """Also drop an article, parentheses and final marks, which no reference answer has."""
+        text = " ".join(cleaned(text).split()).strip("().!?,:; ")
+        return re.sub(r"^(?:an?|the)\s+", "", text, flags=re.I)
 
     def wanted(self, data: Path) -> set[str]:
         return {key for key, entry in self.truth(data).items() if entry["isBalanced"]}
@@ -131,9 +147,13 @@ class GQA(Benchmark):
 
     def submission(self, data: Path | None, answers: list[Row], questions: Path | None = None) -> Submission:
         """Return [{"questionId", "prediction"}], which the evaluation script reads, in the answers' order."""
+        keys = [self.key(row) for row in answers]
+        if data is not None and DataFile(f"data/{TRUTH}", also=(TRUTH,)).find(data):
+            keys, warnings = self.keys(data, answers), self.join(data, answers).warnings
+        else:
+            warnings = repeated_answers(keys, answers, self.key_name)
         document = [
-            {"questionId": row["question_id"], "prediction": prediction(row)} if "text" in row else row
-            for row in answers
+            {"questionId": key, "prediction": prediction(row)} for key, row in zip(keys, answers, strict=True)
         ]
-        name = "testdev_balanced_predictions.json"
-        return Submission({name: to_json(document)}, len(document), "GQA's eval.py --tier testdev_balanced")
+        files = {"testdev_balanced_predictions.json": to_json(document)}
+        return Submission(files, len(document), "GQA's eval.py --tier testdev_balanced", warnings)

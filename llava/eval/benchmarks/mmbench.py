@@ -162,6 +162,9 @@ class MMBench(Benchmark):
             rows[index] = row
             if row["answer"] not in choices_of(row):
                 unlabeled.append((line, row["answer"]))
+        if not rows:
+            found = f" ({issues[0]})" if issues else ""
+            raise DataError(f"{path}: no row can be used{found}. Use the official file.")
         return {"rows": rows, "issues": [str(issue) for issue in issues], "unlabeled": unlabeled}
 
     def check_labels(self, data: Path) -> None:

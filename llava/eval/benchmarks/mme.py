@@ -11,6 +11,7 @@ applies; `fixed` pairs by image and scores such a task by its accuracy, 0.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 PARTS = {"perception": PERCEPTION, "cognition": COGNITION}
 TASKS = PERCEPTION + COGNITION
 QUESTIONS, RELEASE = "llava_mme.jsonl", "MME_Benchmark_release_version"
-_SUFFIX = "Please answer yes or no."
+# What prompts have around a question: the image, LLaVA's instruction, or the official one.
+_AROUND = re.compile(rf"<image>|{SHORT_ANSWER.strip()}|Please answer yes or no\.?\s*$", re.I)
 # One line of a task's result file: label file (one per image), question, Yes or No, answer.
 Line = tuple[str, str, str, str]
 
@@ -50,10 +52,19 @@ def task_score(pairs: list[list[Line]]) -> Row:
     return {"n_images": len(pairs), **accuracies, **counts}
 
 
+def bare(prompt: str) -> str:
+    """Return the question of a prompt or label file, without the instructions around it."""
+    return _AROUND.sub("", _AROUND.sub("", prompt).strip()).strip()
+
+
 def unreadable(answers: list[Row]) -> list[str]:
     """Return what the official calculator cannot read, if there is anything."""
-    broken = sum("\t" in row["text"] or "\n" in row["text"] for row in answers)
+    broken = sum(_breaks_lines(row["text"]) for row in answers)
     return [f"{broken} answers contain a tab or a line break"] if broken else []
+
+
+def _breaks_lines(text: str) -> bool:
+    return "\t" in text or "\n" in text
 
 
 class MME(Benchmark):
@@ -73,6 +84,7 @@ class MME(Benchmark):
     )
     truth_files = (RELEASE,)
     key_name = "image and question"
+    repeats = "the official calculator counts each, --fixed only the last one"
     constant_answers = ("Yes", "No")
 
     @staticmethod
@@ -87,10 +99,17 @@ class MME(Benchmark):
                 for number, line in enumerate(read_text(path).split("\n"), 1):
                     if not line.strip():
                         continue
-                    question, _, label = line.rstrip().rpartition("\t")
-                    if label not in ("Yes", "No"):
-                        raise DataError(f"{path}:{number}: expected a question, a tab, and Yes or No")
-                    labels[task, path.name, question.removesuffix(_SUFFIX).strip()] = question, label
+                    cells = line.rstrip().split("\t")
+                    if len(cells) != 2 or cells[1] not in ("Yes", "No"):
+                        what = f"expected a question, a tab, and Yes or No, got {line[:60]!r}"
+                        raise DataError(
+                            f"{path}:{number}: {what}. Fix the line, or remove a file of no image."
+                        )
+                    key = task, path.name, bare(cells[0])
+                    if labels.setdefault(key, tuple(cells))[1] != cells[1]:
+                        raise DataError(
+                            f"{path}:{number}: repeats a question with another label. Remove one."
+                        )
         if not labels:
             raise DataError(f"{release}: no labels in <task>/*.txt or <task>/questions_answers_YN/*.txt")
         return labels
@@ -103,8 +122,7 @@ class MME(Benchmark):
             )
         task, _, name = str(row["question_id"]).partition("/")
         file = name.split("/")[-1].split(".")[0] + ".txt"
-        question = row["prompt"].replace(SHORT_ANSWER.strip(), "").strip()
-        return task, file, question.removesuffix(_SUFFIX).strip()
+        return task, file, bare(row["prompt"])
 
     def credit(self, entry: tuple[str, str], row: Row) -> float:
         return float(parse_answer(row["text"]) == entry[1].lower())
@@ -115,7 +133,7 @@ class MME(Benchmark):
         return grouped((key[0], (key[1], *truth[key], row["text"])) for key, row in counted)
 
     def reading(self, entry: Any, text: str) -> str:
-        return parse_answer(text)
+        return "broken line" if _breaks_lines(text) else parse_answer(text)
 
     def careful(self, entry: Any, text: str) -> str | None:
         said = yes_or_no(text)

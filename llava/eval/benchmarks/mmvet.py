@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from llava.eval.benchmarks.base import DataFile, Score, Submission, grouped, to_json
+from llava.eval.benchmarks.base import DataFile, Score, Submission, grouped, repeated_answers, to_json
 from llava.eval.benchmarks.files import DataError, DataIssue, Row, Shape, mismatch, read_answers, read_json
 from llava.eval.benchmarks.judging import TRIES, UNKNOWN, Judge, JudgedBenchmark
 
@@ -118,9 +118,15 @@ class MMVet(JudgedBenchmark):
         """Return {"v1_<question_id>": text}, MM-Vet's result file."""
         if any("text" not in row for row in answers):
             raise DataError(f"{self.title}: stored grades without answers. Pass the answer file.")
-        document = {self.key(row): row["text"] for row in answers}
+        keys: list[Any] = [self.key(row) for row in answers]
+        if data is not None and DataFile(TRUTH).find(data):
+            keys, warnings = self.keys(data, answers), self.join(data, answers).warnings
+        else:
+            warnings = repeated_answers(keys, answers, self.key_name)
+        document = {key: row["text"] for key, row in zip(keys, answers, strict=True)}
         files = {"mmvet_submission.json": to_json(document, indent=2)}
-        return Submission(files, len(document), "MM-Vet's online evaluator (linked from its repository)")
+        server = "MM-Vet's online evaluator (linked from its repository)"
+        return Submission(files, len(document), server, warnings)
 
     def entry_mismatch(self, entry: Any) -> str | None:
         found = mismatch(entry, GRADE)

@@ -123,9 +123,18 @@ def one_line(text: str) -> str:
 
 
 # -- what a person reads ----------------------------------------------------------------------------------
-_SPECIAL_TOKEN = re.compile(r"</?s>|<pad>|<unk>|<\|[^|<>\s]*\|>|<image>|[\u200b\ufeff]")
-_PREFIX = re.compile(r"^(?:assistant|(?:the |final )?answer)\s*(?::|\bis\b:?)\s*", re.I)
+_SPECIAL_TOKEN = re.compile(
+    r"</?s>|<pad>|<unk>|<\|[^|<>\s]*\|>|<image>|[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]"
+)
+_PREFIX = re.compile(
+    r"^(?:(?:assistant|(?:the )?(?:final |correct )?answer)\s*(?::|\bis\b:?)"
+    r"|(?:正确)?答案[是为]?\s*:?|选项?\s*:?(?=\s*[A-E](?![a-z])))\s*",
+    re.I,
+)
+# Chinese keyboards write letters and marks of twice the width.
+_HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {ord("。"): ".", ord("、"): ","}
 _QUOTED = re.compile(r"^(\*\*|__|[\"'`*])(.*)\1$", re.S)
+_CHINESE = dict.fromkeys("是 有 对".split(), "yes") | dict.fromkeys("否 不 不是 没有 没 无".split(), "no")
 _UNSURE = re.compile(
     r"\b(?:not sure|unsure|(?:do not|don't) know|unknown|unclear)\b|\b(?:cannot|can't|unable to)\b"
 )
@@ -137,22 +146,35 @@ def is_blank(text: str) -> bool:
 
 
 def cleaned(text: str) -> str:
-    """Remove what is not part of an answer: special tokens, "Answer:" in front, quotes or stars around it."""
-    text = _PREFIX.sub("", _SPECIAL_TOKEN.sub(" ", text).strip())
+    """Remove what is not part of an answer: special tokens, "Answer:" in front, quotes or stars around it.
+
+    Invisible marks are removed as well, and full-width letters and marks become ASCII.
+    """
+    text = _PREFIX.sub("", _SPECIAL_TOKEN.sub(" ", text).translate(_HALF_WIDTH).strip())
     while quoted := _QUOTED.match(text):
         text = quoted[2].strip()
     return text
 
 
 def yes_or_no(text: str) -> str | None:
-    """Return yes or no as a person reads the first sentence of an answer; None if it is neither or both."""
-    sentences = re.split(r"[.!?\n]+", cleaned(text).lower().replace("\u2019", "'"))
-    words = next((found for found in (re.findall(r"[a-z']+", one) for one in sentences) if found), [])
+    """Return yes or no as a person reads the first sentence that says either; None for none or both."""
+    text = cleaned(text)
+    if text.rstrip(".,!的") in _CHINESE:
+        return _CHINESE[text.rstrip(".,!的")]
+    for sentence in re.split(r"[.!?\n]+", text.lower().replace("\u2019", "'")):
+        words = re.findall(r"[a-z']+", sentence)
+        if said := _said(words):
+            return said if said in ("yes", "no") else None
+    return None
+
+
+def _said(words: list[str]) -> str | None:
+    """Return yes, no, or "unclear" for the words of a sentence; None if it says neither."""
     is_yes, is_no = ({"yes", "yeah", "yep", "y"} & {*words}, {"no", "nope", "n"} & {*words})
     if is_yes or is_no:
-        return None if is_yes and is_no else "yes" if is_yes else "no"
+        return "unclear" if is_yes and is_no else "yes" if is_yes else "no"
     if _UNSURE.search(" ".join(words)):
-        return None
+        return "unclear"
     if any(word in ("not", "none", "never", "nothing") or word.endswith("n't") for word in words):
         return "no"
     stated = len(words) > 2 and {"is", "are", "has", "have", "contains", "shows", "appears"} & {*words}

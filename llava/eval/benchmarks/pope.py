@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 
 from .base import Benchmark, DataFile, Score, join_by_prompt, known_id, mean, ratio
-from .files import ID, DataIssue, Question, Row, Shape, read_rows
+from .files import ID, DataIssue, Question, Row, Shape, by_key, read_rows
 from .normalize import yes_or_no
 
 CATEGORIES, OUTCOMES = ("adversarial", "popular", "random"), ("TP", "FP", "TN", "FN")
 QUESTIONS = "llava_pope_test.jsonl"
 LABELS = tuple(f"coco/coco_pope_{category}.json" for category in CATEGORIES)
 LABEL: Shape = {"question_id": ID, "label": frozenset(("yes", "no")), "image": ID, "text?": (str, type(None))}
+QUESTION: Shape = {"question_id": ID, "category": str, "text?": str, "image?": str}
 _BY_POSITION = "The official scorer joins by position without checking, so this score is not valid."
 Keyed = list[tuple[tuple[str, Any], Row]]  # ((category, id in the label file), answer or label)
 _PAGE = "POPE (github.com/RUCAIBox/POPE), the release with 2,910 random rows"
@@ -71,16 +72,26 @@ def category_metrics(pairs: list[tuple[Row, Row]], rows: list[Row], fixed: bool)
         return found | {"f1": None, "raises": f"ZeroDivisionError: {error}"}
 
 
-def wrong_labels(inside: Keyed, labels: Keyed, fixed: bool) -> list[str]:
+def foreign_labels(asked: Mapping[Hashable, Row], labels: Mapping[Hashable, Row]) -> dict[Hashable, str]:
+    """Return {key: what differs} of the labels whose image or text is not that of their question."""
+    found = {}
+    for key, label in labels.items():
+        row, text = asked.get(key, {}), (label.get("text") or "").replace("imange", "image")
+        if "image" in row and Path(row["image"]).stem != Path(str(label["image"])).stem:
+            found[key] = f"{row['image']!r} with {label['image']!r}"
+        elif "text" in row and text not in row["text"].replace("imange", "image"):
+            found[key] = f"{row['text'][:60]!r} with {text[:60]!r}"
+    return found
+
+
+def wrong_labels(inside: Keyed, labels: Keyed, foreign: Mapping[Hashable, str], fixed: bool) -> list[str]:
     """Return the warning that answers are joined with labels of other questions."""
     wrong = []
     for place, ((key, row), (other, label)) in enumerate(zip(inside, labels, strict=False), 1):
-        prompt, text = str(row.get("prompt", "")), label.get("text") or ""
-        if key != other or (fixed and prompt and text not in prompt):
-            ids = f"question_id {row['question_id']} with {label['question_id']}"
-            wrong.append(f"from position {place} on, are joined with the label of another question ({ids}")
-            if fixed:
-                wrong[-1] += f", {prompt!r} with {text!r}"
+        if key != other or key in foreign:
+            what = f"question_id {row['question_id']} with {label['question_id']}"
+            what += f", {foreign[key]}" if key == other else ""
+            wrong.append(f"from position {place} on, are joined with the label of another question ({what}")
     if not wrong and len(inside) == len(labels):
         return []
     what = f"{len(inside)} answers, {len(labels)} labels"
@@ -111,16 +122,26 @@ class Pope(Benchmark):
 
     @staticmethod
     def read_truth(questions: Path, *paths: Path) -> Row:
-        """Return {"labels": {key: label}, "keys": {question_id: key}, "issues"}; keys are (category, id)."""
+        """Return labels, keys and texts of the questions, foreign labels, and issues of the question file.
+
+        Keys are (category, id in the label file).
+        """
         issues: list[DataIssue] = []
-        rows = read_rows(questions, {"question_id": ID, "category": str, "text?": str}, problems=issues)
+        rows = read_rows(questions, QUESTION, problems=issues)
         labels = {}
         for category, path in zip(CATEGORIES, paths, strict=True):
-            for row in read_rows(path, LABEL, "Replace the label file"):
-                labels[category, _number(row["question_id"])] = row
+            found = read_rows(path, LABEL, "Replace the label file")
+            labels |= by_key(path, (((category, _number(row["question_id"])), row) for row in found))
         keys = {row["question_id"]: (row["category"], _number(row["question_id"])) for row in rows}
         texts = {keys[row["question_id"]]: (row["text"].split("\n")[0],) for row in rows if "text" in row}
-        return {"labels": labels, "keys": keys, "texts": texts, "issues": list(map(str, issues))}
+        foreign = foreign_labels({keys[row["question_id"]]: row for row in rows}, labels)
+        return {
+            "labels": labels,
+            "keys": keys,
+            "texts": texts,
+            "foreign": foreign,
+            "issues": list(map(str, issues)),
+        }
 
     def truth(self, data: Path) -> Mapping[tuple[str, Any], Row]:
         return self.parsed(data)["labels"]
@@ -169,7 +190,7 @@ class Pope(Benchmark):
                 labels = [(key, truth[key]) for key, _ in inside]
                 if not inside:
                     continue  # a category without answers has no F1
-            doubt = wrong_labels(inside, labels, fixed)
+            doubt = wrong_labels(inside, labels, self.parsed(data)["foreign"], fixed)
             pairs = [(row, label) for (_, row), (_, label) in zip(inside, labels, strict=False)]
             details[category] = found = category_metrics(pairs, [row for _, row in inside], fixed)
             if found["f1"] is None:

@@ -22,8 +22,9 @@ SPLITS, PROBLEMS = "pid_splits.json", "problems.json"
 OPTIONS = "ABCDE"
 FAILED = "FAILED"
 _SENTENCE = re.compile(r"The answer is ([A-Z]).")  # the last dot is any character, as in the original
-# What a person reads as a letter: "(b)", "B.", "B) red"; "the answer is B", "option B".
-_LETTER = re.compile(r"\(?([A-E])(?:$|[.:)])|\(?([a-e])[.:)]*$")
+# What a person reads as a letter: "(b)", "B!", "B) red", "B, because ..."; "the answer is B", "option B".
+_LETTER = re.compile(r"[(\[]?(?:([A-E])(?=$|[.:)\],;!?\n])|([a-e])(?=[.:)\]!]*$))")
+_SEVERAL = re.compile(r"\W*(?:and|or)?\W*[A-E]\b(?!['\u2019])")  # after a letter: "A, B" names two
 _NAMED = re.compile(r"(?:answer is|answer:|option)\s*:?\s*\(?([A-E])\b", re.I)
 QUESTION: Shape = {"id": ID, "image?": object, "conversations": [{"value": str}]}
 PROBLEM: Shape = {"question": str, "choices": [str], "answer": int, "image?": (str, type(None))}
@@ -171,16 +172,21 @@ class ScienceQA(Benchmark):
         return choice_index(parse_answer(text), entry["choices"] if entry else OPTIONS)
 
     def careful(self, entry: Any, text: str) -> str | None:
+        if self.reading(entry, text) >= 0:
+            return text
         text, choices = cleaned(text), entry["choices"] if entry else OPTIONS
+        plain = text.casefold().rstrip(".!")
+        texts = dict(zip(OPTIONS, (one.casefold().rstrip(".!") for one in choices), strict=False))
         if found := _LETTER.match(text):
-            letter = (found[1] or found[2]).upper()
-            return letter if choice_index(letter, choices) >= 0 else None
-        found = {letter.upper() for letter in _NAMED.findall(text)}
-        said = [
-            OPTIONS[place] for place, one in enumerate(choices[:5]) if one.lower() == text.lower().rstrip(".")
-        ]
-        letters = [*found] if found else said
-        return letters[0] if len(letters) == 1 and choice_index(letters[0], choices) >= 0 else None
+            letters = {(found[1] or found[2]).upper()}
+            if _SEVERAL.match(text, found.end()):
+                return None
+        else:
+            letters = {letter.upper() for letter in _NAMED.findall(text)}
+            letters = letters or {
+                one for one in texts if plain in (texts[one], f"{one.lower()} {texts[one]}")
+            }
+        return letters.pop() if len(letters) == 1 and letters <= texts.keys() else None
 
     def official_score(self, data: Path, answers: list[Row], fixed: bool) -> Score:
         truth = self.truth(data)

@@ -9,6 +9,7 @@ lower the score; a warning counts them. `fixed` scores each question once.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,11 @@ class TextVQA(Benchmark):
     repeats = "the official scorer counts each, --fixed only the last one"
 
     @staticmethod
-    def read_truth(path: Path) -> dict[tuple[str, str], list[str]]:
-        """Return {(image, lower-case question): ten reference answers}."""
+    def read_truth(path: Path) -> Row:
+        """Return {"answers": {(image, lower-case question): ten reference answers}, "repeated": number}.
+
+        As in the official scorer, the last of several questions with one key counts.
+        """
         entry = {"image_id": ID, "question": str, "answers": [str]}
         rows = read_json(path, dict, {"data": [entry]})["data"]
         truth = {(str(row["image_id"]), row["question"].lower()): row["answers"] for row in rows}
@@ -65,7 +69,11 @@ class TextVQA(Benchmark):
             if len(answers) != 10:
                 what = f"image {image} has a question with {len(answers)} answers, expected 10"
                 raise DataError(f"{path}: {what}. Use the validation file, not the test file.")
-        return truth
+        repeated = sum(row["answers"] != truth[str(row["image_id"]), row["question"].lower()] for row in rows)
+        return {"answers": truth, "repeated": repeated}
+
+    def truth(self, data: Path) -> Mapping[tuple[str, str], Sequence[str]]:
+        return self.parsed(data)["answers"]
 
     def key(self, row: Row) -> tuple[str, str]:
         try:
@@ -87,6 +95,9 @@ class TextVQA(Benchmark):
         _, warnings, missing = self.join(data, answers)
         if missing:
             warnings[-1] += "; the official scorer averages over the answers in the file"
+        if repeated := self.parsed(data)["repeated"]:
+            what = f"{repeated} questions of {TRUTH} occur again with other answers, of which the last count"
+            warnings.append(f"{what}, as in the official scorer")
         truth = self.truth(data)
         credits = [self.credit(truth[key], row) for key, row in self.counted(data, answers, fixed)]
         details = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import SHORT_ANSWER, DataFile, join_by_prompt, known_id, other_questions
-from .files import ANSWER, TEXT, DataError, Row, Shape, parse_once, read_json
+from .files import ANSWER, TEXT, DataError, Row, Shape, by_key, parse_once, read_json
 from .normalize import soft_accuracy, vizwiz_official
 from .vqa import REFERENCES, UploadedVQA, references
 
@@ -47,6 +47,15 @@ def unanswerability(predicted: list[bool], true: list[bool]) -> dict[str, float]
     positive = sum(predicted) + sum(true)
     f1 = 2 * hits / positive if positive else 0.0
     return {"average_precision": round(100 * average, 2), "f1_score": round(100 * f1, 2)}
+
+
+def _entry(path: Path, row: Row) -> Row:
+    return {
+        "question": row.get("question", ""),
+        "answers": references(path, row["image"], row["answers"]),
+        "type": row.get("answer_type", "unknown"),
+        "unanswerable": not row.get("answerable", row.get("answer_type") != "unanswerable"),
+    }
 
 
 class VizWiz(UploadedVQA):
@@ -86,15 +95,8 @@ class VizWiz(UploadedVQA):
     @staticmethod
     def read_truth(path: Path) -> dict[str, Row]:
         """Return {image: question, type and reference answers}."""
-        return {
-            row["image"]: {
-                "question": row.get("question", ""),
-                "answers": references(path, row["image"], row["answers"]),
-                "type": row.get("answer_type", "unknown"),
-                "unanswerable": not row.get("answerable", row.get("answer_type") != "unanswerable"),
-            }
-            for row in read_json(path, list, ENTRY)
-        }
+        rows = read_json(path, list, ENTRY)
+        return by_key(path, ((row["image"], _entry(path, row)) for row in rows))
 
     def is_test(self, data: Path, answers: list[Row]) -> bool:
         return all(image.startswith("VizWiz_test_") for image in self.keys(data, answers))
@@ -104,15 +106,15 @@ class VizWiz(UploadedVQA):
 
     def keys(self, data: Path, answers: Sequence[Row]) -> list[Hashable]:
         """Return the image of every answer: its own, or that of its id and prompt in a question file."""
-        if all("image" in row for row in answers):
-            return super().keys(data, answers)
         paths = [path for name in (LLAVA_VAL, LLAVA_TEST) if (path := data / name).is_file()]
         files = {path: parse_once(self.listed, path) for path in paths}
         if (data / TRUTH).is_file():  # numbered by position
             listed = ((key, one["question"].split("\n")[0]) for key, one in self.truth(data).items())
             files[data / TRUTH] = dict(enumerate(listed))
-        ids = [row["question_id"] for row in answers]
         images = {Path(image).stem: image for file in files.values() for image, _ in file.values()}
+        if all("image" in row for row in answers):
+            return [images.get(Path(row["image"]).stem, row["image"]) for row in answers]
+        ids = [row["question_id"] for row in answers]
         named = [images.get(Path(str(one)).stem) for one in ids]
         if all(named):
             return named
@@ -120,8 +122,8 @@ class VizWiz(UploadedVQA):
         for path, file in files.items():
             known = [known_id(one, file) for one in ids]
             if file.keys() >= set(known):
-                texts = {image: (text,) for image, text in file.values()}
-                found.append(([file[one][0] for one in known], texts, path))
+                texts = {images[Path(image).stem]: (text,) for image, text in file.values()}
+                found.append(([images[Path(file[one][0]).stem] for one in known], texts, path))
         if not found:
             what = (
                 f"no question file ({LLAVA_VAL}, {LLAVA_TEST} or {TRUTH}) has all ids of {len(ids)} answers"

@@ -23,6 +23,7 @@ from .base import (
     known_id,
     mean,
     most_common,
+    repeated_answers,
     to_json,
 )
 from .files import (
@@ -55,9 +56,10 @@ def asked(path: Path) -> dict[Any, tuple[str, str]]:
 
 
 def references(path: Path, key: Any, answers: Sequence[Row]) -> tuple[str, ...]:
-    """Return the reference answers of a question. Raises DataError if there are none, as in test files."""
-    if not answers:
-        raise DataError(f"{path}: {key!r} has no reference answers. Use the validation file.")
+    """Return the reference answers of a question. Raises DataError unless there are ten."""
+    if len(answers) != 10:
+        what = f"{key!r} has {len(answers)} reference answers, expected 10"
+        raise DataError(f"{path}: {what}. Use the official validation file.")
     return tuple(sys.intern(one["answer"]) for one in answers)  # few are distinct
 
 
@@ -179,7 +181,8 @@ class UploadedVQA(Benchmark):
         document = [
             {self.key_name: row[self.key_name], "answer": texts.get(row["question_id"], "")} for row in listed
         ]
-        warnings = [f"{what}; they are submitted as ''"] if missing else []
+        warnings = repeated_answers(keys, answers, "question_id")
+        warnings += [f"{what}; they are submitted as ''"] if missing else []
         return Submission(
             {f"{self.folder}_submission.json": to_json(document)}, len(listed), self.server, warnings
         )

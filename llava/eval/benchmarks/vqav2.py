@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import SHORT_ANSWER, DataFile, known_id
-from .files import ID, TEXT, Row, Shape, parse_once, read_json
+from .files import ID, TEXT, Row, Shape, by_key, parse_once, read_json
 from .normalize import one_line, soft_accuracy, vqa_official
 from .vqa import REFERENCES, UploadedVQA, asked, references
 
@@ -23,12 +23,18 @@ LLAVA_VAL = ("llava_vqav2_val.jsonl", "llava_vqav2_mscoco_val2014.jsonl")
 VAL_QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
 _PAGE = "VQA v2 (visualqa.org/download.html)"
+_ABOUT = ("image_id", "question_type", "answer_type")  # keys of an annotation
 _normalized = lru_cache(1 << 18)(vqa_official)
 VAL_DATA = (
     DataFile(VAL_QUESTIONS, "validation questions", _PAGE, also=LLAVA_VAL),
     DataFile(ANNOTATIONS, "validation annotations", _PAGE, "score"),
     DataFile("val2014", "COCO val2014 images", "COCO (cocodataset.org, val2014)"),
 )
+
+
+def _entry(path: Path, row: Row) -> Row:
+    answers = references(path, row["question_id"], row["answers"])
+    return {**{key: row.get(key) for key in _ABOUT}, "answers": answers}
 
 
 class VQAv2(UploadedVQA):
@@ -74,15 +80,9 @@ class VQAv2(UploadedVQA):
     @staticmethod
     def read_truth(path: Path) -> dict[Any, Row]:
         """Return {question_id: image, types and reference answers}."""
-        keys = ("image_id", "question_type", "answer_type")
-        entry = {"question_id": ID, "answers": REFERENCES, **{f"{key}?": TEXT for key in keys}}
-        return {
-            row["question_id"]: {
-                **{key: row.get(key) for key in keys},
-                "answers": references(path, row["question_id"], row["answers"]),
-            }
-            for row in read_json(path, dict, {"annotations": [entry]})["annotations"]
-        }
+        entry = {"question_id": ID, "answers": REFERENCES, **{f"{key}?": TEXT for key in _ABOUT}}
+        rows = read_json(path, dict, {"annotations": [entry]})["annotations"]
+        return by_key(path, ((row["question_id"], _entry(path, row)) for row in rows))
 
     def is_test(self, data: Path, answers: list[Row]) -> bool:
         path = data / TEST_DEV

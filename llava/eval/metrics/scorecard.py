@@ -28,6 +28,7 @@ from llava.eval.benchmarks import (
     get_benchmark,
     list_benchmarks,
 )
+from llava.eval.benchmarks.files import check_file
 from llava.eval.store.atomic import write_atomically
 
 NAME = "score.json"
@@ -219,6 +220,7 @@ def is_number(value: Any) -> bool:
 
 def read_json(path: Path) -> Any:
     """Read a small JSON file. Raises DataError that names it."""
+    check_file(path)
     try:
         return json.loads(path.read_bytes())
     except OSError as error:

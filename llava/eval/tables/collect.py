@@ -17,9 +17,11 @@ from typing import Any
 
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.base import DataError
+from llava.eval.benchmarks.files import check_file
 from llava.eval.metrics.scorecard import FACTS, NAME, SETTING, Scorecard, read_json
 
 SERVER = "server.json"
+_FEW = 0.01  # share of answers that may be unreadable without a warning
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,18 @@ class MeasuredResult:
         return str(self.card.details.get("rule", "")).startswith("fixed")
 
     @property
+    def doubts(self) -> str:
+        """What the scorer reported that makes the score doubtful; empty if there is nothing."""
+        card, warnings = self.card, self.card.details.get("warnings")
+        unread = (card.unreadable or 0) + (card.empty or 0)
+        found = []
+        if card.answered and unread > _FEW * card.answered:
+            found.append(f"{unread} of {card.answered} answers are empty or not read by the official rule")
+        if isinstance(warnings, list):
+            found += [one for one in warnings if isinstance(one, str) and "not valid" in one][:1]
+        return "; ".join(found)
+
+    @property
     def kv_elements(self) -> int | None:
         """Elements of the keys and values of one token in all layers, where the run recorded the shapes."""
         try:
@@ -65,8 +79,8 @@ def read_results(folders: Iterable[Path]) -> tuple[list[MeasuredResult], list[st
     for folder in folders:
         if not folder.exists():
             raise DataError(f"{folder}: no such folder. Pass the --output of runs and sweeps to --results.")
-        paths += sorted(folder.rglob(NAME)) if folder.is_dir() else [folder]
-        paths += [path for path in sorted(folder.rglob(SERVER)) if not path.with_name(NAME).exists()]
+        paths += _visible(folder, NAME) if folder.is_dir() else [folder]
+        paths += [path for path in _visible(folder, SERVER) if not path.with_name(NAME).exists()]
     warnings: list[str] = []
     found: dict[Any, MeasuredResult] = {}
     for path in {path.resolve(): path for path in paths}.values():  # a file once, however it was named
@@ -87,6 +101,12 @@ def read_results(folders: Iterable[Path]) -> tuple[list[MeasuredResult], list[st
                 f"({_shown(better)}) and is {why}"
             )
     return list(found.values()), warnings
+
+
+def _visible(folder: Path, name: str) -> list[Path]:
+    """Return the files of this name below a folder, but none in hidden folders, such as copies of editors."""
+    found = sorted(folder.rglob(name))
+    return [path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts)]
 
 
 def rank(result: MeasuredResult) -> tuple[bool, bool, float]:
@@ -129,7 +149,11 @@ def _read(path: Path, warnings: list[str]) -> MeasuredResult:
     scored_by_server = path == server
     if server.is_file() and path != server:
         try:
-            of_server = Scorecard.of_document({"benchmark": card.benchmark, **_object(read_json(server))})
+            given = _object(read_json(server))
+            of_server = Scorecard.of_document({"benchmark": card.benchmark, **given})
+            for key in (*SETTING, *FACTS):
+                if key in given and given[key] != getattr(card, key):
+                    raise DataError(f"its {key} is {given[key]!r}, {getattr(card, key)!r} in {NAME}")
             if of_server.benchmark != card.benchmark:
                 raise DataError(f"it is about {of_server.benchmark}, {NAME} about {card.benchmark}")
             if of_server.score is None:
@@ -137,6 +161,10 @@ def _read(path: Path, warnings: list[str]) -> MeasuredResult:
         except DataError as error:
             warnings.append(f"{server}: left out, {str(error).removeprefix(f'{server}: ')}")
         else:
+            if card.score is not None and card.score != of_server.score:
+                warnings.append(
+                    f"{server}: its score {of_server.score:g} is used, not {card.score:g} of {NAME}"
+                )
             card, scored_by_server = card.replace(score=of_server.score), True
     return MeasuredResult(path, card, card.details.get("split") == "validation" and not scored_by_server)
 
@@ -150,8 +178,10 @@ def _object(document: Any) -> dict[str, Any]:
 
 def _first_metadata(path: Path) -> dict[str, Any]:
     """Read the configuration of the first answer next to a score, for entries that the score lacks."""
+    answers = path.with_name("answers.jsonl")
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        with path.with_name("answers.jsonl").open("rb") as file:
+        check_file(answers)  # reading a pipe may never end
+        with answers.open("rb") as file:
             metadata = json.loads(file.readline())["metadata"]
         return {key: metadata[key] for key in (*SETTING, *FACTS, "visual_tokens") if key in metadata}
     return {}

@@ -206,6 +206,8 @@ def build_paper_table(
                     )
                     continue
                 used.add(result.path)
+                if result.doubts:
+                    warnings.append(f"{result.path}: shown in {table.name}, but {result.doubts}")
                 line.measured |= cells
                 line.results |= dict.fromkeys(cells, result)
                 if not _fits(table, model, result):

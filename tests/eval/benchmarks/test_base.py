@@ -266,3 +266,56 @@ def test_broken_documents_are_one_line(name, file, content, tmp_path, capsys):
         assert "warning" in err
     else:
         assert code == 1 and err.startswith("error: ") and file in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "name, file, key",
+    [
+        ("vqav2_val", "v2_mscoco_val2014_annotations.json", "annotations"),
+        ("vizwiz_val", "val.json", None),
+    ],
+)
+def test_reference_answers_are_ten_for_every_question_once(name, file, key, tmp_path):
+    folder, rows = rows_of(name)
+    data = shutil.copytree(folder, tmp_path / name)
+    document = json.loads((data / file).read_text())
+    entries = document[key] if key else document
+    for extra, message in ((dict(entries[0]), "occurs more than once"), (None, "has 9 reference answers")):
+        changed = [*entries, extra] if extra else [{**entries[0], "answers": entries[0]["answers"][:9]}]
+        (data / file).write_text(json.dumps({**document, key: changed} if key else changed))
+        with pytest.raises(DataError, match=f"{file}: .* {message}"):
+            get_benchmark(name).score(data, rows)
+
+
+@pytest.mark.parametrize("name", sorted(SETS.keys() - {"mmvet", "msvd"}))
+def test_answers_of_two_runs_in_one_file_are_named(name):
+    data, rows = rows_of(name)
+    warnings = get_benchmark(name).score(data, rows + [{**row, "text": "zebra"} for row in rows]).warnings
+    assert any(f"({len(rows)} with another text, as of several runs)" in warning for warning in warnings)
+
+
+def test_the_score_command_names_answers_of_several_settings(tmp_path, capsys):
+    data, rows = rows_of("pope")
+    setting = {"model": "x", "method": "vispruner", "important_ratio": 0.5}
+    rows = [
+        {**row, "metadata": {**setting, "tokens": 64 if place < 50 else 32}} for place, row in enumerate(rows)
+    ]
+    path = write(tmp_path / "answers.jsonl", rows)
+    assert score.main(["--benchmark", "pope", "--data", str(data), "--answers", str(path)]) == 0
+    assert "made with different tokens (64, 32)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["gqa", "mmvet", "vqav2_val", "vizwiz_val"])
+def test_submissions_name_answers_of_two_runs_and_refuse_other_questions(name):
+    benchmark, (data, rows) = get_benchmark(name), rows_of(name)
+    made = benchmark.submission(data, rows + [{**row, "text": "zebra"} for row in rows])
+    assert any(f"({len(rows)} with another text, as of several runs)" in one for one in made.warnings)
+    with pytest.raises(DataError, match="match no question in"):
+        benchmark.submission(data, [{**row, "question_id": f"x{place}"} for place, row in enumerate(rows)])
+
+
+def test_compare_names_answers_of_two_runs(tmp_path, capsys):
+    data, rows = rows_of("pope")
+    one, two = write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", rows * 2)
+    assert compare.main([str(one), str(two), "--benchmark", "pope", "--data", str(data)]) == 0
+    assert f"B: {len(rows)} answers repeat the question_id of another" in capsys.readouterr().err

@@ -74,3 +74,21 @@ def test_reader_and_answers_to_other_questions():
     assert gqa.check_truth(GOLDEN, questions) == []
     with pytest.raises(DataError, match="66 of 66 answers match no question"):
         gqa.score(GOLDEN, [{**row, "question_id": "9" + row["question_id"]} for row in answers("mixed")])
+
+
+@pytest.mark.parametrize(
+    "form", [" {}", "the {}", "({})", "{}!", "{},", "<s> {}</s>", "{}\uff0e", "Answer: {}"]
+)
+def test_answers_that_the_exact_match_does_not_read(form):
+    rows = [{**row, "text": form.format(row["text"])} for row in answers("correct")]
+    score, fixed = gqa.score(GOLDEN, rows), gqa.score(GOLDEN, rows, fixed=True)
+    assert score.score == 0 and score.unreadable == len(rows)
+    assert fixed.score == gqa.score(GOLDEN, answers("correct")).score == 100
+
+
+def test_questions_without_a_balanced_one_are_refused(tmp_path):
+    truth = json.loads((GOLDEN / "testdev_balanced_questions.json").read_text())
+    other = {key: {**entry, "isBalanced": False} for key, entry in truth.items()}
+    (tmp_path / "testdev_balanced_questions.json").write_text(json.dumps(other))
+    with pytest.raises(DataError, match="no question is balanced"):
+        gqa.score(tmp_path, answers("correct"))

@@ -279,3 +279,11 @@ def test_a_broken_upload_is_named(content, tmp_path):
     (tmp_path / "upload.xlsx").write_bytes(content)
     with pytest.raises(DataError, match="upload.xlsx: not an xlsx file"):
         BENCHMARKS["en"].read_answers(tmp_path / "upload.xlsx")
+
+
+def test_a_table_without_a_usable_row_is_named(tmp_path):
+    name = "mmbench_dev_20230712.tsv"
+    header = "index\tquestion\thint\tA\tB\tC\tD\tanswer\timage"
+    (tmp_path / name).write_text(f"{header}\n1e6\tWhat?\t\ta\tb\t\t\tA\tx\n")
+    with pytest.raises(DataError, match=f"{name}: no row can be used .*{name}:2: "):
+        get_benchmark("mmbench").score(tmp_path, [{"question_id": 1, "text": "A"}])

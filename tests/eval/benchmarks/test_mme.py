@@ -115,6 +115,8 @@ def test_reader_labels_and_two_spaces(tmp_path):
         "{} Please answer yes or no.\nAnswer the question using a single word or phrase.",
         "{} Please answer yes or no.",
         "{}  Please answer yes or no.",
+        "{} please answer Yes or No",
+        "<image>\n{}",
         "{}",
     ],
 )
@@ -137,3 +139,29 @@ def test_label_files_of_any_encoding_and_hidden_ones(encoding, end, tmp_path):
     path.write_bytes("Is it?\tYes\nIs it a caf\u00e9?\tNo\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"0001.txt:2: not utf-8 text \(byte 0xe9\). Save the file as UTF-8."):
         mme.score(data, answers("clean"))
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("Is it?\t1\tYes", "got 'Is it"),
+        ("Is\tit?\tYes", "got 'Is"),
+        ("Is it?\tyes", "got 'Is it"),
+        ("Labels of this task", "got 'Labels"),
+        ("Is it?\tYes\nIs it?\tNo", "0001.txt:2: repeats a question with another label"),
+    ],
+)
+def test_label_lines_that_are_not_two_cells_are_named(line, message, tmp_path):
+    data = shutil.copytree(GOLDEN, tmp_path / "mme", ignore=shutil.ignore_patterns("eval_tool*"))
+    (data / RELEASE / "color" / "0001.txt").write_text(line + "\n")
+    with pytest.raises(DataError, match=message):
+        mme.score(data, answers("clean"))
+
+
+def test_answers_with_line_breaks_are_unreadable():
+    rows = [{**row, "text": f"{row['text']}\n"} for row in answers("clean")]
+    score = mme.score(GOLDEN, rows)
+    assert score.score is None and score.unreadable == len(rows)
+    assert mme.score(GOLDEN, rows, fixed=True).score == mme.score(GOLDEN, answers("clean"), fixed=True).score
+    twice = mme.score(GOLDEN, answers("clean") * 2)
+    assert any("the official calculator counts each" in warning for warning in twice.warnings)

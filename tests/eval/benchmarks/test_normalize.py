@@ -72,6 +72,12 @@ def test_yes_and_no_as_a_person_reads_them():
         "kite": None,
         "": None,
         "...": None,
+        "Let me see. Answer: No": "no",
+        "I am not sure. Yes": None,
+        "\u200fNo\u200e": "no",
+        "Yes\uff0e": "yes",
+        "\u6ca1\u6709\u3002": "no",
+        "\u662f\u7684": "yes",
     }
     assert {text: normalize.yes_or_no(text) for text in table} == table
 
@@ -83,5 +89,6 @@ def test_what_is_not_part_of_an_answer():
         "ASSISTANT: red": "red",
         "it's the dogs'": "it's the dogs'",
     }
+    table |= {"\u7b54\u6848\uff1a\uff21\u3002": "A.", "\u9009B": "B", "\u9009\u624b": "\u9009\u624b"}
     table |= {"<|im_end|>": "", "a < b > c": "a < b > c", "***": "*"}
     assert {text: normalize.cleaned(text) for text in table} == table

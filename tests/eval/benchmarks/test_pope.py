@@ -265,3 +265,31 @@ def test_labels_may_have_ids_as_text(tmp_path):
     for fixed in (False, True):
         theirs = pope.score(GOLDEN, answers("clean"), fixed).document()
         assert pope.score(data, answers("clean"), fixed).document() == theirs
+
+
+@pytest.mark.parametrize("change", ["text", "image", "rotated", "swapped"])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_labels_of_other_questions_with_the_same_ids_are_named(change, fixed, tmp_path):
+    data = shutil.copytree(GOLDEN, tmp_path / "pope")
+    path, other = data / "coco" / "coco_pope_random.json", data / "coco" / "coco_pope_popular.json"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    if change == "swapped":
+        path.write_text(other.read_text())
+    elif change == "rotated":
+        ids = [row["question_id"] for row in rows]
+        rows = [{**row, "question_id": one} for row, one in zip(rows[3:] + rows[:3], ids, strict=True)]
+    else:
+        rows = [{**row, change: "Is there a zebra?"} for row in rows]
+    if change != "swapped":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    warnings = pope.score(data, answers("clean"), fixed=fixed).warnings
+    (warning,) = [one for one in warnings if one.startswith("random")]
+    assert "with the label of another question" in warning
+
+
+def test_labels_with_repeated_ids_are_refused(tmp_path):
+    data = shutil.copytree(GOLDEN, tmp_path / "pope")
+    path = data / "coco" / "coco_pope_random.json"
+    path.write_text(path.read_text() + path.read_text().splitlines()[0])
+    with pytest.raises(DataError, match="coco_pope_random.json: .* occurs more than once"):
+        pope.score(data, answers("clean"))

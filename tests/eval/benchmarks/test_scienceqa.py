@@ -124,6 +124,13 @@ def test_answers_without_prompt_are_refused_and_a_lost_image_is_said():
     assert fixed.score == scienceqa.score(GOLDEN, rows).score
 
 
+def test_what_the_official_rule_reads_is_not_read_again():
+    rows = [{**row, "text": f"The answer is {row['text']}, really"} for row in answers("letters_full")]
+    score, fixed = scienceqa.score(GOLDEN, rows), scienceqa.score(GOLDEN, rows, fixed=True)
+    assert score.score == fixed.score > 50
+    assert score.unreadable == scienceqa.score(GOLDEN, answers("letters_full")).unreadable
+
+
 @pytest.mark.parametrize(
     "text, letter",
     [
@@ -137,6 +144,16 @@ def test_answers_without_prompt_are_refused_and_a_lost_image_is_said():
         ("Answer: C", "C"),
         ("the correct answer is (B)", "B"),
         ("Liquid", "C"),
+        ("liquid!", "C"),
+        ("C liquid", "C"),
+        ("B, because it is in the air", "B"),
+        ("[B]", "B"),
+        ("B!", "B"),
+        ("B\ngas", "B"),
+        ("\u7b54\u6848\uff1aB\u3002", "B"),
+        ("\u200fA\u200e", "A"),
+        ("A, B", None),
+        ("A and B", None),
         ("A</s>", "A"),
         ("A or B", None),
         ("a tree", None),

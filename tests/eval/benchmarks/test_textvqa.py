@@ -82,3 +82,11 @@ def test_reader_prompts_and_checks():
     )
     with pytest.raises(DataError, match="has no server"):
         textvqa.submission(GOLDEN, answers("majority"))
+
+
+def test_questions_with_two_sets_of_reference_answers_are_counted(tmp_path):
+    truth = json.loads((GOLDEN / "TextVQA_0.5.1_val.json").read_text())
+    truth["data"].append({**truth["data"][0], "answers": ["other"] * 10})
+    (tmp_path / "TextVQA_0.5.1_val.json").write_text(json.dumps(truth))
+    (warning,) = textvqa.score(tmp_path, answers("majority")).warnings
+    assert warning.startswith("1 questions of TextVQA_0.5.1_val.json occur again with other answers")

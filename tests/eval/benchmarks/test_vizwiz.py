@@ -124,3 +124,16 @@ def test_a_submission_is_joined_by_prompt_and_by_image():
     assert vizwiz.submission(GOLDEN, results).files == theirs
     with pytest.raises(DataError, match="have the prompt of another question"):
         vizwiz.submission(GOLDEN, [{**row, "question_id": 63 - row["question_id"]} for row in rows])
+
+
+def test_images_are_named_with_and_without_extension(tmp_path):
+    rows = answers("noisy")
+    expected = vizwiz.score(GOLDEN, rows).score
+    named = [{**row, "image": one} for row, one in zip(rows, vizwiz.keys(GOLDEN, rows), strict=True)]
+    for form in (lambda name: Path(name).stem, "val/{}".format):
+        assert vizwiz.score(GOLDEN, [{**row, "image": form(row["image"])} for row in named]).score == expected
+    data = shutil.copytree(GOLDEN, tmp_path / "vizwiz")
+    truth = json.loads((data / "val.json").read_text())
+    bare = [{**row, "image": Path(row["image"]).stem} for row in truth]
+    (data / "val.json").write_text(json.dumps(bare))
+    assert vizwiz.score(data, rows).score == vizwiz.score(data, named).score == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -245,3 +246,35 @@ def test_a_score_of_an_unnamed_setting_is_left_out(tmp_path, key):
     write_score(tmp_path, "pope", 80.0, **{key: None})
     results, (warning,) = read_results([tmp_path])
     assert results == [] and f"it has no {key}" in warning
+
+
+def test_pipes_and_hidden_folders_are_left_out(tmp_path):
+    write_score(tmp_path / "pope", "pope", 80.0)
+    write_score(tmp_path / ".ipynb_checkpoints", "pope", 12.0)
+    os.mkfifo(tmp_path / "pope" / "answers.jsonl")
+    for name in ("score.json", "server.json"):
+        (tmp_path / name[:-5]).mkdir()
+        os.mkfifo(tmp_path / name[:-5] / name)
+    (result,), warnings = read_results([tmp_path])
+    assert result.card.score == 80.0
+    assert len(warnings) == 2 and all("left out, a pipe" in warning for warning in warnings)
+
+
+def test_a_server_score_of_another_setting_or_beside_a_local_one_is_named(tmp_path):
+    write_score(tmp_path, "mmbench", 60.0)
+    (tmp_path / "server.json").write_text('{"score": 61, "tokens": 32}')
+    (result,), (warning,) = read_results([tmp_path])
+    assert (
+        result.card.score == 60.0 and "server.json: left out, its tokens is 32, 64 in score.json" in warning
+    )
+    (tmp_path / "server.json").write_text('{"score": 61}')
+    (result,), (warning,) = read_results([tmp_path])
+    assert result.card.score == 61 and "its score 61 is used, not 60 of score.json" in warning
+
+
+def test_doubtful_scores_are_shown_with_a_warning(tmp_path):
+    details = {"warnings": ["random: 9 answers, 9 labels. This score is not valid", 5]}
+    write_score(tmp_path, "pope", 66.67, answered=8910, unreadable=4000, empty=20, details=details)
+    (result,), _ = read_results([tmp_path])
+    (warning,) = build_paper_table(load_published()["llava-1.5-7b"], [result]).warnings
+    assert "4020 of 8910 answers are empty or not read" in warning and "not valid" in warning
