@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from llava.model.checkpoint import CheckpointError
-from llava.model.checkpoint.fill import refuse_quantized
 from llava.model.checkpoint.find import resolve_checkpoint
 from llava.model.checkpoint.folder import CheckpointFolder
 from llava.model.checkpoint.keys import translate
+from llava.model.checkpoint.read import refuse_quantized
 from llava.model.checkpoint.write import check_target, write_checkpoint
 
 

@@ -7,7 +7,6 @@ merging does not use is ignored.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,19 +18,12 @@ from llava.model.checkpoint.keys import TOWER, translate
 from llava.model.checkpoint.lora import LoraAdapter
 from llava.model.checkpoint.placement import Placement
 from llava.model.checkpoint.quantize import Quantizer
-from llava.model.checkpoint.read import EMBEDDINGS, HEAD, Assigner, listing
+from llava.model.checkpoint.read import EMBEDDINGS, HEAD, Assigner, listing, refuse_quantized
 from llava.model.checkpoint.tower import TowerKeys, TowerSource, fill_tower
 from llava.model.transformers_compat import rebuild_rotary
 
 TOWER_PREFIX = "model.vision_tower.vision_tower."
 NEWLINE = "model.image_newline"
-# Keys of quantized weights: AWQ and GPTQ, bitsandbytes, fp8, compressed tensors, HQQ, EXL2, AQLM, quanto.
-_QUANTIZED = re.compile(
-    r"\.(qweight|qzeros|scales|g_idx|SCB|weight_format|absmax|nested_absmax|quant_map|nested_quant_map"
-    r"|quant_state\.\S+|weight_scale|weight_scale_inv|input_scale|weight_packed|weight_shape|weight_zero_point"
-    r"|W_q|q_weight|codes|codebooks)$"
-    r"|\.weight\.(absmax|nested_absmax|quant_map|nested_quant_map|quant_state\.\S+|_data|_scale)$"
-)
 
 
 def fill_model(
@@ -127,22 +119,6 @@ def _entries(config: object, keys: list[str], quantization: dict | None) -> str:
     if all("mm_projector" in key for key in keys):
         return f"(mm_projector_type: {getattr(config, 'mm_projector_type', None)!r}) "
     return ""
-
-
-def refuse_quantized(key: str, tensor: Tensor, path: Path, quantization: dict | None) -> None:
-    """Raise `CheckpointError` if a tensor is of quantized weights."""
-    packed = key.endswith("weight") and (not tensor.is_floating_point() or "float8" in str(tensor.dtype))
-    if not packed and _QUANTIZED.search(key) is None:
-        return
-    known = quantization or {}
-    bits = known.get("bits") or known.get("w_bit")
-    bits = bits or (4 if known.get("load_in_4bit") else 8 if known.get("load_in_8bit") else None)
-    how = f"by {known['quant_method']}" if known.get("quant_method") else f"as {tensor.dtype}"
-    how += f" to {bits} bits" if bits else ""
-    raise CheckpointError(
-        f"{path}: the weights are quantized {how} (first: {key}), which is not supported. Use the original "
-        "checkpoint in float16; load_8bit=True or load_4bit=True quantizes it while it is loaded."
-    )
 
 
 def _finish_embeddings(model: nn.Module, assigner: Assigner, folder: Path) -> None:

@@ -26,6 +26,13 @@ _LISTED = 40
 _SHARD = re.compile(r"(pytorch_)?model-\d+-of-\d+\.(bin|safetensors)")
 _OTHER_FORMATS = (".gguf", ".ggml", ".onnx", ".h5", ".msgpack", ".pth", ".pt", ".npz", ".tflite", ".engine")
 _VARIANT = re.compile(r"((pytorch_)?model\.\w+|consolidated.*|diffusion.*)\.(bin|safetensors)")
+# Keys of quantized weights: AWQ and GPTQ, bitsandbytes, fp8, compressed tensors, HQQ, EXL2, AQLM, quanto.
+_QUANTIZED = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|SCB|weight_format|absmax|nested_absmax|quant_map|nested_quant_map"
+    r"|quant_state\.\S+|weight_scale|weight_scale_inv|input_scale|weight_packed|weight_shape|weight_zero_point"
+    r"|W_q|q_weight|codes|codebooks)$"
+    r"|\.weight\.(absmax|nested_absmax|quant_map|nested_quant_map|quant_state\.\S+|_data|_scale)$"
+)
 
 
 def find_weight_files(folder: Path, allow_outside: bool = False) -> list[Path]:
@@ -173,6 +180,22 @@ def read_folder(folder: Path, allow_outside: bool = False) -> Iterator[tuple[str
                 )
             places[key] = path
             yield key, tensor, path
+
+
+def refuse_quantized(key: str, tensor: Tensor, path: Path, quantization: dict | None) -> None:
+    """Raise `CheckpointError` if a tensor is of quantized weights."""
+    packed = key.endswith("weight") and (not tensor.is_floating_point() or "float8" in str(tensor.dtype))
+    if not packed and _QUANTIZED.search(key) is None:
+        return
+    known = quantization or {}
+    bits = known.get("bits") or known.get("w_bit")
+    bits = bits or (4 if known.get("load_in_4bit") else 8 if known.get("load_in_8bit") else None)
+    how = f"by {known['quant_method']}" if known.get("quant_method") else f"as {tensor.dtype}"
+    how += f" to {bits} bits" if bits else ""
+    raise CheckpointError(
+        f"{path}: the weights are quantized {how} (first: {key}), which is not supported. Use the original "
+        "checkpoint in float16; load_8bit=True or load_4bit=True quantizes it while it is loaded."
+    )
 
 
 def check_finite(tensor: Tensor, origin: str) -> None:
