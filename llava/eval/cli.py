@@ -22,7 +22,7 @@ from llava.eval.jobs.job import Job, resolve_job
 from llava.eval.metrics.scorecard import Scorecard
 from llava.eval.store.answer_file import AnswerFileError
 from llava.model.checkpoint import CheckpointError
-from llava.model.checkpoint.find import is_hub_name
+from llava.model.checkpoint.find import local_folder
 from llava.model.checkpoint.folder import CheckpointFolder
 from llava.table import number, text_table
 
@@ -212,14 +212,16 @@ def model_folder(
     if is_bundled(args.model):
         folder = Path(args.model).expanduser() if args.model else paths.BUNDLED_MODEL
         return paths.require_bundled(folder / "config.json", "--model (CKPT_DIR, CKPT)").parent
-    given = getattr(args, "model_base", None)
+    given, folders = getattr(args, "model_base", None), []
     for asked, name in ((option, args.model), ("--model-base", given)):
-        if name and not user_path(name).is_dir() and (user_path(name).exists() or not is_hub_name(name)):
-            parser.error(f"{asked} {name}: no such folder")
-    folder, base = user_path(args.model), user_path(given) if given else None
-    if not folder.is_dir():
+        try:
+            folders.append(local_folder(name) if name is not None else None)
+        except FileNotFoundError as error:
+            parser.error(f"{asked} {error}")
+    folder, base = folders
+    if folder is None:
         return args.model  # a name on the hub
-    if base is None or base.is_dir():
+    if given is None or base is not None:
         try:
             CheckpointFolder(folder, base).check()
         except CheckpointError as error:
@@ -229,10 +231,8 @@ def model_folder(
 
 def is_bundled(model: str | None) -> bool:
     """Return True if --model is not given, or names a bundled checkpoint."""
-    return model is None or Path(model).expanduser().resolve() in (
-        paths.BUNDLED_MODEL.resolve(),
-        paths.BUNDLED_ANYRES_MODEL.resolve(),
-    )
+    bundled = (paths.BUNDLED_MODEL, paths.BUNDLED_ANYRES_MODEL)
+    return model is None or os.path.realpath(user_path(model)) in map(os.path.realpath, bundled)
 
 
 def announce_bundled(model: bool, data: bool) -> None:

@@ -20,12 +20,12 @@ import torch
 from transformers import GenerationConfig
 
 from llava.environment import check_environment
-from llava.model.checkpoint import CheckpointError, collect_warnings
-from llava.model.checkpoint.config import understand
+from llava.model.checkpoint import CheckpointError, collect_warnings, warn
+from llava.model.checkpoint.config import check_config, understand
 from llava.model.checkpoint.entries import GENERATION, read_entries
 from llava.model.checkpoint.fill import fill_model
 from llava.model.checkpoint.find import resolve_checkpoint
-from llava.model.checkpoint.folder import CheckpointFolder
+from llava.model.checkpoint.folder import CheckpointFolder, has_tokenizer
 from llava.model.checkpoint.placement import connect, main_device, place
 from llava.model.checkpoint.quantize import Quantizer
 from llava.model.multimodal_encoder.builder import build_vision_tower
@@ -137,7 +137,9 @@ def load_pretrained_model(
     checkpoint = CheckpointFolder(folder, base, allow_outside)
     with collect_warnings() as notes:
         raw = checkpoint.check()
-        raw = raw if config is None else config
+        if config is not None:
+            check_config(config, "config")
+            raw = config
         settings = resolve_pruning(raw, *pruning)
         if settings.pruner.name != "none" and settings.pruner.tokens is None:
             warnings.warn(
@@ -145,7 +147,7 @@ def load_pretrained_model(
                 "visual_token_num=64 (or set VISPRUNER_TOKENS=64, or visual_token_num in config.json).",
                 stacklevel=2,
             )
-        tokenizer = load_tokenizer(checkpoint.tokenizer()) if model_class is None else None
+        tokenizer = _load_tokenizer(checkpoint) if model_class is None else None
         generation = read_generation_config(checkpoint.generation_config())
         stored_class, config, tower_source = understand(checkpoint.config_folder, raw, base)
         if not issubclass(model_class or stored_class, stored_class):
@@ -204,9 +206,33 @@ def _build(model_class: type, config: Any) -> Any:
     return model
 
 
+def _load_tokenizer(checkpoint: CheckpointFolder) -> Any:
+    """Load the tokenizer; warn if that of the base is used and the trained part has another one."""
+    place = checkpoint.tokenizer()
+    tokenizer = load_tokenizer(place)
+    if place != checkpoint.folder and has_tokenizer(checkpoint.folder):
+        own = load_tokenizer(checkpoint.folder)
+        if len(own) != len(tokenizer) or own.get_added_vocab() != tokenizer.get_added_vocab():
+            only = sorted(own.get_added_vocab().items() - tokenizer.get_added_vocab().items())
+            first = f", and has {only[0][0]!r}" if only else ""
+            warn(
+                f"{checkpoint.folder}: its tokenizer is not that of model_base{first}. The tokenizer of "
+                f"model_base ({len(tokenizer)} tokens) is used, as in LLaVA. If the other's tokens were "
+                "trained, copy its files into the folder of model_base."
+            )
+    return tokenizer
+
+
 def read_generation_config(path: Path | None) -> GenerationConfig | None:
     """Read generation_config.json; None if there is no such file. Raises `CheckpointError`."""
-    return None if path is None else GenerationConfig.from_dict(read_entries(path, GENERATION))
+    if path is None:
+        return None
+    entries = read_entries(path, GENERATION)
+    try:
+        return GenerationConfig.from_dict(entries)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # of transformers, for nested entries
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: {reason}. Use the file of the original checkpoint.") from error
 
 
 def _check_ids(model: Any, checkpoint: CheckpointFolder) -> None:

@@ -17,6 +17,7 @@ from llava.model.checkpoint import CheckpointError
 from llava.model.checkpoint.find import resolve_checkpoint
 from llava.model.checkpoint.folder import CheckpointFolder
 from llava.model.checkpoint.keys import translate
+from llava.model.checkpoint.read import refuse_quantized
 from llava.model.checkpoint.write import check_target, write_checkpoint
 
 
@@ -24,7 +25,7 @@ def consolidate_ckpt(src_path: str | Path, dst_path: str | Path) -> None:
     """Write the checkpoint `src_path` to the new folder `dst_path` in float16. Names are LLaVA's.
 
     Raises:
-        CheckpointError: not a complete checkpoint, or a value beyond float16.
+        CheckpointError: not a complete checkpoint, or a quantized one, or a value beyond float16.
         FileNotFoundError: there is no such folder.
     """
     source, target = resolve_checkpoint(src_path), Path(dst_path).expanduser()
@@ -34,9 +35,12 @@ def consolidate_ckpt(src_path: str | Path, dst_path: str | Path) -> None:
 
 
 def _halves(source: Path) -> Iterator[tuple[str, Tensor]]:
-    for key, tensor, path in CheckpointFolder(source).weights():
+    checkpoint = CheckpointFolder(source)
+    quantization = checkpoint.config().get("quantization_config")
+    for key, tensor, path in checkpoint.weights():
         if translate(key) is None:  # a constant that old releases saved
             continue
+        refuse_quantized(key, tensor, path, quantization)
         if not tensor.is_floating_point():
             yield key, tensor.clone()
             continue

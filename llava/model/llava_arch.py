@@ -21,15 +21,23 @@ from transformers import GenerationConfig
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.model.checkpoint import CheckpointError
+from llava.model.checkpoint.entries import CONFIG, check_entries
 from llava.model.checkpoint.find import is_hub_name
 from llava.model.checkpoint.keys import translate
-from llava.model.checkpoint.read import listing, read_file
+from llava.model.checkpoint.read import check_finite, listing, read_file
 from llava.model.decode import SWITCHES
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.splice import ContextLimits, Spliced, check_tags, splice
 from llava.model.visual import VisualTokenMixin
+
+_TRAINING_ARGUMENTS = (
+    "mm_vision_select_layer",
+    "mm_vision_select_feature",
+    "mm_projector_type",
+    "mm_patch_merge_type",
+)
 
 
 class LlavaMetaModel:
@@ -64,6 +72,8 @@ class LlavaMetaModel:
         """
         if fsdp:
             raise ValueError(f"fsdp: {fsdp!r} is not supported. Leave it out.")
+        given = {name: getattr(model_args, name, None) for name in _TRAINING_ARGUMENTS}
+        check_entries(given, {name: CONFIG[name] for name in given}, "model_args")
         config, weight = self.config, self.embed_tokens.weight
         layer = getattr(model_args, "mm_vision_select_layer", -2)
         wanted = (model_args.vision_tower, layer)
@@ -113,6 +123,7 @@ class LlavaMetaModel:
             )
         with torch.no_grad():
             for name, parameter in names.items():
+                check_finite(found[name], f"{path}: {name}")
                 parameter.copy_(found[name])
 
 
@@ -203,6 +214,9 @@ class LlavaMetaForCausalLM(VisualTokenMixin):
         generation, self.generation_config = self.generation_config, GenerationConfig()
         try:
             saved = super().save_pretrained(save_directory, *args, **kwargs)
+            single, index = (Path(save_directory, f"model.safetensors{end}") for end in ("", ".index.json"))
+            if single.is_file():  # transformers keeps the index of shards that were here before
+                index.unlink(missing_ok=True)
             if (path := Path(save_directory, "generation_config.json")).is_file():
                 generation.to_json_file(path)
             return saved
@@ -266,6 +280,7 @@ class LlavaMetaForCausalLM(VisualTokenMixin):
                 "was trained with mm_use_im_start_end."
             )
         rows = found if len(found) == new else found[tokens - new : tokens]
+        check_finite(rows, f"{path}: model.embed_tokens.weight")
         with torch.no_grad():
             weight[tokens - new : tokens] = rows.to(weight)
 

@@ -168,8 +168,8 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         warn(
-            f"the tokenizer has {len(tokenizer)} tokens, but the checkpoint has embeddings for {rows}: "
-            "untrained ones are added."
+            f"{tokenizer.name_or_path}: the tokenizer has {len(tokenizer)} tokens, but the checkpoint has "
+            f"embeddings for {rows}: untrained ones are added. Use tokenizer and weights of one checkpoint."
         )
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         with torch.no_grad():
@@ -225,7 +225,10 @@ def _from_json(path: Path, config: dict, roles: dict, common: dict[str, Any]) ->
 
 
 def _read_model(path: Path) -> SentencePieceProcessor:
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}). Check the file.") from error
     if content.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path}: a Git LFS pointer, not the tokenizer. Run `git lfs pull` in its folder.")
     if not content:

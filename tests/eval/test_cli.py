@@ -61,15 +61,18 @@ def test_the_same_folders_as_the_loader(folders, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["nowhere", "./no/where", "a/b/c", "~/nowhere-at-all", "owner/"])
-def test_names_that_are_nothing(folders, name, capsys):
+def test_names_that_are_nothing(folders, tmp_path, name, capsys):
     for given, option in (((name,), "--model"), ((folders[0], name), "--model-base")):
         with pytest.raises(SystemExit):
             model_folder(*given)
         assert f"{option} {name}: no such folder" in capsys.readouterr().err
     assert model_folder("owner/name") == "owner/name"
-    file = folders[0] / "config.json"
-    with pytest.raises(SystemExit):
-        model_folder(file)
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    for given, said in ((folders[0] / "config.json", "a file, not"), (loop, "a link that"), ("", "no such")):
+        with pytest.raises(SystemExit):
+            model_folder(given)
+        assert said in capsys.readouterr().err
 
 
 def test_what_the_loader_noted_is_in_the_metadata(folders, tmp_path, recwarn):

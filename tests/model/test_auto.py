@@ -367,3 +367,49 @@ def test_load_pretrained_model_by_position():
     with pytest.raises((ImportError, ValueError), match="attn_implementation: 'flash_attention_2' needs"):
         load_pretrained_model(*given, True)
     assert llava.load_pretrained_model is load_pretrained_model and IDS.shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"image_aspect_ratio": "Pad"}, "config: image_aspect_ratio is 'Pad'"),
+        ({"vocab_size": "x"}, "config: vocab_size is 'x'"),
+        ({"mm_vision_select_layer": 0}, "mm_vision_select_layer: 0 is not"),
+    ],
+)
+def test_entries_given_to_from_pretrained_are_checked(entries, message):
+    with pytest.raises(CheckpointError, match=message):
+        LlavaLlamaForCausalLM.from_pretrained(SOURCE, **entries)
+
+
+@pytest.mark.parametrize(
+    "given", [{"mm_patch_merge_type": "Spatial"}, {"mm_vision_select_layer": "-2"}, {"mm_projector_type": 5}]
+)
+def test_training_arguments_are_checked(bare, given):
+    model = LlavaLlamaForCausalLM.from_pretrained(bare)
+    with pytest.raises(CheckpointError, match=f"model_args: {next(iter(given))} is "):
+        model.get_model().initialize_vision_modules(arguments(**given))
+
+
+def test_trained_parts_for_training_are_checked(bare, tmp_path):
+    projector = {k: v * torch.nan for k, v in weights(SOURCE).items() if "mm_projector" in k}
+    torch.save(projector, tmp_path / "nan.bin")
+    for name, message in (
+        ("nan.bin", "NaN or infinite values"),
+        ("none.bin", r"cannot be read \(No such file or directory\)"),
+        ("", r"cannot be read \(Is a directory\)"),
+    ):
+        model = LlavaLlamaForCausalLM.from_pretrained(bare)
+        with pytest.raises(CheckpointError, match=message):
+            model.get_model().initialize_vision_modules(
+                arguments(pretrain_mm_mlp_adapter=str(tmp_path / name))
+            )
+
+
+def test_a_model_saved_over_its_own_shards(tmp_path):
+    model = LlavaLlamaForCausalLM.from_pretrained(SOURCE)
+    model.save_pretrained(tmp_path / "m", max_shard_size="100KB")
+    assert (tmp_path / "m" / "model.safetensors.index.json").is_file()
+    model.save_pretrained(tmp_path / "m")
+    again = LlavaLlamaForCausalLM.from_pretrained(tmp_path / "m")
+    assert again.loading_notes == () and torch.equal(logits(again), logits(model))

@@ -134,6 +134,17 @@ def test_consolidate_writes_float16(tmp_path, monkeypatch, source):
     )  # never over weights
 
 
+def test_consolidate_refuses_quantized_weights(tmp_path):
+    name = "model.layers.0.self_attn.q_proj"
+    state = {**weights(SOURCE), f"{name}.qweight": torch.zeros(8, 8, dtype=torch.int32)}
+    state.pop(f"{name}.weight")
+    config = {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    source = write(tmp_path / "awq", state=state, config=config)
+    with pytest.raises(CheckpointError, match="quantized by awq to 4 bits"):
+        consolidate.consolidate_ckpt(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_consolidate_refuses(tmp_path, capsys):
     state = weights(SOURCE)
     state[LAYER] = state[LAYER] * 1e9

@@ -13,14 +13,14 @@ import os
 import re
 from pathlib import Path
 
-from llava.model.checkpoint import CheckpointError
+from llava.model.checkpoint import CheckpointError, warn
 from llava.model.checkpoint.entries import (
     CONFIG,
     LANGUAGE,
     TOWER,
     UNUSED,
     check_entries,
-    read_entries,
+    read_object,
     require_entries,
 )
 from llava.model.checkpoint.find import is_hub_name, resolve_config
@@ -44,10 +44,16 @@ _YI_VOCABULARY = range(64000, 65000)  # of LLaVA-1.6-34B's language model, with 
 def read_config(folder: Path) -> dict:
     """Read and check config.json. Raises `CheckpointError` naming the file and the key."""
     path = folder / "config.json"
-    config = read_entries(path, CONFIG)
-    for name, rules in (("text_config", LANGUAGE), ("vision_config", TOWER)):
-        check_entries(config.get(name) or {}, rules, f"{path}: {name}")
+    config = read_object(path)
+    check_config(config, str(path))
     return config
+
+
+def check_config(config: dict, where: str) -> None:
+    """Check the entries of a config.json. Raises `CheckpointError` naming `where` and the key."""
+    check_entries(config, CONFIG, where)
+    for name, rules in (("text_config", LANGUAGE), ("vision_config", TOWER)):
+        check_entries(config.get(name) or {}, rules, f"{where}: {name}")
 
 
 def config_folder(folder: Path, base: Path | None) -> Path:
@@ -129,6 +135,11 @@ def understand(folder: Path, config: dict, base: Path | None = None) -> tuple[ty
         config, source = _from_transformers(folder, config)
     else:
         if not config.get("mm_vision_tower"):
+            if folder == base:
+                raise CheckpointError(
+                    f"{where}: no mm_vision_tower: model_base is a bare language model, and the folder of "
+                    "the trained part has no config.json. Copy that of the training run into it."
+                )
             raise CheckpointError(
                 f"{where}: no mm_vision_tower, so this is not a LLaVA checkpoint (model_type "
                 f"{config.get('model_type')!r}). Pass a bare language model as model_base, and the folder of "
@@ -149,11 +160,24 @@ def understand(folder: Path, config: dict, base: Path | None = None) -> tuple[ty
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if fields.get(name) == -1:  # none, in the first conversions of LLaMA
             fields[name] = None
+    fields["dtype"] = _dtype(where, fields.pop("dtype", None), fields.pop("torch_dtype", None))
     built = build_config(config_class, fields, str(where))
     _check_shapes(where, built)
     _check_tower_width(where, built, source)
+    _check_layer(where, built, source)
     _check_crops(where, built, source)
     return (LlavaMistralForCausalLM if mistral else LlavaLlamaForCausalLM), built, source
+
+
+def _dtype(where: Path, dtype: str | None, torch_dtype: str | None) -> str | None:
+    """Return torch's name of the dtype in config.json; "auto" counts as not given."""
+    names = [str(one).removeprefix("torch.") for one in (dtype, torch_dtype) if one not in (None, "auto")]
+    if len(set(names)) > 1:
+        warn(
+            f"{where}: dtype is {dtype!r}, torch_dtype is {torch_dtype!r}. dtype is used where the command "
+            "sets none. Remove the other one."
+        )
+    return names[0] if names else None
 
 
 def _check_shapes(where: Path, config: object) -> None:
@@ -198,6 +222,17 @@ def _check_crops(where: Path, config: object, source: TowerSource) -> None:
     config.image_grid_pinpoints = [list(pair) for pair in pairs]
 
 
+def _check_layer(where: Path, config: object, source: TowerSource) -> None:
+    from llava.model.multimodal_encoder.base import layers_to_run
+
+    depth = (source.config.get("vision_config") or source.config).get("num_hidden_layers")
+    if depth is not None:
+        try:
+            layers_to_run(getattr(config, "mm_vision_select_layer", -2), depth)
+        except ValueError as error:
+            raise CheckpointError(f"{where}: {error}") from error
+
+
 def _check_tower_width(where: Path, config: object, source: TowerSource) -> None:
     width = (source.config.get("vision_config") or source.config).get("hidden_size")
     if getattr(config, "mm_hidden_size", None) is None:
@@ -231,7 +266,6 @@ def _from_transformers(folder: Path, config: dict) -> tuple[dict, TowerSource]:
         )
     layer = config.get("vision_feature_layer")
     layer = -2 if layer is None else layer
-    strategy = config.get("vision_feature_select_strategy") or "default"
     if not isinstance(layer, int):
         raise CheckpointError(f"{where}: vision_feature_layer is {layer!r}, but only one layer is supported.")
     next_ = kind == "llava_next"
@@ -242,11 +276,12 @@ def _from_transformers(folder: Path, config: dict) -> tuple[dict, TowerSource]:
         "architectures": None,
         "tie_word_embeddings": bool(text.get("tie_word_embeddings") or config.get("tie_word_embeddings")),
         "torch_dtype": next((d for d in dtypes if d), None),
+        "dtype": None,
         "mm_vision_tower": vision.get("_name_or_path") or str(folder),
         "mm_hidden_size": vision.get("hidden_size"),
         "mm_projector_type": "mlp2x_gelu",
         "mm_vision_select_layer": layer,
-        "mm_vision_select_feature": {"default": "patch", "full": "cls_patch"}.get(strategy, strategy),
+        "mm_vision_select_feature": "patch",
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
         "image_aspect_ratio": "anyres" if next_ else "pad",

@@ -212,6 +212,13 @@ _PINPOINTS = _either(
     _list_of(_list_of(_SIDE, 2)),
     Entry("the same as a text, or a range such as (1x1),...,(6x6)", lambda value: isinstance(value, str)),
 )
+
+
+def _feature(word: str) -> Entry:
+    reason = "patches are ranked by [CLS], which is not itself a visual token"
+    return Entry(f"{word!r} ({reason})", lambda value: value == word)
+
+
 _PATH = Entry(
     "the name of a file or folder",
     lambda value: (
@@ -280,7 +287,7 @@ CONFIG: Entries = {
         lambda value: isinstance(value, str) and len(value) < 100,
     ),
     "mm_vision_select_layer": _whole(-1000, 1000),
-    "mm_vision_select_feature": _TEXT,
+    "mm_vision_select_feature": _feature("patch"),
     "mm_patch_merge_type": _words("flat spatial spatial_unpad"),
     "mm_use_im_start_end": _FLAG, "mm_use_im_patch_token": _FLAG,
     "image_aspect_ratio": _ASPECT, "image_grid_pinpoints": _PINPOINTS,
@@ -289,7 +296,7 @@ CONFIG: Entries = {
     "text_config": OBJECT, "vision_config": OBJECT, "projector_hidden_act": _TEXT,
     "multimodal_projector_bias": _FLAG,
     "vision_feature_layer": _either(_whole(-1000, 1000), _list_of(_whole(-1000, 1000))),
-    "vision_feature_select_strategy": _words("default full"),
+    "vision_feature_select_strategy": _feature("default"),
 }  # fmt: skip
 # Entries of every transformers config that have no effect on a LLaVA model, or would change what it returns.
 UNUSED = frozenset(
@@ -341,7 +348,8 @@ def check_processor(entries: Mapping[str, Any], where: str) -> None:
 ADAPTER: Entries = {
     "peft_type": _words("LORA"), "r": _whole(1, 1 << 16), "lora_alpha": _POSITIVE,
     "use_rslora": _FLAG, "use_dora": _FLAG, "fan_in_fan_out": _FLAG,
-    "target_modules": _either(_TEXT, _list_of(_TEXT)),
+    "target_modules": _either(_TEXT, _list_of(_TEXT)), "exclude_modules": _either(_TEXT, _list_of(_TEXT)),
+    "init_lora_weights": _either(_FLAG, _TEXT),
     "layers_to_transform": _either(_whole(0, 1000), _list_of(_whole(0, 1000))),
     "rank_pattern": OBJECT, "alpha_pattern": OBJECT, "modules_to_save": _list_of(_TEXT),
 }  # fmt: skip

@@ -7,7 +7,6 @@ merging does not use is ignored.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,18 +18,12 @@ from llava.model.checkpoint.keys import TOWER, translate
 from llava.model.checkpoint.lora import LoraAdapter
 from llava.model.checkpoint.placement import Placement
 from llava.model.checkpoint.quantize import Quantizer
-from llava.model.checkpoint.read import EMBEDDINGS, HEAD, Assigner, listing
+from llava.model.checkpoint.read import EMBEDDINGS, HEAD, Assigner, listing, refuse_quantized
 from llava.model.checkpoint.tower import TowerKeys, TowerSource, fill_tower
 from llava.model.transformers_compat import rebuild_rotary
 
 TOWER_PREFIX = "model.vision_tower.vision_tower."
 NEWLINE = "model.image_newline"
-# Keys beside quantized weights: AWQ and GPTQ, bitsandbytes, fp8, compressed tensors.
-_QUANTIZED = re.compile(
-    r"\.(qweight|qzeros|scales|g_idx|SCB|weight_format|absmax|nested_absmax|quant_map|nested_quant_map"
-    r"|quant_state\.\S+|weight_scale|weight_scale_inv|input_scale|weight_packed|weight_shape|weight_zero_point)$"
-    r"|\.weight\.(absmax|nested_absmax|quant_map|nested_quant_map|quant_state\.\S+)$"
-)
 
 
 def fill_model(
@@ -94,7 +87,7 @@ def fill_model(
     if adapter is not None:
         adapter.rename(name_of)
     for key, tensor, path in weights:
-        _refuse_quantized(key, tensor, path, quantization)
+        refuse_quantized(key, tensor, path, quantization)
         name = translate(key)
         name = None if name is None else name_of(name)
         if name is not None:
@@ -103,40 +96,29 @@ def fill_model(
         fill_tower(tower, tower_source, lambda name, *rest: fill(TOWER_PREFIX + name, *rest))
     if adapter is not None:
         adapter.finish()
+    _finish_embeddings(model, assigner, folder)
+    for what, keys in (("unexpected", assigner.unexpected), ("missing", assigner.missing())):
+        if keys:
+            raise CheckpointError(
+                f"{folder}: {len(keys)} {what} keys. Weights and config.json "
+                f"{_entries(model.config, keys, quantization)}do not match; use one checkpoint's files.\n"
+                f"{listing(keys)}"
+            )
     if quantization:
         warn(
             f"{folder / 'config.json'}: quantization_config is ignored, because the weights are not "
             "quantized. Remove the entry."
         )
-    _finish_embeddings(model, assigner, folder)
-
-    if assigner.unexpected:
-        raise CheckpointError(
-            f"{folder}: {len(assigner.unexpected)} unexpected keys. Weights and config.json do not match; "
-            f"use one checkpoint's files.\n{listing(assigner.unexpected)}"
-        )
-    missing = assigner.missing()
-    if missing:
-        raise CheckpointError(
-            f"{folder}: {len(missing)} missing keys. Weights and config.json do not match; use one "
-            f"checkpoint's files.\n{listing(missing)}"
-        )
     _finish(model, placement, frozen=set(quantizer.weights) if quantizer else set())
 
 
-def _refuse_quantized(key: str, tensor: Tensor, path: Path, quantization: dict | None) -> None:
-    """Raise `CheckpointError` if a tensor is of quantized weights."""
-    packed = key.endswith("weight") and (not tensor.is_floating_point() or "float8" in str(tensor.dtype))
-    if not packed and _QUANTIZED.search(key) is None:
-        return
-    known = quantization or {}
-    bits = known.get("bits") or (4 if known.get("load_in_4bit") else 8 if known.get("load_in_8bit") else None)
-    how = f"by {known['quant_method']}" if known.get("quant_method") else f"as {tensor.dtype}"
-    how += f" to {bits} bits" if bits else ""
-    raise CheckpointError(
-        f"{path}: the weights are quantized {how} (first: {key}), which is not supported. Use the original "
-        "checkpoint in float16; load_8bit=True or load_4bit=True quantizes it while it is loaded."
-    )
+def _entries(config: object, keys: list[str], quantization: dict | None) -> str:
+    """Name the entries of config.json that keys which do not fit may come from."""
+    if quantization:
+        return f"(quantization_config: {quantization.get('quant_method')!r}) "
+    if all("mm_projector" in key for key in keys):
+        return f"(mm_projector_type: {getattr(config, 'mm_projector_type', None)!r}) "
+    return ""
 
 
 def _finish_embeddings(model: nn.Module, assigner: Assigner, folder: Path) -> None:

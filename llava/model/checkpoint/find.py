@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,14 +116,36 @@ def is_hub_name(name: str) -> bool:
     return _HUB_NAME.fullmatch(name) is not None
 
 
-def _local_or_hub(name: str | os.PathLike, download: Callable[[str], Path]) -> Path:
+def local_folder(name: str | os.PathLike) -> Path | None:
+    """Return the folder of this name on this machine, None if it can only be a name on the Hub.
+
+    Raises:
+        FileNotFoundError: a file, a folder that cannot be reached, or a name that is neither.
+    """
     folder = Path(os.path.expanduser(name))
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise FileNotFoundError(f"{folder}: a file, not a folder. Pass the checkpoint's folder.")
+    try:
+        if folder.is_dir() and str(name):
+            return folder
+        exists = folder.exists() or folder.is_symlink()
+    except OSError as error:  # no permission, or a name that is too long
+        raise FileNotFoundError(
+            f"{reprlib.repr(str(name))}: cannot be opened ({error.strerror}). Pass a checkpoint's folder or "
+            "owner/name."
+        ) from error
+    if exists and str(name):
+        what = "a link that leads nowhere" if folder.is_symlink() else "a file"
+        raise FileNotFoundError(f"{name}: {what}, not a folder. Pass the checkpoint's folder.")
     if not is_hub_name(str(name)):
-        raise FileNotFoundError(f"{folder}: no such folder. Pass a checkpoint's folder or owner/name.")
+        raise FileNotFoundError(
+            f"{str(name) or repr('')}: no such folder. Pass a checkpoint's folder or owner/name."
+        )
+    return None
+
+
+def _local_or_hub(name: str | os.PathLike, download: Callable[[str], Path]) -> Path:
+    folder = local_folder(name)
+    if folder is not None:
+        return folder
     try:
         return download(str(name))
     except FileNotFoundError as error:

@@ -61,6 +61,11 @@ class CheckpointFolder:
                 "Leave model_base out to use the full weights, or move the trained part into a folder of its "
                 "own."
             )
+        if not has_weights(self.base) and (is_lora(self.base) or (self.base / PROJECTOR).is_file()):
+            raise CheckpointError(
+                f"{self.base}: model_base is itself only a trained part of a model. Merge it with the model "
+                "below it (scripts/merge_lora_weights.py), and pass the result."
+            )
         if lora:
             return "lora"
         if projector:
@@ -132,10 +137,12 @@ class CheckpointFolder:
         trained = dict(read_file(path)) if there else {}
         own = {translate(key) for key in trained}
         projector = any(_is_projector(key) for key in own)
+        reason = "contains no weight of a projector" if there else "no such file"
         if not projector and not optional:
+            first = f" (first key: {next(iter(trained))!r})" if trained else ""
             raise CheckpointError(
-                f"{path}: contains no weight of a projector. Saving it failed in training; use another "
-                "checkpoint of the run."
+                f"{path}: {reason}{first}. Saving it failed in training, or the file is another one; use "
+                "another checkpoint of the run."
             )
         borrowed = False
         for key, tensor, file in base:
@@ -143,8 +150,12 @@ class CheckpointFolder:
             if parameter not in own and not (projector and _is_projector(parameter)):
                 borrowed |= _is_projector(parameter)
                 yield key, tensor, file
+        if not projector and not borrowed and self.config().get("mm_projector_type") != "identity":
+            raise CheckpointError(
+                f"{path}: {reason}, and model_base has no projector either. Use the folder that training "
+                "wrote at its end, and pass the model that it started from as model_base."
+            )
         if borrowed:
-            reason = "contains no weight of a projector" if there else "no such file"
             warn(
                 f"{path}: {reason}. The projector is that of model_base, not one trained with this adapter. "
                 "Use the folder that training wrote at its end, unless the projector was frozen."
@@ -155,7 +166,7 @@ class CheckpointFolder:
     def tokenizer(self) -> Path:
         """Return the folder of the tokenizer: the base if it has one, else the checkpoint itself."""
         for place in (self.base, self.folder):
-            if place is not None and any((place / name).is_file() for name in _TOKENIZERS):
+            if place is not None and has_tokenizer(place):
                 return place
         raise FileNotFoundError(
             f"{self.folder}: no tokenizer; expected one of {', '.join(_TOKENIZERS)}. Copy the checkpoint's "
@@ -166,6 +177,11 @@ class CheckpointFolder:
         """Return the path of generation_config.json, None if there is no such file."""
         path = (self.folder if self.base is None else self.base) / "generation_config.json"
         return path if path.exists() else None
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether the folder contains the file of a tokenizer."""
+    return any((folder / name).is_file() for name in _TOKENIZERS)
 
 
 def _is_projector(name: str | None) -> bool:

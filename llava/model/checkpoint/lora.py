@@ -19,9 +19,16 @@ from llava.model.checkpoint import CheckpointError, warn
 from llava.model.checkpoint.entries import ADAPTER, read_entries, require_entries
 from llava.model.checkpoint.find import ADAPTER_CONFIG
 from llava.model.checkpoint.keys import translate
-from llava.model.checkpoint.read import DTYPES, listing, read_file
+from llava.model.checkpoint.read import DTYPES, check_finite, listing, read_file
 
 _PAIR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
+# Settings of peft under which a merged weight is something other than W + scale * B @ A.
+_OTHER_KINDS = (
+    "use_dora rank_pattern alpha_pattern fan_in_fan_out modules_to_save lora_bias layer_replication "
+    "alora_invocation_tokens target_parameters trainable_token_indices use_qalora"
+).split()
+_ALL = "all-linear"  # a value of target_modules
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
@@ -92,11 +99,17 @@ def read_adapter(folder: Path) -> LoraAdapter:
     where = folder / ADAPTER_CONFIG
     config = read_entries(where, ADAPTER)
     require_entries(config, "r lora_alpha", str(where))
-    for name in ("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save"):
+    for name in _OTHER_KINDS:
         if config.get(name):
             raise CheckpointError(f"{where}: {name} is not supported. Merge the adapter with peft first.")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGE_THE_BASE):
+        raise CheckpointError(
+            f"{where}: init_lora_weights is {start!r}, which changed the weights below the adapter before "
+            "training. Merge the adapter with peft first."
+        )
     rank, alpha = config["r"], config["lora_alpha"]
-    pairs, path = _read_pairs(folder)
+    pairs, modules, path = _read_pairs(folder)
     for name, (a, b) in pairs.items():
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
             raise CheckpointError(
@@ -107,35 +120,66 @@ def read_adapter(folder: Path) -> LoraAdapter:
             raise CheckpointError(
                 f"{path}: the lora_A/lora_B pair for {name} is {a.dtype} and {b.dtype}. Download it again."
             )
+        for half in (a, b):
+            check_finite(half, f"{path}: the lora_A/lora_B pair for {name}")
+    targets = _targets(config, where)
+    named = config.get("target_modules") not in (None, [], "", _ALL)
+    _warn_of_claims(path, pairs, modules if named else [], targets)
     scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-    return LoraAdapter(path, scale, pairs, _targets(config, where))
+    return LoraAdapter(path, scale, pairs, targets)
+
+
+def _warn_of_claims(
+    path: Path, pairs: dict[str, tuple[Tensor, Tensor]], modules: list[str], targets: Callable[[str], bool]
+) -> None:
+    """Warn about an adapter that changes nothing, and about pairs that its configuration does not name."""
+    if not any(b.any() for _, b in pairs.values()):
+        warn(
+            f"{path}: every lora_B is zero, so the adapter changes nothing: it was saved before training, or "
+            "without its weights. Use the files of the finished run."
+        )
+    others = [module for module in modules if not targets(module)]
+    if others:
+        warn(
+            f"{path}: {len(others)} lora_A/lora_B pairs are for modules that {ADAPTER_CONFIG} does not name "
+            f"(first: {others[0]}). They are merged, and peft would ignore them. Use the two files of one "
+            "adapter."
+        )
 
 
 def _targets(config: dict[str, Any], where: Path) -> Callable[[str], bool]:
-    """Return the test of a module's name that `target_modules` and `layers_to_transform` describe."""
-    modules, layers = config.get("target_modules"), config.get("layers_to_transform")
+    """Return the test of a module's name that the configuration describes."""
+    layers = config.get("layers_to_transform")
     layers = [layers] if isinstance(layers, int) else layers
-    if isinstance(modules, str) and modules != "all-linear":
-        try:
-            pattern = re.compile(modules)
-        except re.error as error:
-            raise CheckpointError(
-                f"{where}: target_modules is not a regular expression ({error}). Download it again."
-            ) from error
-    elif isinstance(modules, list):
-        pattern = re.compile(r"(.*\.)?(" + "|".join(map(re.escape, modules)) + ")")
-    else:  # not given, or all linear layers
-        pattern = re.compile(r".*_proj") if modules else re.compile("(?!)")
+    wanted, excluded = (_pattern(config, key, where) for key in ("target_modules", "exclude_modules"))
 
     def is_target(module: str) -> bool:
-        layer = _LAYER.match(module + ".")
+        layer = _LAYER.search(module + ".")
         inside = layers is None or layer is None or int(layer[1]) in layers
-        return inside and pattern.fullmatch(module) is not None
+        return inside and wanted.fullmatch(module) is not None and excluded.fullmatch(module) is None
 
     return is_target
 
 
-def _read_pairs(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], Path]:
+def _pattern(config: dict[str, Any], key: str, where: Path) -> re.Pattern[str]:
+    """Return the pattern of the modules that an entry names: a regular expression, or a list of suffixes."""
+    modules = config.get(key)
+    if not modules:
+        return re.compile("(?!)")
+    if modules == _ALL:
+        return re.compile(r".*_proj")
+    if isinstance(modules, list):
+        return re.compile(r"(.*\.)?(" + "|".join(map(re.escape, modules)) + ")")
+    try:
+        return re.compile(modules)
+    except re.error as error:
+        raise CheckpointError(
+            f"{where}: {key} is not a regular expression ({error}). Download it again."
+        ) from error
+
+
+def _read_pairs(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], list[str], Path]:
+    """Return the pairs by the name of their weight, the modules as peft names them, and the file."""
     files = [folder / n for n in ("adapter_model.safetensors", "adapter_model.bin") if (folder / n).is_file()]
     if not files:
         raise CheckpointError(
@@ -147,12 +191,14 @@ def _read_pairs(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], Path]:
             f"{folder}: two adapters. {files[0].name} is read, as in peft, and {files[1].name} is not. "
             "Remove the file that is not of this run."
         )
-    path, halves = files[0], {}
+    path, halves, modules = files[0], {}, []
     for key, tensor in read_file(path):
         match = _PAIR.fullmatch(key)
         if match is None:
             raise CheckpointError(f"{path}: {key} is not a LoRA weight. Merge it with peft first.")
         halves.setdefault(translate(match.group(1) + ".weight"), {})[match.group(2)] = tensor
+        if match.group(2) == "A":
+            modules.append(match.group(1).removeprefix("base_model.model."))
     if not halves:
         raise CheckpointError(
             f"{path}: the adapter is empty: it contains no lora_A/lora_B pair. Saving it failed in training; "
@@ -163,4 +209,4 @@ def _read_pairs(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], Path]:
         raise CheckpointError(
             f"{path}: {len(single)} unpaired lora_A/lora_B keys. Download the file again.\n{listing(single)}"
         )
-    return {n: (h["A"], h["B"]) for n, h in halves.items()}, path
+    return {n: (h["A"], h["B"]) for n, h in halves.items()}, modules, path

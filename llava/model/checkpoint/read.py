@@ -6,6 +6,7 @@ Files (`.safetensors`, `.bin`, their indices) and parameter names only; independ
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,15 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of wei
 GROWING = (EMBEDDINGS, HEAD)  # may have another number of rows than config.json has tokens
 _LISTED = 40
 _SHARD = re.compile(r"(pytorch_)?model-\d+-of-\d+\.(bin|safetensors)")
+_OTHER_FORMATS = (".gguf", ".ggml", ".onnx", ".h5", ".msgpack", ".pth", ".pt", ".npz", ".tflite", ".engine")
+_VARIANT = re.compile(r"((pytorch_)?model\.\w+|consolidated.*|diffusion.*)\.(bin|safetensors)")
+# Keys of quantized weights: AWQ and GPTQ, bitsandbytes, fp8, compressed tensors, HQQ, EXL2, AQLM, quanto.
+_QUANTIZED = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|SCB|weight_format|absmax|nested_absmax|quant_map|nested_quant_map"
+    r"|quant_state\.\S+|weight_scale|weight_scale_inv|input_scale|weight_packed|weight_shape|weight_zero_point"
+    r"|W_q|q_weight|codes|codebooks)$"
+    r"|\.weight\.(absmax|nested_absmax|quant_map|nested_quant_map|quant_state\.\S+|_data|_scale)$"
+)
 
 
 def find_weight_files(folder: Path, allow_outside: bool = False) -> list[Path]:
@@ -38,12 +48,12 @@ def find_weight_files(folder: Path, allow_outside: bool = False) -> list[Path]:
         CheckpointError: there are none, or an index is unreadable or names a missing file.
     """
     sets = [f for n in WEIGHT_FILES for f in (n, f"{n}.index.json") if (folder / f).is_file()]
+    shards = sorted(path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name))
     if not sets:
-        shards = sorted(path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name))
-        found = f" There are shards without an index ({', '.join(shards[:3])})." if shards else ""
         raise CheckpointError(
             f"{folder}: no weights found; expected model.safetensors, pytorch_model.bin, or one of them in "
-            f"shards with its .index.json.{found} Copy the checkpoint's weights into the folder."
+            f"shards with its .index.json.{_instead(folder, shards)} Copy the checkpoint's weights into the "
+            "folder."
         )
     first, others = sets[0], ", ".join(sets[1:])
     files = [folder / first]
@@ -56,7 +66,29 @@ def find_weight_files(folder: Path, allow_outside: bool = False) -> list[Path]:
             f"{folder}: several sets of weights. {first} is read, as in transformers, and {others} is not. "
             "Remove the files that are not of this model."
         )
+    elif left := sorted(set(shards) - {path.name for path in files}):
+        warn(
+            f"{folder}: {first} is read, as in transformers, and {len(left)} shards are not in it "
+            f"({', '.join(left[:3])}). Remove them if they are of another model, else download {first} again."
+        )
     return files
+
+
+def _instead(folder: Path, shards: list[str]) -> str:
+    """Describe what a folder without weights contains: shards, broken links, other formats, checkpoints."""
+    names = sorted(path.name for path in folder.iterdir())
+    broken = [name for name in names if (folder / name).is_symlink() and not (folder / name).exists()]
+    others = [name for name in names if Path(name).suffix in _OTHER_FORMATS or _VARIANT.fullmatch(name)]
+    runs = [name for name in names if re.fullmatch(r"checkpoint-\d+", name)]
+    for what, found in (
+        ("shards without an index", shards),
+        ("links to files that do not exist", broken),
+        ("weights in a format that is not supported", others),
+        ("checkpoints of a run, of which one can be passed", runs),
+    ):
+        if found:
+            return f" There are {what} ({', '.join(found[:3])})."
+    return ""
 
 
 def _names(index: Path) -> list[str]:
@@ -112,6 +144,10 @@ def read_file(path: Path) -> Iterator[tuple[str, Tensor]]:
             f"{path}: cannot be read: it contains more than tensors, or is not a weight file (such as a "
             "Git LFS pointer). Download it again, or ask its author for plain tensors."
         ) from error
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror or error}). Check the file."
+        ) from error
     except Exception as error:  # safetensors, zip, pickle and OS errors share no base class
         raise CheckpointError(
             f"{path}: cannot be read ({type(error).__name__}: {error}). The file is corrupt or incomplete; "
@@ -144,6 +180,31 @@ def read_folder(folder: Path, allow_outside: bool = False) -> Iterator[tuple[str
                 )
             places[key] = path
             yield key, tensor, path
+
+
+def refuse_quantized(key: str, tensor: Tensor, path: Path, quantization: dict | None) -> None:
+    """Raise `CheckpointError` if a tensor is of quantized weights."""
+    packed = key.endswith("weight") and (not tensor.is_floating_point() or "float8" in str(tensor.dtype))
+    if not packed and _QUANTIZED.search(key) is None:
+        return
+    known = quantization or {}
+    bits = known.get("bits") or known.get("w_bit")
+    bits = bits or (4 if known.get("load_in_4bit") else 8 if known.get("load_in_8bit") else None)
+    how = f"by {known['quant_method']}" if known.get("quant_method") else f"as {tensor.dtype}"
+    how += f" to {bits} bits" if bits else ""
+    raise CheckpointError(
+        f"{path}: the weights are quantized {how} (first: {key}), which is not supported. Use the original "
+        "checkpoint in float16; load_8bit=True or load_4bit=True quantizes it while it is loaded."
+    )
+
+
+def check_finite(tensor: Tensor, origin: str) -> None:
+    """Raise `CheckpointError` for NaN and infinite values; `origin` (file, key) is named."""
+    # The extremes are NaN if a value is, and finding them is 60 times as fast as `isfinite` on a CPU.
+    if tensor.numel() and not all(map(math.isfinite, (one.item() for one in tensor.aminmax()))):
+        beyond = " in the checkpoint, or beyond float16" if tensor.dtype == torch.float16 else ""
+        fix = ", or pass dtype='bfloat16' or 'float32'" if beyond else ""
+        raise CheckpointError(f"{origin}: NaN or infinite values{beyond}. Download the file again{fix}.")
 
 
 class Assigner:
@@ -202,6 +263,7 @@ class Assigner:
             # a fresh, contiguous copy: a view into a memory-mapped shard would keep the whole file open
             tensor = tensor.contiguous()
             new = nn.Parameter(tensor, requires_grad=False) if isinstance(old, nn.Parameter) else tensor
+        check_finite(tensor, origin)
         setattr(owner, leaf, new)
         self.done[name] = origin
 

@@ -45,14 +45,18 @@ def build_vision_tower(
             f"config.json: mm_vision_select_feature is {select_feature!r}, but only 'patch' is supported: "
             "patches are ranked by [CLS], which is not itself a visual token. Set it to 'patch'."
         )
-    config = _tower_config(source.config)
-    processor = load_image_processor(source.processor)
-    crop = processor.crop_size
-    crop = crop["height"] if hasattr(crop, "keys") else getattr(crop, "height", crop)  # dict, SizeDict, int
-    with torch.device("meta"):
-        return _classes()[config.model_type].build(
-            config, processor, select_layer, int(crop) if crop else None, attn_implementation
-        )
+    try:
+        config = _tower_config(source.config)
+        processor = load_image_processor(source.processor)
+        crop = processor.crop_size
+        crop = crop["height"] if hasattr(crop, "keys") else getattr(crop, "height", crop)  # dict, SizeDict
+        with torch.device("meta"):
+            return _classes()[config.model_type].build(
+                config, processor, select_layer, int(crop) if crop else None, attn_implementation
+            )
+    except ValueError as error:
+        where = "" if source.folder is None else f"{source.folder}: "
+        raise CheckpointError(f"{where}{error}") from error
 
 
 def _build_named(args: Any, attn_implementation: str, delay_load: bool) -> VisionTower:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -164,12 +165,54 @@ def test_folders_that_are_none(tmp_path):
         ({"mm_projector_type": "resampler"}, "mm_projector_type: 'resampler' is unknown"),
         ({"mm_vision_select_layer": -9}, "mm_vision_select_layer: -9"),
         ({"mm_vision_select_feature": "cls_patch"}, "cls_patch"),
+        ({"mm_vision_select_layer": 0}, r"m/config\.json: mm_vision_select_layer: 0 is not"),
+        ({"mm_vision_select_feature": "Patch"}, r"m/config\.json: .*'Patch', expected 'patch'"),
         ({"hidden_size": "wide"}, r"config\.json"),
     ],
 )
 def test_config_mistakes(tmp_path, config, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         load(write(tmp_path / "m", config=config))
+
+
+@pytest.mark.parametrize(
+    ("file", "entry", "message"),
+    [
+        ("config.json", {"model_type": "siglip_vision_model"}, "'siglip_vision_model' is not supported"),
+        (
+            "preprocessor_config.json",
+            {"image_processor_type": "SiglipImageProcessor"},
+            "SiglipImageProcessor",
+        ),
+        ("preprocessor_config.json", {"crop_size": 224, "size": 224}, "crop_size is 224"),
+    ],
+)
+def test_tower_mistakes_name_its_folder(tmp_path, file, entry, message):
+    folder = write(tmp_path / "m", config={"mm_vision_tower": "tower"})
+    shutil.copytree(DATA / "ckpt_clip336p42", folder / "tower")
+    path = folder / "tower" / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | entry))
+    with pytest.raises(CheckpointError, match=f"m/tower: .*{message}"):
+        load(folder)
+
+
+@pytest.mark.parametrize("entries", [{"torch_dtype": "torch.float16"}, {"dtype": "auto"}, {"dtype": None}])
+def test_spellings_of_a_dtype(tmp_path, reference, entries):
+    model = load(write(tmp_path / "m", config=entries))
+    assert torch.equal(logits(model), reference) and model.loading_notes == ()
+
+
+def test_two_dtypes(tmp_path):
+    with pytest.warns(CheckpointWarning, match="dtype is 'bfloat16', torch_dtype is 'float32'"):
+        load(write(tmp_path / "m", config={"dtype": "bfloat16"}))
+
+
+@pytest.mark.parametrize("entry", [{"watermarking_config": {"x": 1}}, {"cache_implementation": "none"}])
+def test_generation_config_that_transformers_refuses(tmp_path, entry):
+    folder = write(tmp_path / "m")
+    (folder / "generation_config.json").write_text(json.dumps(entry))
+    with pytest.raises(CheckpointError, match=r"m/generation_config\.json: .*Use the file of the original"):
+        load(folder)
 
 
 def test_model_type_llava_and_tied_embeddings(tmp_path, reference):

@@ -50,6 +50,19 @@ def test_checkpoints_are_folders_or_hub_names(tmp_path, monkeypatch):
         resolve_checkpoint(tmp_path / "file")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         resolve_checkpoint("/nowhere/at/all")
+    with pytest.raises(FileNotFoundError, match="cannot be opened .*too long"):
+        resolve_checkpoint("a" * 5000)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(FileNotFoundError, match="loop: a link that leads nowhere, not a folder"):
+        resolve_checkpoint(tmp_path / "loop")
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.is_dir", denied)
+        with pytest.raises(FileNotFoundError, match=r"cannot be opened \(Permission denied\)"):
+            resolve_checkpoint(tmp_path / "m")
     asked = []
 
     def download(name, allow_patterns, **options):

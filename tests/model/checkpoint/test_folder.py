@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -292,3 +294,100 @@ def test_a_tower_beside_the_base(tmp_path):
     base = write(tmp_path / "models" / "base", tower=False)
     shutil.copytree(DATA / "ckpt_clip336p42", tmp_path / "models" / "ckpt_clip336p42")
     assert load(folder, str(base)).get_vision_tower().hidden_size == 64
+
+
+# --- adapters of other kinds, and what an adapter lacks ----------------------------------------------------
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights is 'pissa_niter_16'"),
+        ({"init_lora_weights": "olora"}, "'olora', which changed the weights below"),
+        ({"init_lora_weights": "loftq"}, "'loftq'"),
+        ({"lora_bias": True}, "lora_bias is not supported"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication is not supported"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices is not supported"),
+    ],
+)
+def test_adapters_that_are_not_added_to_the_weights(tmp_path, adapter, message):
+    folder, base = over_llava(tmp_path, pairs_for(ALL)[0], adapter=adapter)
+    with pytest.raises(CheckpointError, match=message):
+        load(folder, base)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        ({"init_lora_weights": "gaussian", "bias": "all"}, None),
+        ({"target_modules": ".*self_attn.(q|v)_proj"}, None),
+        ({"target_modules": ["q_proj", "v_proj", "k_proj"], "exclude_modules": ["k_proj"]}, None),
+        ({"target_modules": ["q_proj"]}, r"3 lora_A/lora_B pairs .* \(first: model\.layers\.0.*v_proj\)"),
+        ({"layers_to_transform": [0]}, r"4 lora_A/lora_B pairs .*layers\.1"),
+    ],
+)
+def test_pairs_that_the_configuration_does_not_name(tmp_path, adapter, said):
+    folder, base = over_llava(tmp_path, pairs_for(ALL)[0], adapter=adapter)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        notes = load(folder, base).loading_notes
+    assert len(notes) == (said is not None)
+    assert said is None or re.search(said, notes[0])
+
+
+def test_an_adapter_of_zeros(tmp_path):
+    pairs = {key: value * ("lora_A" in key) for key, value in pairs_for(ALL)[0].items()}
+    folder, base = over_llava(tmp_path, pairs)
+    with pytest.warns(CheckpointWarning, match=r"adapter_model\.bin: every lora_B is zero"):
+        load(folder, base)
+
+
+@pytest.mark.parametrize("where", ["lora_B", "mm_projector.0.weight"])
+def test_a_trained_part_with_nan(tmp_path, where):
+    pairs = pairs_for(ALL)[0]
+    trained = {f"base_model.model.{k}": v for k, v in weights(SOURCE).items() if "mm_projector" in k}
+    broken = next(v for k, v in [*pairs.items(), *trained.items()] if where in k)
+    broken[0, 0] = torch.nan
+    folder, base = over_llava(tmp_path, pairs, trained)
+    file = "adapter_model" if where == "lora_B" else "non_lora_trainables"
+    with pytest.raises(CheckpointError, match=rf"{file}\.bin: .*NaN or infinite values"):
+        load(folder, base)
+
+
+def test_trainables_missing_over_a_language_model(tmp_path):
+    base, folder = lora_folder(tmp_path, pairs=pairs_for(ALL)[0])
+    (folder / "non_lora_trainables.bin").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"non_lora_trainables\.bin: no such file, and model_base has no"
+    ):
+        load(folder, str(base))
+    torch.save({"0.weight": torch.zeros(2)}, folder / "non_lora_trainables.bin")
+    with pytest.raises(CheckpointError, match=r"non_lora_trainables\.bin: contains no weight of a projector"):
+        load(folder, str(base))
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"trained part has no config\.json"):
+        load(folder, str(base))
+
+
+def test_a_base_that_is_only_a_trained_part(tmp_path):
+    _, folder = lora_folder(tmp_path, pairs=pairs_for(ALL)[0])
+    with pytest.raises(CheckpointError, match="model_base is itself only a trained part"):
+        load(folder, str(folder))
+
+
+def test_tokenizers_of_a_trained_part_and_its_base(tmp_path):
+    folder, base = over_llava(tmp_path, pairs_for(ALL)[0])
+    for file in SOURCE.glob("*token*"):
+        shutil.copyfile(file, folder / file.name)
+    assert load(folder, base).loading_notes == ()
+    (folder / "added_tokens.json").write_text('{"<seg>": 640}')
+    with pytest.warns(CheckpointWarning, match="not that of model_base, and has '<seg>'"):
+        load(folder, base)
+
+
+def test_a_projector_of_another_type_names_the_entry(tmp_path):
+    base = write(tmp_path / "base")
+    folder = write(tmp_path / "pretrain")
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.mm_projector.weight": torch.zeros(64, 64)}, folder / "mm_projector.bin")
+    with pytest.raises(CheckpointError, match=r"unexpected keys.*mm_projector_type: 'mlp2x_gelu'"):
+        load(folder, str(base))

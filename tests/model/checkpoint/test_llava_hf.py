@@ -164,7 +164,8 @@ def test_next_equals_transformers(folder, kind, layout, size):
         ({"model_type": "llava_onevision"}, "'llava_onevision'.*not supported"),
         ({"projector_hidden_act": "relu"}, "Only two layers with GELU"),
         ({"vision_feature_layer": [-2, -5]}, "only one layer"),
-        ({"vision_feature_select_strategy": "full"}, "cls_patch"),
+        ({"vision_feature_select_strategy": "full"}, "'full', expected 'default'"),
+        ({"vision_feature_layer": 9}, r"config\.json: mm_vision_select_layer: 9 is not"),
     ],
 )
 def test_unsupported(folder, tmp_path, change, message):

@@ -150,3 +150,71 @@ def test_a_merge_type_that_is_missing(tmp_path):
     folder = write(tmp_path / "m", source=NEXT, config={"mm_patch_merge_type": ...})
     with pytest.warns(CheckpointWarning, match="mm_patch_merge_type is missing"):
         load(folder)
+
+
+def test_values_that_are_not_finite(tmp_path):
+    state, name = weights(SOURCE), "model.layers.1.mlp.up_proj.weight"
+    for value, options, message in (
+        (torch.nan, {}, "NaN or infinite values. Download"),
+        (-torch.inf, {}, "NaN or infinite values. Download"),
+        (1e6, {"dtype": "float16"}, ".* or beyond float16. .*dtype='bfloat16'"),
+    ):
+        state[name] = state[name].clone()
+        state[name][3, 3] = value
+        folder = write(tmp_path / str(value), state=state)
+        with pytest.raises(CheckpointError, match=rf"model\.safetensors: {name}: {message}"):
+            load(folder, **options)
+    load(folder, dtype="bfloat16")
+
+
+def test_shards_that_the_index_does_not_name(tmp_path, reference):
+    folder = write(tmp_path / "m", form=("model.safetensors", 2))
+    torch.save({}, folder / "pytorch_model-00001-of-00003.bin")
+    with pytest.warns(CheckpointWarning, match=r"1 shards are not in it \(pytorch_model-00001-of-00003"):
+        model = load(folder)
+    assert torch.equal(logits(model), reference) and len(model.loading_notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("llava-q4.gguf", r"format that is not supported \(llava-q4\.gguf\)"),
+        ("tf_model.h5", "format that is not supported"),
+        ("model.fp16.safetensors", "format that is not supported"),
+        ("consolidated.safetensors", "format that is not supported"),
+        ("checkpoint-100/", r"checkpoints of a run.*checkpoint-100"),
+        ("model.safetensors@", r"links to files that do not exist \(model\.safetensors\)"),
+    ],
+)
+def test_a_folder_with_something_other_than_weights(tmp_path, name, said):
+    folder = write(tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    if name.endswith("/"):
+        (folder / name).mkdir()
+    elif name.endswith("@"):
+        (folder / name[:-1]).symlink_to("nowhere")
+    else:
+        (folder / name).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=f"no weights found.*{said}"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "how"),
+    [
+        ("hqq", "W_q", "by hqq"),
+        ("quanto", "weight._data", "by quanto"),
+        ("awq", "qweight", "by awq to 4 bits"),
+        ("aqlm", "codes", "by aqlm"),
+        ("unheard-of", "blob", "quantization_config: 'unheard-of'"),
+    ],
+)
+def test_other_ways_of_quantizing(tmp_path, recwarn, method, key, how):
+    state = weights(SOURCE)
+    name = "model.layers.0.self_attn.q_proj"
+    state.pop(f"{name}.weight")
+    state[f"{name}.{key}"] = torch.zeros(8, 8, dtype=torch.uint8)
+    config = {"quantization_config": {"quant_method": method, "w_bit": 4 if method == "awq" else None}}
+    with pytest.raises(CheckpointError, match=how):
+        load(write(tmp_path / "m", state=state, config=config))
+    assert not [one for one in recwarn if "quantization_config is ignored" in str(one.message)]
