@@ -23,6 +23,7 @@ EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of weights that are read
 GROWING = (EMBEDDINGS, HEAD)  # may have another number of rows than config.json has tokens
 _LISTED = 40
+_VISUAL = ("vision_tower", "mm_projector", "image_newline")  # in names of parameters that every image uses
 _SHARD = re.compile(r"(pytorch_)?model-\d+-of-\d+\.(bin|safetensors)")
 _OTHER_FORMATS = (".gguf", ".ggml", ".onnx", ".h5", ".msgpack", ".pth", ".pt", ".npz", ".tflite", ".engine")
 _VARIANT = re.compile(r"((pytorch_)?model\.\w+|consolidated.*|diffusion.*)\.(bin|safetensors)")
@@ -198,13 +199,21 @@ def refuse_quantized(key: str, tensor: Tensor, path: Path, quantization: dict | 
     )
 
 
-def check_finite(tensor: Tensor, origin: str) -> None:
-    """Raise `CheckpointError` for NaN and infinite values; `origin` (file, key) is named."""
+def check_finite(tensor: Tensor, origin: str, fatal: bool = True) -> None:
+    """Raise `CheckpointError` for NaN and infinite values; `origin` (file, key) is named.
+
+    Args:
+        fatal: False gives a warning instead. Values of the language model may never be used (the row of a
+            padding token), and the logits of every answer are checked.
+    """
     # The extremes are NaN if a value is, and finding them is 60 times as fast as `isfinite` on a CPU.
     if tensor.numel() and not all(map(math.isfinite, (one.item() for one in tensor.aminmax()))):
         beyond = " in the checkpoint, or beyond float16" if tensor.dtype == torch.float16 else ""
         fix = ", or pass dtype='bfloat16' or 'float32'" if beyond else ""
-        raise CheckpointError(f"{origin}: NaN or infinite values{beyond}. Download the file again{fix}.")
+        text = f"{origin}: NaN or infinite values{beyond}. Download the file again{fix}."
+        if fatal:
+            raise CheckpointError(text)
+        warn(text)
 
 
 class Assigner:
@@ -263,7 +272,7 @@ class Assigner:
             # a fresh, contiguous copy: a view into a memory-mapped shard would keep the whole file open
             tensor = tensor.contiguous()
             new = nn.Parameter(tensor, requires_grad=False) if isinstance(old, nn.Parameter) else tensor
-        check_finite(tensor, origin)
+        check_finite(tensor, origin, fatal=any(part in name for part in _VISUAL))
         setattr(owner, leaf, new)
         self.done[name] = origin
 

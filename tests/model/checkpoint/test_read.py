@@ -152,7 +152,8 @@ def test_a_merge_type_that_is_missing(tmp_path):
         load(folder)
 
 
-def test_values_that_are_not_finite(tmp_path):
+def test_values_of_the_language_model_that_are_not_finite(tmp_path):
+    """A warning: the value may never be used, and the logits of every answer are checked."""
     state, name = weights(SOURCE), "model.layers.1.mlp.up_proj.weight"
     for value, options, message in (
         (torch.nan, {}, "NaN or infinite values. Download"),
@@ -162,9 +163,19 @@ def test_values_that_are_not_finite(tmp_path):
         state[name] = state[name].clone()
         state[name][3, 3] = value
         folder = write(tmp_path / str(value), state=state)
-        with pytest.raises(CheckpointError, match=rf"model\.safetensors: {name}: {message}"):
-            load(folder, **options)
-    load(folder, dtype="bfloat16")
+        with pytest.warns(CheckpointWarning, match=rf"model\.safetensors: {name}: {message}"):
+            assert len(load(folder, **options).loading_notes) == 1
+    assert load(folder, dtype="bfloat16").loading_notes == ()
+
+
+@pytest.mark.parametrize("name", ["model.mm_projector.0.weight", "model.vision_tower"])
+def test_values_of_visual_parts_that_are_not_finite(tmp_path, name):
+    state = weights(NEXT)
+    key = next(key for key in state if key.startswith(name) and state[key].ndim == 2)
+    state[key] = state[key].clone()
+    state[key][0, 0] = torch.nan
+    with pytest.raises(CheckpointError, match=rf"{key}: NaN or infinite values"):
+        load(write(tmp_path / "m", source=NEXT, state=state))
 
 
 def test_shards_that_the_index_does_not_name(tmp_path, reference):
