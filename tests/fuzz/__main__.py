@@ -121,7 +121,7 @@ class Bench:
             return call, outcome, Finding(call, "traceback", outcome.raised, outcome.raised)
         if name in ("score", "fixed") and outcome.code == 0 and mutation not in MEANING:
             found, before = outcome.document(), whole.document()
-            if not isinstance(found, dict) or not _equal(found["score"], before["score"]):
+            if not isinstance(found, dict) or not _equal(found["score"], before["score"], subject.rounded):
                 if not outcome.warned() - whole.warned():
                     score = found["score"] if isinstance(found, dict) else found
                     what = f"{before['score']} becomes {score} without a warning"
@@ -155,10 +155,9 @@ class Bench:
         return Outcome(code, output.getvalue(), errors.getvalue(), raised)
 
 
-def _equal(one: Any, other: Any) -> bool:
-    """Compare scores; sums in another order may differ in the last bit."""
+def _equal(one: Any, other: Any, rounded: float) -> bool:
     both = isinstance(one, float) and isinstance(other, float)
-    return math.isclose(one, other, abs_tol=1e-9) if both else one == other
+    return math.isclose(one, other, abs_tol=rounded) if both else one == other
 
 
 @contextlib.contextmanager
