@@ -161,7 +161,8 @@ class Conversation:
         Raises:
             ValueError: unknown `image_process_mode`.
         """
-        from llava.mm_utils import classical_resize, expand2square, to_rgb
+        from llava.image_files import to_rgb
+        from llava.mm_utils import classical_resize, expand2square
 
         image = to_rgb(image)
         if image_process_mode == "Pad":

@@ -159,7 +159,7 @@ def open_image(file: str) -> Image.Image:
         OSError: No such file, or no answer from the address.
         ValueError: Not an image.
     """
-    from llava.mm_utils import decode_image, load_image
+    from llava.image_files import decode_image, load_image
 
     try:
         if file.startswith(_URL):

@@ -186,7 +186,7 @@ class Benchmark(ABC):
 
     def load_image(self, image: Any) -> Any:
         """Return a question's `image` as PIL image (RGB). Raises OSError or ValueError naming the file."""
-        from llava.mm_utils import load_image
+        from llava.image_files import load_image
 
         return load_image(str(image))
 

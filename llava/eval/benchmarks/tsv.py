@@ -40,7 +40,7 @@ class TableImage:
 
     def load(self) -> Any:
         """Return the image as RGB. Raises OSError or ValueError that names file and row."""
-        from llava.mm_utils import load_image_from_base64
+        from llava.image_files import load_image_from_base64
 
         with self.path.open("rb") as file:
             file.seek(self.offset)
