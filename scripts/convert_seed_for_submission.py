@@ -8,8 +8,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also works without an installation
 
 from llava.eval import cli  # noqa: E402
-from llava.eval.benchmarks.base import check_foreign, check_not_empty, grouped, mean  # noqa: E402
-from llava.eval.benchmarks.files import ID, read_answers, read_json  # noqa: E402
+from llava.eval.benchmarks.base import grouped, mean
+from llava.eval.benchmarks.files import read_answers, read_json
+from llava.eval.benchmarks.joining import check_foreign, check_not_empty
+from llava.eval.benchmarks.shapes import ID
 from llava.eval.store.atomic import check_output, write_atomically  # noqa: E402
 
 QUESTION = {"question_id": ID, "answer": str, "question_type_id?": ID, "data_type?": str}

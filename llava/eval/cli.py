@@ -17,8 +17,8 @@ from llava import paths
 from llava.argtypes import at_least, failures, ratio
 from llava.environment import check_environment
 from llava.eval.benchmarks import Benchmark, DataError, DataIssue, Score, benchmark_name
-from llava.eval.jobs.execute import ModelError, TooManyFailures
 from llava.eval.jobs.job import Job, resolve_job
+from llava.eval.jobs.session import ModelError, TooManyFailures
 from llava.eval.metrics.scorecard import Scorecard
 from llava.eval.store.answer_file import AnswerFileError
 from llava.model.checkpoint import CheckpointError

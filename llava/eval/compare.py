@@ -24,7 +24,7 @@ from typing import Any
 from llava import argtypes, paths
 from llava.eval import cli
 from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark, list_benchmarks
-from llava.eval.benchmarks.base import is_empty
+from llava.eval.benchmarks.joining import is_empty
 from llava.eval.metrics.comparison import compare, other_prompts
 from llava.eval.metrics.scorecard import NAME, Scorecard
 from llava.eval.store.atomic import check_output, write_atomically

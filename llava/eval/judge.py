@@ -28,8 +28,8 @@ from typing import Any
 from llava.argtypes import at_least
 from llava.eval import cli
 from llava.eval.benchmarks import DataError, get_benchmark
-from llava.eval.benchmarks.base import check_not_empty
 from llava.eval.benchmarks.files import load_json, read_text
+from llava.eval.benchmarks.joining import check_not_empty
 from llava.eval.benchmarks.judging import Judge
 from llava.eval.score import print_score
 from llava.eval.store.atomic import write_atomically

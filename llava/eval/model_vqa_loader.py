@@ -26,8 +26,9 @@ from llava import argtypes
 from llava.eval import cli
 from llava.eval.benchmarks import Benchmark, DataError, DataIssue, Question
 from llava.eval.benchmarks.base import check_questions, read_questions
-from llava.eval.jobs.execute import Session, answer_chunk
+from llava.eval.jobs.execute import answer_chunk
 from llava.eval.jobs.job import Task, resolve_pruner
+from llava.eval.jobs.session import Session
 from llava.eval.store.run_record import FAILURES, beside
 from llava.model.checkpoint.config import stored_config
 

@@ -29,8 +29,9 @@ from llava import argtypes
 from llava.eval import cli, submit
 from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark, list_benchmarks
 from llava.eval.jobs import execute, processes
-from llava.eval.jobs.execute import Session, SettingRun, TooManyFailures
+from llava.eval.jobs.execute import SettingRun
 from llava.eval.jobs.job import Task, read_task, resolve_pruner, setting_name
+from llava.eval.jobs.session import Session, TooManyFailures
 from llava.eval.score import print_score
 from llava.model.checkpoint.config import stored_config
 

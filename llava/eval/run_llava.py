@@ -36,8 +36,8 @@ from llava.constants import (
 from llava.conversation import conv_templates, template_for_name
 from llava.eval import cli, model_vqa_loader
 from llava.eval.benchmarks import DataError
-from llava.eval.jobs.execute import Session
 from llava.eval.jobs.job import Task, model_name, resolve_pruner
+from llava.eval.jobs.session import Session
 from llava.model.checkpoint.config import conversation_for, stored_config
 
 if TYPE_CHECKING:

@@ -32,8 +32,9 @@ from llava.eval import cli
 from llava.eval.benchmarks import DataError, EmptyAnswersError, benchmark_name, get_benchmark, list_benchmarks
 from llava.eval.cli import ModelError
 from llava.eval.jobs import execute
-from llava.eval.jobs.execute import Session, SettingRun, TooManyFailures
+from llava.eval.jobs.execute import SettingRun
 from llava.eval.jobs.job import Task, common_anyres, read_task, setting_name
+from llava.eval.jobs.session import Session, TooManyFailures
 from llava.eval.metrics.scorecard import ScoredSetting
 from llava.eval.metrics.statistics import paired_bootstrap
 from llava.eval.store.answer_file import AnswerFileError

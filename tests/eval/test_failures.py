@@ -163,7 +163,7 @@ def test_a_run_that_goes_wrong_is_stopped(data, tmp_path, capsys):
 
 
 def test_too_many_impossible_lines_stop_before_the_model_is_loaded(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("llava.eval.jobs.execute.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("llava.eval.jobs.session.load_model", lambda *_: pytest.fail("the model was loaded"))
     damage(data)
     for main, given in (
         (run.main, command(data, tmp_path / "run")),

@@ -50,7 +50,7 @@ def jobs():
 
 @pytest.fixture
 def unloaded(monkeypatch):
-    monkeypatch.setattr("llava.eval.jobs.execute.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("llava.eval.jobs.session.load_model", lambda *_: pytest.fail("the model was loaded"))
 
 
 def expected(benchmark: str) -> dict:
@@ -85,7 +85,7 @@ def test_defaults_are_llavas(module, kind, conversation, length, data, tmp_path,
         found.append(job)
         raise Stop
 
-    monkeypatch.setattr("llava.eval.jobs.execute.load_model", stop)
+    monkeypatch.setattr("llava.eval.jobs.session.load_model", stop)
     files = {
         "jsonl": (data / "pope" / "llava_pope_test.jsonl", data / "pope" / "val2014"),
         "json": (data / "scienceqa" / "llava_test_CQM-A.json", data / "scienceqa" / "images" / "test"),

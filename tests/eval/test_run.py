@@ -70,7 +70,7 @@ def test_answers_stand_in_question_order_and_are_scored(data, whole, capsys):
 
 def test_a_finished_run_is_only_scored_again(data, whole, capsys, monkeypatch):
     before = whole.stat().st_mtime_ns
-    monkeypatch.setattr("llava.eval.jobs.execute.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("llava.eval.jobs.session.load_model", lambda *_: pytest.fail("the model was loaded"))
     assert run.main(arguments(data, whole.parent)) == 0
     document = last(capsys)
     assert document["asked"] == 0 and document["answered"] == 60 and document["questions_per_second"] > 0
@@ -137,7 +137,7 @@ def test_interrupted_by_hand(data, tmp_path, capsys, monkeypatch):
     ],
 )
 def test_another_configuration_is_refused_before_loading(data, whole, capsys, monkeypatch, more, says):
-    monkeypatch.setattr("llava.eval.jobs.execute.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("llava.eval.jobs.session.load_model", lambda *_: pytest.fail("the model was loaded"))
     assert run.main(arguments(data, whole.parent, *more)) == 1
     assert says in capsys.readouterr().err
 
@@ -165,16 +165,16 @@ def test_bad_pictures_and_lines_stop_only_themselves(data, whole, tmp_path, caps
 
 def test_an_overflow_in_the_language_model_is_no_answer(data, tmp_path, capsys, monkeypatch):
     """POPE counts an empty answer as yes: 66.67 with exit code 0, if nobody looks."""
-    from llava.eval.jobs import execute
+    from llava.eval.jobs import session
 
-    load = execute.load_model
+    load = session.load_model
 
     def overflowing(job):
         model, *others = load(job)
         model.lm_head.weight.data.fill_(float("nan"))
         return model, *others
 
-    monkeypatch.setattr(execute, "load_model", overflowing)
+    monkeypatch.setattr(session, "load_model", overflowing)
     assert run.main(arguments(data, tmp_path)) == 1
     said = capsys.readouterr().err
     assert "60 questions were not answered" in said and "llava_pope_test.jsonl:1: the language model" in said
@@ -230,7 +230,7 @@ def test_llavas_script_in_chunks_and_cat(data, whole, tmp_path):
 
 
 def test_wrong_arguments_are_told_before_anything_loads(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("llava.eval.jobs.execute.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("llava.eval.jobs.session.load_model", lambda *_: pytest.fail("the model was loaded"))
     for more, says in (
         (["--ratio", "1.5"], "from 0 to 1"),
         (["--tokens", "-3"], "expected an integer >= 0"),
@@ -354,7 +354,7 @@ def test_sweep_fills_a_grid_in_one_pass_and_goes_on(data, whole, tmp_path, capsy
     texts = [row["text"] for row in without_ids(cell)]
     assert texts == [row["text"] for row in without_ids(whole)]
 
-    monkeypatch.setattr("llava.eval.jobs.execute.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("llava.eval.jobs.session.load_model", lambda *_: pytest.fail("the model was loaded"))
     assert sweep.main(command) == 0
     captured = capsys.readouterr()
     assert "7 settings, 7 already finished" in captured.out

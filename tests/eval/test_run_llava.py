@@ -31,7 +31,7 @@ def jobs():
 
 @pytest.fixture
 def unloaded(monkeypatch):
-    monkeypatch.setattr("llava.eval.jobs.execute.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("llava.eval.jobs.session.load_model", lambda *_: pytest.fail("the model was loaded"))
 
 
 def given(**changes) -> SimpleNamespace:
@@ -235,16 +235,16 @@ def test_a_prompt_beyond_the_context_is_an_error(jobs, capsys):
 def test_infinite_logits_are_an_error(capsys, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:
         share_models(patch)
-        from llava.eval.jobs import execute
+        from llava.eval.jobs import session
 
-        load = execute.load_model
+        load = session.load_model
 
         def overflowing(job):
             model, *others = load(job)
             model.lm_head.weight.data.fill_(float("nan"))
             return model, *others
 
-        patch.setattr(execute, "load_model", overflowing)
+        patch.setattr(session, "load_model", overflowing)
         assert run_llava.main(arguments("--temperature", "0")) == 1
     out, err = capsys.readouterr()
     assert out == "" and "NaN or infinite logits" in err

@@ -98,7 +98,7 @@ def test_benchmarks_share_the_model_and_the_pictures(data, tmp_path, capsys, mon
     for path in sorted((tmp_path / "out").rglob("answers.jsonl")):
         assert texts(path) == texts(tmp_path / "alone" / path.relative_to(tmp_path / "out"))
 
-    monkeypatch.setattr("llava.eval.jobs.execute.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("llava.eval.jobs.session.load_model", lambda *_: pytest.fail("the model was loaded"))
     assert sweep.main(command(data, tmp_path / "out")) == 0
     again, said = last(capsys)
     assert said.count("3 settings, 3 already finished") == 5

@@ -17,7 +17,7 @@ from PIL import Image
 from helpers.fake_llava import FakeLlava, FakeProcessor, FakeTokenizer
 from helpers.score_files import write_score
 from llava.eval import compare, data, model_vqa_loader, score, submit
-from llava.eval.jobs import execute
+from llava.eval.jobs import session
 from llava.eval.tables import __main__ as tables
 
 DATA = Path(__file__).parents[1] / "data"
@@ -142,11 +142,11 @@ class fake_model:  # noqa: N801 -- reads as a function
     """Context in which the commands answer with a fake model and load none."""
 
     def __enter__(self) -> None:
-        self._real = execute.load_model
-        execute.load_model = lambda job: (FakeLlava(), FakeTokenizer(), FakeProcessor())
+        self._real = session.load_model
+        session.load_model = lambda job: (FakeLlava(), FakeTokenizer(), FakeProcessor())
 
     def __exit__(self, *_: object) -> None:
-        execute.load_model = self._real
+        session.load_model = self._real
 
 
 def subjects() -> list[Subject]:

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from llava.eval.jobs import execute
+from llava.eval.jobs import session
 
 
 def share_models(patch: pytest.MonkeyPatch) -> list[Any]:
     """Make the commands share loaded models; return the list that receives the job of every load."""
-    load, models, jobs = execute.load_model, {}, []
+    load, models, jobs = session.load_model, {}, []
 
     def load_once(job: Any) -> Any:
         jobs.append(job)
@@ -20,5 +20,5 @@ def share_models(patch: pytest.MonkeyPatch) -> list[Any]:
             models[key] = load(job)
         return models[key]
 
-    patch.setattr(execute, "load_model", load_once)
+    patch.setattr(session, "load_model", load_once)
     return jobs

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from llava.eval.benchmarks.base import Benchmark, EmptyAnswersError, PerImageCounts, QuestionScore, Score
+from llava.eval.benchmarks.base import Benchmark, PerImageCounts, QuestionScore, Score
 from llava.eval.benchmarks.files import Answer, DataError, DataIssue, Question
+from llava.eval.benchmarks.joining import EmptyAnswersError
 
 __all__ = [
     "Answer",

@@ -1,18 +1,14 @@
-"""Read benchmark files: question and answer jsonl, JSON documents, ground truth parsed once per version.
+"""Read benchmark files: JSON lines, answers, JSON documents, ground truth parsed once per version.
 
-A malformed line of a question file becomes a `DataIssue` with file and line, and reading continues. A file
-that is missing or cannot be used as a whole raises `DataError`. Each benchmark declares the fields of its
-files and their types once, as a `Shape`; `mismatch` compares. Independent of any benchmark.
+A malformed line becomes a `DataIssue` with file and line, and reading continues. A file
+that is missing or cannot be used as a whole raises `DataError`. Independent of any benchmark.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import math
-import os
 import re
-import reprlib
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,18 +17,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
-Row = Mapping[str, Any]  # a JSON object: a question, an answer or an entry of the ground truth
-# What a JSON value must be: a type (a bool is not an int, an int is a float, a float is finite), a tuple of
-# shapes of which one must fit, a frozenset of strings, [shape] for a list, {"key": shape, "key?": shape} for
-# an object with required and optional keys, or {str: shape} for an object with any keys.
-Shape = Any
+from .shapes import ID, Shape, mismatch
 
-ID = (int, str)
-TEXT = (str, int, float, type(None))  # written as text wherever it is used
+Row = Mapping[str, Any]  # a JSON object: a question, an answer or an entry of the ground truth
 ANSWER: Mapping[str, Shape] = {"question_id": ID, "text": str, "prompt?": str}
-_MISSING = object()
-_NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false", type(None): "null"}
-_NAMES |= {list: "a list", dict: "an object"}
 _MALFORMED = (ValueError, RecursionError)  # of JSON: broken, of another encoding, or nested too deeply
 _HEAD = 1 << 16  # bytes by which kind, encoding and line ends of a file are recognized
 _OTHER_KINDS = {
@@ -45,8 +33,6 @@ _OTHER_KINDS = {
     b"<": "an HTML or XML page",
     b"version https://git-lfs": "a Git LFS pointer without the file's content",
 }
-_MAX_NAME, _MAX_PATH = 255, 4095  # bytes of a file name and of a path, on nearly every file system
-_SHOWN = 80  # characters of a value in a message
 
 
 class DataError(ValueError):
@@ -235,59 +221,6 @@ def _reason(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
-def mismatch(value: Any, shape: Shape) -> str | None:
-    """Return where and how a JSON value differs from its shape, e.g. ".answers[3] is 5, ..."; else None."""
-    kind = type(value)
-    if isinstance(shape, type):
-        if shape is object or kind is shape and (kind is not float or math.isfinite(value)):
-            return None
-        if shape is float and kind is int and abs(value) < 2**63:
-            return None
-    elif isinstance(shape, tuple):
-        if kind in shape and kind is not float:
-            return None
-        found = [mismatch(value, one) for one in shape]
-        if None in found:
-            return None
-        objects = [one for one in found if one and one[0] in ".:"]
-        if kind is dict and objects:  # the one whose keys are there
-            return next((one for one in objects if one[0] == "."), objects[-1])
-    elif isinstance(shape, frozenset):
-        if kind is str and value in shape:
-            return None
-    elif isinstance(shape, list):
-        if kind is list:
-            for place, part in enumerate(value):
-                if found := mismatch(part, shape[0]):
-                    return f"[{place}]{found}"
-            return None
-    elif kind is dict:
-        if str in shape:
-            for key, part in value.items():
-                if found := mismatch(part, shape[str]):
-                    return f"[{reprlib.repr(key)}]{found}"
-            return None
-        for key, part in shape.items():
-            name = key if key in value or key[-1] != "?" else key[:-1]
-            inside = value.get(name, _MISSING)
-            if inside is _MISSING:
-                if name is key:
-                    return f": missing key {key!r}"
-            elif type(inside) is not part or part is float:  # most values need no call
-                if found := mismatch(inside, part):
-                    return f".{name}{found}"
-        return None
-    return f" is {reprlib.repr(value)}, expected {_expected(shape)}"
-
-
-def _expected(shape: Shape) -> str:
-    if isinstance(shape, tuple):
-        return " or ".join(map(_expected, shape))
-    if isinstance(shape, frozenset):
-        return " or ".join(map(repr, sorted(shape)))
-    return _NAMES[shape if isinstance(shape, type) else type(shape)]
-
-
 def _row_mismatch(row: Any, shape: Shape) -> str | None:
     """Compare a row with its shape; a question_id like 7.0, as pandas writes, becomes an integer first."""
     identity = row.get("question_id") if isinstance(row, dict) else None
@@ -349,103 +282,6 @@ def read_rows(
         more = f" (and {len(found) - 1} more lines)" if len(found) > 1 else ""
         raise DataError(f"{first}{more}. {fix}.")
     return rows
-
-
-def read_questions(
-    path: str | Path, image_folder: str | Path, problems: list[DataIssue], allow_outside: bool = False
-) -> Iterator[Question]:
-    """Stream LLaVA's question jsonl: {"question_id", "image" (relative, optional), "text", "category"}.
-
-    Args:
-        problems: Receives the lines that cannot be used.
-        allow_outside: Accept images outside `image_folder`.
-
-    Raises:
-        DataError: The file is missing, empty, or not a question file.
-    """
-    path, image_folder = Path(path), Path(image_folder)
-    check_file(path, "question file")
-    index, known = 0, len(problems)
-    for number, row in read_jsonl(path, problems, ("question_id", "text")):
-        values = row["question_id"], row.get("image"), row["text"], image_folder, allow_outside
-        category = str(row.get("category", "default"))
-        try:
-            yield make_question(index, *values, category=category, file=str(path), line=number)
-        except ValueError as error:
-            problems.append(DataIssue(str(path), number, str(error)))
-            continue
-        index += 1
-    if not index and len(problems) == known:
-        raise DataError(
-            f"{path}: contains no questions. Pass LLaVA's question file, one JSON object per line."
-        )
-
-
-def make_question(
-    index: int,
-    question_id: Any,
-    image: Any,
-    text: Any,
-    folder: Path,
-    allow_outside: bool = False,
-    **more: Any,
-) -> Question:
-    """Build a question from the values of a file.
-
-    Args:
-        image: File name in `folder`, a list of one, or None.
-        more: Further fields of `Question`.
-
-    Raises:
-        ValueError: A value is of another kind; the message names it.
-    """
-    if isinstance(question_id, bool) or not isinstance(question_id, int | str):
-        raise ValueError(f"question_id is {_short(question_id)}, expected an integer or a string")
-    if not isinstance(text, str):
-        raise ValueError(f"text is {_short(text)}, expected a string")
-    if not text.isascii():
-        text.encode()  # half of a surrogate pair, which no tokenizer accepts, is a ValueError
-    return Question(index, question_id, image_file(folder, image, allow_outside), text, **more)
-
-
-def image_file(folder: Path, name: Any, allow_outside: bool = False) -> Path | None:
-    """Return the path of an image that a question file names; None for a question without image.
-
-    Links are followed wherever they lead: who made the folder chose them.
-
-    Raises:
-        ValueError: It is not the name of one file, or leads out of `folder`.
-    """
-    if name is None:
-        return None
-    if isinstance(name, list):
-        if len(name) != 1:
-            raise ValueError(
-                f"image is a list of {len(name)} names, expected one. Ask about one image per line"
-            )
-        name = name[0]
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError(f"image is {_short(name)}, expected a file name")
-    try:
-        size = len(name) if name.isascii() else len(os.fsencode(name))
-    except UnicodeEncodeError as error:
-        raise ValueError(f"image is {_short(name)}, not a valid file name") from error
-    if size > _MAX_NAME and (
-        size > _MAX_PATH or max(len(os.fsencode(one)) for one in Path(name).parts) > _MAX_NAME
-    ):
-        raise ValueError(f"image is {_short(name)}: a name of {size} bytes is too long for a file")
-    if not allow_outside and (".." in name or name[0] in "/\\" or ":" in name[:3]):
-        base, place = os.path.abspath(folder), os.path.abspath(folder / name)
-        if os.path.commonpath((base, place)) != base:
-            fix = "Move the image there, or pass --allow-outside-images"
-            raise ValueError(f"image {_short(name)} is outside the image folder {folder}. {fix}")
-    return folder / name
-
-
-def _short(value: Any) -> str:
-    """Return a value as a message shows it."""
-    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def read_answers(

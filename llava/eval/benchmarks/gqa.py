@@ -14,20 +14,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .base import (
-    Benchmark,
-    DataFile,
-    Score,
-    Submission,
-    grouped,
-    mean,
-    most_common,
-    repeated_answers,
-    to_json,
-)
-from .files import ID, DataError, Row, Shape, read_json
+from .base import Benchmark, DataFile, Score, Submission, grouped, mean, most_common, to_json
+from .files import DataError, Row, read_json
+from .joining import repeated_answers
 from .normalize import cleaned
 from .normalize import gqa as converted
+from .shapes import ID, Shape
 
 QUESTIONS, TRUTH = "llava_gqa_testdev_balanced.jsonl", "testdev_balanced_questions.json"
 ENTRY: Shape = {

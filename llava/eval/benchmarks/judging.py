@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import Benchmark, Score, check_not_empty
+from llava.eval.benchmarks.base import Benchmark, Score
 from llava.eval.benchmarks.files import DataError, DataIssue, Row, read_json
+from llava.eval.benchmarks.joining import check_not_empty
 
 UNKNOWN = "unknown"
 TRIES = 5  # requests until a reply can be read

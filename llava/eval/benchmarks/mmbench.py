@@ -16,19 +16,11 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-from .base import (
-    LETTER_ANSWER,
-    Benchmark,
-    DataFile,
-    QuestionScore,
-    Score,
-    Submission,
-    check_not_empty,
-    grouped,
-    mean,
-)
-from .files import ANSWER, ID, DataError, DataIssue, Question, Row, Shape, mismatch
+from .base import LETTER_ANSWER, Benchmark, DataFile, QuestionScore, Score, Submission, grouped, mean
+from .files import ANSWER, DataError, DataIssue, Question, Row
+from .joining import check_not_empty
 from .normalize import cleaned
+from .shapes import ID, Shape, mismatch
 from .tsv import MISSING_CELLS, TableImage, is_missing, rows_of
 
 OPTIONS = "ABCD"

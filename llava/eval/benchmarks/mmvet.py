@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from llava.eval.benchmarks.base import DataFile, Score, Submission, grouped, repeated_answers, to_json
-from llava.eval.benchmarks.files import DataError, DataIssue, Row, Shape, mismatch, read_answers, read_json
+from llava.eval.benchmarks.base import DataFile, Score, Submission, grouped, to_json
+from llava.eval.benchmarks.files import DataError, DataIssue, Row, read_answers, read_json
+from llava.eval.benchmarks.joining import repeated_answers
 from llava.eval.benchmarks.judging import TRIES, UNKNOWN, Judge, JudgedBenchmark
+from llava.eval.benchmarks.shapes import Shape, mismatch
 
 QUESTIONS, TRUTH = "llava-mm-vet.jsonl", "mm-vet.json"
 ENTRY: Shape = {"question": str, "answer": str, "imagename": str, "capability": [str]}

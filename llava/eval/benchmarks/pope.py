@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from .base import Benchmark, DataFile, Score, join_by_prompt, known_id, mean, ratio
-from .files import ID, DataIssue, Question, Row, Shape, by_key, read_rows
+from .base import Benchmark, DataFile, Score, mean, ratio
+from .files import DataIssue, Question, Row, by_key, read_rows
+from .joining import join_by_prompt, known_id
 from .normalize import yes_or_no
+from .shapes import ID, Shape
 
 CATEGORIES, OUTCOMES = ("adversarial", "popular", "random"), ("TP", "FP", "TN", "FN")
 QUESTIONS = "llava_pope_test.jsonl"

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from .base import LETTER_ANSWER, Benchmark, DataFile, Score, mean
-from .files import ID, DataError, DataIssue, Question, Row, Shape, make_question, mismatch, read_json
+from .files import DataError, DataIssue, Question, Row, read_json
 from .normalize import cleaned
+from .questions import make_question
+from .shapes import ID, Shape, mismatch
 
 ALL, WITH_IMAGE = "llava_test_CQM-A.json", "llava_test_CQM-I.json"
 SPLITS, PROBLEMS = "pid_splits.json", "problems.json"

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from .base import Benchmark, DataFile, Score, mean, most_common
-from .files import ID, DataError, Row, read_json
+from .files import DataError, Row, read_json
 from .normalize import evalai, soft_accuracy
+from .shapes import ID
 
 QUESTIONS, TRUTH = "llava_textvqa_val_v051_ocr.jsonl", "TextVQA_0.5.1_val.json"
 _OCR_LINE = "Reference OCR token: "

@@ -18,20 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.benchmarks.base import DataFile, Score, mean
-from llava.eval.benchmarks.files import (
-    ANSWER,
-    ID,
-    TEXT,
-    DataIssue,
-    Question,
-    Row,
-    Shape,
-    mismatch,
-    read_json,
-    read_rows,
-)
+from llava.eval.benchmarks.files import ANSWER, DataIssue, Question, Row, read_json, read_rows
 from llava.eval.benchmarks.judging import TRIES, UNKNOWN, Judge, JudgedBenchmark
 from llava.eval.benchmarks.normalize import vqa_official
+from llava.eval.benchmarks.shapes import ID, TEXT, Shape, mismatch
 
 EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv")
 QUESTION: Shape = {"video_name": str, "question_id": ID, "question": str}

@@ -14,9 +14,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .base import SHORT_ANSWER, DataFile, join_by_prompt, known_id, other_questions
-from .files import ANSWER, TEXT, DataError, Row, Shape, by_key, parse_once, read_json
+from .base import SHORT_ANSWER, DataFile
+from .files import ANSWER, DataError, Row, by_key, parse_once, read_json
+from .joining import join_by_prompt, known_id, other_questions
 from .normalize import soft_accuracy, vizwiz_official
+from .shapes import TEXT, Shape
 from .vqa import REFERENCES, UploadedVQA, references
 
 LLAVA_TEST, LLAVA_VAL, TRUTH = "llava_test.jsonl", "llava_val.jsonl", "val.json"

@@ -13,32 +13,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .base import (
-    Benchmark,
-    Score,
-    Submission,
-    check_foreign,
-    grouped,
-    join_by_prompt,
-    known_id,
-    mean,
-    most_common,
-    repeated_answers,
-    to_json,
-)
-from .files import (
-    ID,
-    DataError,
-    DataIssue,
-    Question,
-    Row,
-    Shape,
-    make_question,
-    parse_once,
-    read_questions,
-    read_rows,
-)
+from .base import Benchmark, Score, Submission, grouped, mean, most_common, to_json
+from .files import DataError, DataIssue, Question, Row, parse_once, read_rows
+from .joining import check_foreign, join_by_prompt, known_id, repeated_answers
 from .normalize import evalai
+from .questions import make_question, read_questions
+from .shapes import ID, Shape
 
 REFERENCES: Shape = [{"answer": str}]
 _uploaded_text = lru_cache(1 << 16)(evalai)

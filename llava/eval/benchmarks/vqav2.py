@@ -13,9 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .base import SHORT_ANSWER, DataFile, known_id
-from .files import ID, TEXT, Row, Shape, by_key, parse_once, read_json
+from .base import SHORT_ANSWER, DataFile
+from .files import Row, by_key, parse_once, read_json
+from .joining import known_id
 from .normalize import one_line, soft_accuracy, vqa_official
+from .shapes import ID, TEXT, Shape
 from .vqa import REFERENCES, UploadedVQA, asked, references
 
 TEST_DEV, ALL_TEST = "llava_vqav2_mscoco_test-dev2015.jsonl", "llava_vqav2_mscoco_test2015.jsonl"

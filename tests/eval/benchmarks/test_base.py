@@ -10,7 +10,7 @@ import pytest
 
 from llava.eval import compare, judge, score, submit
 from llava.eval.benchmarks import DataError, EmptyAnswersError, get_benchmark
-from llava.eval.benchmarks.base import join_by_prompt
+from llava.eval.benchmarks.joining import join_by_prompt
 
 GOLDEN = Path(__file__).parents[2] / "data" / "benchmarks"
 # benchmark -> (folder, answers that are read without warnings)

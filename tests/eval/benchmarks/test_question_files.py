@@ -12,7 +12,8 @@ import pytest
 
 from llava.eval.benchmarks import DataError, get_benchmark
 from llava.eval.benchmarks.base import check_questions
-from llava.eval.benchmarks.files import read_answers, read_json, read_jsonl, read_questions, read_rows
+from llava.eval.benchmarks.files import read_answers, read_json, read_jsonl, read_rows
+from llava.eval.benchmarks.questions import read_questions
 
 ROWS = [
     {"question_id": 1, "image": "a.png", "text": "Is it é?", "category": "x"},

@@ -172,7 +172,7 @@ def test_published_is_recorded_and_another_configuration(data, whole, tmp_path, 
 
 
 def test_what_contradicts_the_preset_is_refused_before_loading(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("llava.eval.jobs.execute.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("llava.eval.jobs.session.load_model", lambda *_: pytest.fail("the model was loaded"))
     for option in (["--tower-dtype", "float16"], ["--anyres", "llava"], ["--dtype", "bfloat16"]):
         with pytest.raises(SystemExit) as ended:
             run.main(command(data, tmp_path, "--preset", "published", "--device", "cpu", *option))

@@ -341,7 +341,7 @@ def test_a_finished_run_starts_nobody(data, whole, tmp_path, capsys, monkeypatch
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setattr(
-            "llava.eval.jobs.execute.load_model", lambda *_: pytest.fail("the model was loaded")
+            "llava.eval.jobs.session.load_model", lambda *_: pytest.fail("the model was loaded")
         )
         assert run.main(arguments(data, tmp_path)) == 0
         document = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -1,0 +1,101 @@
+"""The loaded model of a job, and the limit on failed questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llava.eval.benchmarks import DataIssue
+from llava.eval.jobs.job import Job, Task
+
+_NAMED = 3  # failures in the message of a run that was stopped
+
+
+class ModelError(RuntimeError):
+    """The checkpoint cannot be loaded as asked; the message says why and what to do."""
+
+
+class TooManyFailures(RuntimeError):
+    """More questions failed than --max-failures allows; the message counts them and names the first."""
+
+
+@dataclass
+class Session:
+    """The loaded model, and the encoded images that the tasks of a job share.
+
+    Attributes:
+        cache_bytes: Limit of the vision cache; 0 disables it.
+        max_failures: Stop when more questions of a task fail: a number, or a share (float) of them.
+        images, seconds: Images encoded in all passes, and the time for loading and encoding them.
+    """
+
+    job: Job
+    cache_bytes: int = 0
+    max_failures: int | float | None = None
+    loaded: Any = None
+    cache: Any = None
+    images: int = 0
+    seconds: float = 0.0
+
+    def engine(self, task: Task) -> Any:
+        """Return an engine for one task; the first call loads the model. Raises ModelError."""
+        from llava.eval.inference.engine import Engine
+        from llava.eval.inference.vision_cache import VisionCache
+
+        if self.loaded is None:
+            self.loaded = load_model(self.job)
+            if self.cache_bytes:  # in main memory: an accelerator has better uses for its own
+                self.cache = VisionCache(self.cache_bytes, "cpu")
+        job, benchmark = self.job, task.benchmark
+        same = ("conv_mode", "batch_size", "seed", "share_prefix", "anyres", "num_workers")
+        engine = Engine(
+            *self.loaded,
+            decoding=job.decoding(benchmark),
+            vision_cache=self.cache,
+            **{name: getattr(job, name) for name in same},
+        )
+        if benchmark is not None:
+            engine.load_image = benchmark.load_image
+        return engine
+
+    def check_failures(self, task: Task, asked: int, failures: Sequence[DataIssue] = ()) -> None:
+        """Raise TooManyFailures if there are too many, lines that cannot be read included.
+
+        Args:
+            asked: Number of questions that this process answers.
+        """
+        if self.max_failures is None:
+            return
+        found = [*dict.fromkeys([*task.issues, *failures])]
+        total = asked + len(task.issues)
+        allowed = self.max_failures * total if isinstance(self.max_failures, float) else self.max_failures
+        if len(found) > allowed:
+            what = f"{task.title}: stopped, as {len(found)} of {total} questions failed"
+            first = "".join(f"\n  {issue}" for issue in found[:_NAMED])
+            fix = "Answers so far are kept. Fix the cause and run the same command to resume"
+            raise TooManyFailures(f"{what}, and --max-failures is {self.max_failures}. {fix}. First:{first}")
+
+
+def load_model(job: Job) -> tuple[Any, Any, Any]:
+    """Return (model, tokenizer, image_processor); the model is unpruned, the engine prunes.
+
+    Raises:
+        ModelError: The checkpoint cannot be loaded.
+    """
+    from llava.model.builder import load_pretrained_model
+
+    if job.device.startswith("cuda:"):  # our own kernels are launched on the current device
+        import torch
+
+        torch.cuda.set_device(job.device)
+    try:
+        same = ("device", "dtype", "tower_dtype", "attn_implementation", "anyres", "preset")
+        # Every pruning setting is given, so that environment and config.json are not asked again.
+        pruning = {"method": "none", "visual_token_num": 0, "important_ratio": 0.5}
+        tokenizer, model, image_processor, _ = load_pretrained_model(
+            str(job.model), job.model_base, job.name, **{name: getattr(job, name) for name in same}, **pruning
+        )
+    except (ValueError, ImportError, OSError) as error:
+        raise ModelError(str(error)) from error
+    return model, tokenizer, image_processor
