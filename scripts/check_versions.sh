@@ -31,7 +31,7 @@ pillow-12 any pinned pillow==12.*
 pillow-13 any pinned pillow==13.*
 torch-oldest 3.10 oldest torch=oldest
 oldest 3.10 oldest oldest'
-QUICK='tests/model tests/test_mm_utils.py tests/eval/inference tests/pruning'
+QUICK='tests/model tests/test_image_files.py tests/test_mm_utils.py tests/eval/inference tests/pruning'
 
 # Prints the path of a Python of this version: on PATH, else of pyenv.
 _vp_python_of() { # version or any
