@@ -11,13 +11,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava import paths
 from llava.argtypes import at_least, failures, ratio
 from llava.environment import check_environment
 from llava.eval.benchmarks import Benchmark, DataError, DataIssue, Score, benchmark_name
-from llava.eval.jobs.job import Job, resolve_job
+from llava.eval.jobs.job import Job, resolve_job, resolve_pruner
 from llava.eval.jobs.session import ModelError, TooManyFailures
 from llava.eval.metrics.scorecard import Scorecard
 from llava.eval.store.answer_file import AnswerFileError
@@ -25,6 +25,9 @@ from llava.model.checkpoint import CheckpointError
 from llava.model.checkpoint.find import local_folder
 from llava.model.checkpoint.folder import CheckpointFolder
 from llava.table import number, text_table
+
+if TYPE_CHECKING:
+    from llava.pruning import Pruner
 
 DTYPES = ("float32", "float16", "bfloat16")
 _PATHS = ("model", "model_base")  # arguments that are folders or names on the Hugging Face hub
@@ -203,6 +206,12 @@ def command_of(
         option = action.option_strings[0]
         command += [f"{option}={text}"] if text.startswith("-") else [option, text]
     return command
+
+
+def pruner_of(args: argparse.Namespace, config: dict[str, Any]) -> tuple[Pruner, str | None]:
+    """Return pruner and anyres protocol of LLaVA's commands. Raises ValueError."""
+    given = (args.method, args.visual_token_num, args.important_ratio)
+    return resolve_pruner(config, *given, args.anyres, args.seed, args.preset)
 
 
 def model_folder(

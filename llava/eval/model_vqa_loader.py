@@ -27,7 +27,7 @@ from llava.eval import cli
 from llava.eval.benchmarks import Benchmark, DataError, DataIssue, Question
 from llava.eval.benchmarks.base import check_questions, read_questions
 from llava.eval.jobs.execute import answer_chunk
-from llava.eval.jobs.job import Task, resolve_pruner
+from llava.eval.jobs.job import Task
 from llava.eval.jobs.session import Session
 from llava.eval.store.run_record import FAILURES, beside
 from llava.model.checkpoint.config import stored_config
@@ -95,15 +95,7 @@ def answer(
     found = [*warnings, *check_questions(args.question_file.name, questions)]
     try:
         config = stored_config(model, args.model_base)
-        pruner, anyres = resolve_pruner(
-            config,
-            args.method,
-            args.visual_token_num,
-            args.important_ratio,
-            args.anyres,
-            args.seed,
-            args.preset,
-        )
+        pruner, anyres = cli.pruner_of(args, config)
         job = cli.job_of(args, model, config, anyres)
     except ValueError as error:
         parser.error(str(error))

@@ -36,7 +36,7 @@ from llava.constants import (
 from llava.conversation import conv_templates, template_for_name
 from llava.eval import cli, model_vqa_loader
 from llava.eval.benchmarks import DataError
-from llava.eval.jobs.job import Task, model_name, resolve_pruner
+from llava.eval.jobs.job import Task, model_name
 from llava.eval.jobs.session import Session
 from llava.model.checkpoint.config import conversation_for, stored_config
 
@@ -119,15 +119,7 @@ def _answer(args: argparse.Namespace, parser: argparse.ArgumentParser, name: str
     images = [open_image(file) for file in files]
     try:
         config = stored_config(model, args.model_base)
-        pruner, anyres = resolve_pruner(
-            config,
-            args.method,
-            args.visual_token_num,
-            args.important_ratio,
-            args.anyres,
-            args.seed,
-            args.preset,
-        )
+        pruner, anyres = cli.pruner_of(args, config)
         by_name = template_for_name(name or model_name(model))
         warnings = _template_warnings(args, by_name, conversation_for(config, model_name(model)), name)
         args.conv_mode = args.conv_mode or by_name
