@@ -20,7 +20,7 @@ from llava.model.checkpoint import CheckpointError
 from llava.model.checkpoint.find import resolve_checkpoint
 from llava.model.checkpoint.keys import TOWER, translate
 from llava.model.checkpoint.read import listing, read_folder
-from llava.model.checkpoint.write import check_target, write_checkpoint
+from llava.model.checkpoint.write import check_target, exit_code, write_checkpoint
 
 _GROWS = ("model.embed_tokens.weight", "lm_head.weight")  # rows that training added are the delta's own
 _NEW = ("model.mm_projector.", "model.image_newline", TOWER)  # parts that the language model does not have
@@ -104,12 +104,7 @@ def build_parser(description: str | None = __doc__) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    try:
-        apply_delta(args.base_model_path, args.target_model_path, args.delta_path)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(apply_delta, args.base_model_path, args.target_model_path, args.delta_path)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from llava.model.checkpoint.find import resolve_checkpoint
 from llava.model.checkpoint.folder import CheckpointFolder
 from llava.model.checkpoint.keys import translate
 from llava.model.checkpoint.read import refuse_quantized
-from llava.model.checkpoint.write import check_target, write_checkpoint
+from llava.model.checkpoint.write import check_target, exit_code, write_checkpoint
 
 
 def consolidate_ckpt(src_path: str | Path, dst_path: str | Path) -> None:
@@ -59,12 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--src", required=True, help="checkpoint: a folder or owner/name")
     parser.add_argument("--dst", required=True, help="new folder")
     args = parser.parse_args(argv)
-    try:
-        consolidate_ckpt(args.src, args.dst)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(consolidate_ckpt, args.src, args.dst)
 
 
 if __name__ == "__main__":

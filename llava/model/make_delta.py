@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from llava.model.apply_delta import build_parser, make_delta
+from llava.model.checkpoint.write import exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,12 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--hub-repo-id: nothing is uploaded from here. Leave it out, then run "
             f"`hf upload {args.hub_repo_id} {args.delta_path}`."
         )
-    try:
-        make_delta(args.base_model_path, args.target_model_path, args.delta_path)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(make_delta, args.base_model_path, args.target_model_path, args.delta_path)
 
 
 if __name__ == "__main__":

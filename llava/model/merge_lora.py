@@ -21,7 +21,7 @@ from torch import nn
 from llava.model.checkpoint.config import read_config
 from llava.model.checkpoint.find import resolve_checkpoint
 from llava.model.checkpoint.folder import CheckpointFolder
-from llava.model.checkpoint.write import TOKENIZER_FILES, check_target, copy_files, write_config
+from llava.model.checkpoint.write import TOKENIZER_FILES, check_target, copy_files, exit_code, write_config
 from llava.model.settings import parse_dtype
 
 
@@ -63,12 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model-base", required=True, help="the model that it was trained on")
     parser.add_argument("--save-model-path", required=True, help="new folder")
     args = parser.parse_args(argv)
-    try:
-        merge_lora(args.model_path, args.model_base, args.save_model_path)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(merge_lora, args.model_path, args.model_base, args.save_model_path)
 
 
 if __name__ == "__main__":

@@ -157,9 +157,8 @@ class Engine:
         if self.vision_cache is not None:
             self.vision_cache.bind(self.model)
         device = torch.device(self.model.device)
-        self._accelerator = (
-            None if device.type == "cpu" else torch.get_device_module(device)
-        )  # torch.cuda ...
+        # torch.cuda, torch.mps, ...
+        self._accelerator = None if device.type == "cpu" else torch.get_device_module(device)
         # On a GPU, whole passes of the tower; on a CPU one image at a time is as fast and saves memory.
         self._encode_at_once = 2 * self.model.get_vision_tower().crops_per_pass if self._accelerator else 1
 

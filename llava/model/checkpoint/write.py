@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -25,6 +26,16 @@ TOKENIZER_FILES = (
     *("added_tokens.json", "chat_template.jinja", "chat_template.json"),
 )
 _SETTINGS = ("generation_config.json", "preprocessor_config.json", "processor_config.json")
+
+
+def exit_code(write: Callable[..., None], *paths: str | Path) -> int:
+    """Call `write(*paths)` for a command; print an error that its user can mend, and return the exit code."""
+    try:
+        write(*paths)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def check_target(target: Path, *sources: Path) -> None:
