@@ -127,13 +127,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", help="cpu, cuda, cuda:1, mps ... (default: cuda if available)")
     cut = "how LLaVA-NeXT images are cut (default: paper when pruning, else llava)"
     add("--anyres", choices=("paper", "llava"), help=cut)
-    preset = (
+    text = (
         "published: as the published numbers, float32 tower, pixels rounded to float16, float16 language "
-    )
-    preset += (
         "model (on a CPU: float32), --anyres paper; exact: float32 pixels (default: VISPRUNER_PRESET, else "
+        "exact)"
     )
-    add("--preset", choices=("exact", "published"), help=preset + "exact)")
+    add("--preset", choices=("exact", "published"), help=text)
 
 
 def add_inference_arguments(
