@@ -14,6 +14,8 @@ a rank only where two similarities agree to about 1e-15.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from .base import defer, deferring
 
 DROP_PER_ROUND = 8
 _NEARLY_EQUAL = 1e-9  # tokens nearer than this may be equal ones, which have to tie exactly
+_STREAMS = 4  # of a GPU, which compute products of rows at the same time; each has a workspace of cuBLAS
 _MIN_SQUARE, _MAX_SQUARE = 1e-100, 1e100  # squared norms: below counts as zero, above is refused
 
 
@@ -78,10 +81,7 @@ def remove_duplicates_in_torch(
 
 
 def _similarity_of_rows(features: Tensor, residual: Tensor) -> Tensor:
-    """Compute similarity[b, j, i] of the j-th residual token, as an odd, to the i-th, as an even; float64.
-
-    One product for each row: a batched kernel may round differently at another batch size.
-    """
+    """Compute similarity[b, j, i] of the j-th residual token, as an odd, to the i-th, as an even; float64."""
     if features.device.type == "cuda" or deferring():
         return _similarity_of_rows_without_syncs(features, residual)
     rows, size = residual.shape
@@ -96,13 +96,10 @@ def _similarity_of_rows_without_syncs(features: Tensor, residual: Tensor) -> Ten
 
     Within `Pruner.keep_deferred` there is no sync, and those rows are left to a later call.
     """
-    rows, size = residual.shape
-    products = torch.empty(rows, size, size, dtype=torch.float64, device=features.device)
     x = features.gather(1, residual[..., None].expand(-1, -1, features.shape[2])).to(torch.float64)
-    for row in range(rows):
-        _gram(x[row], products[row])
+    products = _products(x)
     limits = 1 - _NEARLY_EQUAL, _MIN_SQUARE, _MAX_SQUARE
-    if size > kernels.MAX_RESIDUAL:
+    if residual.shape[1] > kernels.MAX_RESIDUAL:
         similarity, exceptional = _similarity_of_products(products, *limits)
     else:
         similarity, exceptional = kernels.run(
@@ -114,6 +111,35 @@ def _similarity_of_rows_without_syncs(features: Tensor, residual: Tensor) -> Ten
     for row in exceptional.nonzero().flatten().tolist():
         similarity[row] = _similarity(x[row])
     return similarity
+
+
+def _products(x: Tensor) -> Tensor:
+    """Compute the dot products of all pairs of tokens of each row: (B, R, C) -> (B, R, R).
+
+    Each row has its own matrix product, because a batched one may round differently at another batch size. One
+    product does not fill a GPU, so those of several rows run at the same time.
+    """
+    rows, size = x.shape[:2]
+    products = x.new_empty(rows, size, size)
+    if x.device.type != "cuda" or rows == 1:
+        for row in range(rows):
+            _gram(x[row], products[row])
+        return products
+    current = torch.cuda.current_stream(x.device)
+    streams = _streams(x.device)[:rows]
+    for stream in streams:
+        stream.wait_stream(current)
+    for row in range(rows):
+        with torch.cuda.stream(streams[row % len(streams)]):
+            _gram(x[row], products[row])
+    for stream in streams:  # before the memory of either tensor can be used again
+        current.wait_stream(stream)
+    return products
+
+
+@functools.cache
+def _streams(device: torch.device) -> list[torch.cuda.Stream]:
+    return [torch.cuda.Stream(device) for _ in range(_STREAMS)]
 
 
 def _similarity_of_products(

@@ -159,3 +159,13 @@ def test_a_captured_selection_keeps_the_same(backend, monkeypatch):
         attention[2, 1, 5] = float("inf")
         graph.replay()
         assert bool(doubt) and int(kept.indices.min()) >= 0 and int(kept.indices.max()) < 576
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("rows", [2, 5, 9])
+def test_products_of_a_row_do_not_depend_on_the_batch(rows):
+    x = torch.randn(rows, 544, 1024, generator=torch.Generator().manual_seed(rows)).double().cuda()
+    together = diversity._products(x)
+    for row in range(rows):
+        assert torch.equal(diversity._products(x[row : row + 1])[0], together[row])

@@ -264,6 +264,23 @@ def signed_square_cosines(
     return products, exceptional.any(dim=1)
 
 
+def _nearest(similarity: Tensor) -> tuple[Tensor, Tensor]:
+    """List the nearest odds of each even: (B, R, R) [even, odd] -> values and places (B, R, `_NEIGHBORS`)."""
+    rows, size = similarity.shape[:2]
+    values = similarity.new_empty(rows, size, _NEIGHBORS)
+    places = similarity.new_empty(rows, size, _NEIGHBORS, dtype=torch.int16)
+    _neighbors_kernel[(rows * size,)](
+        similarity,
+        values,
+        places,
+        size,
+        SIZE=triton.next_power_of_2(size),
+        KEEP=_NEIGHBORS,
+        num_warps=_LIST_WARPS,
+    )
+    return values, places
+
+
 def remove_duplicates(similarity: Tensor, residual: Tensor, target: int, drop: int = 8) -> Tensor:
     """Reduce each row of `residual` to `target` indices, in the order of the last round's list.
 
@@ -283,24 +300,14 @@ def remove_duplicates(similarity: Tensor, residual: Tensor, target: int, drop: i
             f"target: got {target} of {size} tokens, expected 1..{size} of at most {MAX_RESIDUAL} tokens"
         )
     similarity = similarity.transpose(1, 2).contiguous()  # [even, odd]
+    values, places = _nearest(similarity)
     half = max(16, triton.next_power_of_2((size + 1) // 2))
     least = max(16, triton.next_power_of_2((target + 1) // 2))
     new = {"device": residual.device}
-    values = torch.empty(rows, size, _NEIGHBORS, dtype=torch.float64, **new)
-    places = torch.empty(rows, size, _NEIGHBORS, dtype=torch.int16, **new)
     rho = torch.empty(rows, 2, 2 * half, dtype=torch.int32, **new)
     is_odd = torch.empty(rows, size, dtype=torch.int8, **new)
     score = torch.empty(rows, half, dtype=torch.float64, **new)
     out = torch.empty(rows, target, dtype=torch.int64, **new)
-    _neighbors_kernel[(rows * size,)](
-        similarity,
-        values,
-        places,
-        size,
-        SIZE=triton.next_power_of_2(size),
-        KEEP=_NEIGHBORS,
-        num_warps=_LIST_WARPS,
-    )
     _rounds_kernel[(rows,)](
         similarity,
         values,
