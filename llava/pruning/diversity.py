@@ -116,8 +116,8 @@ def _similarity_of_rows_without_syncs(features: Tensor, residual: Tensor) -> Ten
 def _products(x: Tensor) -> Tensor:
     """Compute the dot products of all pairs of tokens of each row: (B, R, C) -> (B, R, R).
 
-    Each row has its own matrix product, because a batched one may round differently at another batch size. One
-    product does not fill a GPU, so those of several rows run at the same time.
+    Each row has its own matrix product, because a batched one may round differently at another batch size.
+    One product does not fill a GPU, so those of several rows run at the same time.
     """
     rows, size = x.shape[:2]
     products = x.new_empty(rows, size, size)
