@@ -35,9 +35,12 @@ from llava.constants import (
 from llava.conversation import conv_templates
 from llava.eval.benchmarks import Answer, DataIssue, Question
 from llava.eval.inference.image_loading import ImageLoader, LoadedImage, read_ahead
+from llava.eval.inference.memory import images_at_once, is_out_of_memory, most_crops
+from llava.eval.inference.stopwatch import Stopwatch
 from llava.eval.inference.vision_cache import VisionCache, image_key
 from llava.mm_utils import is_anyres, load_image, tokenizer_image_token
 from llava.model.decode import Decoding, Row, can_share, generate, generate_shared
+from llava.model.flops import VisionShape
 from llava.model.splice import ContextLimits
 from llava.pruning import Pruner, TextCue
 
@@ -159,8 +162,9 @@ class Engine:
         device = torch.device(self.model.device)
         # torch.cuda, torch.mps, ...
         self._accelerator = None if device.type == "cpu" else torch.get_device_module(device)
-        # On a GPU, whole passes of the tower; on a CPU one image at a time is as fast and saves memory.
-        self._encode_at_once = 2 * self.model.get_vision_tower().crops_per_pass if self._accelerator else 1
+        self._encode_at_once = self._images_at_once()
+        self._images_per_call = self._encode_at_once  # halved when the device runs out of memory
+        self._watch = Stopwatch(device)
 
     def run(
         self,
@@ -205,6 +209,7 @@ class Engine:
                 self._run_group(group, questions, settings, loaded, stats, bar)
                 if self.after_group is not None:
                     self.after_group(stats)
+        self._watch.settle()
         stats.seconds += time.monotonic() - start
         return stats
 
@@ -290,17 +295,14 @@ class Engine:
                 broken[image] = error
             elif isinstance(content, tuple):
                 new.append(image)
-                pixels.append(content[0].to(self.model.device))
+                pixels.append(content[0].to(self.model.device, non_blocking=True))
                 sizes.append(content[1])
                 found[image] = None  # keeps the order
             else:
                 found[image] = content
         stats.images += len(new)
         stats.reused += len(found) - len(new)
-        if new:
-            with torch.inference_mode():
-                encoded = self.model.encode_vision(pixels, sizes)
-            found.update(zip(new, encoded, strict=True))
+        found.update(zip(new, self._encode_pixels(pixels, sizes), strict=True))
         if self.vision_cache is not None:
             for image in new:
                 self.vision_cache.put(self._key(image), found[image])
@@ -355,13 +357,13 @@ class Engine:
                 )
                 found += generated
                 begin += len(part)
-            except RuntimeError as error:  # MPS does not raise torch.OutOfMemoryError
-                out_of_memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
-                if not out_of_memory or len(part) == 1:
+                continue
+            except RuntimeError as error:  # also in the prefill, and while a stage is captured
+                if not is_out_of_memory(error) or len(part) == 1:
                     raise
                 self._rows_at_once = len(part) // 2
                 tqdm.write(f"out of memory: continuing with batches of {self._rows_at_once}", file=sys.stderr)
-            if self._accelerator and begin < len(rows):
+            if self._accelerator:  # not above: the error holds what was computed so far
                 self._accelerator.empty_cache()
         return found
 
@@ -380,6 +382,36 @@ class Engine:
 
     # -- images -----------------------------------------------------------------------------------
 
+    def _images_at_once(self) -> int:
+        """Return how many images are encoded together."""
+        if self._accelerator is None:  # as fast as several, and saves memory
+            return 1
+        tower = self.model.get_vision_tower()
+        if torch.device(self.model.device).type != "cuda":
+            return 2 * tower.crops_per_pass
+        free = torch.cuda.mem_get_info(tower.device)[0]
+        vision, config = VisionShape.from_config(tower.config), self.model.config
+        return images_at_once(free, vision, most_crops(config, tower.image_size), tower.dtype.itemsize)
+
+    def _encode_pixels(self, pixels: Sequence[torch.Tensor], sizes: Sequence[Any]) -> list[Any]:
+        """Run the tower on images; halve how many at once when the device runs out of memory."""
+        found: list[Any] = []
+        while len(found) < len(pixels):
+            here = slice(len(found), len(found) + self._images_per_call)
+            count = len(pixels[here])
+            try:
+                with torch.inference_mode():
+                    found += self.model.encode_vision(list(pixels[here]), list(sizes[here]))
+                continue
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or count == 1:
+                    raise
+                self._images_per_call = count // 2
+                tqdm.write(f"out of memory: encoding {count // 2} images at once", file=sys.stderr)
+            if self._accelerator:
+                self._accelerator.empty_cache()
+        return found
+
     def _read_ahead(self, images: Sequence[Any]) -> AbstractContextManager[Iterator[LoadedImage]]:
         """Load images ahead, in order; images in the vision cache come as their features."""
         cache, known = self.vision_cache, None
@@ -394,6 +426,7 @@ class Engine:
             self.num_workers,
             known,
             lambda message: tqdm.write(message, file=sys.stderr),
+            pin=torch.device(self.model.device).type == "cuda",
         )
 
     def _key(self, image: Any) -> Any:
