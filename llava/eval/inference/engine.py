@@ -162,6 +162,7 @@ class Engine:
         device = torch.device(self.model.device)
         # torch.cuda, torch.mps, ...
         self._accelerator = None if device.type == "cpu" else torch.get_device_module(device)
+        self._is_cuda = device.type == "cuda"
         self._encode_at_once = self._images_at_once()
         self._images_per_call = self._encode_at_once  # halved when the device runs out of memory
         self._watch = Stopwatch(device)
@@ -295,7 +296,7 @@ class Engine:
                 broken[image] = error
             elif isinstance(content, tuple):
                 new.append(image)
-                pixels.append(content[0].to(self.model.device, non_blocking=True))
+                pixels.append(content[0].to(self.model.device, non_blocking=self._is_cuda))
                 sizes.append(content[1])
                 found[image] = None  # keeps the order
             else:
@@ -387,7 +388,7 @@ class Engine:
         if self._accelerator is None:  # as fast as several, and saves memory
             return 1
         tower = self.model.get_vision_tower()
-        if torch.device(self.model.device).type != "cuda":
+        if not self._is_cuda:
             return 2 * tower.crops_per_pass
         free = torch.cuda.mem_get_info(tower.device)[0]
         vision, config = VisionShape.from_config(tower.config), self.model.config
@@ -426,7 +427,7 @@ class Engine:
             self.num_workers,
             known,
             lambda message: tqdm.write(message, file=sys.stderr),
-            pin=torch.device(self.model.device).type == "cuda",
+            pin=self._is_cuda,
         )
 
     def _key(self, image: Any) -> Any:

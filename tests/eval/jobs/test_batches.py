@@ -17,6 +17,7 @@ from llava.eval.benchmarks import get_benchmark
 from llava.eval.jobs import batches
 from llava.eval.jobs.execute import SettingRun
 from llava.eval.jobs.job import Job, read_task, resolve_job
+from llava.eval.store.answer_file import AnswerFile
 from llava.eval.store.run_record import RunRecord
 from llava.model.checkpoint.config import stored_config
 from llava.pruning import get_pruner
@@ -152,6 +153,24 @@ def test_a_run_is_resumed_with_the_size_it_began_with(data, tmp_path, capsys):
     assert run.main(command(data, tmp_path, "--batch-size", "auto")) == 0
     assert sizes(tmp_path / "answers.jsonl") == [8] * 30 + [5] * 30
     assert RunRecord.read(tmp_path / "run.json").batch_size == 5
+
+
+def test_a_killed_run_keeps_its_size(data, tmp_path, monkeypatch):
+    """Also one that was killed before its first answer."""
+    for answered in (0, 2):
+        write, calls = AnswerFile.write, []
+
+        def stopped(self, answers, write=write, calls=calls, answered=answered):
+            calls.append(1)
+            if len(calls) > answered:
+                raise KeyboardInterrupt
+            write(self, answers)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(AnswerFile, "write", stopped)
+            assert run.main(command(data, tmp_path, *(["--batch-size", "8"] if not answered else []))) == 130
+    assert run.main(command(data, tmp_path)) == 0
+    assert sizes(tmp_path / "answers.jsonl") == [8] * 60
 
 
 def test_without_run_json_the_answers_tell_the_size(data, tmp_path):
