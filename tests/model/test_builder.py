@@ -221,7 +221,7 @@ def test_graphs_and_compiled_layers_are_passed_to_the_model(monkeypatch):
     def set_runtime(self, graphs=None, compiled=False):
         asked.append((graphs, compiled))
 
-    monkeypatch.setattr("llava.model.visual.VisualTokenMixin.set_runtime", set_runtime, raising=False)
+    monkeypatch.setattr("llava.model.llava_arch.LlavaMetaForCausalLM.set_runtime", set_runtime)
     load(SOURCE), load(SOURCE, graphs=True), load(SOURCE, graphs=False)
     assert asked == [(None, False), (True, False), (False, False)]
 

@@ -296,7 +296,7 @@ class Engine:
                 broken[image] = error
             elif isinstance(content, tuple):
                 new.append(image)
-                pixels.append(content[0].to(self.model.device, non_blocking=self._is_cuda))
+                pixels.append(content[0])
                 sizes.append(content[1])
                 found[image] = None  # keeps the order
             else:
@@ -364,8 +364,7 @@ class Engine:
                     raise
                 self._rows_at_once = len(part) // 2
                 tqdm.write(f"out of memory: continuing with batches of {self._rows_at_once}", file=sys.stderr)
-            if self._accelerator:  # not above: the error holds what was computed so far
-                self._accelerator.empty_cache()
+            self._free_memory()  # not above: the error holds what was computed so far
         return found
 
     def prompt_ids(self, question: Question) -> tuple[int, ...]:
@@ -392,7 +391,8 @@ class Engine:
             return 2 * tower.crops_per_pass
         free = torch.cuda.mem_get_info(tower.device)[0]
         vision, config = VisionShape.from_config(tower.config), self.model.config
-        return images_at_once(free, vision, most_crops(config, tower.image_size), tower.dtype.itemsize)
+        crops, element = most_crops(config, tower.image_size), tower.dtype.itemsize
+        return images_at_once(free, vision, crops, element, tower.crops_per_pass)
 
     def _encode_pixels(self, pixels: Sequence[torch.Tensor], sizes: Sequence[Any]) -> list[Any]:
         """Run the tower on images; halve how many at once when the device runs out of memory."""
@@ -409,9 +409,15 @@ class Engine:
                     raise
                 self._images_per_call = count // 2
                 tqdm.write(f"out of memory: encoding {count // 2} images at once", file=sys.stderr)
-            if self._accelerator:
-                self._accelerator.empty_cache()
+            self._free_memory()
         return found
+
+    def _free_memory(self) -> None:
+        """Free what the device keeps for later: graphs, buffers of larger batches, cached blocks."""
+        if (runtime := getattr(self.model, "runtime", None)) is not None:
+            runtime.clear()
+        if self._accelerator:
+            self._accelerator.empty_cache()
 
     def _read_ahead(self, images: Sequence[Any]) -> AbstractContextManager[Iterator[LoadedImage]]:
         """Load images ahead, in order; images in the vision cache come as their features."""

@@ -2,7 +2,7 @@
 
     language, vision = LanguageShape.from_config(config), VisionShape.from_config(tower_config)
     weights = weight_bytes(language, config.vocab_size, vision, 2, 2)
-    row = question_bytes(language, config.vocab_size, 2, prompt=656, new=128)
+    row = question_bytes(language, config.vocab_size, 2, text=80, visual=576, new=128)
     questions_per_batch(free, weights, row)
 
 Estimates, on the high side; where they are too low all the same, the engine halves what it computes at once.
@@ -19,10 +19,11 @@ MOST_QUESTIONS = 256  # more answer hardly faster, and lose more when they are s
 # Few sizes, so that a little more or less free memory does not change the size, and with it the batches.
 _SIZES = (MOST_QUESTIONS, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1)
 _USED = 0.9  # share of the free memory; the rest is for fragmentation
-_RESERVE = 1 << 30  # bytes for libraries, captured graphs and the pixels of the next images
-_ROUNDING = 1.25  # caches are longer than what they contain
-_HALF_CROPS, _FULL_CROPS = 32, 10  # crops encoded together: more are not faster, in float32 not even these
-_IMAGES_SHARE = 0.05  # of the free memory, for what is encoded together
+_RESERVE = 2 << 30  # bytes for libraries, captured graphs and the next images
+_WINDOW = 128  # caches have room for a multiple of this, as in llava.model.runtime.generation
+# Crops encoded together: enough for whole passes of the tower. In float32 an image has its own passes.
+_HALF_CROPS, _FULL_CROPS = 64, 10
+_IMAGES_SHARE = 0.1  # of the free memory, for what is encoded together
 
 
 def weight_bytes(
@@ -42,25 +43,33 @@ def question_bytes(
     language: LanguageShape,
     vocabulary: int,
     element: int,
-    prompt: int,
+    text: int,
+    visual: int,
     new: int,
+    images: float = 1.0,
     beams: int = 1,
     held: int = 0,
 ) -> int:
     """Return bytes that one more question of a batch takes.
 
     Args:
-        prompt: Tokens of the prompt, visual ones after pruning included.
+        text: Tokens of the prompt without the image.
+        visual: Tokens of the image, after pruning.
         new: Tokens of the answer.
+        images: Images per question, at most 1: questions about one image share its prefill.
         beams: Of beam search; each has its own cache.
         held: Bytes that wait for the question besides, such as the visual tokens of its image.
     """
-    cache = kv_cache_bytes(prompt + new, language, element) * beams * _ROUNDING
-    # Of one layer at a time, in the prefill: hidden states, their norm, queries, keys, values and the
-    # attention's output; gate, up and their product.
-    activations = prompt * (6 * language.width + 3 * language.mlp) * element
+    prompt = text + visual
+    length = -(-(prompt + new) // _WINDOW) * _WINDOW
+    cache = kv_cache_bytes(length, language, element) * beams
+    prefix = images * kv_cache_bytes(prompt, language, element) if images < 1 else 0
+    # Of one layer at a time: hidden states, their norm, queries, keys, values and the attention's output;
+    # gate, up and their product.
+    computed = images * prompt + text
+    activations = computed * (6 * language.width + 3 * language.mlp) * element
     logits = vocabulary * (element + 4) * beams
-    return int(cache + activations + logits + held)
+    return int(cache + prefix + activations + logits + held)
 
 
 def questions_per_batch(free: int, weights: int, question: int, most: int = MOST_QUESTIONS) -> int:
@@ -75,19 +84,21 @@ def questions_per_batch(free: int, weights: int, question: int, most: int = MOST
     return next((size for size in _SIZES if size <= min(fitting, most)), 1)
 
 
-def images_at_once(free: int, vision: VisionShape, crops: int, element: int) -> int:
+def images_at_once(free: int, vision: VisionShape, crops: int, element: int, pass_size: int) -> int:
     """Return how many images are encoded together: at least 1.
 
     Args:
         free: Bytes of the GPU that are not in use.
         crops: Of an image.
         element: Bytes of an element of the tower.
+        pass_size: Crops that the tower computes together.
     """
     side = vision.patch_size * vision.patches**0.5
-    pixels = 2 * 3 * side * side * 4  # of the image, and of the batch of all images
-    activations = (vision.patches + 1) * (8 * vision.width + 2 * vision.mlp) * element
-    fitting = int(_IMAGES_SHARE * free / (pixels + activations))
-    return max(1, min(_FULL_CROPS if element > 2 else _HALF_CROPS, fitting) // crops)
+    # Pixels of the image and of the batch of all images; features, in two dtypes.
+    held = 2 * 3 * side * side * 4 + vision.patches * vision.width * (element + 4)
+    computed = max(pass_size, crops) * (vision.patches + 1) * (8 * vision.width + 2 * vision.mlp) * element
+    fitting = (_IMAGES_SHARE * free - computed) / held
+    return max(1, int(min(_HALF_CROPS if element == 2 else _FULL_CROPS, fitting)) // crops)
 
 
 def most_crops(config: Any, side: int) -> int:

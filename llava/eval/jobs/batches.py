@@ -77,14 +77,25 @@ def size_by_memory(job: Job, task: Task, together: Sequence[Pruner]) -> tuple[in
     if any(one.needs_question for one in together):
         held += crops * vision.patches * vision.width * element
     decoding = job.decoding(task.benchmark)
-    prompt, new = text_tokens(job, task) + max(visual), decoding.max_new_tokens
+    text, new = text_tokens(job, task), decoding.max_new_tokens
+    images = len({question.image for question in task.asked}) / max(1, len(task.asked))
     weights = weight_bytes(language, config.vocab_size, vision, element, tower_element)
-    row = question_bytes(language, config.vocab_size, element, prompt, new, decoding.num_beams, held)
+    row = question_bytes(
+        language,
+        config.vocab_size,
+        element,
+        text,
+        max(visual),
+        new,
+        images,
+        decoding.num_beams,
+        round(images * held),
+    )
     free = job.free_memory
     size = questions_per_batch(free, weights, row)
     line = (
         f"batches of {size} questions, by memory: {free / 1e9:.1f} GB are free, the weights take about "
-        f"{weights / 1e9:.1f} GB, a question of {prompt} + {new} tokens {row / 1e9:.2f} GB"
+        f"{weights / 1e9:.1f} GB, a question of {text + max(visual)} + {new} tokens {row / 1e9:.2f} GB"
     )
     return size, line
 

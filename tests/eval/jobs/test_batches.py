@@ -64,7 +64,7 @@ PRUNER = get_pruner("vispruner", 16)
 def test_the_size_follows_from_memory_model_and_questions(data, free):
     free[0] = 80 * GB  # a small model: the bound
     assert size_of(resolve(), data, PRUNER) == 256
-    free[0] = round(1.4 * GB)
+    free[0] = round(2.6 * GB)
     usual = size_of(resolve(), data, PRUNER)
     assert 1 < usual < 256
     assert size_of(resolve(max_new_tokens=4096), data, PRUNER) < usual
@@ -74,7 +74,7 @@ def test_the_size_follows_from_memory_model_and_questions(data, free):
     free[0] = 0
     assert size_of(resolve(), data, PRUNER) == 1
     long = tmp_questions(data, "word " * 4000)
-    free[0] = round(1.4 * GB)
+    free[0] = round(2.6 * GB)
     assert size_of(resolve(), long, PRUNER) < usual
 
 
@@ -111,7 +111,7 @@ def test_resolving_a_job_does_not_look_at_the_gpu(free, monkeypatch):
 def test_a_process_takes_the_size_that_another_one_recorded_first(data, free, tmp_path):
     """Processes of a launcher do not communicate, and shards depend on the size."""
     task, folder = read_task(get_benchmark("pope"), data), tmp_path / "run"
-    free.update({0: 80 * GB, 1: round(1.4 * GB)})
+    free.update({0: 80 * GB, 1: round(2.6 * GB)})
     sizes = []
     for device in ("cuda:1", "cuda:0", "cuda:1"):
         setting = SettingRun.open(resolve(device=device), task, PRUNER, folder, 2, command=["llava.eval.run"])
@@ -125,7 +125,7 @@ def test_a_record_of_another_run_decides_nothing(data, free, tmp_path):
     free[0] = 80 * GB
     opened = {"size": 2, "command": ["llava.eval.run"]}
     first = SettingRun.open(resolve(max_new_tokens=4), task, PRUNER, folder, **opened)
-    free[0] = round(1.4 * GB)
+    free[0] = round(2.6 * GB)
     second = SettingRun.open(resolve(max_new_tokens=5), task, PRUNER, folder, **opened)
     assert second.batch_size < first.batch_size == 256
     assert RunRecord.read(folder / "run.json").config == second.configuration.hash()
@@ -254,12 +254,12 @@ def test_a_question_loop_keeps_its_size(data, tmp_path, capsys):
 
 def test_a_run_by_memory_says_so_and_shares_the_number(data, free, tmp_path, capsys, monkeypatch):
     """The parent of several processes decides and records; a child reads it."""
-    free.update({0: 80 * GB, 1: round(1.4 * GB)})
+    free.update({0: 80 * GB, 1: round(2.6 * GB)})
     monkeypatch.setattr("llava.eval.jobs.execute.start_processes", lambda *_: ["stopped here"])
     given = [one for one in command(data, tmp_path) if one not in ("--device", "cpu")]
     assert run.main([*given, "--num-processes", "2"]) == 1
     said = capsys.readouterr().out
-    assert "batches of" in said and "by memory: 1.4 GB are free" in said
+    assert "batches of" in said and "by memory: 2.6 GB are free" in said
     size = RunRecord.read(tmp_path / "run.json").batch_size
     assert size is not None and 1 < size < 256 and f"batches of {size} questions" in said
 
