@@ -36,8 +36,8 @@ _FEW_STEPS = 8  # with fewer steps left, shrinking the batch costs more than it 
 def _normal_mode(function: Callable[..., Any]) -> Callable[..., Any]:
     """Run without gradients, but with tensors of the usual kind in every mode of the caller.
 
-    Compiled code distinguishes tensors that were made under `torch.inference_mode`, and graphs write into buffers
-    in any mode.
+    Compiled code distinguishes tensors that were made under `torch.inference_mode`, and graphs write into
+    buffers in any mode.
     """
 
     @functools.wraps(function)

@@ -99,7 +99,7 @@ class Runtime:
 
 
 def _allow_shapes() -> None:
-    """Let one function be compiled for more shapes than torch allows, after which it would silently be eager."""
+    """Let a function be compiled for more shapes: past its limit, torch runs it eagerly without a word."""
     config = torch._dynamo.config
     name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
     setattr(config, name, max(_MOST_SHAPES, getattr(config, name)))
