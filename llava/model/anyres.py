@@ -17,6 +17,12 @@ NEWLINE = -1
 _SHRINK_ABOVE = 1.1  # of LLaVA-NeXT
 
 
+def has_newlines(protocol: str, merge_type: str, crops: int, as_crops: bool) -> bool:
+    """Return whether an image's tokens contain image_newlines."""
+    spatial = merge_type.startswith("spatial") and "unpad" in merge_type
+    return protocol == "llava" and spatial and (crops > 1 or as_crops)
+
+
 def token_layout(
     indices: Tensor,
     side: int,
@@ -38,21 +44,24 @@ def token_layout(
         as_crops: False for a plain batch of images, which is never merged.
 
     Returns:
-        (L,) int64 on CPU: positions in `indices.flatten()`, `NEWLINE` for an image_newline.
+        (L,) int64, positions in `indices.flatten()`, `NEWLINE` for an image_newline: on CPU if there are any
+        (`has_newlines`), and otherwise where the indices are, without a device sync.
 
     Raises:
         ValueError: the number of crops does not fit the grid, or an argument is missing.
     """
-    indices = indices.cpu()
     crops, kept = indices.shape
-    base = torch.arange(kept)
-    spatial = merge_type.startswith("spatial")
-    unpad = "unpad" in merge_type
+    newlines = has_newlines(protocol, merge_type, crops, as_crops)
+    if newlines and crops == 1:
+        return torch.cat([torch.arange(kept), torch.tensor([NEWLINE])])
+    if newlines:
+        indices = indices.cpu()  # which patches are padding decides the number of tokens
+    device = indices.device
+    base = torch.arange(kept, device=device)
     if crops == 1:
-        closed = protocol == "llava" and as_crops and spatial and unpad
-        return torch.cat([base, torch.tensor([NEWLINE])]) if closed else base
-    if protocol == "llava" and not spatial:  # flat: crop after crop
-        return torch.arange(crops * kept)
+        return base
+    if protocol == "llava" and not merge_type.startswith("spatial"):  # flat: crop after crop
+        return torch.arange(crops * kept, device=device)
     if protocol == "llava" and image_size is None:
         raise ValueError(
             f"image_sizes: missing, but needed to merge {crops} crops and remove their padding. Pass "
@@ -65,17 +74,17 @@ def token_layout(
             + ". Preprocess with the model's current config: process_images(..., model.config)."
         )
     columns, rows = grid
-    tile = torch.arange(crops - 1)[:, None]
+    tile = torch.arange(crops - 1, device=device)[:, None]
     row = tile // columns * side + indices[1:] // side
     column = tile % columns * side + indices[1:] % side
-    value = torch.arange(kept, crops * kept)
+    value = torch.arange(kept, crops * kept, device=device)
     row, column = row.flatten(), column.flatten()
     width = columns * side + 1  # one more for the newline's column
-    if protocol == "llava" and unpad:
+    if newlines:
         top, bottom, left, right = unpadded_window(rows * side, columns * side, image_size)
         inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)
         row, column, value = row[inside], column[inside], value[inside]
-        ends = torch.arange(top, bottom)
+        ends = torch.arange(top, bottom, device=device)
         row = torch.cat([row, ends])
         column = torch.cat([column, torch.full_like(ends, width - 1)])
         value = torch.cat([value, torch.full_like(ends, NEWLINE)])

@@ -10,7 +10,7 @@ answer are used. Independent of files and benchmarks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.runtime.generation import Doubtful, answer_rows, answer_shared
+from llava.model.runtime.stages import INVALID
 
-_INVALID = -1  # the token of a row whose logits are not finite
 _ROOM = 16  # tokens of an answer that the copied cache has room for from the start
 TOP_K = 50  # of sampling: transformers' default, which LLaVA's scripts leave as it is
 # Settings of generation_config.json that change answers, with the values that change nothing besides None.
@@ -168,13 +169,17 @@ def only_asked(model: Any, tokenizer: Any) -> Iterator[None]:
 
 @torch.inference_mode()
 def generate(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding) -> list[list[int] | None]:
-    """Decode all rows by one call of `model.generate`, left-padded.
+    """Decode all rows, by captured stages or by one call of `model.generate`, left-padded.
 
     Returns:
         New token ids per row, without the stop token; None for a row with NaN or infinite logits.
     """
     from transformers import LogitsProcessorList
 
+    if decoding.greedy and model.runtime.decodes(model):
+        with suppress(Doubtful):
+            found = answer_rows(model, rows, decoding.max_new_tokens, stop_ids(model, tokenizer))
+            return _texts(stop_ids(model, tokenizer), found)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     width = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), width), pad, dtype=torch.long)  # (B, L)
@@ -239,10 +244,15 @@ def generate_shared(
     from llava.model.prefix_cache import is_plain, join, spread
 
     decoder, head = model.get_model(), model.get_output_embeddings()
-    embed, device = decoder.embed_tokens, model.device
+    embed, device, stops = decoder.embed_tokens, model.device, stop_ids(model, tokenizer)
     at = [row.ids.index(IMAGE_TOKEN_INDEX) for row in rows]
     order = sorted(range(len(rows)), key=lambda line: len(rows[line].ids) - at[line])  # short suffixes first
     rows, at = [rows[line] for line in order], [at[line] for line in order]
+    lengths = [len(row.ids) - cut - 1 for row, cut in zip(rows, at, strict=True)]  # of suffixes
+    if lengths[0] and model.runtime.decodes(model):
+        groups = cut_by_length(lengths, _cost_of_a_group(device))
+        found = _texts(stops, answer_shared(model, rows, groups, decoding.max_new_tokens, stops))
+        return [found[order.index(line)] for line in range(len(rows))]
     prefix_of: dict[tuple[Any, tuple[int, ...]], int] = {}
     place = [
         prefix_of.setdefault((row.key, row.ids[:cut]), len(prefix_of))
@@ -258,7 +268,6 @@ def generate_shared(
 
     index = torch.tensor(place, device=device)
     suffixes = [_ids(row.ids[cut + 1 :], device) for row, cut in zip(rows, at, strict=True)]
-    lengths = [len(suffix) for suffix in suffixes]
     longest, room = lengths[-1], lengths[-1] + min(decoding.max_new_tokens, _ROOM)
     plain, prefix_width = is_plain(cache), mask.shape[1]
     cuts = cut_by_length(lengths, _cost_of_a_group(device)) if plain else [(0, len(rows))]
@@ -286,16 +295,15 @@ def generate_shared(
         join(cache, prefix_width + longest)
     del caches
 
-    stops = stop_ids(model, tokenizer)
     said: list[list[int]] = [[] for _ in rows]
     alive = list(range(len(rows)))  # rows in the batch, ended ones too until they are many
     ended: set[int] = set()
     for step in range(decoding.max_new_tokens):
         best, chosen = head(last).max(-1)  # (B,) each; the maximum of a row with NaN is NaN
-        chosen = torch.where(torch.isfinite(best), chosen, _INVALID)
+        chosen = torch.where(torch.isfinite(best), chosen, INVALID)
         for line, token in zip(alive, chosen.tolist(), strict=True):
             said[line].append(token)
-            if token in stops or token == _INVALID:
+            if token in stops or token == INVALID:
                 ended.add(line)
         left = [place for place, line in enumerate(alive) if line not in ended]
         if step + 1 == decoding.max_new_tokens or not left:
@@ -308,10 +316,13 @@ def generate_shared(
         mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
         last = _forward(decoder, embed(chosen.clamp(min=0))[:, None], mask, seen, cache)[:, -1]
         seen = seen + 1
-    answers: list[list[int] | None] = [None] * len(rows)
-    for line, ids in zip(order, said, strict=True):
-        answers[line] = None if _INVALID in ids else _until(ids, stops)
-    return answers
+    found = _texts(stops, said)
+    return [found[order.index(line)] for line in range(len(rows))]
+
+
+def _texts(stops: set[int], said: Sequence[list[int]]) -> list[list[int] | None]:
+    """Return ids without the stop token; None for a row with a token that is not one."""
+    return [None if INVALID in ids else _until(ids, stops) for ids in said]
 
 
 def _cost_of_a_group(device: torch.device) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ class VisionFeatures:
     features: Tensor  # (crops, N, C), in the dtype the projector reads
     attention: Tensor  # (crops, H, N), [CLS] row of the select layer, float32 or wider
     image_size: tuple[int, int] | None  # (width, height) of the image before preprocessing
-    keys: list[str]  # one identity per crop, see `crop_key`
+    keys: Sequence[str]  # one identity per crop, see `crop_key`; `CropKeys` until they are needed
     as_crops: bool = True  # False: came as a plain (B, 3, H, W) batch, which is never merged
 
 
@@ -28,11 +29,30 @@ class VisualTokens:
 
     embeds: Tensor  # (K, D) projected, in final order, image_newline rows included
     kept: Kept  # (crops, T) patch indices per crop, before unpadding cuts any
+    # () bool on the device, True: the tokens may be wrong, call `visual_tokens`; None: they are right
+    doubt: Tensor | None = None
 
     @property
     def count(self) -> int:
         """K, the number of visual tokens that enter the language model."""
         return self.embeds.shape[0]
+
+
+class CropKeys(Sequence):
+    """The identities of crops, computed when the first of them is read: few methods need them."""
+
+    def __init__(self, crops: Tensor) -> None:
+        self._crops: Tensor | None = crops  # (crops, 3, H, W)
+        self._keys: list[str] = []
+        self._count = len(crops)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, place):
+        if self._crops is not None:
+            self._keys, self._crops = [crop_key(crop) for crop in self._crops], None
+        return self._keys[place]
 
 
 def crop_key(crop: Tensor) -> str:

@@ -7,16 +7,18 @@ that only kept tokens are projected. Independent of prompts.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llava.model.anyres import NEWLINE, PROTOCOLS, shrunk_grid, token_layout
+from llava.model.anyres import NEWLINE, PROTOCOLS, has_newlines, shrunk_grid, token_layout
 from llava.model.checkpoint.entries import ANYRES_MAX
-from llava.model.features import VisionFeatures, VisualTokens, as_image_list, as_size_list, crop_key
+from llava.model.features import CropKeys, VisionFeatures, VisualTokens, as_image_list, as_size_list
 from llava.model.settings import PRESETS, Preset
-from llava.pruning import Pruner, TextCue, get_pruner
+from llava.pruning import Kept, Pruner, TextCue, get_pruner
 
 USE_CURRENT = "use current"  # default of visual_tokens(pruner=): the model's own pruner
 
@@ -109,21 +111,21 @@ class VisualTokenMixin:
             return []
         if self.preset.pixel_dtype is not None:
             crops = [image.to(self.preset.pixel_dtype) for image in crops]
-        keys = [[crop_key(c) for c in image] for image in crops]
         shapes = {tuple(image.shape[1:]) for image in crops}
         if len(shapes) > 1:
             raise ValueError(
                 f"images: different crop sizes in one batch: {sorted(shapes)}. Use one image processor."
             )
-        features, attention = tower(torch.cat([image.to(tower.device) for image in crops]))
+        counts = [len(image) for image in crops]
+        pixels = torch.cat([image.to(tower.device, non_blocking=True) for image in crops])
+        features, attention = tower(pixels, counts, self.runtime.runner(self, "vision tower"))
         # The projector needs features in its own dtype, and selection uses the same values as the projector.
         features = features.to(device=self._projector_place[0], dtype=self._projector_place[1])
         attention = attention.to(features.device)
-        counts = [len(image) for image in crops]
         return [
-            VisionFeatures(f, a, size, key, as_crops)
-            for f, a, size, key in zip(
-                features.split(counts), attention.split(counts), sizes, keys, strict=True
+            VisionFeatures(f, a, size, CropKeys(image), as_crops)
+            for f, a, size, image in zip(
+                features.split(counts), attention.split(counts), sizes, crops, strict=True
             )
         ]
 
@@ -150,35 +152,112 @@ class VisualTokenMixin:
                 model's `anyres` protocol in any case.
             question: for a pruner that needs it.
         """
-        pruner = self._pruner if isinstance(pruner, str) and pruner == USE_CURRENT else pruner
-        pruner = get_pruner("none") if pruner is None else pruner
+        pruner = self._chosen(pruner)
         asked = {"question": question} if pruner.needs_question else {}
         kept = pruner.keep(vision.features, vision.attention, vision.keys, **asked)
-        crops, patches = vision.features.shape[:2]
+        embeds = self._project(vision.features, kept.indices, pruner, vision.image_size, vision.as_crops)
+        return VisualTokens(embeds, kept)
+
+    def visual_tokens_deferred(
+        self, visions: Sequence[VisionFeatures], pruner: Pruner | str | None = USE_CURRENT
+    ) -> list[VisualTokens]:
+        """Prune, project and order the tokens of several images without waiting for the device.
+
+        Equal to `visual_tokens` of each, except that the checks of values are not read: where `doubt` of the
+        result is True, `visual_tokens` has to be called, which raises, or computes rare cases with care.
+        Methods that choose by the question or draw at random are computed by `visual_tokens`.
+        """
+        pruner = self._chosen(pruner)
+        if pruner.needs_question or pruner.uses_seed:
+            return [self.visual_tokens(vision, pruner) for vision in visions]
+        found: dict[int, VisualTokens] = {}
+        for places in self._of_one_shape(visions):
+            group = [visions[place] for place in places]
+            found |= zip(places, self._tokens_of_one_shape(group, pruner), strict=True)
+        return [found[place] for place in range(len(visions))]
+
+    @staticmethod
+    def _of_one_shape(visions: Sequence[VisionFeatures]) -> list[list[int]]:
+        """Group images that are pruned together: equal shapes, and with several crops one size."""
+        groups: dict[Any, list[int]] = {}
+        for place, one in enumerate(visions):
+            size = one.image_size if len(one.features) > 1 else None
+            key = (one.features.shape, one.attention.shape, size, one.as_crops)
+            groups.setdefault(key, []).append(place)
+        return list(groups.values())
+
+    def _tokens_of_one_shape(self, group: Sequence[VisionFeatures], pruner: Pruner) -> list[VisualTokens]:
+        first = group[0]
+        crops, patches = first.features.shape[:2]
+
+        def select(features: Tensor, attention: Tensor) -> tuple[Tensor, ...]:
+            kept, doubt = pruner.keep_deferred(features, attention)
+            embeds = [
+                self._project(of_image, indices, pruner, first.image_size, first.as_crops)
+                for of_image, indices in zip(features.split(crops), kept.indices.split(crops), strict=True)
+            ]
+            return torch.stack(embeds), kept.indices, kept.important, doubt
+
+        inputs = [torch.cat([getattr(one, name) for one in group]) for name in ("features", "attention")]
+        size = first.image_size if crops > 1 else None
+        key = (pruner, self.anyres, crops, size, first.as_crops)
+        # Unpruned tokens need few launches; their order, and that of newlines, comes from the host.
+        few = pruner.tokens is None or pruner.tokens >= patches or self._has_newlines(crops, first.as_crops)
+        run = None if few else self.runtime.runner(self, "selection")
+        embeds, indices, important, doubt = select(*inputs) if run is None else run(key, select, *inputs)
+        rows = zip(indices.split(crops), important.split(crops), strict=True)
+        return [VisualTokens(e, Kept(*row), doubt) for e, row in zip(embeds, rows, strict=True)]
+
+    def _chosen(self, pruner: Pruner | str | None) -> Pruner:
+        pruner = self._pruner if isinstance(pruner, str) and pruner == USE_CURRENT else pruner
+        return get_pruner("none") if pruner is None else pruner
+
+    def _project(
+        self,
+        features: Tensor,
+        indices: Tensor,
+        pruner: Pruner,
+        image_size: tuple[int, int] | None,
+        as_crops: bool,
+    ) -> Tensor:
+        """Project the kept patches `indices` (crops, K) of `features` (crops, N, C), in final order: (L, D).
+
+        Waits for the device only where the kept patches decide the number of tokens: pruned crops without
+        their padding (protocol "llava").
+        """
+        crops, patches = features.shape[:2]
+        if indices.shape[1] == patches:  # all of them: known without asking the device
+            indices = torch.arange(patches).expand(crops, -1)
         layout = token_layout(
-            kept.indices,
+            indices,
             side=self.get_vision_tower().num_patches_per_side,
             protocol=self.anyres,
             merge_type=getattr(self.config, "mm_patch_merge_type", None) or "flat",
-            image_size=vision.image_size,
-            grid=self._grid(crops, vision.image_size),
-            as_crops=vision.as_crops,
-        ).to(vision.features.device)
-        rows = kept.indices + torch.arange(crops, device=kept.indices.device)[:, None] * patches
-        newline = layout == NEWLINE
-        selected = vision.features.flatten(0, 1)[rows.flatten()[layout[~newline]]]  # (n, C)
-        embeds = self.get_model().mm_projector(selected)  # (n, D)
-        if crops > 1 and newline.any() and (shape := self._shrunk(pruner, crops, newline)) is not None:
+            image_size=image_size,
+            grid=self._grid(crops, image_size),
+            as_crops=as_crops,
+        )
+        indices = indices.to(layout.device)
+        rows = (indices + torch.arange(crops, device=layout.device)[:, None] * patches).flatten()
+        newlines = self._has_newlines(crops, as_crops)
+        newline = layout == NEWLINE  # (L,), on CPU if there are any
+        rows = rows[layout[~newline] if newlines else layout].to(features.device, non_blocking=True)
+        embeds = self.get_model().mm_projector(features.flatten(0, 1)[rows])  # (n, D)
+        if not newlines:
+            return embeds
+        if crops > 1 and (shape := self._shrunk(pruner, crops, newline)) is not None:
             grid, height = embeds[patches:], int(newline.sum())  # after the base crop: rows of a grid
             grid = grid.view(1, height, -1, grid.shape[-1]).permute(0, 3, 1, 2)
             grid = functional.interpolate(grid, size=shape, mode="bilinear")[0].permute(1, 2, 0)
             ends = self.get_model().image_newline.to(embeds).expand(shape[0], 1, -1)
-            embeds = torch.cat([embeds[:patches], torch.cat([grid, ends], dim=1).flatten(0, 1)])
-        elif newline.any():
-            embeds = torch.cat([embeds, self.get_model().image_newline.to(embeds)[None]])
-            place = torch.where(newline, len(embeds) - 1, (~newline).cumsum(0) - 1)
-            embeds = embeds[place]
-        return VisualTokens(embeds, kept)
+            return torch.cat([embeds[:patches], torch.cat([grid, ends], dim=1).flatten(0, 1)])
+        embeds = torch.cat([embeds, self.get_model().image_newline.to(embeds)[None]])
+        place = torch.where(newline, len(embeds) - 1, (~newline).cumsum(0) - 1)
+        return embeds[place.to(embeds.device, non_blocking=True)]
+
+    def _has_newlines(self, crops: int, as_crops: bool) -> bool:
+        merge_type = getattr(self.config, "mm_patch_merge_type", None) or "flat"
+        return has_newlines(self.anyres, merge_type, crops, as_crops)
 
     def _shrunk(self, pruner: Pruner, crops: int, newline: Tensor) -> tuple[int, int] | None:
         """Return the (height, width) that `anyres_max_N` resizes the grid to, None if it stays as it is.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 CropIds = Sequence[str | int] | None
+_doubts: ContextVar[list[Tensor] | None] = ContextVar("doubts", default=None)  # a list within keep_deferred
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,42 @@ class Pruner:
             kept = self.keep(features.cpu(), attention.cpu(), crop_ids, question)
             return Kept(kept.indices.to(device), kept.important.to(device))
         _check_values(features, attention)
+        return self._choose(features, attention, crop_ids, question)
+
+    @torch.no_grad()
+    def keep_deferred(
+        self, features: Tensor, attention: Tensor, crop_ids: CropIds = None, question: TextCue | None = None
+    ) -> tuple[Kept, Tensor]:
+        """Select like `keep`, but without a device sync, so that a CUDA graph can capture it.
+
+        The checks of values and the search for tokens that need special care become one flag on the device.
+        A method that reads values or `crop_ids` on the host, such as "random", cannot be captured.
+        Without float64 on the device, the selection is that of `keep`, with its syncs.
+
+        Returns:
+            The kept tokens, and `doubt`, 0-dim bool on the device. If it is True, the indices are valid but
+            may be wrong: the values are not finite, or a row has tokens that are equal, nearly equal, of zero
+            norm or of a norm out of range. Then call `keep`. Otherwise the tokens are those of `keep`.
+        Raises:
+            ValueError: for wrong shapes, dtypes or devices, and for a method that needs a question and gets
+                none.
+        """
+        _check(features, attention, crop_ids)
+        if not has_float64(features.device.type):
+            kept = self.keep(features, attention, crop_ids, question)
+            return kept, torch.zeros((), dtype=torch.bool, device=features.device)
+        doubts = [~_all_finite(features, attention)]
+        token = _doubts.set(doubts)
+        try:
+            kept = self._choose(features, attention, crop_ids, question)
+        finally:
+            _doubts.reset(token)
+        return kept, functools.reduce(torch.logical_or, [rows.any() for rows in doubts])
+
+    def _choose(
+        self, features: Tensor, attention: Tensor, crop_ids: CropIds, question: TextCue | None
+    ) -> Kept:
+        """Call `choose` and check its result."""
         if self.needs_question and question is None:
             raise ValueError(
                 f"question: {self.name!r} chooses by the question, got None. "
@@ -170,6 +208,23 @@ def has_float64(device_type: str) -> bool:
         return False
 
 
+def deferring() -> bool:
+    """Return whether the code runs within `Pruner.keep_deferred`, and so must not sync with the device."""
+    return _doubts.get() is not None
+
+
+def defer(rows: Tensor) -> bool:
+    """Report rows that need special care, (B,) bool; True if the caller can leave them to a call of `keep`.
+
+    False outside of `Pruner.keep_deferred`: then the caller has to treat the rows itself.
+    """
+    doubts = _doubts.get()
+    if doubts is None:
+        return False
+    doubts.append(rows)
+    return True
+
+
 def descending(score: Tensor) -> Tensor:
     """Order the patches by descending score, ties to the lower index: (B, N) -> (B, N) int64."""
     return score.argsort(dim=1, descending=True, stable=True)
@@ -186,8 +241,8 @@ def mean_attention(attention: Tensor) -> Tensor:
     mean = wide[:, 0].clone()
     for head in range(1, heads):
         mean += wide[:, head]
-    mean /= mean.new_tensor(heads)  # a Python number would be a multiplication by 1 / heads on some devices
-    return mean
+    # A Python number would be a multiplication by 1 / heads on some devices; new_tensor copies from the host.
+    return mean.div_(torch.full((), heads, dtype=mean.dtype, device=mean.device))
 
 
 def attention_order(attention: Tensor) -> Tensor:
@@ -225,10 +280,16 @@ def _check(features: Tensor, attention: Tensor, crop_ids: CropIds) -> None:
         )
 
 
+def _all_finite(features: Tensor, attention: Tensor) -> Tensor:
+    """Return whether all values are finite, 0-dim bool on the device; False as well if their sum overflows.
+
+    One float64 sum is finite only if every term is, and costs a tenth of testing every element.
+    """
+    return torch.isfinite(features.sum(dtype=torch.float64) + attention.sum(dtype=torch.float64))
+
+
 def _check_values(features: Tensor, attention: Tensor) -> None:
-    # One float64 sum is finite only if every term is, and costs a tenth of testing every element. Both sums
-    # are tested together, because every test is a device sync on a GPU.
-    if torch.isfinite(features.sum(dtype=torch.float64) + attention.sum(dtype=torch.float64)):
+    if _all_finite(features, attention):
         return
     for name, tensor in (("features", features), ("attention", attention)):
         rows = (~torch.isfinite(tensor)).flatten(1).any(1).nonzero().flatten().tolist()

@@ -21,6 +21,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from .base import defer, deferring
 from .kernels import MAX_RESIDUAL
 
 DROP_PER_ROUND = 8
@@ -122,7 +123,7 @@ def _similarity_of_rows(features: Tensor, residual: Tensor) -> Tensor:
 
     One product for each row: a batched kernel may round differently at another batch size.
     """
-    if features.device.type == "cuda":
+    if features.device.type == "cuda" or deferring():
         return _similarity_of_rows_without_syncs(features, residual)
     rows, size = residual.shape
     similarity = torch.empty(rows, size, size, dtype=torch.float64, device=features.device)
@@ -132,16 +133,21 @@ def _similarity_of_rows(features: Tensor, residual: Tensor) -> Tensor:
 
 
 def _similarity_of_rows_without_syncs(features: Tensor, residual: Tensor) -> Tensor:
-    """Compute the same with one device sync for all rows; rows with exceptional tokens are redone."""
+    """Compute the same with one device sync for all rows; rows with exceptional tokens are redone.
+
+    Within `Pruner.keep_deferred` there is no sync, and those rows are left to a later call.
+    """
     rows, size = residual.shape
     similarity = torch.empty(rows, size, size, dtype=torch.float64, device=features.device)
     x = features.gather(1, residual[..., None].expand(-1, -1, features.shape[2])).to(torch.float64)
     for row in range(rows):
-        torch.mm(x[row], x[row].T, out=similarity[row])
+        _gram(x[row], similarity[row])
     square = similarity.diagonal(dim1=1, dim2=2).clone()
     similarity = (similarity * similarity.abs()).div_(square[:, :, None] * square[:, None, :])
     duplicates = (~(similarity <= 1 - _NEARLY_EQUAL)).sum((1, 2)) > size  # more than the diagonal, or NaN
     exceptional = duplicates | ~((square < _MAX_SQUARE) & (square > _MIN_SQUARE)).all(1)
+    if defer(exceptional):  # zeros, because the rounds take no NaN
+        return similarity.masked_fill_(exceptional[:, None, None], 0.0)
     for row in exceptional.nonzero().flatten().tolist():
         similarity[row] = _similarity(x[row])
     return similarity
@@ -173,17 +179,24 @@ def _similarity(x: Tensor) -> Tensor:
     return similarity
 
 
-def _signed_square_cosines(x: Tensor, block: int = 96) -> tuple[Tensor, Tensor]:
+def _signed_square_cosines(x: Tensor) -> tuple[Tensor, Tensor]:
     """Compute cos * |cos| (R, R) and squared norms (R,) of (R, C) float64.
 
     Only the order of cosines matters, and this preserves it without a root: roots are not correctly rounded
     on every device, products and quotients are. So the result is exact where dot products are (nearly always
     for half-precision features, in any order of summation), and equal tokens get s * s / (s * s) = 1.
     """
-    gram = x.new_empty(len(x), len(x))
-    for lo in range(0, len(x), block):  # lower triangle by strips, mirrored: about half the multiplications
-        hi = lo + block
-        gram[lo:hi, :hi] = x[lo:hi] @ x[:hi].T
-        gram[:lo, lo:hi] = gram[lo:hi, :lo].T
+    gram = _gram(x, x.new_empty(len(x), len(x)))
     square = gram.diagonal().clone()
     return (gram * gram.abs()).div_(square[:, None] * square), square
+
+
+def _gram(x: Tensor, out: Tensor, block: int = 96) -> Tensor:
+    """Compute the dot products of all pairs into `out`: (R, C) -> (R, R)."""
+    if x.device.type == "cuda":  # one kernel launch
+        return torch.mm(x, x.T, out=out)
+    for lo in range(0, len(x), block):  # lower triangle by strips, mirrored: about half the multiplications
+        hi = lo + block
+        out[lo:hi, :hi] = x[lo:hi] @ x[:hi].T
+        out[:lo, lo:hi] = out[lo:hi, :lo].T
+    return out

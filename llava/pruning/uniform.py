@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from math import isqrt
 
 import torch
@@ -19,8 +20,12 @@ class Uniform(Pruner):
 
     def choose(self, features, attention, tokens, crop_ids, question):
         rows, n = features.shape[:2]
-        positions = torch.tensor(_spread(n, min(tokens, n)), dtype=torch.int64, device=features.device)
-        return Kept.from_selected(positions.repeat(rows, 1), 0)
+        return Kept.from_selected(_positions(n, min(tokens, n), features.device).repeat(rows, 1), 0)
+
+
+@functools.cache  # without a bound: a captured CUDA graph may read the tensor, which must stay where it is
+def _positions(n: int, k: int, device: torch.device) -> torch.Tensor:
+    return torch.tensor(_spread(n, k), dtype=torch.int64, device=device)
 
 
 def _spread(n: int, k: int) -> list[int]:

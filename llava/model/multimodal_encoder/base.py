@@ -6,15 +6,23 @@ projectors and language models. `clip_encoder.py` and `dinov2_encoder.py` name t
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from llava.model.transformers_compat import attention_of, run_layer
 
-CUDA_GROUP = 5  # crops per pass on an accelerator: those of a LLaVA-NeXT image; see VisionTower.group_size
+# Crops that share a pass in half precision on CUDA, where a crop has the same bits in any pass. A number of
+# crops is a sum of these: nothing is filled up. A LLaVA-NeXT image has 5.
+PASS_SIZES = (32, 16, 8, 5, 4, 2, 1)
+Runner = Callable[..., "tuple[Tensor, Tensor]"]  # (key, function, images) -> function(images)
+
+
+_log = logging.getLogger(__name__)
 
 
 class VisionTower(nn.Module, ABC):
@@ -50,10 +58,10 @@ class VisionTower(nn.Module, ABC):
         self.select_feature = "patch"
         self.is_loaded = True  # False until `load_model` of a tower that was built with delay_load
         self._load: Callable[[VisionTower, object], None] | None = None  # reads the weights
-        # Crops per pass; None = 1 on CPU, CUDA_GROUP elsewhere. A pass always has exactly this many crops
-        # (the last one is filled up), so the same kernels with the same blocking see every crop and the
-        # result of one image never depends on its neighbours in the batch.
+        # Crops per pass; None chooses by device and dtype (see `_passes`). With a number, every pass has
+        # exactly this many crops: the last one is filled up, so that the same kernels see every crop.
         self.group_size: int | None = None
+        self._same_bits: dict[tuple[torch.dtype, int], bool] = {}  # (dtype, crops): as when they are alone
 
     # --- the parts of a layer: one implementation per architecture ------------------------------------------
     @abstractmethod
@@ -84,8 +92,16 @@ class VisionTower(nn.Module, ABC):
             self.is_loaded = True
 
     # --- running -----------------------------------------------------------------------------------------
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode (B, 3, S, S) to features (B, N, C), attention (B, H, N), in passes of a fixed size.
+    def forward(
+        self, images: Tensor, counts: Sequence[int] | None = None, run: Runner | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encode (B, 3, S, S) to features (B, N, C), attention (B, H, N), in passes.
+
+        The result of an image never depends on the images beside it (see `_passes`).
+
+        Args:
+            counts: crops of each image (default: every crop is an image); their sum is B.
+            run: runs a pass, e.g. from a captured graph: run(key, function, crops) -> function(crops).
 
         Raises:
             ValueError: the shape is not (B, 3, S, S) with S = `image_size`.
@@ -99,23 +115,73 @@ class VisionTower(nn.Module, ABC):
                 f"images: shape is {shape}, but the vision tower expects (B, 3, {side}, {side}). Use the "
                 "checkpoint's image processor."
             )
-        group = self.crops_per_pass
         if len(images) == 0:
             channels, heads = self.hidden_size, self.config.num_attention_heads
             return (
                 torch.empty(0, self.num_patches, channels, dtype=self.dtype, device=self.device),
                 torch.empty(0, heads, self.num_patches, dtype=torch.float32, device=self.device),
             )
-        features, attention = [], []
-        for start in range(0, len(images), group):
-            part = images[start : start + group].to(device=self.device, dtype=self.dtype)
-            real = len(part)
-            if real < group:
-                part = torch.cat([part, part[-1:].expand(group - real, -1, -1, -1)])
-            f, a = self.forward_features(part)
-            features.append(f[:real])
-            attention.append(a[:real])
-        return torch.cat(features), torch.cat(attention)
+        found = []
+        for start, end, size in self._passes(images, [1] * len(images) if counts is None else counts):
+            part = self._on_device(images[start:end])
+            real = end - start
+            if real < size:
+                part = torch.cat([part, part[-1:].expand(size - real, -1, -1, -1)])
+            f, a = self.forward_features(part) if run is None else run("crops", self.forward_features, part)
+            found.append((f[:real], a[:real]))
+        if len(found) == 1:
+            return found[0]
+        return torch.cat([f for f, _ in found]), torch.cat([a for _, a in found])
+
+    def _on_device(self, images: Tensor) -> Tensor:
+        return images.to(device=self.device, non_blocking=True).to(self.dtype)
+
+    def _passes(self, images: Tensor, counts: Sequence[int]) -> list[tuple[int, int, int]]:
+        """Choose passes (first crop, last crop + 1, size) for images of `counts` crops.
+
+        On CPU every crop by itself, since larger passes are not faster. In half precision on CUDA all crops
+        together, in sizes that were checked to give a crop the bits it has alone. Elsewhere, and where that
+        check fails, an image's own crops: in float32 the bits of a crop depend on the size of its pass.
+        """
+        total = len(images)
+        if self.group_size:
+            size = self.group_size
+            return [(start, min(start + size, total), size) for start in range(0, total, size)]
+        if self.device.type == "cpu":
+            sizes = [1] * total
+        elif self.merges_images and all(
+            self._checked(images, n) for n in set(split(total, PASS_SIZES)) - {1}
+        ):
+            sizes = split(total, PASS_SIZES)
+        else:
+            sizes = [part for count in counts for part in split(count, range(PASS_SIZES[0], 0, -1))]
+        ends = list(accumulate(sizes))
+        return [(end - size, end, size) for size, end in zip(sizes, ends, strict=True)]
+
+    @property
+    def merges_images(self) -> bool:
+        """Whether crops of several images share a pass, because their bits do not depend on it."""
+        return self.device.type == "cuda" and self.dtype in (torch.float16, torch.bfloat16)
+
+    @torch.no_grad()
+    def _checked(self, images: Tensor, size: int) -> bool:
+        """Return whether crops in a pass of `size` have the bits they have alone; tried once per size."""
+        key = (self.dtype, size)
+        if key not in self._same_bits:
+            crops = self._on_device(images[:size])
+            together = self.forward_features(crops)
+            self._same_bits[key] = all(
+                torch.equal(one[place], alone[0])
+                for place in sorted({0, size // 2, size - 1})
+                for one, alone in zip(together, self.forward_features(crops[place, None]), strict=True)
+            )
+            if not self._same_bits[key]:
+                _log.warning(
+                    "vision tower: in a pass of %d, crops have other bits than alone on this device; every "
+                    "image has passes of its own, which is slower",
+                    size,
+                )
+        return self._same_bits[key]
 
     def forward_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Run one pass: (B, 3, S, S) in the tower's dtype -> features (B, N, C), attention (B, H, N)."""
@@ -132,8 +198,8 @@ class VisionTower(nn.Module, ABC):
 
     @property
     def crops_per_pass(self) -> int:
-        """Crops per pass: `group_size`, or the default of the device."""
-        return self.group_size or (1 if self.device.type == "cpu" else CUDA_GROUP)
+        """Most crops of different images that share a pass."""
+        return self.group_size or (PASS_SIZES[0] if self.merges_images else 1)
 
     # --- facts -------------------------------------------------------------------------------------------
     @property
@@ -170,6 +236,15 @@ class VisionTower(nn.Module, ABC):
     def attn_implementation(self) -> str:
         """Kernels of the layers: sdpa, eager, flash_attention_2 ..."""
         return attention_of(self.vision_tower.config)
+
+
+def split(count: int, sizes: Iterable[int]) -> list[int]:
+    """Write `count` as a sum of `sizes` (descending, ending with 1), the largest first."""
+    parts = []
+    for size in sizes:
+        parts += [size] * (count // size)
+        count %= size
+    return parts
 
 
 def cls_row(hidden: Tensor, query: nn.Module, key: nn.Module, heads: int) -> Tensor:

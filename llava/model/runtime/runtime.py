@@ -1,0 +1,109 @@
+"""The runtime of a loaded model: which stages are captured, and the memory that they share.
+
+    model.set_runtime(graphs=False)      # or VISPRUNER_GRAPHS=0: every stage is eager
+    model.runtime.graphs_of.refused      # stages that could not be captured, and why
+
+Graphs contain addresses of weights. They are dropped if weights move, modules are exchanged or hooks are added;
+a model in training or with hooks runs eagerly.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from llava.model.runtime.arena import Arena
+from llava.model.runtime.graphs import GraphCache
+from llava.model.transformers_compat import attention_of
+
+_KERNELS = ("sdpa", "eager")  # that take a mask of two dimensions and a value per element
+
+
+class Runtime:
+    """The captured stages of one model.
+
+    Args:
+        graphs: capture stages; None: on CUDA, unless VISPRUNER_GRAPHS is 0. On other devices a stand-in runs,
+            which is only of use in tests.
+        compiled: fuse the kernels of layers with torch.compile. Moves last bits.
+    """
+
+    def __init__(self, device: torch.device, graphs: bool | None = None, compiled: bool = False) -> None:
+        if graphs is None:
+            chosen = os.environ.get("VISPRUNER_GRAPHS")
+            graphs = device.type == "cuda" and chosen != "0"
+        self.graphs, self.compiled = graphs, compiled
+        self.lock = threading.RLock()  # buffers are shared: one batch at a time
+        self.captured = GraphCache()
+        self.arenas: dict[str, Arena] = {}
+        self._seen: Any = None
+
+    def __deepcopy__(self, _memo: Any) -> Runtime:
+        return self._fresh()
+
+    def __reduce__(self) -> Any:
+        return _restored, (self.graphs, self.compiled)
+
+    def _fresh(self) -> Runtime:
+        return _restored(self.graphs, self.compiled)
+
+    def ready(self, model: Any) -> bool:
+        """Return whether the stages of `model` may be captured now; drop graphs of other weights."""
+        if not self.graphs or model.training or torch.is_grad_enabled():
+            return False
+        seen = _identity(model)
+        if seen != self._seen:
+            self.clear()
+            self._seen = seen
+        return seen is not None
+
+    def decodes(self, model: Any) -> bool:
+        """Return whether prompts may be answered over the static cache."""
+        return self.ready(model) and attention_of(model.config) in _KERNELS
+
+    def runner(self, model: Any, stage: str) -> Callable[..., Any] | None:
+        """Return run(key, function, *inputs), which captures `function`; None if `model` runs eagerly."""
+        return partial(self.captured.run, stage) if self.ready(model) else None
+
+    def arena(self, model: Any, name: str, rows: int, length: int) -> Arena:
+        """Return the arena `name` with room for a batch; graphs over one that has to move are dropped."""
+        weight = model.get_input_embeddings().weight
+        arena = self.arenas.setdefault(name, Arena(model.config, weight.device, weight.dtype))
+        if not arena.fits(rows, length):
+            for stage in ("prefill", "suffixes", "decoding step"):
+                self.captured.clear(stage)
+        arena.fit(rows, length)
+        return arena
+
+    def clear(self) -> None:
+        """Free all graphs and buffers."""
+        self.captured.clear()
+        self.arenas.clear()
+
+
+def _restored(graphs: bool, compiled: bool) -> Runtime:
+    return Runtime(torch.device("cpu"), graphs, compiled)
+
+
+def _identity(model: Any) -> tuple | None:
+    """Return what graphs of a model depend on besides inputs; None if it cannot be captured."""
+    modules, waiting = [], [model]
+    while waiting:
+        module = waiting.pop()
+        if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
+            return None  # a graph would not call them; with accelerate's, the model is on several devices
+        modules.append(id(module))
+        waiting += [child for child in module._modules.values() if child is not None]
+    decoder = model.get_model()
+    parts = (
+        *(model.get_input_embeddings(), model.get_output_embeddings(), decoder.layers[-1]),
+        *(getattr(decoder, "mm_projector", None), model.get_vision_tower()),
+    )
+    weights = [next(part.parameters(), None) for part in parts if part is not None]
+    places = tuple(weight.data_ptr() for weight in weights if weight is not None)
+    return len(modules), hash(tuple(modules)), places, attention_of(model.config)

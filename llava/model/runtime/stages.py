@@ -1,0 +1,93 @@
+"""The stages from prompt to token as functions of tensors that look at no value on the device.
+
+Layout follows from shapes, which the host knows; ids, lengths and positions stay on the device. What is wrong
+with inputs becomes a flag that is read with the first token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava.constants import IMAGE_TOKEN_INDEX
+
+INVALID = -1  # the token of a row whose logits are not finite
+
+
+def bucket(length: int, least: int = 16) -> int:
+    """Round a length up to a multiple of 1/32 to 1/16 of itself, so that few lengths cover all prompts."""
+    step = max(least, (1 << (length.bit_length() - 1)) // 32)
+    return -(-length // step) * step
+
+
+def splice_on_device(
+    ids: Tensor,
+    mask: Tensor,
+    sizes: Tensor,
+    visual: Tensor,
+    length: int,
+    images: int,
+    embed: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Insert visual tokens into prompts, as `splice` with padding on the right, without looking at the ids.
+
+    Args:
+        ids: (B, L) int64 with IMAGE_TOKEN_INDEX for every image.
+        mask: (B, L) bool, False at padding (anywhere).
+        sizes: (max(n, 1),) int64, visual tokens of every image in reading order over the batch.
+        visual: (V, D), the visual tokens of all images one after the other; rows after them are not used.
+        length: S of the result; at least that of the longest row.
+        images: n, that there should be.
+
+    Returns:
+        Embeddings (B, S, D), zero at padding; lengths (B,) int64; and a bool that is True if `splice` would
+        refuse the ids.
+    """
+    tag = (ids == IMAGE_TOKEN_INDEX) & mask
+    number = (tag.flatten().cumsum(0).view_as(ids) - 1).clamp(min=0, max=len(sizes) - 1)
+    count = torch.where(tag, sizes[number], mask.long())
+    ends = count.cumsum(1)
+    lengths = ends[:, -1]
+    place = torch.arange(length, device=ids.device).expand(len(ids), -1)
+    owner = torch.searchsorted(ends, place.contiguous(), right=True).clamp(max=ids.shape[1] - 1)
+    of_image = tag.gather(1, owner)
+    first = (sizes.cumsum(0) - sizes)[number.gather(1, owner)]
+    row = first + place - (ends - count).gather(1, owner)
+    text = embed(ids.gather(1, owner).clamp(min=0))
+    found = torch.where(
+        of_image[..., None], visual[row.clamp(min=0, max=len(visual) - 1)].to(text.dtype), text
+    )
+    found = found.masked_fill((place >= lengths[:, None])[..., None], 0)
+    wrong = ((ids < 0) & ~tag & mask).any() | (tag.sum() != images) | (lengths.amin() == 0)
+    return found, lengths, wrong
+
+
+def additive_mask(positions: Tensor, end: int, dtype: torch.dtype) -> Tensor:
+    """Return the mask (B, 1, n, end) that lets a token at position p see positions 0 to p: 0 or -inf."""
+    seen = torch.arange(end, device=positions.device) <= positions[:, None, :, None]
+    return torch.zeros((), dtype=dtype, device=positions.device).masked_fill(~seen, float("-inf"))
+
+
+def run_decoder(decoder: Any, embeds: Tensor, positions: Tensor, cache: Any, mask: Tensor | None) -> Tensor:
+    """Return the final hidden states (B, n, D) of n new tokens at `positions` (B, n)."""
+    return decoder(
+        inputs_embeds=embeds,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+
+
+def last_of(hidden: Tensor, lengths: Tensor) -> Tensor:
+    """Return the hidden state (B, D) of the last token of every row of (B, S, D)."""
+    return hidden.gather(1, (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
+
+
+def choose(head: Any, hidden: Tensor) -> Tensor:
+    """Return the most likely token (B,) after hidden states (B, D); INVALID where logits are not finite."""
+    best, chosen = head(hidden).max(-1)  # the maximum of a row with NaN is NaN
+    return chosen.masked_fill(~torch.isfinite(best), INVALID)
