@@ -196,8 +196,8 @@ def run_part(
         seconds: No further measurement starts after so many.
 
     Returns:
-        The record of the part: state (done, incomplete or not run), reason, measurements, errors and reasons of
-        what cannot be measured here (both by name), seconds.
+        The record of the part: state (done, incomplete or not run), reason, seconds, and by name the
+        measurements, the errors, and the reasons of what cannot be measured here.
     """
     record: dict[str, Any] = {"state": "done", "reason": None, **_measured(before)}
     start, steps = time.monotonic(), part(context)

@@ -145,7 +145,7 @@ def run_tests(context: CheckContext) -> Iterator[CheckStep]:
 
 
 def _run_tests(context: CheckContext, folder: Path) -> dict[str, Any]:
-    """Run the tests marked gpu in a process of their own: an error of a kernel ends a process's use of CUDA."""
+    """Run the tests marked gpu in a process of their own: an error in a kernel ends the use of CUDA."""
     if not context.on_card:
         raise NotMeasuredError("no card: the device is a CPU")
     missing = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
@@ -211,6 +211,23 @@ def captured(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Callab
     return lambda: graph(*inputs)
 
 
+def add_captured(
+    runs: dict[str, Callable[[], Any]], name: str, function: Callable[..., Any], inputs: tuple[Tensor, ...]
+) -> dict[str, str]:
+    """Add a captured variant to `runs`; where that fails, return the error and leave the others."""
+    try:
+        runs[name] = captured(function, inputs)
+    except RuntimeError as error:  # CaptureError, or out of memory
+        return {f"{name}_error": f"{type(error).__name__}: {error}"[:400]}
+    return {}
+
+
+def refused(model: Any) -> dict[str, Any]:
+    """Return the stages that a model runs without graphs although it should, with the reasons."""
+    found = dict(model.runtime.captured.refused)
+    return {"not_captured": found} if found else {}
+
+
 def measure_selection(context: CheckContext) -> Iterator[CheckStep]:
     middle = context.base.budgets[1]
     cases = [(rows, middle) for rows in (1, 5, 32)] + [(5, budget) for budget in context.base.budgets]
@@ -231,16 +248,13 @@ def _selection(context: CheckContext, rows: int, budget: int) -> dict[str, Any]:
         "eager": lambda: pruner.select(features, attention),
     }
     found: dict[str, Any] = {"rows": rows, "tokens": budget}
-    error = None
     with torch.inference_mode():
-        try:
-            runs["graph"] = captured(partial(_select_deferred, pruner), (features, attention))
-            found["equal_indices_in_graph"] = torch.equal(runs["graph"]()[0], expected)
-        except (RuntimeError, AttributeError, ImportError) as problem:  # the others are measured
-            error = f"{type(problem).__name__}: {problem}"
-        found["equal_indices"] = torch.equal(runs["eager"](), expected)
-    found |= context.compare(runs)
-    return found if error is None else {**found, "graph_error": error[:400]}
+        found |= add_captured(runs, "graph", partial(_select_deferred, pruner), (features, attention))
+        for name in runs.keys() - {"loop"}:
+            same = runs[name]()
+            same = same if isinstance(same, Tensor) else same[0]
+            found[f"equal_indices_{name}"] = torch.equal(same, expected)
+    return found | context.compare(runs)
 
 
 def _select_deferred(pruner: Pruner, features: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
@@ -273,11 +287,12 @@ def _tower(context: CheckContext, tower: Any, count: int) -> dict[str, Any]:
             "bare": lambda: bare(tower, images),
             "tower": lambda: tower(images),
             "eager": lambda: pruner.select(*tower(images)),
-            "graph": captured(whole, (images,)),
-            "tower_graph": captured(tower, (images,)),
         }
-        equal = torch.equal(runs["graph"]()[0], runs["eager"]())
-    return {"crops": count, "equal_indices": equal, **context.compare(runs)}
+        found = {"crops": count, **add_captured(runs, "tower_graph", tower, (images,))}
+        found |= add_captured(runs, "graph", whole, (images,))
+        if "graph" in runs:
+            found["equal_indices"] = torch.equal(runs["graph"]()[0], runs["eager"]())
+    return found | context.compare(runs)
 
 
 # --- the first token -------------------------------------------------------------------------------------
@@ -296,6 +311,7 @@ def measure_first_token(form: str, context: CheckContext) -> Iterator[CheckStep]
         yield name_of(budget), partial(_first_token, context, eager, graph, budget)
     if form != "1.5":
         return
+    yield "vision", partial(_vision, context, eager, graph)
     for batch in (8, 32) if context.on_card else (2,):
         yield f"batch {batch}", partial(_batch, context, graph.model, batch)
 
@@ -318,13 +334,31 @@ def _first_token(
         "flops": eager.flops(pruner_of(budget), visual),
         "equal_first_token": equal,
         **context.compare(runs),
+        **refused(graph.model),
     }
+
+
+def _vision(context: CheckContext, eager: PipelineStages, graph: PipelineStages) -> dict[str, Any]:
+    """Time images to projected tokens as the models run it, over the bare tower of the same layers."""
+    tower, budget = eager.model.get_vision_tower(), context.base.budgets[1]
+    images = eager.pixels.to(context.device)
+    runs = {
+        "bare": lambda: bare(tower, images.to(tower.dtype)),
+        "eager": partial(visual_tokens, eager.model, images, budget),
+        "graph": partial(visual_tokens, graph.model, images, budget),
+    }
+    return {**context.compare(runs), **refused(graph.model)}
+
+
+def visual_tokens(model: Any, images: Tensor, budget: int | None) -> list[Any]:
+    """Turn images on the device into projected tokens: tower, row, selection and projector."""
+    return model.visual_tokens_deferred(model.encode_vision(images), pruner_of(budget))
 
 
 def _batch(context: CheckContext, model: Any, batch: int) -> dict[str, Any]:
     stages = context.questions(model, batch=batch)
     runs = {name_of(budget): partial(answer, stages, budget) for budget in context.budgets()}
-    return {"batch": batch, **context.compare(runs, min(5, context.repeats))}
+    return {"batch": batch, **context.compare(runs, min(5, context.repeats)), **refused(model)}
 
 
 def measure_decode(context: CheckContext) -> Iterator[CheckStep]:
@@ -351,7 +385,8 @@ def _decoded_token(
     per_token = {
         name: (spent[name, 1 + more]["median_ms"] - spent[name, 1]["median_ms"]) / more for name in stages
     }
-    return {"tokens": budget, **{f"{name}_ms": value for name, value in per_token.items()}}
+    found = {"tokens": budget, **{f"{name}_ms": value for name, value in per_token.items()}}
+    return found | {key: value for one in stages.values() for key, value in refused(one.model).items()}
 
 
 def _exactly(stages: PipelineStages, budget: int | None, count: int) -> None:
@@ -372,15 +407,25 @@ def _long_answer(
 
 def measure_prefill(context: CheckContext) -> Iterator[CheckStep]:
     model = context.model(graphs=False)
-    exact = [TEXT_TOKENS + (budget or context.base.patches) for budget in context.budgets()]
-    padded = [math.ceil(length / step) * step for step in (32, 64, 128) for length in exact]
-    crops = context.sizes("next").crops
-    longer = [TEXT_TOKENS + crops * (budget or context.base.patches) for budget in context.budgets("next")]
-    for length in dict.fromkeys([*exact, *padded, *longer] if context.on_card else exact[:2]):
-        yield f"{length} tokens", partial(_prefill, context, model, length)
+    lengths = {f"1.5, {name_of(one)}": _prompt(context, "1.5", one) for one in context.budgets()}
+    exact = list(lengths.values())
+    if context.on_card:
+        for step in (32, 64, 128):
+            lengths |= {f"padded to {step}, {one}": math.ceil(one / step) * step for one in exact}
+        lengths |= {f"next, {name_of(one)}": _prompt(context, "next", one) for one in context.budgets("next")}
+    budgets = {name_of(one): one for one in context.budgets()}
+    for name, length in lengths.items():
+        budget = {} if name.startswith("padded") else {"tokens": budgets[name.split(", ")[1]]}
+        yield name, partial(_prefill, context, model, length, budget)
 
 
-def _prefill(context: CheckContext, model: Any, length: int) -> dict[str, Any]:
+def _prompt(context: CheckContext, form: str, budget: int | None) -> int:
+    """Return the tokens of a prompt: of the text, and of the crops at a budget."""
+    sizes = context.sizes(form)
+    return TEXT_TOKENS + sizes.crops * (sizes.patches if budget is None else budget)
+
+
+def _prefill(context: CheckContext, model: Any, length: int, budget: dict[str, Any]) -> dict[str, Any]:
     from transformers import DynamicCache
 
     decoder = model.get_model()
@@ -395,13 +440,11 @@ def _prefill(context: CheckContext, model: Any, length: int) -> dict[str, Any]:
             use_cache=True,
         ).last_hidden_state[:, -1]
 
+    runs = {"eager": lambda: prefill(embeds, places)}
     with torch.inference_mode():
-        runs = {
-            "eager": lambda: prefill(embeds, places),
-            "graph": captured(prefill, (embeds, places)),
-        }
-    shape = flops.LanguageShape.from_config(model.config)
-    return {"length": length, "flops": 2 * flops.llm_prefill_macs(length, shape), **context.compare(runs)}
+        failed = add_captured(runs, "graph", prefill, (embeds, places))
+    cost = 2 * flops.llm_prefill_macs(length, flops.LanguageShape.from_config(model.config))
+    return {"length": length, **budget, "flops": {"total": cost}, **failed, **context.compare(runs)}
 
 
 def measure_shared_prefix(context: CheckContext) -> Iterator[CheckStep]:
@@ -448,8 +491,8 @@ def measure_engine(context: CheckContext) -> Iterator[CheckStep]:
         for budget in context.budgets():
             if budget != middle:
                 yield f"default, {name_of(budget)}", partial(_rate, context, load, budget)
-        few = replace(load, questions=load.questions[: len(load.questions) // 4])
-        for budget in (None, middle):
+        few = replace(load, questions=load.questions[: len(load.questions) // 8])
+        for budget in context.budgets():
             yield f"not shared, {name_of(budget)}", partial(_rate, context, few, budget, share_prefix=False)
         yield "flips", partial(_engine_flips, load, plain)
 
@@ -469,7 +512,7 @@ def _rate(
     batch: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Measure questions per second, the better of a first pass that captures and a second one excluded."""
+    """Measure questions per second: the best of two passes after one that captures."""
     load = load if budget == "same" else replace(load, pruner=pruner_of(budget))
     load = load if batch is None else replace(load, batch_size=batch)
     load.ask(**options)
@@ -486,6 +529,7 @@ def _rate(
         "all_questions_per_second": [count / one for one in seconds],
         "vision_seconds_per_image": report.vision_seconds / report.images,
         "other_seconds_per_question": (best - report.vision_seconds) / count,
+        **refused(load.model),
     }
 
 
@@ -662,18 +706,19 @@ def measure_compiled(context: CheckContext) -> Iterator[CheckStep]:
 def _compiled_first_token(
     context: CheckContext, stages: PipelineStages, budget: int | None
 ) -> dict[str, Any]:
-    return {"tokens": budget, **context.compare({"compiled": partial(answer, stages, budget)})}
+    found = context.compare({"compiled": partial(answer, stages, budget)})
+    return {"tokens": budget, **found, **refused(stages.model)}
 
 
 def _compiled_tower(context: CheckContext, stages: PipelineStages) -> dict[str, Any]:
-    """Time vision and selection of one crop as the model runs them, over the bare tower."""
-    tower, pruner = stages.model.get_vision_tower(), pruner_of(context.base.budgets[1])
-    images = stages.pixels.to(context.device, tower.dtype)
-
-    def whole() -> Any:
-        return stages.model.visual_tokens(stages.model.encode_vision(images)[0], pruner)
-
-    return context.compare({"bare": lambda: bare(tower, images), "compiled": whole})
+    """Time images to projected tokens as the model runs it, over the bare tower."""
+    tower, budget = stages.model.get_vision_tower(), context.base.budgets[1]
+    images = stages.pixels.to(context.device)
+    runs = {
+        "bare": lambda: bare(tower, images.to(tower.dtype)),
+        "compiled": partial(visual_tokens, stages.model, images, budget),
+    }
+    return {**context.compare(runs), **refused(stages.model)}
 
 
 def measure_cpu(context: CheckContext) -> Iterator[CheckStep]:

@@ -16,6 +16,7 @@ from typing import Any
 from llava.table import Table, TableCell, TableRow
 
 Document = dict[str, Any]
+GQA_QUESTIONS = 12578
 PUBLISHED_SHARES = "best published: 82 % on a server CPU, 68 % on a GPU"
 
 
@@ -170,7 +171,7 @@ def slowest_pruned(batch: int) -> Callable[[Document], float]:
             found = {key: one["median_ms"] for key, one in record.items() if isinstance(one, dict)}
         pruned = [time for name, time in found.items() if name != "none"]
         if "none" not in found or not pruned:
-            measured(document, "first-token-1.5", "none")
+            measured(document, FIRST, "none")
             raise Unmeasured("first-token-1.5: no pruned budget was measured")
         return max(pruned) / found["none"]
 
@@ -297,17 +298,24 @@ def _facts(document: Document) -> str:
         f"* Device: {here.get('name')}, driver {here.get('driver')}, torch {here.get('torch')} (CUDA "
         f"{here.get('cuda')}), Triton {here.get('triton')}, transformers {here.get('transformers')}, Python "
         f"{here.get('python')}.",
-        f"* Models: sizes of {here.get('dummy_model')} and its forms for LLaVA-NeXT and Video-LLaVA, random weights.",
+        f"* Models: sizes of {here.get('dummy_model')}, of LLaVA-NeXT's crops and of Video-LLaVA's frames; "
+        "random weights.",
         f"* Attention kernels: {kernels.get('language_model')}, tower {kernels.get('tower')}; baseline: "
         f"{kernels.get('baseline_language_model')}, tower {kernels.get('baseline_tower')}. Selection: "
         f"{kernels.get('selection')}.",
-        "* Times include pruning itself: tower, [CLS] row, selection, projector and prefill, from pixels on the "
-        "host to the token. Decoding of image files is included in questions per second only.",
+        "* The time of pruning itself is counted: tower, [CLS] row, selection, projector and prefill, from "
+        "pixels on the host to the token. Decoding of image files is counted in questions per second only.",
+        "* Cache on: the prefix of an image is prefilled once for its questions. Cache off: `not shared`.",
         f"* Code {document.get('code')}, {document.get('total_seconds', '?')} seconds in all.",
     ]
     codes = {part.get("code") for part in document["parts"].values()} - {None, document.get("code")}
     if codes:
         lines.append(f"* Some parts were measured with other code ({', '.join(sorted(codes))}).")
+    for name, part in document["parts"].items():
+        for one in part["measurements"].values():
+            if one.get("not_captured"):
+                lines.append(f"* Part {name}, stages without a graph: {_flat(one['not_captured'])}.")
+                break
     return "\n".join(lines) + "\n"
 
 
@@ -325,57 +333,41 @@ def _goal_table(document: Document) -> Table:
 
 
 def gains(document: Document) -> Table:
-    """Return the table "What pruning buys": one line per quantity, all tokens and three budgets side by side."""
-    lines: list[list[str]] = []
-    for title, part, prefix, variant in (
-        ("first token, one image, ms", FIRST, "", "graph"),
-        ("first token, LLaVA-NeXT, ms", NEXT, "", "graph"),
-        ("first token, 8 frames of a video, ms", "video", "", "graph"),
-    ):
-        lines.append(_line(document, title, part, prefix, lambda one, v=variant: one[v]["median_ms"], True))
-    lengths = sorted({one["new_tokens"] for one in _records(document, "decode") if "new_tokens" in one})
-    for count in lengths:
-        prefix = f"{count} tokens"
-        line = _line(
-            document, f"answer of {count} tokens, ms", "decode", prefix, lambda one: one["graph"]["median_ms"]
-        )
-        lines.append(line)
-    lines += [
-        _line(
-            document,
-            "questions/s, image prefix shared",
-            "engine",
-            "default",
-            lambda one: one["questions_per_second"],
+    """Return the table "What pruning buys": one line per quantity, all tokens and three budgets."""
+    graph, eager = _median("graph"), _median("eager")
+    rates = lambda one: one["questions_per_second"]  # noqa: E731
+    long = [name for name in names(document, "decode") if not name.startswith("token")]
+    count = long[0].split(" ")[0] if long else "256"
+    lines = [
+        _line(document, "first token, one image, ms", FIRST, "", graph, True),
+        _line(document, "first token, LLaVA-NeXT, ms", NEXT, "", graph, True),
+        _line(document, "first token, 8 frames of a video, ms", "video", "", graph, True),
+        _line(document, "prefill alone, LLaVA-1.5, ms", "prefill", "1.5", graph, True),
+        _line(document, "prefill alone, LLaVA-NeXT, ms", "prefill", "next", graph, True),
+        _line(document, f"answer of {count} tokens, ms", "decode", f"{count} tokens", graph),
+        _line(document, "questions/s, image prefix shared", "engine", "default", rates),
+        _line(document, "questions/s, nothing shared", "engine", "not shared", rates),
+        *(
+            _line(
+                document, f"images that fit into {size}", "memory", "", lambda one, s=size: one["images"][s]
+            )
+            for size in ("24 GB", "80 GB")
         ),
-        _line(
-            document,
-            "questions/s, nothing shared",
-            "engine",
-            "not shared",
-            lambda one: one["questions_per_second"],
-        ),
+        _line(document, "first token on the CPU, small model, ms", "cpu", "tiny", eager, True),
+        _line(document, "first token on the CPU, bfloat16, ms", "cpu", "bfloat16", eager, True),
     ]
-    for size in ("24 GB", "80 GB"):
-        title = f"images that fit into {size}"
-        lines.append(_line(document, title, "memory", "", lambda one, s=size: one["images"][s]))
-    for prefix, title in (
-        ("tiny", "first token on the CPU, small model, ms"),
-        ("bfloat16", "first token on the CPU, bfloat16, ms"),
-    ):
-        lines.append(_line(document, title, "cpu", prefix, lambda one: one["eager"]["median_ms"], True))
     notes = [
         "Budgets are the three of the model: 128, 64 and 32 tokens of a crop (57, 28 and 14 of a frame). The "
-        "reduction realized is the reduction of the time at the second budget over that of all FLOPs (tower, "
-        f"selection, projector, language model); {PUBLISHED_SHARES}, of the prefill alone.",
-        "Images that fit: KV caches of the prompts beside the weights and the peak of one first token, computed.",
+        "reduction realized is the reduction of the time at the second budget over that of the FLOPs: of the "
+        f"language model for a prefill, else of all parts ({PUBLISHED_SHARES}).",
+        "Images that fit: KV caches of prompts, besides weights and the peak of one first token; computed.",
     ]
     header = ["", "all tokens", "first budget", "second", "third", "time saved", "FLOPs saved", "realized"]
-    return _table("What pruning buys", header, lines, notes, left=1)
+    return _table("What pruning buys", header, lines, notes)
 
 
-def _records(document: Document, part: str) -> list[dict[str, Any]]:
-    return list(document["parts"].get(part, {}).get("measurements", {}).values())
+def _median(variant: str) -> Callable[[dict[str, Any]], float]:
+    return lambda one: one[variant]["median_ms"]
 
 
 def _line(
@@ -383,167 +375,148 @@ def _line(
     title: str,
     part: str,
     prefix: str,
-    value: Callable[[Any], float],
+    value: Callable[[dict[str, Any]], float],
     reduction: bool = False,
 ) -> list[str]:
     """Return a line of `gains`, with dashes for what is not measured."""
-    found = by_tokens(document, part, prefix)
-    records = document["parts"].get(part, {}).get("measurements", {})
-    budgets = [None, *sorted((one for one in found if one is not None), reverse=True)]
-    values = {one: value(records[found[one]]) for one in budgets if one in found}
-    cells = [_number(values[one]) if one in values else "-" for one in (*budgets, *[-1] * 3)][:4]
-    second = budgets[2] if len(budgets) > 2 else None
-    if not reduction or second is None or None not in values:
+    records = _measurements(document, part)
+    found = {records[name]["tokens"]: records[name] for name in by_tokens(document, part, prefix).values()}
+    pruned = sorted((budget for budget in found if budget is not None), reverse=True)
+    budgets = [None, *pruned]
+    values = {budget: _value(value, found[budget]) for budget in budgets if budget in found}
+    cells = [_cell(values.get(budget)) for budget in budgets][:4]
+    cells += ["-"] * (4 - len(cells))
+    second = pruned[1] if len(pruned) > 1 else None
+    if not reduction or second is None or values.get(None) is None or values[second] is None:
         return [title, *cells, "", "", ""]
     saved = 1 - values[second] / values[None]
-    costs = [records[found[one]]["flops"]["total"] for one in (None, second)]
-    theory = 1 - costs[1] / costs[0]
-    return [title, *cells, f"{100 * saved:.0f} %", f"{100 * theory:.0f} %", f"{100 * saved / theory:.0f} %"]
+    theory = 1 - found[second]["flops"]["total"] / found[None]["flops"]["total"]
+    return [title, *cells, *(f"{100 * one:.0f} %" for one in (saved, theory, saved / theory))]
 
 
 def tables(document: Document) -> list[Table]:
     """Return the tables of single measurements that the documents show."""
+    bare, baseline, eager, graph = map(_median, ("bare", "baseline", "eager", "graph"))
     found = []
     for title, part in (("LLaVA-1.5", FIRST), ("LLaVA-NeXT", NEXT), ("Video-LLaVA", "video")):
-        rows = []
-        for budget, name in by_tokens(document, part).items():
-            one = document["parts"][part]["measurements"][name]
-            times = [one[variant]["median_ms"] for variant in ("baseline", "eager", "graph")]
-            rows.append(
-                [
-                    _budget_name(budget),
-                    one["visual_tokens"],
-                    *map(_number, times),
-                    *_shares(document, part, one),
-                ]
-            )
-        header = [
-            "budget",
-            "visual tokens",
-            "baseline",
-            "eager",
-            "captured",
-            "captured / unpruned baseline",
-            "captured / unpruned",
-        ]
-        found.append(_table(f"First token, {title}, ms", header, rows))
-    batches = []
-    for name in names(document, FIRST, "batch"):
-        one = document["parts"][FIRST]["measurements"][name]
-        batches.append(
-            [
-                one["batch"],
-                *(f"{key}: {_number(t['median_ms'])}" for key, t in one.items() if isinstance(t, dict)),
-            ]
-        )
-    found.append(_table("First token of a batch, ms", ["batch", "", "", "", ""], batches))
-    decoded = [
-        [
-            _budget_name(one["tokens"]),
-            _number(one["eager_ms"]),
-            _number(one["graph_ms"]),
-            _number(one["graph_ms"] / one["eager_ms"]),
-        ]
-        for one in _records(document, "decode")
-        if "eager_ms" in one
-    ]
-    found.append(
-        _table("Decoded token, batch 1, ms", ["budget", "eager", "captured", "captured / eager"], decoded)
-    )
-    towers = []
-    for name in names(document, "tower"):
-        one = document["parts"]["tower"]["measurements"][name]
-        times = [one[variant]["median_ms"] for variant in ("bare", "tower", "tower_graph", "eager", "graph")]
-        towers.append([name, *map(_number, times), _number(times[-1] / times[0])])
-    header = [
-        "crops, dtype",
-        "bare",
-        "with row",
-        "captured",
-        "with row and selection",
-        "captured",
-        "captured / bare",
-    ]
-    found.append(_table("Tower, ms", header, towers))
-    selections = [
-        [one["rows"], one["tokens"], *(_time(one, variant) for variant in ("loop", "eager", "graph"))]
-        for one in _records(document, "selection")
-    ]
-    found.append(_table("Selection, ms", ["rows", "T", "loop", "eager", "captured"], selections))
-    prefills = [
-        [
-            one["length"],
-            _time(one, "eager"),
-            _time(one, "graph"),
-            _number(one["flops"] / one["graph"]["median_ms"] / 1e9),
-        ]
-        for one in _records(document, "prefill")
-    ]
-    found.append(_table("Prefill, ms", ["tokens", "eager", "captured", "TFLOP/s"], prefills))
-    engines = [
-        [
-            name,
-            one["questions"],
-            one.get("batch_size", 1),
-            _budget_name(one.get("tokens")),
-            _number(one["questions_per_second"]),
-        ]
-        for name, one in document["parts"].get("engine", {}).get("measurements", {}).items()
-        if "questions_per_second" in one
-    ]
-    found.append(_table("Engine, GQA-like", ["run", "questions", "batch", "budget", "questions/s"], engines))
-    prefixes = []
-    for one in _records(document, "prefix"):
-        whole = one["copy_ms"] + one["copied_ms"] if one["queries"] > 1 else one["copied_ms"]
-        prefixes.append(
-            [one["prefix"], one["queries"], *(_number(one["layers"] * value) for value in (one["copy_ms"], one["copied_ms"], one["merged_ms"])),
-             _number(one["layers"] * (whole - one["merged_ms"])), f"{one['max_difference']:.1e}"]
-        )  # fmt: skip
-    found.append(
-        _table(
-            "Attention over a shared prefix, all layers, ms",
-            ["prefix", "queries", "copy", "attention, copied", "merged", "saved", "difference"],
-            prefixes,
-            ["The copy is made once per batch, for the first of its passes."],
-        )
-    )
-    pope = []
-    for name, one in document["parts"].get("pope", {}).get("measurements", {}).items():
-        for budget in ("none", "64"):
-            got = one[budget]
-            pope.append(
-                [name, budget, one["questions"], f"{got['score']:.4f}",
-                 f"{got['answers_that_differ']} of {got['answers_compared']}",
-                 f"{got['kept_tokens_that_differ']} of {got['kept_tokens']}", _number(got["questions_per_second"])]
-            )  # fmt: skip
-    header = [
-        "device, dtype",
-        "budget",
-        "questions",
-        "score",
-        "answers that differ",
-        "kept tokens that differ",
-        "questions/s",
-    ]
-    found.append(_table("Bundled POPE, compared with float32 on the CPU", header, pope))
+        unpruned = _measurements(document, part).get("none", {})
+        columns = {
+            "budget": lambda one: _budget_name(one["tokens"]),
+            "visual tokens": lambda one: one["visual_tokens"],
+            "baseline": baseline,
+            "eager": eager,
+            "captured": graph,
+            "captured / unpruned baseline": lambda one, u=unpruned: graph(one) / baseline(u),
+            "captured / unpruned": lambda one, u=unpruned: graph(one) / graph(u),
+        }
+        found.append(_of_part(document, part, f"First token, {title}, ms", columns, "visual_tokens"))
+    budgets = ["none", *map(str, document["budgets"]["1.5"])]
+    columns = {"batch": lambda one: one["batch"], **{name: _median(name) for name in budgets}}
+    found.append(_of_part(document, FIRST, "First token of a batch, ms", columns, "batch"))
+    columns = {
+        "budget": lambda one: _budget_name(one["tokens"]),
+        "eager": lambda one: one["eager_ms"],
+        "captured": lambda one: one["graph_ms"],
+        "captured / eager": lambda one: one["graph_ms"] / one["eager_ms"],
+    }
+    found.append(_of_part(document, "decode", "Decoded token, batch 1, ms", columns, "eager_ms"))
+    columns = {
+        "bare": bare,
+        "with row": _median("tower"),
+        "with row, captured": _median("tower_graph"),
+        "with row and selection": eager,
+        "the same, captured": graph,
+        "captured / bare": lambda one: graph(one) / bare(one),
+    }
+    found.append(_of_part(document, "tower", "Tower, ms", columns, "crops", "crops, dtype"))
+    columns = {"loop": _median("loop"), "eager": eager, "captured": graph}
+    found.append(_of_part(document, "selection", "Selection, ms", columns, "rows", "rows"))
+    columns = {
+        "tokens": lambda one: one["length"],
+        "eager": eager,
+        "captured": graph,
+        "TFLOP/s": lambda one: one["flops"]["total"] / graph(one) / 1e9,
+    }
+    found.append(_of_part(document, "prefill", "Prefill, ms", columns, "length", "prompt"))
+    columns = {
+        "questions": lambda one: one["questions"],
+        "batch": lambda one: one.get("batch_size", 1),
+        "budget": lambda one: _budget_name(one["tokens"]),
+        "questions/s": lambda one: one["questions_per_second"],
+        "GQA testdev, s": lambda one: GQA_QUESTIONS / one["questions_per_second"],
+    }
+    found.append(_of_part(document, "engine", "Engine, GQA-like", columns, "questions_per_second", "run"))
+    columns = {
+        "copy": lambda one: one["layers"] * one["copy_ms"],
+        "attention, copied": lambda one: one["layers"] * one["copied_ms"],
+        "attention, merged": lambda one: one["layers"] * one["merged_ms"],
+        "difference": lambda one: f"{one['max_difference']:.1e}",
+    }
+    title, notes = "Attention over a shared prefix, all layers, ms", ["The copy is made once per batch."]
+    found.append(_of_part(document, "prefix", title, columns, "copy_ms", "prefix, queries", notes))
+    columns = {
+        "images compared": lambda one: one["images_compared"],
+        "questions": lambda one: one["questions"],
+    }
+    for budget in ("none", "64"):
+        columns |= {
+            f"score, {budget}": lambda one, b=budget: f"{one[b]['score']:.4f}",
+            f"answers that differ, {budget}": lambda one, b=budget: (
+                f"{one[b]['answers_that_differ']} of {one[b]['answers_compared']}"
+            ),
+            f"kept tokens that differ, {budget}": lambda one, b=budget: (
+                f"{one[b]['kept_tokens_that_differ']} of {one[b]['kept_tokens']}"
+            ),
+        }
+    title = "Bundled POPE, compared with float32 on the CPU"
+    found.append(_of_part(document, "pope", title, columns, "images", "device, dtype"))
     return found
 
 
-def _shares(document: Document, part: str, one: dict[str, Any]) -> list[str]:
-    unpruned = document["parts"][part]["measurements"].get("none")
-    if unpruned is None:
-        return ["-", "-"]
-    time = one["graph"]["median_ms"]
-    return [_number(time / unpruned[variant]["median_ms"]) for variant in ("baseline", "graph")]
+def _measurements(document: Document, part: str) -> dict[str, dict[str, Any]]:
+    return document["parts"].get(part, {}).get("measurements", {})
+
+
+def _of_part(
+    document: Document,
+    part: str,
+    title: str,
+    columns: dict[str, Callable[[dict[str, Any]], Any]],
+    key: str,
+    named: str = "",
+    notes: Sequence[str] = (),
+) -> Table:
+    """Return a table of the measurements of a part that have `key`, one per line.
+
+    Args:
+        named: Title of a first column with the names of the measurements; "" for none.
+    """
+    rows = [
+        [*([name] if named else []), *(_cell(_value(column, one)) for column in columns.values())]
+        for name, one in _measurements(document, part).items()
+        if key in one
+    ]
+    return _table(title, [*([named] if named else []), *columns], rows, notes)
+
+
+def _value(function: Callable[[dict[str, Any]], Any], one: dict[str, Any]) -> Any:
+    """Return a value of a measurement; None if it is not there, because a variant of it failed."""
+    try:
+        return function(one)
+    except KeyError:
+        return None
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return _number(value) if isinstance(value, float) else str(value)
 
 
 def _part(name: str, part: dict[str, Any]) -> str:
-    lines = [
-        f"### {name}\n",
-        f"{part['state']}, {part['seconds']:.0f} s{': ' + part['reason'] if part['reason'] else ''}\n",
-    ]
-    for key, value in part["measurements"].items():
-        lines.append(f"* {key}: `{_flat(value)}`")
+    reason = f": {part['reason']}" if part["reason"] else ""
+    lines = [f"### {name}\n", f"{part['state']}, {part['seconds']:.0f} s{reason}\n"]
+    lines += [f"* {key}: `{_flat(value)}`" for key, value in part["measurements"].items()]
     lines += [f"* {key}: not measured: {reason}" for key, reason in part["not_measured"].items()]
     lines += [f"* {key}: FAILED: `{error}`" for key, error in part["errors"].items()]
     return "\n".join(lines) + "\n"
@@ -557,12 +530,8 @@ def _flat(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_flat(one)}" for key, one in value.items())
     if isinstance(value, list):
-        return " ".join(_flat(one) for one in value)
-    return _number(value) if isinstance(value, float) else str(value).replace("`", "'")
-
-
-def _time(one: dict[str, Any], variant: str) -> str:
-    return _number(one[variant]["median_ms"]) if variant in one else "-"
+        return " ".join(map(_flat, value))
+    return _number(value) if isinstance(value, float) else str(value).replace("`", "'").replace("\n", " ")
 
 
 def _budget_name(budget: int | None) -> str:
@@ -578,6 +547,5 @@ def _table(
     title: str, header: Sequence[str], rows: Sequence[Sequence[Any]], notes: Sequence[str] = (), left: int = 1
 ) -> Table:
     lines = [TableRow([TableCell(str(cell)) for cell in row]) for row in rows]
-    width = len(header)
-    lines = lines or [TableRow([TableCell("not measured"), *[TableCell()] * (width - 1)])]
+    lines = lines or [TableRow([TableCell("not measured"), *[TableCell()] * (len(header) - 1)])]
     return Table(title, header, lines, notes, ["left"] * left)

@@ -3,9 +3,9 @@
     measure_prefix(2880, rows=64, queries=40, device="cuda", dtype=torch.float16)
 
 Two ways for one layer. Copied: the keys and values of the prefix are copied to every row, and one call of
-SDPA with a mask attends to prefix and suffix, as `llava.model.decode.generate_shared` does. Merged: the queries of
-all rows attend to the one prefix, every row attends to its own suffix, and both results are merged by their
-log-sum-exp. Used by the part `prefix` of `gpu_check.py`; no model is needed.
+SDPA with a mask attends to prefix and suffix, as in `generate_shared` of `llava.model.decode`. Merged: the
+queries of all rows attend to the one prefix, every row attends to its own suffix, and both results are merged
+by their log-sum-exp. Used by the part `prefix` of `gpu_check.py`; no model is needed.
 """
 
 from __future__ import annotations

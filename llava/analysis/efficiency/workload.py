@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from llava.eval.inference.vision_cache import VisionCache
 from llava.mm_utils import load_image
 from llava.model import load_pretrained_model
 from llava.model.decode import Decoding
+from llava.model.flops import LanguageShape
 from llava.pruning import Pruner, get_pruner
 
 GQA_PER_IMAGE, GQA_NEW_TOKENS = 31, 4
@@ -112,12 +114,24 @@ class EngineWorkload:
         decoding, pruner = Decoding(GQA_NEW_TOKENS), get_pruner("vispruner", args.tokens, args.ratio)
         return cls(tokenizer, model, processor, questions, decoding, pruner, args.batch_size)
 
-    @property
+    @cached_property
     def rows_at_once(self) -> int:
-        """Questions per batch: `batch_size`, else the default of the device."""
-        if self.batch_size is not None:
-            return self.batch_size
-        return 64 if torch.device(self.model.device).type == "cpu" else 256
+        """Questions per batch: `batch_size`, else what an evaluation chooses, by memory on CUDA."""
+        device = torch.device(self.model.device)
+        if self.batch_size is not None or device.type == "cpu":
+            return self.batch_size or 64
+        from llava.eval.inference.memory import question_bytes, questions_per_batch
+
+        engine = Engine(self.model, self.tokenizer, self.processor, decoding=self.decoding)
+        patches = self.model.get_vision_tower().num_patches
+        visual = patches if self.pruner.tokens is None else min(patches, self.pruner.tokens)
+        prompt = visual + max(len(engine.prompt_ids(question)) for question in self.questions)
+        language, element = LanguageShape.from_config(self.model.config), self.model.dtype.itemsize
+        vocabulary, new = self.model.config.vocab_size, self.decoding.max_new_tokens
+        # what torch holds without using it is free as well; the weights are there already
+        free = torch.cuda.mem_get_info(device)[0]
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return questions_per_batch(free, 0, question_bytes(language, vocabulary, element, prompt, new))
 
     def engine(self, **options: Any) -> Engine:
         """Create the engine with the workload's decoding and batch size, or other `options`."""
@@ -202,7 +216,7 @@ class EngineWorkload:
         return {
             "answers": len(singles),
             "engine_against_singles": count_flips(engine, singles),
-            f"unshared_batches_of_{self.batch_size}_against_singles": count_flips(batches, singles),
+            f"unshared_batches_of_{self.rows_at_once}_against_singles": count_flips(batches, singles),
         }
 
 
