@@ -18,6 +18,7 @@ from __future__ import annotations
 import sys
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ from llava.eval.inference.image_loading import ImageLoader, LoadedImage, read_ah
 from llava.eval.inference.vision_cache import VisionCache, image_key
 from llava.mm_utils import is_anyres, load_image, tokenizer_image_token
 from llava.model.decode import Decoding, Row, can_share, generate, generate_shared
+from llava.model.features import VisualTokens
 from llava.model.splice import ContextLimits
 from llava.pruning import Pruner, TextCue
 
@@ -159,6 +161,8 @@ class Engine:
         device = torch.device(self.model.device)
         # torch.cuda, torch.mps, ...
         self._accelerator = None if device.type == "cpu" else torch.get_device_module(device)
+        runtime = getattr(self.model, "runtime", None)
+        self._deferred = runtime is not None and (runtime.graphs or self._accelerator is not None)
         # On a GPU, whole passes of the tower; on a CPU one image at a time is as fast and saves memory.
         self._encode_at_once = 2 * self.model.get_vision_tower().crops_per_pass if self._accelerator else 1
 
@@ -222,7 +226,8 @@ class Engine:
         members = [questions[position] for batch in group.batches for position in batch]
         active = [one for one in settings if any(_wanted([one], question) for question in members)]
         shared = [setting for setting in active if not setting.pruner.needs_question]
-        visual: dict[str, dict[Any, torch.Tensor]] = {setting.name: {} for setting in shared}
+        visual: dict[str, dict[Any, VisualTokens]] = {setting.name: {} for setting in shared}
+        waiting: deque[dict[Any, Any]] = deque()  # images whose flags were not read yet
         features: dict[Any, Any] = {}  # kept only for settings that choose by the question
         broken: dict[Any, str] = {}
         images = [image for image in group.images if image is not None]
@@ -236,10 +241,12 @@ class Engine:
                 features |= encoded
             for setting in shared:
                 began = time.monotonic()
-                with torch.inference_mode():
-                    for image, one in encoded.items():
-                        visual[setting.name][image] = self.model.visual_tokens(one, setting.pruner).embeds
+                visual[setting.name] |= self._prune(encoded, setting.pruner)
                 setting.seconds += self._clock() - began
+            if self._deferred:
+                waiting.append(encoded)
+            if len(waiting) > 1:  # flags of images before these: the device has work meanwhile
+                self._settle(waiting.popleft(), shared, visual)
         wrong = {one.index: broken.get(one.image) or _unaskable(one) for one in members}
         unasked = [DataIssue(one.file, one.line, wrong[one.index]) for one in members if wrong[one.index]]
         stats.failures += unasked
@@ -257,9 +264,12 @@ class Engine:
                 if setting.pruner.needs_question:
                     rows = [self._row_by_question(one, features, setting.pruner) for one in askable]
                 else:
-                    embeds = visual[setting.name]
-                    rows = [Row(self.prompt_ids(one), embeds.get(one.image), one.image) for one in askable]
+                    rows = self._rows(askable, visual[setting.name])
                 answers = self._answer(askable, rows)
+                if waiting and any([self._settle(one, shared, visual) for one in waiting]):
+                    if not setting.pruner.needs_question:
+                        answers = self._answer(askable, self._rows(askable, visual[setting.name]))
+                waiting.clear()
                 setting.seconds += time.monotonic() - began
                 setting.writer.write([one for one in answers if isinstance(one, Answer)])
                 lost = [
@@ -290,7 +300,7 @@ class Engine:
                 broken[image] = error
             elif isinstance(content, tuple):
                 new.append(image)
-                pixels.append(content[0].to(self.model.device))
+                pixels.append(content[0])
                 sizes.append(content[1])
                 found[image] = None  # keeps the order
             else:
@@ -305,6 +315,40 @@ class Engine:
             for image in new:
                 self.vision_cache.put(self._key(image), found[image])
         return found
+
+    @torch.inference_mode()
+    def _prune(self, encoded: dict[Any, Any], pruner: Pruner) -> dict[Any, VisualTokens]:
+        """Return image -> visual tokens; on an accelerator without waiting for it (see `_settle`)."""
+        if self._deferred:
+            found = self.model.visual_tokens_deferred(list(encoded.values()), pruner)
+            return dict(zip(encoded, found, strict=True))
+        return {image: self.model.visual_tokens(one, pruner) for image, one in encoded.items()}
+
+    @torch.inference_mode()
+    def _settle(
+        self,
+        encoded: dict[Any, Any],
+        settings: Sequence[PassSetting],
+        visual: dict[str, dict[Any, VisualTokens]],
+    ) -> bool:
+        """Read the flags of pruned images; prune those that need it with care, and return whether any did."""
+        flags = {
+            (setting.name, image): visual[setting.name][image].doubt
+            for setting in settings
+            for image in encoded
+            if visual[setting.name][image].doubt is not None
+        }
+        if not flags or not torch.stack(list(flags.values())).any():
+            return False
+        for setting in settings:
+            for image, one in encoded.items():
+                if flags.get((setting.name, image)) is not None:
+                    visual[setting.name][image] = self.model.visual_tokens(one, setting.pruner)
+        return True
+
+    def _rows(self, questions: Sequence[Question], visual: dict[Any, VisualTokens]) -> list[Row]:
+        images = {image: tokens.embeds for image, tokens in visual.items()}
+        return [Row(self.prompt_ids(one), images.get(one.image), one.image) for one in questions]
 
     @torch.inference_mode()
     def _row_by_question(self, question: Question, features: dict[Any, Any], pruner: Pruner) -> Row:
