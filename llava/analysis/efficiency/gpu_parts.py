@@ -37,7 +37,7 @@ from llava.model import flops
 from llava.model.decode import Decoding
 from llava.paths import BUNDLED_DATA, BUNDLED_MODEL, REPOSITORY
 from llava.pruning import Pruner, get_pruner
-from llava.pruning.diversity import rounds_backend
+from llava.pruning.kernels import rounds_backend
 
 TEXT_TOKENS = 80
 CheckStep = tuple[str, Callable[[], Any]]
