@@ -62,7 +62,7 @@ VARIABLES = {
         "dtype of the vision tower", "float32, float16, bfloat16 or float64", _dtype
     ),
     "VISPRUNER_ROUNDS": EnvironmentVariable(
-        "implementation of the duplicate removal", *_one_of("triton", "torch")
+        "implementation of the token selection on CUDA", *_one_of("triton", "torch")
     ),
     "VISPRUNER_CACHE": EnvironmentVariable("cache folder", "a folder", lambda text: bool(text.strip())),
     "VISPRUNER_ALLOW_OUTSIDE": EnvironmentVariable(

@@ -77,7 +77,7 @@ def _neighbors_kernel(similarity, values, places, size, SIZE: tl.constexpr, KEEP
     who = tl.zeros([KEEP], tl.int32)
     for slot in range(KEEP):
         top = tl.max(left, axis=0)
-        place = tl.min(tl.where((left == top) & (lanes < size), lanes, SIZE), axis=0)
+        place = tl.min(tl.where(left == top, lanes, size - 1), axis=0)
         best = tl.where(slots == slot, top, best)
         who = tl.where(slots == slot, place, who)
         left = tl.where(lanes == place, float("-inf"), left)
