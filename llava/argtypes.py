@@ -45,6 +45,19 @@ def failures(text: str) -> int | float:
     return number
 
 
+def batch_size(text: str) -> int | None:
+    """Parse a batch size: an integer >= 1, or auto, which is None."""
+    if text.lower() == "auto":
+        return None
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected an integer >= 1 or 'auto'")
+    return number
+
+
 def at_least(low: float, kind: type = int) -> Callable[[str], Any]:
     """Make an argparse type for numbers >= `low`."""
 

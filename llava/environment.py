@@ -64,6 +64,7 @@ VARIABLES = {
     "VISPRUNER_ROUNDS": EnvironmentVariable(
         "implementation of the duplicate removal", *_one_of("triton", "torch")
     ),
+    "VISPRUNER_GRAPHS": EnvironmentVariable("0: no CUDA graphs", *_one_of("0", "1")),
     "VISPRUNER_CACHE": EnvironmentVariable("cache folder", "a folder", lambda text: bool(text.strip())),
     "VISPRUNER_ALLOW_OUTSIDE": EnvironmentVariable(
         "1: weight indices may name files outside of the checkpoint", *_one_of("0", "1")

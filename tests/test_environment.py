@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).parents[1]
         *(("VISPRUNER_TOWER_DTYPE", value) for value in ("float32", "torch.bfloat16", "FP16")),
         *(("VISPRUNER_ROUNDS", value) for value in ("triton", "torch")),
         *(("VISPRUNER_METHOD", value) for value in list_pruners()),
-        *(("VISPRUNER_SYSTEM_PYTHON", value) for value in ("0", "1")),
+        *((f"VISPRUNER_{name}", value) for name in ("SYSTEM_PYTHON", "GRAPHS") for value in ("0", "1")),
         ("VISPRUNER_PROCESSES", "4"),
         ("VISPRUNER_CACHE", "~/cache"),
         ("OTHER_TOKENS", "anything"),
@@ -49,6 +49,7 @@ def test_valid_values(name, value):
         ("VISPRUNER_TOWER_DTYPE", "int8", "float32"),
         ("VISPRUNER_PROCESSES", "0", "integer >= 1"),
         ("VISPRUNER_SYSTEM_PYTHON", "yes", "0, 1"),
+        ("VISPRUNER_GRAPHS", "off", "0, 1"),
         ("VISPRUNER_METHOD", " ", "method"),
     ],
 )

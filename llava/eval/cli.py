@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava import paths
+from llava import argtypes, paths
 from llava.argtypes import at_least, failures, ratio
 from llava.environment import check_environment
 from llava.eval.benchmarks import Benchmark, DataError, DataIssue, Score, benchmark_name
+from llava.eval.inference.memory import MOST_QUESTIONS
 from llava.eval.jobs.job import Job, resolve_job, resolve_pruner
 from llava.eval.jobs.session import ModelError, TooManyFailures
 from llava.eval.metrics.scorecard import Scorecard
@@ -35,7 +36,7 @@ _SHOWN = 50  # failures listed at the end
 _JOB_ARGUMENTS = (
     *("device", "dtype", "tower_dtype", "attn_implementation", "preset", "conv_mode", "batch_size"),
     *("model_base",),
-    *("max_new_tokens", "temperature", "top_p", "num_beams", "seed", "num_workers"),
+    *("max_new_tokens", "temperature", "top_p", "num_beams", "seed", "num_workers", "graphs", "compile"),
 )
 
 
@@ -142,7 +143,9 @@ def add_inference_arguments(
     add, count = parser.add_argument_group("inference").add_argument, at_least(1)
     template = f"conversation template (default: {conv_mode or 'that of the checkpoint'})"
     add("--conv-mode", default=conv_mode, help=template)
-    add("--batch-size", type=count, help="questions per batch (default: 64, 16 on CUDA)")
+    sizes = "questions per batch; auto: the recorded size of a run that is resumed, else by the free memory "
+    sizes += f"of the GPU, at most {MOST_QUESTIONS}, or 64 on a CPU (default: auto)"
+    add("--batch-size", type=argtypes.batch_size, metavar="N|auto", help=sizes)
     note = f"of sampling; 0 is greedy (default: {temperature:g})"
     add("--temperature", type=at_least(0, float), default=temperature, help=note)
     add("--top_p", "--top-p", type=ratio, help="nucleus sampling mass (default: off)")
@@ -151,6 +154,9 @@ def add_inference_arguments(
     add("--no-share-prefix", action="store_true", help="prefill every question instead of once per image")
     workers = "image loading processes; 0 uses threads (default: auto)"
     add("--num-workers", "--workers", type=at_least(0), help=workers)
+    graphs = "launch every kernel by itself instead of replaying CUDA graphs (also VISPRUNER_GRAPHS=0)"
+    add("--no-graphs", dest="graphs", action="store_const", const=False, help=graphs)
+    add("--compile", action="store_true", help="compile layers, on CUDA: faster, with other last bits")
 
 
 def add_data_argument(parser: argparse.ArgumentParser) -> None:
@@ -177,7 +183,8 @@ def job_of(
     check_environment(ENVIRONMENT[name] for name in ENVIRONMENT if given & {name, ARGUMENTS.get(name)})
     given = {name: getattr(args, name) for name in _JOB_ARGUMENTS}
     shared = not args.no_share_prefix
-    return resolve_job(model, config, anyres=anyres, local_rank=local_rank, share_prefix=shared, **given)
+    given |= {"share_prefix": shared, "num_processes": getattr(args, "num_processes", 1)}
+    return resolve_job(model, config, anyres=anyres, local_rank=local_rank, **given)
 
 
 def command_of(

@@ -110,15 +110,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         + (f", {size} processes" if size > 1 else "")
     )
     output = args.output or args.output_dir / benchmark.name / job.name / setting_name(pruner)
-    run = SettingRun.open(job, task, pruner, output.expanduser(), size, exclusive=args.num_processes > 1)
+    command = cli.command_of(parser, args, ("num_chunks", "chunk_idx"))
+    several = {"size": size, "exclusive": args.num_processes > 1}
+    run = SettingRun.open(job, task, pruner, output.expanduser(), **several, command=command)
     answered = len(task.asked) - len(run.missing(task))
     if answered == len(task.asked):
         say("all questions are already answered")
     elif answered:
         say(f"resuming: {answered} of {len(task.asked)} questions are already answered")
+    if run.batch_line and answered < len(task.asked):
+        say(run.batch_line)
 
     if not args.part and (rank.rank == 0 or args.num_chunks > 1):
-        execute.record_start(task, run, cli.command_of(parser, args, ("num_chunks", "chunk_idx")))
+        execute.record_start(task, run, command)
     session, failed = Session(job, max_failures=args.max_failures), 0
     if args.num_processes > 1:
         wrong = execute.start_processes(argv, task, run, size, job.device)

@@ -31,7 +31,7 @@ from llava.eval import cli
 from llava.eval.benchmarks import DataError
 from llava.eval.metrics.scorecard import NAME, Scorecard
 from llava.eval.store.answer_file import is_locked
-from llava.eval.store.provenance import Configuration
+from llava.eval.store.provenance import Configuration, compared
 from llava.eval.store.run_record import FAILURES, RUN, RunRecord, beside, read_failures
 from llava.eval.store.shards import ANSWERS, SHARD
 from llava.paths import REPOSITORY
@@ -187,7 +187,9 @@ def state_of(name: Path, files: Sequence[Path], record_file: Path, failures_file
     counts = Counter({config: len(found) for config, found in scan.indices.items()})
     config = record.config if record is not None else next(iter(dict(counts.most_common(1))), None)
     found = scan.indices.get(config, set()) if config is not None else set()
-    run.configuration = record.configuration if record is not None else scan.metadata.get(config, {})
+    configuration = record.configuration if record is not None else scan.metadata.get(config, {})
+    if configuration:
+        run.configuration = {"compile": False, **compared(configuration)}
     _describe(run, record)
     card = _card(run, name, config) if name.is_dir() else None
     run.answered = len(found)

@@ -197,7 +197,7 @@ def _answer(
         name = setting_name(pruner)
         try:
             folder = args.output / task.benchmark.name / name
-            runs.append(SettingRun.open(session.job, task, pruner, folder))
+            runs.append(SettingRun.open(session.job, task, pruner, folder, together=pruners))
             execute.record_start(task, runs[-1], command)
         except (AnswerFileError, OSError) as error:
             failures.note(f"{task.title}, {name}", error)
@@ -206,6 +206,9 @@ def _answer(
         f"{task.title}: {len(task.asked)} questions, {len(runs)} settings, {finished} already finished",
         flush=True,
     )
+    for line in dict.fromkeys(run.batch_line for run in runs if run.missing(task)):
+        if line:
+            print(line, flush=True)
     try:
         vision = execute.answer(session, task, runs)
     except (ModelError, TooManyFailures):

@@ -33,6 +33,7 @@ from llava.model.settings import (
     ENVIRONMENT,
     choose_attention,
     choose_dtypes,
+    choose_runtime,
     resolve_preset,
     resolve_pruning,
 )
@@ -72,6 +73,8 @@ def load_pretrained_model(
     model_class: type | None = None,
     preset: str | None = None,
     allow_outside: bool = False,
+    graphs: bool | None = None,
+    compile: bool = False,
     **kwargs: Any,
 ) -> tuple[Any, Any, Any, int]:
     """Load a LLaVA checkpoint; return (tokenizer, model, image_processor, context_len).
@@ -100,12 +103,15 @@ def load_pretrained_model(
         preset: "published" sets dtype (not on a CPU), tower_dtype and anyres as for the published numbers,
             and rounds pixels to float16 before the tower; "exact" (default) sets nothing.
         allow_outside: a weight index may name files outside of its folder (also VISPRUNER_ALLOW_OUTSIDE=1).
+        graphs: capture the stages of a generation as CUDA graphs (default: on CUDA, unless
+            VISPRUNER_GRAPHS=0).
+        compile: compile layers, on CUDA only; last bits of the results differ.
         kwargs: revision, cache_dir, token and local_files_only for the Hub, and arguments of LLaVA and
             transformers that have no effect here.
 
     Raises:
-        ValueError: an argument or environment variable is invalid, or contradicts the preset;
-            `CheckpointError` for files.
+        ValueError: an argument or environment variable is invalid, or contradicts the preset, or layers
+            are to be compiled on a device without CUDA; `CheckpointError` for files.
         FileNotFoundError: the checkpoint, its tower or its tokenizer was not found.
         ImportError: an optional package is missing.
         TypeError: unknown argument.
@@ -117,6 +123,7 @@ def load_pretrained_model(
         "anyres": anyres,
         "tower_dtype": tower_dtype,
         "preset": preset,
+        "graphs": graphs,
     }
     check_environment(ENVIRONMENT[name] for name, value in given.items() if value is not None)
     extra, hub = _check_kwargs(kwargs)
@@ -130,6 +137,7 @@ def load_pretrained_model(
     resolve_pruning(None, *pruning)  # refuse before reading anything
     device_main = main_device(device_map, device)
     choose_dtypes(dtype, tower_dtype, None, device_main, preset)
+    choose_runtime(graphs, compile, device_main)
 
     folder = resolve_checkpoint(model_path, **hub)
     base = resolve_checkpoint(model_base, **hub) if model_base else None
@@ -191,6 +199,7 @@ def load_pretrained_model(
         _check_ids(model, checkpoint)
     model.loading_notes = tuple(notes)
     connect(model, placement)
+    model.set_runtime(graphs=graphs, compiled=compile)
     return tokenizer, model.eval(), model.get_vision_tower().image_processor, context_length(config)
 
 

@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "anyres": "VISPRUNER_ANYRES",
     "tower_dtype": "VISPRUNER_TOWER_DTYPE",
     "preset": "VISPRUNER_PRESET",
+    "graphs": "VISPRUNER_GRAPHS",
 }
 ARGUMENTS = {
     "method": "method",
@@ -223,6 +224,22 @@ def choose_dtypes(
     if torch.float64 in (chosen, tower) and not has_float64(device.type):
         raise ValueError(f"dtype: {device.type} devices have no float64. Choose float32 or float16.")
     return chosen, tower or chosen
+
+
+def choose_runtime(graphs: bool | None, compile: bool, device: torch.device) -> bool:
+    """Return whether stages are captured as CUDA graphs: as asked, else on CUDA unless VISPRUNER_GRAPHS=0.
+
+    Raises:
+        ValueError: compiled layers were asked for on a device without CUDA.
+    """
+    if compile and device.type != "cuda":
+        raise ValueError(
+            f"compile: the device is {device.type}, and compiled layers need a CUDA device. Omit compile "
+            "(--compile)."
+        )
+    if graphs is not None:
+        return graphs
+    return device.type == "cuda" and os.environ.get(ENVIRONMENT["graphs"]) != "0"
 
 
 def choose_attention(requested: str | None, dtype: torch.dtype, tower_dtype: torch.dtype) -> tuple[str, str]:

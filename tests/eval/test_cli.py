@@ -12,8 +12,12 @@ import torch
 from helpers.checkpoints import SOURCE, load, weights, write
 from helpers.golden_model import DATA
 from helpers.synthetic_pope import make_pope
-from llava.eval import cli, run
+from llava.eval import cli, model_vqa_loader, run, run_llava, sweep
+from llava.eval.jobs import session
+from llava.eval.jobs.job import Task
 from llava.model.checkpoint import CheckpointError
+from llava.model.checkpoint.config import stored_config
+from llava.pruning import get_pruner
 
 
 @pytest.fixture
@@ -91,3 +95,55 @@ def test_what_the_loader_noted_is_in_the_metadata(folders, tmp_path, recwarn):
     (out / "answers.jsonl").write_text(json.dumps(lines[0]) + "\n")
     assert run.main(given) == 0
     assert len((out / "answers.jsonl").read_text().splitlines()) == len(lines)
+
+
+QUESTIONS = ["--question-file", "none.jsonl", "--answers-file", "a.jsonl"]
+COMMANDS = {
+    "run": (run, ["--benchmark", "pope", "--model"]),
+    "sweep": (sweep, ["--model"]),
+    "model_vqa_loader": (model_vqa_loader, [*QUESTIONS, "--model-path"]),
+    "run_llava": (run_llava, ["--image-file", "a.png", "--query", "?", "--model-path"]),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_graphs_and_compiled_layers_of_every_command(name, folders, tmp_path, monkeypatch):
+    """What is asked for reaches the loader, and the metadata."""
+    module, given = COMMANDS[name]
+    parser = module.build_parser()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = stored_config(folders[0])
+    for options, graphs, compiled in (
+        ([], True, False),
+        (["--no-graphs"], False, False),
+        (["--compile"], True, True),
+        (["--compile", "--no-graphs"], False, True),
+    ):
+        args = parser.parse_args([*given, str(folders[0]), "--device", "cuda", *options])
+        job = cli.job_of(args, folders[0], config, None)
+        assert (job.graphs, job.compile) == (graphs, compiled)
+        metadata = job.configuration(Task(()), get_pruner("none")).metadata()
+        assert metadata.get("graphs", False) is graphs and metadata.get("compile", False) is compiled
+        assert set(cli.command_of(parser, args)) & {"--no-graphs", "--compile"} == {*options}
+        asked: dict = {}
+
+        def load_nothing(*_, asked=asked, **more):
+            asked.update(more)
+            return None, None, None, 0
+
+        monkeypatch.setattr("llava.model.builder.load_pretrained_model", load_nothing)
+        session.load_model(job)
+        assert (asked["graphs"], asked["compile"]) == (graphs, compiled)
+    args = parser.parse_args([*given, str(folders[0]), "--device", "cpu"])
+    job = cli.job_of(args, folders[0], config, None)
+    metadata = job.configuration(Task(()), get_pruner("none")).metadata()
+    assert not job.graphs and not {"graphs", "compile"} & metadata.keys()
+    args.compile = True
+    with pytest.raises(ValueError, match="compile: the device is cpu"):
+        cli.job_of(args, folders[0], config, None)
+    monkeypatch.setenv("VISPRUNER_GRAPHS", "off")
+    args.compile = False
+    with pytest.raises(ValueError, match="VISPRUNER_GRAPHS: 'off'"):
+        cli.job_of(args, folders[0], config, None)
+    args.graphs = False  # overrides the variable, which may be invalid then
+    assert cli.job_of(args, folders[0], config, None).graphs is False

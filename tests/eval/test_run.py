@@ -221,6 +221,8 @@ def test_llavas_script_in_chunks_and_cat(data, whole, tmp_path):
                 "0.5",
                 "--max_new_tokens",
                 "3",
+                "--batch-size",
+                "8",
             ]
         )
         assert code == 0

@@ -11,6 +11,7 @@ import torch
 from helpers.checkpoints import IMAGE, NEXT, SOURCE, load, logits, weights, write
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint.find import fetch
+from llava.model.settings import choose_runtime
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +213,39 @@ def test_what_is_quantised(monkeypatch, bits):
     )
     assert not any(model.get_submodule(n).weight.requires_grad for n in swapped)
     torch.testing.assert_close(logits(model), logits(load(SOURCE)))
+
+
+def test_graphs_and_compiled_layers_are_passed_to_the_model(monkeypatch):
+    asked = []
+
+    def set_runtime(self, graphs=None, compiled=False):
+        asked.append((graphs, compiled))
+
+    monkeypatch.setattr("llava.model.llava_arch.LlavaMetaForCausalLM.set_runtime", set_runtime)
+    load(SOURCE), load(SOURCE, graphs=True), load(SOURCE, graphs=False)
+    assert asked == [(None, False), (True, False), (False, False)]
+
+
+def test_compiled_layers_without_cuda_are_refused_before_loading():
+    with pytest.raises(ValueError, match=r"compile: the device is cpu, .*\(--compile\)"):
+        load_pretrained_model("nowhere", device="cpu", compile=True)
+
+
+@pytest.mark.parametrize(
+    ("graphs", "variable", "device", "expected"),
+    [
+        (None, None, "cuda", True),
+        (None, "1", "cuda", True),
+        (None, "0", "cuda", False),
+        (None, "", "cuda", True),
+        (False, "1", "cuda", False),
+        (True, "0", "cuda", True),
+        (None, None, "cpu", False),
+        (None, "1", "cpu", False),
+        (None, None, "mps", False),
+    ],
+)
+def test_where_graphs_are_on(graphs, variable, device, expected, monkeypatch):
+    if variable is not None:
+        monkeypatch.setenv("VISPRUNER_GRAPHS", variable)
+    assert choose_runtime(graphs, False, torch.device(device)) is expected

@@ -36,10 +36,13 @@ from llava.constants import (
 from llava.conversation import conv_templates
 from llava.eval.benchmarks import Answer, DataIssue, Question
 from llava.eval.inference.image_loading import ImageLoader, LoadedImage, read_ahead
+from llava.eval.inference.memory import images_at_once, is_out_of_memory, most_crops
+from llava.eval.inference.stopwatch import Stopwatch
 from llava.eval.inference.vision_cache import VisionCache, image_key
 from llava.mm_utils import is_anyres, load_image, tokenizer_image_token
 from llava.model.decode import Decoding, Row, can_share, generate, generate_shared
 from llava.model.features import VisualTokens
+from llava.model.flops import VisionShape
 from llava.model.splice import ContextLimits
 from llava.pruning import Pruner, TextCue
 
@@ -163,8 +166,10 @@ class Engine:
         self._accelerator = None if device.type == "cpu" else torch.get_device_module(device)
         runtime = getattr(self.model, "runtime", None)
         self._deferred = runtime is not None and (runtime.graphs or self._accelerator is not None)
-        # On a GPU, whole passes of the tower; on a CPU one image at a time is as fast and saves memory.
-        self._encode_at_once = 2 * self.model.get_vision_tower().crops_per_pass if self._accelerator else 1
+        self._is_cuda = device.type == "cuda"
+        self._encode_at_once = self._images_at_once()
+        self._images_per_call = self._encode_at_once  # halved when the device runs out of memory
+        self._watch = Stopwatch(device)
 
     def run(
         self,
@@ -209,6 +214,7 @@ class Engine:
                 self._run_group(group, questions, settings, loaded, stats, bar)
                 if self.after_group is not None:
                     self.after_group(stats)
+        self._watch.settle()
         stats.seconds += time.monotonic() - start
         return stats
 
@@ -232,17 +238,15 @@ class Engine:
         broken: dict[Any, str] = {}
         images = [image for image in group.images if image is not None]
         for begin in range(0, len(images), self._encode_at_once):
-            began = time.monotonic()
-            encoded = self._encode(images[begin : begin + self._encode_at_once], loaded, broken, stats)
-            stats.vision_seconds += self._clock() - began
+            with self._watch.span(stats, "vision_seconds"):
+                encoded = self._encode(images[begin : begin + self._encode_at_once], loaded, broken, stats)
             for setting in active:
                 setting.images += len(encoded)
             if len(shared) < len(active):
                 features |= encoded
             for setting in shared:
-                began = time.monotonic()
-                visual[setting.name] |= self._prune(encoded, setting.pruner)
-                setting.seconds += self._clock() - began
+                with self._watch.span(setting, "seconds"):
+                    visual[setting.name] |= self._prune(encoded, setting.pruner)
             if self._deferred:
                 waiting.append(encoded)
             if len(waiting) > 1:  # flags of images before these: the device has work meanwhile
@@ -258,19 +262,8 @@ class Engine:
                 new = [question for question in askable if _wanted([setting], question)]
                 if not new:
                     continue
-                began = time.monotonic()
-                # The whole batch is computed again, not only the missing answers: in half precision an answer
-                # may depend on the batch it is computed in.
-                if setting.pruner.needs_question:
-                    rows = [self._row_by_question(one, features, setting.pruner) for one in askable]
-                else:
-                    rows = self._rows(askable, visual[setting.name])
-                answers = self._answer(askable, rows)
-                if waiting and any([self._settle(one, shared, visual) for one in waiting]):
-                    if not setting.pruner.needs_question:
-                        answers = self._answer(askable, self._rows(askable, visual[setting.name]))
-                waiting.clear()
-                setting.seconds += time.monotonic() - began
+                with self._watch.span(setting, "seconds"):
+                    answers = self._answer_batch(askable, setting, features, visual, shared, waiting)
                 setting.writer.write([one for one in answers if isinstance(one, Answer)])
                 lost = [
                     DataIssue(question.file, question.line, reason)
@@ -307,14 +300,35 @@ class Engine:
                 found[image] = content
         stats.images += len(new)
         stats.reused += len(found) - len(new)
-        if new:
-            with torch.inference_mode():
-                encoded = self.model.encode_vision(pixels, sizes)
-            found.update(zip(new, encoded, strict=True))
+        found.update(zip(new, self._encode_pixels(pixels, sizes), strict=True))
         if self.vision_cache is not None:
             for image in new:
                 self.vision_cache.put(self._key(image), found[image])
         return found
+
+    def _answer_batch(
+        self,
+        questions: Sequence[Question],
+        setting: PassSetting,
+        features: dict[Any, Any],
+        visual: dict[str, dict[Any, VisualTokens]],
+        shared: Sequence[PassSetting],
+        waiting: deque[dict[Any, Any]],
+    ) -> list[Answer | str]:
+        """Answer a whole batch, and again if a flag of its images turns out to be set (see `_settle`).
+
+        Not only the missing answers: in half precision an answer may depend on the batch it is computed in.
+        """
+        if setting.pruner.needs_question:
+            return self._answer(
+                questions, [self._row_by_question(one, features, setting.pruner) for one in questions]
+            )
+        answers = self._answer(questions, self._rows(questions, visual[setting.name]))
+        changed = [self._settle(one, shared, visual) for one in waiting]
+        waiting.clear()
+        if any(changed):
+            answers = self._answer(questions, self._rows(questions, visual[setting.name]))
+        return answers
 
     @torch.inference_mode()
     def _prune(self, encoded: dict[Any, Any], pruner: Pruner) -> dict[Any, VisualTokens]:
@@ -399,14 +413,13 @@ class Engine:
                 )
                 found += generated
                 begin += len(part)
-            except RuntimeError as error:  # MPS does not raise torch.OutOfMemoryError
-                out_of_memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
-                if not out_of_memory or len(part) == 1:
+                continue
+            except RuntimeError as error:  # also in the prefill, and while a stage is captured
+                if not is_out_of_memory(error) or len(part) == 1:
                     raise
                 self._rows_at_once = len(part) // 2
                 tqdm.write(f"out of memory: continuing with batches of {self._rows_at_once}", file=sys.stderr)
-            if self._accelerator and begin < len(rows):
-                self._accelerator.empty_cache()
+            self._free_memory()  # not above: the error holds what was computed so far
         return found
 
     def prompt_ids(self, question: Question) -> tuple[int, ...]:
@@ -424,6 +437,43 @@ class Engine:
 
     # -- images -----------------------------------------------------------------------------------
 
+    def _images_at_once(self) -> int:
+        """Return how many images are encoded together."""
+        if self._accelerator is None:  # as fast as several, and saves memory
+            return 1
+        tower = self.model.get_vision_tower()
+        if not self._is_cuda:
+            return 2 * tower.crops_per_pass
+        free = torch.cuda.mem_get_info(tower.device)[0]
+        vision, config = VisionShape.from_config(tower.config), self.model.config
+        crops, element = most_crops(config, tower.image_size), tower.dtype.itemsize
+        return images_at_once(free, vision, crops, element, tower.crops_per_pass)
+
+    def _encode_pixels(self, pixels: Sequence[torch.Tensor], sizes: Sequence[Any]) -> list[Any]:
+        """Run the tower on images; halve how many at once when the device runs out of memory."""
+        found: list[Any] = []
+        while len(found) < len(pixels):
+            here = slice(len(found), len(found) + self._images_per_call)
+            count = len(pixels[here])
+            try:
+                with torch.inference_mode():
+                    found += self.model.encode_vision(list(pixels[here]), list(sizes[here]))
+                continue
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or count == 1:
+                    raise
+                self._images_per_call = count // 2
+                tqdm.write(f"out of memory: encoding {count // 2} images at once", file=sys.stderr)
+            self._free_memory()
+        return found
+
+    def _free_memory(self) -> None:
+        """Free what the device keeps for later: graphs, buffers of larger batches, cached blocks."""
+        if (runtime := getattr(self.model, "runtime", None)) is not None:
+            runtime.clear()
+        if self._accelerator:
+            self._accelerator.empty_cache()
+
     def _read_ahead(self, images: Sequence[Any]) -> AbstractContextManager[Iterator[LoadedImage]]:
         """Load images ahead, in order; images in the vision cache come as their features."""
         cache, known = self.vision_cache, None
@@ -438,6 +488,7 @@ class Engine:
             self.num_workers,
             known,
             lambda message: tqdm.write(message, file=sys.stderr),
+            pin=self._is_cuda,
         )
 
     def _key(self, image: Any) -> Any:
@@ -458,11 +509,6 @@ class Engine:
             )
         if settings and hasattr(self.model, "set_pruner"):
             self.model.set_pruner(settings[0].pruner, anyres=self.anyres or "auto")
-
-    def _clock(self) -> float:
-        if self._accelerator:
-            self._accelerator.synchronize()
-        return time.monotonic()
 
 
 def _wanted(settings: Sequence[PassSetting], question: Question) -> list[PassSetting]:

@@ -70,6 +70,7 @@ def read_ahead(
     num_workers: int | None = None,
     known: Callable[[Any], Any | None] | None = None,
     warn: Callable[[str], Any] | None = None,
+    pin: bool = False,
 ) -> Iterator[Iterator[LoadedImage]]:
     """Yield an iterator over the loaded `images` in order, with a bounded number loaded ahead.
 
@@ -78,9 +79,10 @@ def read_ahead(
         known: image -> content to use without loading, or None; called when loading would start, and the
             result is held from then on.
         warn: Called once if processes cannot be used or one dies; threads then do their work.
+        pin: Put pixels into page-locked memory, from which a GPU reads while the host goes on.
     """
     count = sensible_workers(len(images)) if num_workers is None else num_workers
-    source = _Source(loader, count, warn or (lambda message: print(message, file=sys.stderr)))
+    source = _Source(loader, count, warn or (lambda message: print(message, file=sys.stderr)), pin)
     ahead = max(4, 2 * max(count, source.threads))
     waiting: deque[tuple[Any, Any, Future | None]] = deque()
 
@@ -124,9 +126,13 @@ class _Source:
     """Loads images with processes while they live, else with threads."""
 
     def __init__(
-        self, loader: Callable[[Any], LoadedImage], workers: int, warn: Callable[[str], Any]
+        self,
+        loader: Callable[[Any], LoadedImage],
+        workers: int,
+        warn: Callable[[str], Any],
+        pin: bool = False,
     ) -> None:
-        self.loader, self.warn = loader, warn
+        self.loader, self.warn, self.pin = loader, warn, pin
         self.threads = max(1, min(4, usable_cores() - 1))
         self.pool: Executor | None = None
         self.local = ThreadPoolExecutor(self.threads, thread_name_prefix="images")
@@ -149,16 +155,26 @@ class _Source:
                 return self.pool.submit(_work, image)
             except BrokenProcessPool:
                 self._give_up()
-        return self.local.submit(self.loader, image)
+        return self.local.submit(self._load, image)
+
+    def _load(self, image: Any) -> LoadedImage:
+        """Load an image in this process."""
+        return self._pinned(self.loader(image))
+
+    def _pinned(self, loaded: LoadedImage) -> LoadedImage:
+        content, error = loaded
+        if self.pin and error is None and isinstance(content, tuple):
+            return (content[0].pin_memory(), content[1]), None
+        return loaded
 
     def result(self, image: Any, future: Future) -> LoadedImage:
         try:
             found = future.result()
         except BrokenProcessPool:  # also for images that another image's process took down
             self._give_up()
-            return self.local.submit(self.loader, image).result()
+            return self.local.submit(self._load, image).result()
         if found[1] is None and isinstance(found[0], tuple) and not isinstance(found[0][0], torch.Tensor):
-            return (torch.from_numpy(found[0][0]), found[0][1]), None
+            return self._pinned(((torch.from_numpy(found[0][0]), found[0][1]), None))
         return found
 
     def _give_up(self) -> None:

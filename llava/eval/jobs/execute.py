@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from llava.environment import PREFIX
 from llava.eval.benchmarks import DataError, DataIssue, Question
 from llava.eval.jobs import processes
+from llava.eval.jobs.batches import with_batch_size
 from llava.eval.jobs.job import Job, Task, setting_name
 from llava.eval.jobs.processes import ALONE, RankInfo
 from llava.eval.jobs.session import Session, TooManyFailures
@@ -32,8 +33,16 @@ from llava.eval.metrics.scorecard import Scorecard, ScoredSetting
 from llava.eval.metrics.statistics import bootstrap_interval
 from llava.eval.store.answer_file import AnswerFile, AnswerFileError
 from llava.eval.store.provenance import Configuration
-from llava.eval.store.run_record import FAILURES, RUN, RunRecord, beside, failed_before, update_failures
-from llava.eval.store.shards import FoundAnswers, ShardReport, Shards
+from llava.eval.store.run_record import (
+    FAILURES,
+    RUN,
+    RunRecord,
+    beside,
+    failed_before,
+    recorded_batch_size,
+    update_failures,
+)
+from llava.eval.store.shards import ANSWERS, FoundAnswers, ShardReport, Shards, answer_files
 from llava.model.flops import LanguageShape, llm_prefill_gflops
 
 if TYPE_CHECKING:
@@ -69,21 +78,45 @@ class SettingRun:
     speed: dict[str, Any] | None = None
     prefill: dict[str, Any] | None = None
     error: Exception | None = None
+    batch_line: str = ""
 
     @classmethod
     def open(
-        cls, job: Job, task: Task, pruner: Any, folder: Path, size: int = 1, exclusive: bool = False
+        cls,
+        job: Job,
+        task: Task,
+        pruner: Any,
+        folder: Path,
+        size: int = 1,
+        exclusive: bool = False,
+        together: Sequence[Any] = (),
+        command: Sequence[str] = (),
     ) -> SettingRun:
         """Find the answers that exist in `folder`.
 
         Args:
             size: Number of processes of this run.
             exclusive: This process starts the others, so none may be active.
+            together: Pruners of all settings of the pass (default: this one).
+            command: Module and arguments that resume, for run.json.
 
         Raises:
             AnswerFileError: They are of another configuration, inconsistent, or being written by another run.
+            ModelError: The sizes of the model, on which the batch size depends, cannot be read.
         """
-        configuration = job.configuration(task, pruner)
+        before, record = answer_files(folder), folder / RUN
+        of_this = (job, task, pruner, together or [pruner], record, before)
+        configuration, batch_line = with_batch_size(*of_this)
+        if size > 1 and job.batch_size is None and recorded_batch_size(record, (), configuration) is None:
+            # Processes that do not communicate, on GPUs that differ, need one size: that of the first.
+            with Shards(folder, task.questions, configuration).locked():
+                first = record_of(task, configuration, command, len(task.asked), folder / ANSWERS)
+                is_new = not record.is_file()
+                if is_new or (not before and recorded_batch_size(record, (), configuration) is None):
+                    first.write(record, only_new=is_new)
+            own = configuration
+            configuration, line = with_batch_size(*of_this)
+            batch_line = batch_line if configuration == own else line
         shards = Shards(folder, task.questions, configuration)
         shards.check_free(size, exclusive)
         found = shards.scan()
@@ -106,7 +139,14 @@ class SettingRun:
             card,
             speed=speed,
             prefill=prefill,
+            batch_line=batch_line,
         )
+
+    @property
+    def batch_size(self) -> int:
+        """Questions per batch."""
+        assert self.configuration.batch_size is not None
+        return self.configuration.batch_size
 
     @property
     def answers(self) -> Path:
@@ -143,8 +183,9 @@ class SettingRun:
 def answer(session: Session, task: Task, runs: Sequence[SettingRun]) -> dict[str, Any]:
     """Answer what is missing in one pass over the images, and put all answer files in order.
 
-    A setting that fails keeps its error in `SettingRun.error` and does not stop the others: if a pass over
-    all settings raises, they are answered one by one. The error of a single setting is raised.
+    Settings that were begun with different batch sizes have a pass for each size. A setting that fails keeps
+    its error in `SettingRun.error` and does not stop the others: if a pass over all settings raises, they are
+    answered one by one. The error of a single setting is raised.
 
     Returns:
         Cost of the pass: images, reused, seconds, pass_seconds; empty if nothing was missing.
@@ -158,7 +199,11 @@ def answer(session: Session, task: Task, runs: Sequence[SettingRun]) -> dict[str
     todo = [run for run in runs if run.missing(task)]
     if todo:
         session.check_failures(task, len(task.asked))
-    cost = _pass(session, task, todo, share, task.asked) if todo else {}
+    cost: dict[str, Any] = {}
+    for size in dict.fromkeys(run.batch_size for run in todo):
+        alike = [run for run in todo if run.batch_size == size]
+        more = _pass(session, task, alike, share, task.asked)
+        cost = {name: cost.get(name, 0) + value for name, value in more.items()}
     for run in runs:
         if run not in todo:
             update_failures(run.failures_file, task.questions, task.issues, run.found, ())
@@ -182,7 +227,7 @@ def _pass(
     """Answer the questions of `share` in one pass; batches are formed of `questions`."""
     from llava.eval.inference.engine import InferenceStats, PassSetting
 
-    engine, stats = session.engine(task), InferenceStats()
+    engine, stats = session.engine(task, runs[0].batch_size), InferenceStats()
     with ExitStack() as stack:
         settings: dict[str, PassSetting] = {}
         for run in runs:
@@ -296,21 +341,22 @@ def answer_chunk(
     """
     from llava.eval.inference.engine import InferenceStats, PassSetting
 
-    configuration, failed = session.job.configuration(task, pruner), beside(path, FAILURES)
-    stats = InferenceStats()
+    failed, record, stats = beside(path, FAILURES), beside(path, RUN), InferenceStats()
+    configuration, line = with_batch_size(session.job, task, pruner, [pruner], record, [path])
     with AnswerFile(path, chunk, configuration, retried=failed_before(failed, chunk)) as file:
 
         def note() -> None:
             answered = {one.index for one in chunk} - set(file.missing)
             update_failures(failed, chunk, task.issues, answered, stats.failures)
 
-        record = beside(path, RUN)
         if command and (file.missing or not record.is_file()):
             record_of(task, configuration, command, len(chunk), path).write(record)
         try:
             if file.missing:
                 session.check_failures(task, len(chunk))
-                engine = session.engine(task)
+                if line:
+                    print(line, file=sys.stderr)
+                engine = session.engine(task, configuration.batch_size)
                 engine.after_group = _watch(session, task, len(chunk), note)
                 engine.run(chunk, [PassSetting("run", pruner, file)], stats=stats)
         finally:
@@ -343,7 +389,7 @@ def record_of(
 def answer_share(session: Session, task: Task, run: SettingRun, rank: RankInfo) -> None:
     """Answer this process's share of the questions into its shard file, and leave a report."""
     run.shards.clear_report(rank.rank, rank.size)
-    shares, whole_batches = processes.shard(task.asked, session.job.batch_size, rank.size)
+    shares, whole_batches = processes.shard(task.asked, run.batch_size, rank.size)
     share = shares[rank.rank]
     if share - run.found.keys():
         session.check_failures(task, len(task.asked))

@@ -39,7 +39,7 @@ class Job:
     dtype: str
     tower_dtype: str
     conv_mode: str
-    batch_size: int
+    batch_size: int | None = None  # questions per batch; None: the recorded one, else `automatic_batch`
     model_base: str | None = None
     attn_implementation: str = "sdpa"
     preset: str = "exact"
@@ -51,6 +51,9 @@ class Job:
     seed: int = 0
     share_prefix: bool = True
     num_workers: int | None = None  # processes that load images; None: automatic
+    graphs: bool = False  # capture stages as CUDA graphs
+    compile: bool = False  # compile layers
+    num_processes: int = 1  # that this one starts; they share the GPUs
     warnings: tuple[str, ...] = ()
 
     def answer_length(self, benchmark: Benchmark | None) -> int:
@@ -58,10 +61,13 @@ class Job:
         return self.max_new_tokens or (benchmark.max_new_tokens if benchmark is not None else 128)
 
     def configuration(self, task: Task, pruner: Pruner) -> Configuration:
-        """Return everything that decides the answers of one setting to one task."""
+        """Return everything that decides the answers of one setting to one task.
+
+        Without a batch size of the job, it has none yet (see `llava.eval.jobs.batches`).
+        """
         same = (
             *("conv_mode", "dtype", "tower_dtype", "attn_implementation", "preset", "anyres"),
-            *("temperature", "top_p", "num_beams", "seed"),
+            *("temperature", "top_p", "num_beams", "seed", "batch_size", "graphs", "compile"),
         )
         decoding = self.decoding(task.benchmark)
         return Configuration(
@@ -71,7 +77,6 @@ class Job:
             pruning=tuple(pruner.config().items()),
             device=self.device.split(":")[0],
             max_new_tokens=decoding.max_new_tokens,
-            batch_size=self.batch_size if decoding.temperature > 0 else None,
             top_k=decoding.top_k,
             unused_settings=tuple(decoding.unused(self.generation_settings).items()),
             **{name: getattr(self, name) for name in same},
@@ -87,6 +92,25 @@ class Job:
     def generation_settings(self) -> dict[str, Any]:
         """The checkpoint's generation_config.json, which is not used; {} if there is none on this machine."""
         return _generation_settings(self.model, self.model_base)
+
+    @functools.cached_property
+    def free_memory(self) -> int:
+        """Bytes of the GPU for a process of this run, before its weights are loaded.
+
+        That of the GPU with the fewest, if there are several. A GPU that several processes share is divided.
+        """
+        import torch
+
+        places = [torch.device(self.device)]
+        if self.num_processes > 1:  # one per GPU, in turn
+            count = min(self.num_processes, torch.cuda.device_count())
+            places = [torch.device("cuda", number) for number in range(count)]
+        sharing = -(-self.num_processes // len(places))
+        # What this process holds, such as weights loaded for an earlier task, is free for it.
+        return (
+            min(torch.cuda.mem_get_info(one)[0] + torch.cuda.memory_reserved(one) for one in places)
+            // sharing
+        )
 
 
 @dataclass(frozen=True)
@@ -172,26 +196,31 @@ def resolve_job(
     local_rank: int | None = None,
     preset: str | None = None,
     anyres: str | None = None,
+    graphs: bool | None = None,
+    compile: bool = False,
     **given: Any,
 ) -> Job:
-    """Decide device, dtypes, batch size and conversation template where they are not given.
+    """Decide device, dtypes, conversation template and captured graphs where they are not given.
+
+    The batch size stays None unless it is given: it depends on the questions and on what is recorded.
 
     Args:
         config: The checkpoint's config.json.
+        graphs, compile: See `load_pretrained_model`.
         preset: See `llava.model.settings.Preset`; None is VISPRUNER_PRESET, else exact.
         anyres: What `resolve_pruner` or `common_anyres` returned for the same preset.
         local_rank: Rank of this process on its machine, if there are several; each takes its own GPU.
         given: Further fields of `Job`.
 
     Raises:
-        ValueError: Unknown device, preset or conversation template, a dtype that contradicts the preset, or
-            an entry of config.json that is no length.
+        ValueError: Unknown device, preset or conversation template, a dtype that contradicts the preset,
+            compiled layers without CUDA, or an entry of config.json that is not a length.
     """
     import torch
 
     from llava.conversation import conv_templates
     from llava.model.checkpoint.config import conversation_for
-    from llava.model.settings import choose_dtypes, resolve_preset
+    from llava.model.settings import choose_dtypes, choose_runtime, resolve_preset
     from llava.model.splice import ContextLimits
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -207,6 +236,7 @@ def resolve_job(
         main_device(None, place)  # refuses what this machine or this torch does not have
     if place == "cuda" and local_rank is not None and torch.cuda.device_count() > 1:
         place = f"cuda:{local_rank % torch.cuda.device_count()}"
+    graphs = choose_runtime(graphs, compile, torch.device(place))
     name = model_name(model)
     saved_in = config.get("torch_dtype") or config.get("dtype")
     dtypes = choose_dtypes(dtype, tower_dtype, saved_in, torch.device(place), preset)
@@ -230,9 +260,11 @@ def resolve_job(
         place,
         *(str(one).removeprefix("torch.") for one in dtypes),
         conv_mode or usual,
-        batch_size or (64 if kind == "cpu" else 16),
+        batch_size,
         preset=preset,
         anyres=anyres,
+        graphs=graphs,
+        compile=compile,
         **given,
     )
     if unused := job.decoding(None).unused(job.generation_settings):

@@ -38,7 +38,7 @@ class Session:
     images: int = 0
     seconds: float = 0.0
 
-    def engine(self, task: Task) -> Any:
+    def engine(self, task: Task, batch_size: int = 1) -> Any:
         """Return an engine for one task; the first call loads the model. Raises ModelError."""
         from llava.eval.inference.engine import Engine
         from llava.eval.inference.vision_cache import VisionCache
@@ -48,10 +48,11 @@ class Session:
             if self.cache_bytes:  # in main memory: an accelerator has better uses for its own
                 self.cache = VisionCache(self.cache_bytes, "cpu")
         job, benchmark = self.job, task.benchmark
-        same = ("conv_mode", "batch_size", "seed", "share_prefix", "anyres", "num_workers")
+        same = ("conv_mode", "seed", "share_prefix", "anyres", "num_workers")
         engine = Engine(
             *self.loaded,
             decoding=job.decoding(benchmark),
+            batch_size=batch_size,
             vision_cache=self.cache,
             **{name: getattr(job, name) for name in same},
         )
@@ -90,7 +91,16 @@ def load_model(job: Job) -> tuple[Any, Any, Any]:
 
         torch.cuda.set_device(job.device)
     try:
-        same = ("device", "dtype", "tower_dtype", "attn_implementation", "anyres", "preset")
+        same = (
+            "device",
+            "dtype",
+            "tower_dtype",
+            "attn_implementation",
+            "anyres",
+            "preset",
+            "graphs",
+            "compile",
+        )
         # Every pruning setting is given, so that environment and config.json are not asked again.
         pruning = {"method": "none", "visual_token_num": 0, "important_ratio": 0.5}
         tokenizer, model, image_processor, _ = load_pretrained_model(

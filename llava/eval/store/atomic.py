@@ -22,8 +22,11 @@ def check_output(path: Path, *inputs: Path) -> None:
             raise OSError(f"{path}: is read by this command and would be overwritten. Give another name.")
 
 
-def write_atomically(path: Path, content: str | bytes | Iterable[bytes]) -> None:
+def write_atomically(path: Path, content: str | bytes | Iterable[bytes], only_new: bool = False) -> None:
     """Replace the content of a file in one step: temporary file, fsync, rename.
+
+    Args:
+        only_new: Leave a file that exists as it is. Of several processes one writes, on network folders too.
 
     Raises:
         OSError: The file cannot be written; the old content is kept.
@@ -37,6 +40,14 @@ def write_atomically(path: Path, content: str | bytes | Iterable[bytes]) -> None
             file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
+        if only_new:
+            try:
+                os.link(temporary, path)
+                return
+            except FileExistsError:
+                return
+            except OSError:  # a file system without hard links
+                pass
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

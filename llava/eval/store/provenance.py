@@ -1,8 +1,8 @@
 """Provenance of answers: the configuration, its hash, and the metadata of every answer line.
 
-Runs with equal `Configuration` may write to one answer file. What cannot change the meaning of an answer
-(chunk, --limit, output folder, and the batch size unless answers are sampled) is not part of it; versions are
-recorded, not compared.
+Runs whose `Configuration` has the same hash may write to one answer file. What cannot change the meaning of
+an answer (chunk, --limit, output folder) is not part of it. The batch size (unless answers are sampled),
+captured graphs and versions are recorded, not compared.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from llava.eval.benchmarks import Question
 # Fields that are left out, of the hash or of the metadata too, while they have these values, so that answer
 # files of versions without them can be resumed.
 _NOT_HASHED = {"preset": "exact"}
-_NOT_WRITTEN = {"batch_size": None, "top_k": None, "unused_settings": ()}
+_NOT_WRITTEN = {"batch_size": None, "top_k": None, "unused_settings": (), "graphs": False, "compile": False}
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,11 @@ class Configuration:
     seed: int = 0
     anyres: str | None = None  # None: the default of the method
     preset: str = "exact"
-    # Of sampled answers only: draws depend on the batch.
-    batch_size: int | None = None
-    top_k: int | None = None
+    batch_size: int | None = None  # questions per batch; hashed if answers are sampled: draws depend on it
+    top_k: int | None = None  # of sampled answers only
     unused_settings: tuple[tuple[str, Any], ...] = ()  # of generation_config.json, see `Decoding.unused`
+    graphs: bool = False  # captured stages; never hashed: they compute what the same stages do without
+    compile: bool = False  # compiled layers; hashed if True: they compute other last bits
 
     def flat(self) -> dict[str, Any]:
         """Return one level of keys, pruning settings included, as stored in metadata."""
@@ -60,7 +61,8 @@ class Configuration:
 
     def hash(self) -> str:
         """Return 16 hex digits, equal for equal configurations on every machine."""
-        hashed = {key: value for key, value in self.flat().items() if _NOT_HASHED.get(key, ...) != value}
+        hashed = compared(self.flat())
+        hashed = {key: value for key, value in hashed.items() if _NOT_HASHED.get(key, ...) != value}
         text = json.dumps(hashed, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -69,10 +71,16 @@ class Configuration:
         return {**self.flat(), "config": self.hash(), "versions": versions()}
 
 
+def compared(flat: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of `Configuration.flat`, or of stored metadata, that decide answers."""
+    only_recorded = {"graphs"} if flat.get("temperature") else {"graphs", "batch_size"}
+    return {key: value for key, value in flat.items() if key not in only_recorded}
+
+
 def differences(there: dict[str, Any], here: Configuration) -> list[str]:
     """Return one string per field in which stored metadata differs from this configuration."""
-    mine = here.flat()
-    there = {**_NOT_HASHED, **there}
+    mine = compared(here.flat())
+    there = {**_NOT_HASHED, **compared(there)}
     optional = ("tokens", "important_ratio", *_NOT_WRITTEN)
     keys = [*mine, *(key for key in optional if key in there and key not in mine)]
     return [

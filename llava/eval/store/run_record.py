@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import llava
 from llava.eval.benchmarks import DataIssue, Question
 from llava.eval.benchmarks.files import DataError, read_json, read_jsonl
 from llava.eval.store.atomic import write_atomically
+from llava.eval.store.provenance import Configuration
 
 FAILURES, RUN = "failures.jsonl", "run.json"
 
@@ -129,10 +130,22 @@ class RunRecord:
     answers: str = ""
     version: str = field(default_factory=lambda: llava.__version__)
 
-    def write(self, path: Path) -> None:
-        """Replace the file. Raises OSError."""
+    def write(self, path: Path, only_new: bool = False) -> None:
+        """Replace the file, or with `only_new` write it unless there is one. Raises OSError."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(asdict(self), indent=1) + "\n")
+        write_atomically(path, json.dumps(asdict(self), indent=1) + "\n", only_new)
+
+    @property
+    def batch_size(self) -> int | None:
+        """Questions per batch of this start; None if it is unknown."""
+        if "batch_size" in self.configuration:
+            return _size(self.configuration["batch_size"])
+        # Written before the size was recorded: the option, or the default of that time.
+        option, command = "--batch-size", self.command
+        if option in command[:-1]:
+            text = command[command.index(option) + 1]
+            return _size(int(text)) if text.isdecimal() else None
+        return 64 if self.configuration.get("device") == "cpu" else 16
 
     @classmethod
     def read(cls, path: Path) -> RunRecord:
@@ -150,3 +163,38 @@ class RunRecord:
         if wrong or not all(isinstance(text, str) for text in texts):
             raise DataError(f"{path}: unexpected value of {', '.join(wrong) or 'command'}. Delete the file.")
         return cls(*values)
+
+
+def recorded_batch_size(record: Path, answers: Sequence[Path], configuration: Configuration) -> int | None:
+    """Return the batch size of an earlier start of the same configuration; None if there was none.
+
+    Args:
+        record: run.json.
+        answers: Answer files, whose first lines are read if `record` is missing or of another run.
+        configuration: Of this run, its batch size not decided yet.
+    """
+
+    def is_same(size: int | None, config: object) -> bool:
+        return size is not None and replace(configuration, batch_size=size).hash() == config
+
+    try:
+        earlier = RunRecord.read(record) if record.is_file() else None
+    except DataError:  # it will be written again
+        earlier = None
+    if earlier is not None and is_same(earlier.batch_size, earlier.config):
+        return earlier.batch_size
+    for path in answers:
+        try:
+            with path.open("rb") as file:
+                metadata = json.loads(file.readline())["metadata"]
+            size, config = _size(metadata["batch_size"]), metadata["config"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if is_same(size, config):
+            return size
+    return None
+
+
+def _size(value: object) -> int | None:
+    """Return a batch size, None for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else None

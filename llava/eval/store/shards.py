@@ -71,14 +71,7 @@ class Shards:
 
     def files(self) -> list[Path]:
         """Return the merged file, if present, then the shard files of any number of processes."""
-        if not self.folder.is_dir():
-            return []
-        shards = [
-            (tuple(map(int, found.groups())), path)
-            for path in self.folder.iterdir()
-            if (found := SHARD.match(path.name)) and path.is_file()
-        ]
-        return [self.merged] * self.merged.is_file() + [path for _, path in sorted(shards)]
+        return answer_files(self.folder)
 
     def check_free(self, size: int, exclusive: bool = False) -> None:
         """Raise AnswerFileError if a run with another number of processes is active here.
@@ -203,6 +196,19 @@ class Shards:
             yield
         finally:
             os.close(descriptor)
+
+
+def answer_files(folder: Path) -> list[Path]:
+    """Return the merged file of a run, if present, then the shard files of any number of processes."""
+    if not folder.is_dir():
+        return []
+    shards = [
+        (tuple(map(int, found.groups())), path)
+        for path in folder.iterdir()
+        if (found := SHARD.match(path.name)) and path.is_file()
+    ]
+    merged = folder / ANSWERS
+    return [merged] * merged.is_file() + [path for _, path in sorted(shards)]
 
 
 def _stream(path: Path) -> Iterator[tuple[int, int, bytes]]:

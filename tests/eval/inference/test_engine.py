@@ -160,6 +160,50 @@ def test_out_of_memory_halves_the_batch_and_goes_on(questions, capsys):
         ask(questions, GRID[:1], model=FakeLlava(out_of_memory_above=0))
 
 
+def test_out_of_memory_in_a_library_or_a_capture_halves_as_well(questions, capsys):
+    class Full(FakeLlava):
+        def generate(self, input_ids, **more):
+            if len(input_ids) > 4:
+                raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
+            return super().generate(input_ids, **more)
+
+    expected = texts(ask(questions, GRID[:1], batch_size=30)[1][0])
+    assert texts(ask(questions, GRID[:1], batch_size=30, model=Full())[1][0]) == expected
+    assert "out of memory: continuing with batches of" in capsys.readouterr().err
+
+    class Broken(FakeLlava):
+        def generate(self, input_ids, **more):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        ask(questions, GRID[:1], batch_size=30, model=Broken())
+
+
+def test_out_of_memory_in_the_tower_halves_the_images_and_loses_none(questions, capsys):
+    class Full(FakeLlava):
+        calls: list[int] = []
+
+        def encode_vision(self, images, image_sizes):
+            assert len(images) == len(image_sizes)
+            self.calls.append(len(images))
+            if len(images) > 1:
+                raise torch.OutOfMemoryError("the fake device is full")
+            return super().encode_vision(images, image_sizes)
+
+    expected = texts(ask(questions, GRID[:1], batch_size=64)[1][0])
+    model, writer = Full(), Memory()
+    engine = Engine(model, FakeTokenizer(), FakeProcessor(), batch_size=64, share_prefix=False)
+    engine._encode_at_once = engine._images_per_call = 4
+    setting = PassSetting("one", GRID[0], writer)
+    engine.run(questions, [setting], progress=False)
+    assert texts(setting) == expected and setting.images == 5
+    assert Full.calls == [4, 2, 1, 1, 1, 1, 1]
+    assert "out of memory: encoding 1 images at once" in capsys.readouterr().err
+    Full.encode_vision = lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full"))
+    with pytest.raises(torch.OutOfMemoryError):
+        ask(questions, GRID[:1], model=Full())
+
+
 def test_one_write_per_batch(questions):
     _, (setting,), _ = ask(questions, GRID[:1], batch_size=16)
     assert sum(setting.writer.writes) == 60 and len(setting.writer.writes) == 5

@@ -66,6 +66,20 @@ def test_what_cannot_be_sent_to_a_process_is_read_by_threads(folder):
     assert len(told) == 1 and "cannot be sent" in told[0]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pixels_are_pinned_once_and_only_where_it_is_asked(folder, workers, monkeypatch):
+    """By threads and by processes, and for the images of a process that died; failures stay what they are."""
+    pinned: list[int] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self.data_ptr()) or self)
+    loader = ImageLoader(deadly_reader.load, PROCESSOR, CONFIG)
+    images = [folder / f"{name}.png" for name in (0, 1, "deadly", 2, 3, "gone")]
+    expected = [loader(image) for image in images]
+    for pin, count in ((False, 0), (True, 4)):
+        with read_ahead(images, loader, workers, warn=lambda _: None, pin=pin) as found:
+            got = list(found)
+        assert all(map(same, got, expected)) and len(pinned) == count
+
+
 def test_few_are_made_ahead():
     made, lock = [], threading.Lock()
 

@@ -194,7 +194,12 @@ def test_a_sampled_run_is_resumed_with_its_batch_size_only(data, tmp_path, capsy
 def test_a_greedy_run_is_resumed_with_any_batch_size(data, tmp_path, whole):
     assert run.main(command(data, tmp_path, "--limit", "20")) == 0
     assert run.main(command(data, tmp_path, "--batch-size", "5")) == 0
-    assert without_ids(tmp_path / "answers.jsonl") == without_ids(whole)
+    made, expected = without_ids(tmp_path / "answers.jsonl"), without_ids(whole)
+    assert [row["metadata"].pop("batch_size") for row in made] == [8] * 20 + [
+        5
+    ] * 40  # recorded, not compared
+    assert {row["metadata"].pop("batch_size") for row in expected} == {8}
+    assert made == expected
 
 
 def test_sampled_answers_do_not_depend_on_the_number_of_processes(data, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from llava.eval.store.provenance import Configuration, differences
+from llava.eval.store.provenance import Configuration, compared, differences
 
 CONFIGURATION = Configuration(
     model="toy",
@@ -55,3 +55,25 @@ def test_settings_of_the_checkpoint_that_are_not_used_are_recorded():
     assert one.hash() != CONFIGURATION.hash()
     (said,) = differences(CONFIGURATION.metadata(), one)
     assert said == "unused_settings is not recorded in the file, {'repetition_penalty': 1.2} in this run"
+
+
+def test_batch_size_and_graphs_of_greedy_answers_are_recorded_and_not_compared():
+    one = dataclasses.replace(CONFIGURATION, batch_size=256, graphs=True)
+    assert one.metadata()["batch_size"] == 256 and one.metadata()["graphs"] is True
+    assert one.hash() == CONFIGURATION.hash()
+    assert differences(one.metadata(), CONFIGURATION) == differences(CONFIGURATION.metadata(), one) == []
+    longer = dataclasses.replace(one, max_new_tokens=9, batch_size=64, graphs=False)
+    assert differences(one.metadata(), longer) == ["max_new_tokens is 8 in the file, 9 in this run"]
+    assert compared(one.flat()) == compared(CONFIGURATION.flat())
+    eager = dataclasses.replace(SAMPLED, graphs=True)
+    assert eager.hash() == SAMPLED.hash() and differences(eager.metadata(), SAMPLED) == []
+
+
+def test_compiled_layers_are_another_configuration():
+    compiled = dataclasses.replace(CONFIGURATION, compile=True)
+    assert compiled.metadata()["compile"] is True and "compile" not in CONFIGURATION.metadata()
+    assert compiled.hash() != CONFIGURATION.hash()
+    (said,) = differences(CONFIGURATION.metadata(), compiled)
+    assert said == "compile is not recorded in the file, True in this run"
+    (said,) = differences(compiled.metadata(), CONFIGURATION)
+    assert said == "compile is True in the file, not recorded in this run"
