@@ -29,15 +29,16 @@ from llava.analysis.efficiency.baseline import baseline_select
 from llava.analysis.efficiency.dummy_models import DUMMY_MODELS, DummyModel, build_model, build_tower
 from llava.analysis.efficiency.peak import bandwidth, matrix_rate
 from llava.analysis.efficiency.prefix import measure_prefix
+from llava.analysis.efficiency.selection import select_deferred
 from llava.analysis.efficiency.stages import PipelineStages, weights_bytes
-from llava.analysis.efficiency.timing import compare, peak_bytes, seconds_of
+from llava.analysis.efficiency.timing import add_captured, compare, peak_bytes, seconds_of
 from llava.analysis.efficiency.tower import bare
 from llava.analysis.efficiency.workload import EngineWorkload, count_flips
 from llava.model import flops
 from llava.model.decode import Decoding
 from llava.paths import BUNDLED_DATA, BUNDLED_MODEL, REPOSITORY
 from llava.pruning import Pruner, get_pruner
-from llava.pruning.diversity import rounds_backend
+from llava.pruning.kernels import rounds_backend
 
 TEXT_TOKENS = 80
 CheckStep = tuple[str, Callable[[], Any]]
@@ -102,10 +103,10 @@ class CheckContext:
         return [None, *(budget for budget in self.sizes(form).budgets)]
 
     def model(self, form: str = "1.5", graphs: bool = True, compiled: bool = False) -> Any:
-        """Build a model on the weights that all of them share. On a CPU a stand-in captures."""
+        """Build a model on the weights that all of them share. On a CPU a stand-in captures, not compiled."""
         made = build_model(self.sizes(form), self.device, self.dtype, seed=self.seed, share=self._parameters)
         self._parameters = dict(made.named_parameters()) | self._parameters
-        made.set_runtime(graphs=graphs, compiled=compiled)
+        made.set_runtime(graphs=graphs, compiled=compiled and self.on_card)
         made.set_pruner("none", anyres="llava" if form == "video" else "paper")
         return made
 
@@ -203,25 +204,6 @@ def _matrix(context: CheckContext, dtype: torch.dtype) -> dict[str, float]:
 # --- selection and tower ---------------------------------------------------------------------------------
 
 
-def captured(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Callable[[], Any]:
-    """Capture a function of fixed shapes, and return a replay of it with these inputs."""
-    from llava.model.runtime import capture
-
-    graph = capture(function, inputs)
-    return lambda: graph(*inputs)
-
-
-def add_captured(
-    runs: dict[str, Callable[[], Any]], name: str, function: Callable[..., Any], inputs: tuple[Tensor, ...]
-) -> dict[str, str]:
-    """Add a captured variant to `runs`; where that fails, return the error and leave the others."""
-    try:
-        runs[name] = captured(function, inputs)
-    except RuntimeError as error:  # CaptureError, or out of memory
-        return {f"{name}_error": f"{type(error).__name__}: {error}"[:400]}
-    return {}
-
-
 def refused(model: Any) -> dict[str, Any]:
     """Return the stages that a model runs without graphs although it should, with the reasons."""
     found = dict(model.runtime.captured.refused)
@@ -249,17 +231,12 @@ def _selection(context: CheckContext, rows: int, budget: int) -> dict[str, Any]:
     }
     found: dict[str, Any] = {"rows": rows, "tokens": budget}
     with torch.inference_mode():
-        found |= add_captured(runs, "graph", partial(_select_deferred, pruner), (features, attention))
+        found |= add_captured(runs, "graph", partial(select_deferred, pruner), (features, attention))
         for name in runs.keys() - {"loop"}:
             same = runs[name]()
             same = same if isinstance(same, Tensor) else same[0]
             found[f"equal_indices_{name}"] = torch.equal(same, expected)
     return found | context.compare(runs)
-
-
-def _select_deferred(pruner: Pruner, features: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
-    kept, doubt = pruner.keep_deferred(features, attention)
-    return kept.indices, doubt
 
 
 def measure_tower(context: CheckContext) -> Iterator[CheckStep]:
@@ -280,7 +257,7 @@ def _tower(context: CheckContext, tower: Any, count: int) -> dict[str, Any]:
     pruner = pruner_of(context.base.budgets[1])
 
     def whole(images: Tensor) -> tuple[Tensor, Tensor]:
-        return _select_deferred(pruner, *tower(images))
+        return select_deferred(pruner, *tower(images))
 
     with torch.inference_mode():
         runs = {
@@ -326,6 +303,7 @@ def _first_token(
     }
     with torch.inference_mode():
         equal = torch.equal(runs["eager"](), runs["graph"]())
+        peak = peak_bytes(runs["eager"], context.device)
         visual = eager.model.visual_tokens(eager.vision()[0], pruner_of(budget)).count
     return {
         "tokens": budget,
@@ -333,6 +311,8 @@ def _first_token(
         "crops": eager.crops,
         "flops": eager.flops(pruner_of(budget), visual),
         "equal_first_token": equal,
+        "peak_bytes": peak,
+        "weights_bytes": weights_bytes(graph.model),
         **context.compare(runs),
         **refused(graph.model),
     }

@@ -116,6 +116,24 @@ def measure(
     return compare({"it": run}, device, repeats, warmup)["it"]
 
 
+def add_captured(
+    runs: dict[Any, Callable[[], Any]], name: str, function: Callable[..., Any], inputs: tuple[Any, ...]
+) -> dict[str, str]:
+    """Add a captured variant of a function of fixed shapes to `runs`.
+
+    Returns:
+        {}, or {f"{name}_error": reason} if it cannot be captured; then `runs` is left as it is.
+    """
+    from llava.model.runtime import capture
+
+    try:
+        graph = capture(function, inputs)
+    except RuntimeError as error:  # CaptureError, or out of memory
+        return {f"{name}_error": f"{type(error).__name__}: {error}"[:400]}
+    runs[name] = lambda: graph(*inputs)
+    return {}
+
+
 def quotient(name: str, above: Timing, below: Timing) -> dict[str, float]:
     """Divide the medians of two timings: {name: of the clock, name_processor: of processor time, on CPU}."""
     found = {name: round(above.median / below.median, 3)}
