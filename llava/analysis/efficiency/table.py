@@ -4,8 +4,8 @@
     python -m llava.analysis.efficiency table --measured outputs/efficiency
 
 No model is run. FLOPs and KV cache are computed from the sizes of the model. Memory and time to first token
-are read from the newest report in --measured, of the whole model (its --output) or of scripts/gpu_check.sh, and
-are empty without one. The time is that of captured graphs where they were measured.
+are read from the newest report in --measured, of the whole model (its --output) or of scripts/gpu_check.sh,
+and are empty without one. The time is that of captured graphs where they were measured.
 
 The published FLOPs equal those of the language model with about 80 text tokens, plus 0.7 T for everything
 else. The computed FLOPs are given in the same way, followed by their parts. The published rows of 640 tokens

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -199,6 +200,7 @@ def machine(device: torch.device | str) -> dict[str, Any]:
             "name": properties.name,
             "memory_bytes": properties.total_memory,
             "cuda": torch.version.cuda,
+            "driver": _driver(),
             "tf32": torch.backends.cuda.matmul.allow_tf32,
         }
         try:
@@ -215,6 +217,16 @@ def machine(device: torch.device | str) -> dict[str, Any]:
             "load": [round(one, 2) for one in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         }
     return found
+
+
+def _driver() -> str | None:
+    """Return the version of NVIDIA's driver, None if nvidia-smi does not tell."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return (found.stdout.split() or [None])[0]
 
 
 def _processor() -> str:
