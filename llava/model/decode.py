@@ -176,7 +176,7 @@ def generate(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding
     """
     from transformers import LogitsProcessorList
 
-    if decoding.greedy and model.runtime.decodes(model):
+    if decoding.greedy and _is_captured(model):
         with suppress(Doubtful):
             found = answer_rows(model, rows, decoding.max_new_tokens, stop_ids(model, tokenizer))
             return _texts(stop_ids(model, tokenizer), found)
@@ -249,7 +249,7 @@ def generate_shared(
     order = sorted(range(len(rows)), key=lambda line: len(rows[line].ids) - at[line])  # short suffixes first
     rows, at = [rows[line] for line in order], [at[line] for line in order]
     lengths = [len(row.ids) - cut - 1 for row, cut in zip(rows, at, strict=True)]  # of suffixes
-    if lengths[0] and model.runtime.decodes(model):
+    if lengths[0] and _is_captured(model):
         groups = cut_by_length(lengths, _cost_of_a_group(device))
         found = _texts(stops, answer_shared(model, rows, groups, decoding.max_new_tokens, stops))
         return [found[order.index(line)] for line in range(len(rows))]
@@ -318,6 +318,11 @@ def generate_shared(
         seen = seen + 1
     found = _texts(stops, said)
     return [found[order.index(line)] for line in range(len(rows))]
+
+
+def _is_captured(model: Any) -> bool:
+    runtime = getattr(model, "runtime", None)  # models of other origin have none
+    return runtime is not None and runtime.decodes(model)
 
 
 def _texts(stops: set[int], said: Sequence[list[int]]) -> list[list[int] | None]:

@@ -49,6 +49,9 @@ class CropKeys(Sequence):
     def __len__(self) -> int:
         return self._count
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
     def __getitem__(self, place):
         if self._crops is not None:
             self._keys, self._crops = [crop_key(crop) for crop in self._crops], None

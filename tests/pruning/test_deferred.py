@@ -4,30 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers.no_syncs import NoSyncs
 from helpers.selection_inputs import EXACT_TIES, make_inputs
 from llava.pruning import Kept, Pruner, TextCue, base, diversity, get_pruner, list_pruners
 
 METHODS = [name for name in list_pruners() if name != "random"]  # it reads identities on the host
-
-
-class NoSyncs(TorchDispatchMode):
-    """Fail on operations that wait for a GPU, and on tensors made from host memory."""
-
-    SYNCS = (
-        "_local_scalar_dense item nonzero masked_select _unique _unique2 unique_dim unique_consecutive equal "
-        "is_nonzero lift_fresh repeat_interleave bincount histc"
-    ).split()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        assert name not in self.SYNCS, f"{name} waits for the device, or copies from the host"
-        if name in ("index", "index_put", "index_put_"):
-            assert not any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]), name
-        if name == "_to_copy":
-            assert "device" not in (kwargs or {}), "a copy to another device"
-        return function(*args, **(kwargs or {}))
 
 
 def deferred(pruner, features, attention):

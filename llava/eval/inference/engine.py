@@ -18,6 +18,7 @@ from __future__ import annotations
 import sys
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ from llava.eval.inference.stopwatch import Stopwatch
 from llava.eval.inference.vision_cache import VisionCache, image_key
 from llava.mm_utils import is_anyres, load_image, tokenizer_image_token
 from llava.model.decode import Decoding, Row, can_share, generate, generate_shared
+from llava.model.features import VisualTokens
 from llava.model.flops import VisionShape
 from llava.model.splice import ContextLimits
 from llava.pruning import Pruner, TextCue
@@ -163,6 +165,8 @@ class Engine:
         # torch.cuda, torch.mps, ...
         self._accelerator = None if device.type == "cpu" else torch.get_device_module(device)
         self._is_cuda = device.type == "cuda"
+        runtime = getattr(self.model, "runtime", None)
+        self._deferred = runtime is not None and (runtime.graphs or self._accelerator is not None)
         self._encode_at_once = self._images_at_once()
         self._images_per_call = self._encode_at_once  # halved when the device runs out of memory
         self._watch = Stopwatch(device)
@@ -228,24 +232,25 @@ class Engine:
         members = [questions[position] for batch in group.batches for position in batch]
         active = [one for one in settings if any(_wanted([one], question) for question in members)]
         shared = [setting for setting in active if not setting.pruner.needs_question]
-        visual: dict[str, dict[Any, torch.Tensor]] = {setting.name: {} for setting in shared}
+        visual: dict[str, dict[Any, VisualTokens]] = {setting.name: {} for setting in shared}
+        waiting: deque[dict[Any, Any]] = deque()  # images whose flags were not read yet
         features: dict[Any, Any] = {}  # kept only for settings that choose by the question
         broken: dict[Any, str] = {}
         images = [image for image in group.images if image is not None]
         for begin in range(0, len(images), self._encode_at_once):
-            began = time.monotonic()
-            encoded = self._encode(images[begin : begin + self._encode_at_once], loaded, broken, stats)
-            stats.vision_seconds += self._clock() - began
+            with self._watch.span(stats, "vision_seconds"):
+                encoded = self._encode(images[begin : begin + self._encode_at_once], loaded, broken, stats)
             for setting in active:
                 setting.images += len(encoded)
             if len(shared) < len(active):
                 features |= encoded
             for setting in shared:
-                began = time.monotonic()
-                with torch.inference_mode():
-                    for image, one in encoded.items():
-                        visual[setting.name][image] = self.model.visual_tokens(one, setting.pruner).embeds
-                setting.seconds += self._clock() - began
+                with self._watch.span(setting, "seconds"):
+                    visual[setting.name] |= self._prune(encoded, setting.pruner)
+            if self._deferred:
+                waiting.append(encoded)
+            if len(waiting) > 1:  # flags of images before these: the device has work meanwhile
+                self._settle(waiting.popleft(), shared, visual)
         wrong = {one.index: broken.get(one.image) or _unaskable(one) for one in members}
         unasked = [DataIssue(one.file, one.line, wrong[one.index]) for one in members if wrong[one.index]]
         stats.failures += unasked
@@ -257,16 +262,18 @@ class Engine:
                 new = [question for question in askable if _wanted([setting], question)]
                 if not new:
                     continue
-                began = time.monotonic()
                 # The whole batch is computed again, not only the missing answers: in half precision an answer
                 # may depend on the batch it is computed in.
-                if setting.pruner.needs_question:
-                    rows = [self._row_by_question(one, features, setting.pruner) for one in askable]
-                else:
-                    embeds = visual[setting.name]
-                    rows = [Row(self.prompt_ids(one), embeds.get(one.image), one.image) for one in askable]
-                answers = self._answer(askable, rows)
-                setting.seconds += time.monotonic() - began
+                with self._watch.span(setting, "seconds"):
+                    if setting.pruner.needs_question:
+                        rows = [self._row_by_question(one, features, setting.pruner) for one in askable]
+                    else:
+                        rows = self._rows(askable, visual[setting.name])
+                    answers = self._answer(askable, rows)
+                    if waiting and any([self._settle(one, shared, visual) for one in waiting]):
+                        if not setting.pruner.needs_question:
+                            answers = self._answer(askable, self._rows(askable, visual[setting.name]))
+                    waiting.clear()
                 setting.writer.write([one for one in answers if isinstance(one, Answer)])
                 lost = [
                     DataIssue(question.file, question.line, reason)
@@ -308,6 +315,40 @@ class Engine:
             for image in new:
                 self.vision_cache.put(self._key(image), found[image])
         return found
+
+    @torch.inference_mode()
+    def _prune(self, encoded: dict[Any, Any], pruner: Pruner) -> dict[Any, VisualTokens]:
+        """Return image -> visual tokens; on an accelerator without waiting for it (see `_settle`)."""
+        if self._deferred:
+            found = self.model.visual_tokens_deferred(list(encoded.values()), pruner)
+            return dict(zip(encoded, found, strict=True))
+        return {image: self.model.visual_tokens(one, pruner) for image, one in encoded.items()}
+
+    @torch.inference_mode()
+    def _settle(
+        self,
+        encoded: dict[Any, Any],
+        settings: Sequence[PassSetting],
+        visual: dict[str, dict[Any, VisualTokens]],
+    ) -> bool:
+        """Read the flags of pruned images; prune those that need it with care, and return whether any did."""
+        flags = {
+            (setting.name, image): visual[setting.name][image].doubt
+            for setting in settings
+            for image in encoded
+            if visual[setting.name][image].doubt is not None
+        }
+        if not flags or not torch.stack(list(flags.values())).any():
+            return False
+        for setting in settings:
+            for image, one in encoded.items():
+                if flags.get((setting.name, image)) is not None:
+                    visual[setting.name][image] = self.model.visual_tokens(one, setting.pruner)
+        return True
+
+    def _rows(self, questions: Sequence[Question], visual: dict[Any, VisualTokens]) -> list[Row]:
+        images = {image: tokens.embeds for image, tokens in visual.items()}
+        return [Row(self.prompt_ids(one), images.get(one.image), one.image) for one in questions]
 
     @torch.inference_mode()
     def _row_by_question(self, question: Question, features: dict[Any, Any], pruner: Pruner) -> Row:
@@ -454,11 +495,6 @@ class Engine:
             )
         if settings and hasattr(self.model, "set_pruner"):
             self.model.set_pruner(settings[0].pruner, anyres=self.anyres or "auto")
-
-    def _clock(self) -> float:
-        if self._accelerator:
-            self._accelerator.synchronize()
-        return time.monotonic()
 
 
 def _wanted(settings: Sequence[PassSetting], question: Question) -> list[PassSetting]:

@@ -105,13 +105,11 @@ def _place(model: Any) -> tuple[torch.device, torch.dtype]:
 
 
 def padded_rows(rows: int) -> int:
-    """Round the rows of a batch up to 1, 2, 3, 4, 6, 8, 12, 16 ...: few sizes, at most a third more rows."""
-    size = 1
-    while size < rows:
-        if size > 1 and rows <= size * 3 // 2:
-            return size * 3 // 2
-        size *= 2
-    return size
+    """Round the rows of a batch up to 1, 2, 3, 4, 6, 8, 10 ... 16, 20 ... 32, 40 ...: at most a quarter more."""
+    if rows <= 4:
+        return rows
+    step = max(2, (1 << (rows - 1).bit_length() - 1) // 4)
+    return -(-rows // step) * step
 
 
 def capacity(length: int) -> int:

@@ -6,9 +6,9 @@
     graphs = GraphCache()
     outputs = graphs.run("prefill", key, function, *inputs)     # captured on first use, copies of the outputs
 
-A graph replays the same kernels on the same addresses, so it gives the bits of the function: `capture` compares
-them once and raises if they differ. On other devices than CUDA a stand-in runs the function into static buffers,
-so that everything around it runs the same way. Independent of models.
+A graph replays the same kernels on the same addresses, so it gives the bits of the function: `capture`
+compares them once and raises if they differ. On other devices than CUDA a stand-in runs the function into
+static buffers, so that everything around it runs the same way. Independent of models.
 
 A captured function must not look at the device, must give the same outputs for the same inputs, and may write
 into buffers that outlive the graph if writing twice changes nothing.
@@ -130,9 +130,8 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     """Return whether two tensors are equal to the bit, NaN included. Looks at the device."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    if a.numel() == 0:
-        return True
-    return torch.equal(a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8))
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    return torch.equal(a.view(bits), b.view(bits))
 
 
 class GraphCache:

@@ -1,0 +1,133 @@
+"""Capturing functions: keys, bits, eviction and fallback, with the stand-in of a CUDA graph and on a GPU."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from llava.model.runtime import CaptureError, GraphCache, capture
+from llava.model.runtime.graphs import same_bits
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def affine(x, y):
+    return x * 2 + y, (x > y).long()
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return request.param
+
+
+def test_a_captured_function_computes_new_inputs(device):
+    draw = [torch.rand(3, 4, device=device) for _ in range(4)]
+    captured = capture(affine, draw[:2])
+    for inputs in (draw[:2], draw[2:], draw[1:3]):
+        for found, expected in zip(captured(*inputs), affine(*inputs), strict=True):
+            assert torch.equal(found, expected)
+
+
+def test_outputs_are_overwritten_by_the_next_call_and_copied_by_the_cache(device):
+    a, b = torch.ones(2, device=device), torch.zeros(2, device=device)
+    captured = capture(lambda x: x + 1, [a])
+    first = captured(a)
+    captured(b)
+    assert first.tolist() == [1, 1]
+    graphs = GraphCache()
+    first = graphs.run("sum", None, lambda x: x + 1, a)
+    graphs.run("sum", None, lambda x: x + 1, b)
+    assert first.tolist() == [2, 2] and len(graphs) == 1
+
+
+def test_every_key_shape_and_dtype_has_its_own_graph(device):
+    graphs, x = GraphCache(), torch.rand(4, device=device)
+    for key, factor in (("a", 2), ("b", 3)):
+        for inputs in (x, x[:2], x.double()):
+            found = graphs.run("product", key, lambda one, factor=factor: one * factor, inputs)
+            assert torch.equal(found, inputs * factor)
+    assert len(graphs) == 6
+    # an old key replays what was captured under it
+    assert torch.equal(graphs.run("product", "a", lambda one: one * 7, x), x * 2)
+
+
+def test_the_least_recently_used_graph_is_dropped():
+    graphs, x = GraphCache(most_graphs=2), torch.rand(4)
+    for key in "abac":
+        graphs.run("it", key, lambda one: one + 1, x)
+    assert [key[1] for key in graphs._graphs] == ["a", "c"]
+    graphs.clear("other")
+    assert len(graphs) == 2
+    graphs.clear("it")
+    assert len(graphs) == 0
+
+
+def test_other_bits_at_capture_run_eagerly_with_one_warning():
+    calls = []
+
+    def changes(x):
+        calls.append(1)
+        return x + len(calls)
+
+    graphs, x = GraphCache(), torch.zeros(2)
+    with pytest.raises(CaptureError, match="other bits"):
+        capture(changes, [x])
+    with pytest.warns(UserWarning, match="counting: runs without a CUDA graph.*other bits"):
+        graphs.run("counting", None, changes, x)
+    before = len(calls)
+    assert graphs.run("counting", None, changes, x).tolist() == [before + 1] * 2  # no second warning
+    assert "other bits" in graphs.refused["counting"]
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("not permitted when stream is capturing"), torch.OutOfMemoryError()]
+)
+def test_an_error_at_capture_runs_eagerly(error, monkeypatch):
+    from llava.model.runtime import graphs as module
+
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(module, "_StandIn", refuse)
+    graphs, x = GraphCache(), torch.ones(2)
+    with pytest.warns(UserWarning, match="it: runs without a CUDA graph"):
+        assert graphs.run("it", None, lambda one: one * 2, x).tolist() == [2, 2]
+    assert len(graphs) == 0 and graphs.run("it", None, lambda one: one * 3, x).tolist() == [3, 3]
+
+
+def test_an_error_of_the_function_itself_is_raised():
+    def fails(_):
+        raise ValueError("of the function")
+
+    with pytest.raises(ValueError, match="of the function"):
+        GraphCache().run("it", None, fails, torch.ones(1))
+
+
+def test_a_capture_is_logged_once(caplog):
+    graphs = GraphCache()
+    with caplog.at_level(logging.INFO, logger="llava"):
+        for _ in range(3):
+            graphs.run("it", None, lambda one: one * 2, torch.ones(2, 3))
+    assert [record.getMessage().split(" in ")[0] for record in caplog.records] == ["captured it of (2, 3)"]
+
+
+def test_bits_and_not_values_are_compared():
+    nan = torch.tensor([float("nan"), 1.0])
+    assert same_bits(nan, nan.clone())
+    assert not same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))
+    assert not same_bits(torch.ones(2), torch.ones(3)) and not same_bits(torch.ones(2), torch.ones(2).half())
+    assert same_bits(torch.ones(4, 4)[:, 1], torch.ones(4)) and same_bits(torch.empty(0), torch.empty(0))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_function_that_looks_at_the_device_runs_eagerly():
+    graphs, x = GraphCache(), torch.rand(8, device="cuda")
+    with pytest.warns(UserWarning, match="runs without a CUDA graph"):
+        found = graphs.run("looking", None, lambda one: one[one > 0.5].sum(), x)
+    assert torch.equal(found, x[x > 0.5].sum())
+    assert torch.equal(graphs.run("other", None, lambda one: one + 1, x), x + 1)  # capturing still works
