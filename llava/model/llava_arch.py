@@ -552,8 +552,11 @@ class LlavaMetaForCausalLM(VisualTokenMixin):
                 VISPRUNER_GRAPHS is 0.
             compiled: fuse the kernels of a layer with torch.compile, which moves last bits.
         """
-        self.__dict__["_runtime"] = Runtime(self.get_input_embeddings().weight.device, graphs, compiled)
-        return self.__dict__["_runtime"]
+        runtime = Runtime(self.get_input_embeddings().weight.device, graphs, compiled)
+        if (tower := self.get_vision_tower()) is not None:
+            tower.compile_layers(compiled)
+        self.__dict__["_runtime"] = runtime
+        return runtime
 
     def _pad_token_id(self) -> int | None:
         eos = self.generation_config.eos_token_id

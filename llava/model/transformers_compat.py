@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,13 +48,63 @@ def run_layer(layer: nn.Module, hidden: Tensor) -> Tensor:
 
     Releases differ in whether DINOv2's layer takes a mask and whether layers return a tuple.
     """
-    result = layer(hidden, attention_mask=None) if _takes_mask(type(layer)) else layer(hidden)
+    return layer_function(layer)(layer, hidden)
+
+
+def layer_function(layer: nn.Module) -> Callable[[nn.Module, Tensor], Tensor]:
+    """Return what `run_layer` calls for layers of this kind, to be compiled."""
+    return _run_with_mask if _takes_mask(type(layer)) else _run_without_mask
+
+
+def _run_with_mask(layer: nn.Module, hidden: Tensor) -> Tensor:
+    result = layer(hidden, attention_mask=None)
+    return result[0] if isinstance(result, tuple) else result
+
+
+def _run_without_mask(layer: nn.Module, hidden: Tensor) -> Tensor:
+    result = layer(hidden)
     return result[0] if isinstance(result, tuple) else result
 
 
 @functools.cache
 def _takes_mask(layer_class: type[nn.Module]) -> bool:
     return "attention_mask" in inspect.signature(layer_class.forward).parameters
+
+
+def run_decoder_layers(
+    decoder: nn.Module, embeds: Tensor, positions: Tensor, cache: Any, mask: Tensor | None, run: Any
+) -> Tensor:
+    """Run the layers of a Llama or Mistral decoder one by one, as its `forward` does.
+
+    A layer is given its own part of the cache, so that nothing it computes with depends on its number: one
+    compiled function can be used for all layers.
+
+    Args:
+        embeds: (B, n, D).
+        positions: (B, n).
+        mask: (B, 1, n, L) to add to attention scores; None is causal.
+        run: `run_decoder_layer`, or a compiled version of it.
+    """
+    rotary = decoder.rotary_emb(embeds, position_ids=positions)
+    hidden = embeds
+    for layer, held in zip(decoder.layers, cache.layers, strict=True):
+        hidden = run(layer, hidden, mask, rotary, positions, held)
+    return decoder.norm(hidden)
+
+
+def run_decoder_layer(
+    layer: nn.Module, hidden: Tensor, mask: Tensor | None, rotary: Any, positions: Tensor, held: Any
+) -> Tensor:
+    """Run one layer of a decoder; `held` is its layer of the cache."""
+    result = layer(
+        hidden,
+        attention_mask=mask,
+        position_embeddings=rotary,
+        position_ids=positions,
+        past_key_values=held,
+        use_cache=True,
+    )
+    return result[0] if isinstance(result, tuple) else result
 
 
 def rebuild_rotary(model: nn.Module, device: torch.device) -> None:

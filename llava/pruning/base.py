@@ -21,6 +21,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from . import kernels
+
 CropIds = Sequence[str | int] | None
 _doubts: ContextVar[list[Tensor] | None] = ContextVar("doubts", default=None)  # a list within keep_deferred
 
@@ -227,6 +229,12 @@ def defer(rows: Tensor) -> bool:
 
 def descending(score: Tensor) -> Tensor:
     """Order the patches by descending score, ties to the lower index: (B, N) -> (B, N) int64."""
+    if score.dtype == torch.float64:
+        return kernels.run("attention.descending", _descending, score)
+    return _descending(score)
+
+
+def _descending(score: Tensor) -> Tensor:
     return score.argsort(dim=1, descending=True, stable=True)
 
 
@@ -236,6 +244,10 @@ def mean_attention(attention: Tensor) -> Tensor:
     The heads are added one after the other: a library's reduction may add the heads of one column in another
     order than those of the next, and equal columns would then differ in a bit instead of tying.
     """
+    return kernels.run("attention.mean_attention", _mean_attention, attention)
+
+
+def _mean_attention(attention: Tensor) -> Tensor:
     heads = attention.shape[1]
     wide = attention.to(torch.float64)
     mean = wide[:, 0].clone()

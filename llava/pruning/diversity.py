@@ -14,21 +14,18 @@ a rank only where two similarities agree to about 1e-15.
 
 from __future__ import annotations
 
-import os
-import warnings
-from importlib.util import find_spec
+import functools
 
 import torch
 from torch import Tensor
 
+from . import kernels
 from .base import defer, deferring
-from .kernels import MAX_RESIDUAL
 
 DROP_PER_ROUND = 8
-BACKENDS = ("triton", "torch")
 _NEARLY_EQUAL = 1e-9  # tokens nearer than this may be equal ones, which have to tie exactly
+_STREAMS = 4  # of a GPU, which compute products of rows at the same time; each has a workspace of cuBLAS
 _MIN_SQUARE, _MAX_SQUARE = 1e-100, 1e100  # squared norms: below counts as zero, above is refused
-_failed: set[str] = set()  # backends that raised an error in this process
 
 
 def most_diverse(features: Tensor, residual: Tensor, target: int) -> Tensor:
@@ -43,30 +40,15 @@ def most_diverse(features: Tensor, residual: Tensor, target: int) -> Tensor:
     """
     if target == 0 or residual.shape[1] <= target:
         return residual[:, :target]
-    return _remove_duplicates(_similarity_of_rows(features, residual), residual, target)
+    similarity = _similarity_of_rows(features, residual)
+    if residual.shape[1] > kernels.MAX_RESIDUAL:
+        return remove_duplicates_in_torch(similarity, residual, target)
+    return kernels.run("rounds.remove_duplicates", remove_duplicates_in_torch, similarity, residual, target)
 
 
-def rounds_backend(device: torch.device | str) -> str:
-    """Name what runs the rounds on `device`: "triton" (one kernel launch for the batch) or "torch".
-
-    "triton" is the default on CUDA devices if Triton is installed and has not failed in this process. The
-    environment variable VISPRUNER_ROUNDS chooses one of them; devices other than CUDA always use "torch".
-
-    Raises:
-        ValueError: for another value of VISPRUNER_ROUNDS.
-    """
-    chosen = os.environ.get("VISPRUNER_ROUNDS")
-    if chosen and chosen not in BACKENDS:
-        raise ValueError(
-            f"VISPRUNER_ROUNDS: unknown value {chosen!r} (choose from {', '.join(BACKENDS)}). "
-            "Correct the environment variable or unset it."
-        )
-    if torch.device(device).type != "cuda" or "triton" in _failed:
-        return "torch"
-    return chosen or ("triton" if find_spec("triton") else "torch")
-
-
-def remove_duplicates_in_torch(similarity: Tensor, residual: Tensor, target: int) -> Tensor:
+def remove_duplicates_in_torch(
+    similarity: Tensor, residual: Tensor, target: int, drop_per_round: int = DROP_PER_ROUND
+) -> Tensor:
     """Run the rounds in torch: the reference that other backends have to equal.
 
     All rows have the same R, so every round has the same sizes in all of them and the batch moves in step.
@@ -75,11 +57,12 @@ def remove_duplicates_in_torch(similarity: Tensor, residual: Tensor, target: int
         similarity: (B, R, R) float64 [odd, even], no NaN.
         residual: (B, R) int64.
         target: Patches to keep per row, 1..R.
+        drop_per_round: Evens to drop per round.
     Returns:
         (B, target) int64, in the order of the last round's list.
     """
     rows, size = residual.shape
-    similarity = similarity.view(rows * size, size)
+    similarity = similarity.reshape(rows * size, size)
     start = torch.arange(rows, device=residual.device)[:, None] * size  # first line of each batch row in it
 
     rho = torch.arange(size, device=residual.device).expand(
@@ -87,7 +70,7 @@ def remove_duplicates_in_torch(similarity: Tensor, residual: Tensor, target: int
     )  # the list, as positions in `residual`
     while rho.shape[1] > target:
         even, odd = rho[:, 0::2], rho[:, 1::2]
-        drop = min(DROP_PER_ROUND, rho.shape[1] - target, even.shape[1])
+        drop = min(drop_per_round, rho.shape[1] - target, even.shape[1])
         # Copying whole lines and ignoring most columns is faster than gathering single elements.
         matches = similarity.index_select(0, (odd + start).flatten()).view(rows, odd.shape[1], size)
         best = matches.amax(dim=1).gather(1, even)  # (B, evens): similarity to the best odd
@@ -97,32 +80,8 @@ def remove_duplicates_in_torch(similarity: Tensor, residual: Tensor, target: int
     return residual.gather(1, rho)
 
 
-def _remove_duplicates(similarity: Tensor, residual: Tensor, target: int) -> Tensor:
-    """Run the rounds on the fastest backend; fall back to torch with a warning if that fails."""
-    if rounds_backend(similarity.device) == "triton" and residual.shape[1] <= MAX_RESIDUAL:
-        try:
-            from .kernels import rounds
-
-            return rounds.remove_duplicates(similarity, residual, target, DROP_PER_ROUND)
-        except torch.OutOfMemoryError:
-            raise
-        except (
-            Exception
-        ) as error:  # compilers and drivers raise any type; the fallback's indices are the same
-            warnings.warn(
-                f"token selection falls back to torch, which is slower but equal: the Triton kernel failed "
-                f"({type(error).__name__}: {error})",
-                stacklevel=2,
-            )
-            _failed.add("triton")
-    return remove_duplicates_in_torch(similarity, residual, target)
-
-
 def _similarity_of_rows(features: Tensor, residual: Tensor) -> Tensor:
-    """Compute similarity[b, j, i] of the j-th residual token, as an odd, to the i-th, as an even; float64.
-
-    One product for each row: a batched kernel may round differently at another batch size.
-    """
+    """Compute similarity[b, j, i] of the j-th residual token, as an odd, to the i-th, as an even; float64."""
     if features.device.type == "cuda" or deferring():
         return _similarity_of_rows_without_syncs(features, residual)
     rows, size = residual.shape
@@ -137,20 +96,70 @@ def _similarity_of_rows_without_syncs(features: Tensor, residual: Tensor) -> Ten
 
     Within `Pruner.keep_deferred` there is no sync, and those rows are left to a later call.
     """
-    rows, size = residual.shape
-    similarity = torch.empty(rows, size, size, dtype=torch.float64, device=features.device)
     x = features.gather(1, residual[..., None].expand(-1, -1, features.shape[2])).to(torch.float64)
-    for row in range(rows):
-        _gram(x[row], similarity[row])
-    square = similarity.diagonal(dim1=1, dim2=2).clone()
-    similarity = (similarity * similarity.abs()).div_(square[:, :, None] * square[:, None, :])
-    duplicates = (~(similarity <= 1 - _NEARLY_EQUAL)).sum((1, 2)) > size  # more than the diagonal, or NaN
-    exceptional = duplicates | ~((square < _MAX_SQUARE) & (square > _MIN_SQUARE)).all(1)
-    if defer(exceptional):  # zeros, because the rounds take no NaN
-        return similarity.masked_fill_(exceptional[:, None, None], 0.0)
+    products = _products(x)
+    limits = 1 - _NEARLY_EQUAL, _MIN_SQUARE, _MAX_SQUARE
+    if residual.shape[1] > kernels.MAX_RESIDUAL:
+        similarity, exceptional = _similarity_of_products(products, *limits)
+    else:
+        similarity, exceptional = kernels.run(
+            "rounds.signed_square_cosines", _similarity_of_products, products, *limits
+        )
+    similarity = similarity.transpose(1, 2)  # its lines are evens, which the kernels read
+    if defer(exceptional):
+        return similarity
     for row in exceptional.nonzero().flatten().tolist():
         similarity[row] = _similarity(x[row])
     return similarity
+
+
+def _products(x: Tensor) -> Tensor:
+    """Compute the dot products of all pairs of tokens of each row: (B, R, C) -> (B, R, R).
+
+    Each row has its own matrix product, because a batched one may round differently at another batch size.
+    One product does not fill a GPU, so those of several rows run at the same time.
+    """
+    rows, size = x.shape[:2]
+    products = x.new_empty(rows, size, size)
+    if x.device.type != "cuda" or rows == 1:
+        for row in range(rows):
+            _gram(x[row], products[row])
+        return products
+    current = torch.cuda.current_stream(x.device)
+    streams = _streams(x.device)[:rows]
+    for stream in streams:
+        stream.wait_stream(current)
+    for row in range(rows):
+        with torch.cuda.stream(streams[row % len(streams)]):
+            _gram(x[row], products[row])
+    for stream in streams:  # before the memory of either tensor can be used again
+        current.wait_stream(stream)
+    return products
+
+
+@functools.cache
+def _streams(device: torch.device) -> list[torch.cuda.Stream]:
+    return [torch.cuda.Stream(device) for _ in range(_STREAMS)]
+
+
+def _similarity_of_products(
+    products: Tensor, nearly_one: float, least: float, most: float
+) -> tuple[Tensor, Tensor]:
+    """Turn dot products into cos * |cos|, 0 instead of NaN, and tell which rows are exceptional.
+
+    Args:
+        products: (B, R, R) float64.
+        nearly_one: A row where two tokens have a similarity above it is exceptional.
+        least, most: A row with a squared norm that is not between them is exceptional.
+    Returns:
+        (B, R, R) float64 and (B,) bool.
+    """
+    square = products.diagonal(dim1=1, dim2=2).clone()
+    similarity = (products * products.abs()).div_(square[:, :, None] * square[:, None, :])
+    # Not "> nearly_one": NaN has to count as well. The diagonal counts always.
+    equal = (~(similarity <= nearly_one)).sum((1, 2)) > similarity.shape[1]
+    exceptional = equal | ~((square < most) & (square > least)).all(1)
+    return similarity.masked_fill_(similarity.isnan(), 0.0), exceptional
 
 
 def _similarity(x: Tensor) -> Tensor:

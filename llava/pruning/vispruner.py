@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from .base import Kept, Pruner, attention_order
-from .diversity import most_diverse, rounds_backend
+from .diversity import most_diverse
+from .kernels import rounds_backend
 from .registry import register_pruner
 
 

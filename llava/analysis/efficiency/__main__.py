@@ -1,7 +1,7 @@
 """Measure efficiency: print a table, then one JSON document as the last line of standard output.
 
     python -m llava.analysis.efficiency [--dummy-model NAME | --model FOLDER] [--vs baseline]  the whole model
-    python -m llava.analysis.efficiency selection | tower | engine | peak | table ...          one part
+    python -m llava.analysis.efficiency selection | tower | engine | gpu_check | peak ...      one part
 
 --output FILE also writes the document. torch is imported only after the arguments have been parsed.
 """
@@ -23,6 +23,7 @@ COMMANDS = {
     "tower": "vision tower with its [CLS] row and selection, compared with bare and eager towers",
     "engine": "questions per second, compared with one question at a time without reuse",
     "peak": "matrix-product rate and memory bandwidth of the device",
+    "gpu_check": "every claim about GPUs: tests, measurements, goals; resumable, with a report",
     "table": "the paper's efficiency table with measured rows; runs no model",
 }
 _WHOLE = "whole"
@@ -48,7 +49,10 @@ def build_parser(command: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON document to FILE")
+    if not getattr(module, "WRITES_FOLDER", False):
+        parser.add_argument(
+            "--output", type=Path, metavar="FILE", help="also write the JSON document to FILE"
+        )
     return parser
 
 
@@ -80,18 +84,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if hasattr(module, "check"):
             module.check(args)
-        if args.output is not None and not args.output.parent.is_dir():
-            raise ValueError(f"--output {args.output}: there is no folder {args.output.parent}")
+        output = None if getattr(module, "WRITES_FOLDER", False) else args.output
+        if output is not None and not output.parent.is_dir():
+            raise ValueError(f"--output {output}: there is no folder {output.parent}")
     except ValueError as error:
         parser.error(str(error))
     document = {"part": command, **module.run(args)}
     print(module.render(document))
     text = json.dumps(with_former_keys(document))
-    if args.output is not None:
-        args.output.write_text(text + "\n", encoding="utf-8")
-        print(f"written: {args.output}")
+    if output is not None:
+        output.write_text(text + "\n", encoding="utf-8")
+        print(f"written: {output}")
     print(text)
-    return 0
+    return 1 if document.get("failed") else 0
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping, Sequence
 
     import torch
     from torch import Tensor
@@ -105,6 +105,7 @@ def build_model(
     tower_dtype: str | torch.dtype | None = None,
     attn_implementation: str = "sdpa",
     seed: int = 0,
+    share: Mapping[str, Tensor] | None = None,
 ) -> Any:
     """Build a model with random weights on `device`, in `dtype` (default: float32 on CPU, else float16).
 
@@ -112,16 +113,17 @@ def build_model(
 
     Args:
         sizes: A name of `DUMMY_MODELS`, or other sizes.
+        share: Parameters of another model by name, on `device`: those of the same shape and dtype are
+            used without a copy instead of random ones.
     """
     import torch
 
-    from llava.model.checkpoint.fill import fill_model
-    from llava.model.checkpoint.placement import Placement
+    from llava.model.checkpoint.read import Assigner
     from llava.model.checkpoint.tower import TowerSource, clip_processor
     from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
     from llava.model.multimodal_encoder.builder import build_vision_tower
     from llava.model.settings import choose_attention, choose_dtypes
-    from llava.model.transformers_compat import set_attention
+    from llava.model.transformers_compat import rebuild_rotary, set_attention
 
     sizes = sizes if isinstance(sizes, DummyModel) else DUMMY_MODELS[sizes]
     device = torch.device(device)
@@ -150,16 +152,20 @@ def build_model(
     with torch.device("meta"):
         model = LlavaLlamaForCausalLM(config)
     model.model.vision_tower = build_vision_tower(source, attn_implementation=tower_kernels)
-    fill_model(
-        model,
-        _random_weights(model, device, seed),
-        source,
-        Placement(device),
-        language_dtype,
-        tower_type,
-        None,
-        Path("random weights"),
-    )
+    tower_prefix = "model.vision_tower."
+    dtypes = {True: tower_type, False: language_dtype}
+    assigner = Assigner(model, lambda name: (dtypes[name.startswith(tower_prefix)], device))
+    for name, parameter in list(model.named_parameters()):
+        shared = (share or {}).get(name)
+        if shared is not None and (shared.shape, shared.dtype) == (parameter.shape, assigner.place(name)[0]):
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, shared)
+        else:
+            assigner.assign(name, _random(name, parameter.shape, device, seed), name)
+    rebuild_rotary(model, device)
+    model.get_vision_tower().restore_buffers()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(tower_prefix))
     return model.eval()
 
 
@@ -183,8 +189,8 @@ def build_tower(
     tower = build_vision_tower(source, select_layer, attn_implementation=attn_implementation)
     place = (dtype or torch.float32, torch.device(device))
     assigner = Assigner(tower.vision_tower, lambda _: place)
-    for name, tensor, _ in _random_weights(tower.vision_tower, place[1], seed):
-        assigner.assign(name, tensor, name)
+    for name, parameter in list(tower.vision_tower.named_parameters()):
+        assigner.assign(name, _random(name, parameter.shape, place[1], seed), name)
     tower.restore_buffers()
     return tower.eval()
 
@@ -202,19 +208,14 @@ def dummy_image(path: Path) -> Path:
     return path
 
 
-def _random_weights(model: Any, device: torch.device, seed: int) -> Iterator[tuple[str, Tensor, Path]]:
-    """Yield (name, values, source) of every parameter, one at a time, so that memory holds the model once."""
+def _random(name: str, shape: Sequence[int], device: torch.device, seed: int) -> Tensor:
+    """Draw a parameter in float32; zeros for a bias and ones for a norm."""
     import torch
 
-    generator = torch.Generator(device)
-    for name, parameter in model.named_parameters():
-        generator.manual_seed(
-            seed + zlib.crc32(name.encode())
-        )  # by name: layers that are left out do not change the others
-        if name.endswith("bias"):
-            values = torch.zeros(parameter.shape, device=device)
-        elif parameter.ndim == 1 and "norm" in name.lower():
-            values = torch.ones(parameter.shape, device=device)
-        else:
-            values = torch.randn(parameter.shape, device=device, generator=generator) * 0.02
-        yield name, values, Path("random weights")
+    # By name: layers that are left out do not change the others.
+    generator = torch.Generator(device).manual_seed(seed + zlib.crc32(name.encode()))
+    if name.endswith("bias"):
+        return torch.zeros(shape, device=device)
+    if len(shape) == 1 and "norm" in name.lower():
+        return torch.ones(shape, device=device)
+    return torch.randn(shape, device=device, generator=generator) * 0.02

@@ -91,7 +91,7 @@ def check_device(args: argparse.Namespace) -> None:
     """
     import torch
 
-    from llava.pruning.diversity import rounds_backend
+    from llava.pruning.kernels import rounds_backend
 
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from llava.analysis.efficiency.baseline import baseline_select
     from llava.analysis.efficiency.timing import compare, machine, peak_bytes, quotient
     from llava.pruning import get_pruner
-    from llava.pruning.diversity import rounds_backend
+    from llava.pruning.kernels import rounds_backend
 
     generator = torch.Generator().manual_seed(args.seed)
     rows = []

@@ -71,7 +71,7 @@ class PipelineStages:
     pixels: Any  # as from process_images: (B, 3, H, W), or (crops, 3, H, W) per image
     sizes: list[tuple[int, int] | None]
     input_ids: Tensor  # (B, L), one image placeholder in each row
-    decoding: Timing  # of one image, from the file to pixels
+    decoding: Timing | None = None  # of one image, from the file to pixels
     ratio: float = 0.5
 
     @classmethod
@@ -88,13 +88,21 @@ class PipelineStages:
             decoding = measure(decode, "cpu", args.repeats, max(1, args.warmup))
             one, size = decode(), load_image(path).size
         pixels = [one] * args.batch_size if one.ndim == 4 else torch.stack([one] * args.batch_size)
-        generator = torch.Generator().manual_seed(args.seed)
-        shape = (args.batch_size, args.text_tokens + 1)
-        ids = torch.randint(3, model.config.vocab_size, shape, generator=generator)
-        ids[:, 0] = 1
-        ids[:, args.text_tokens // 2] = IMAGE_TOKEN_INDEX
         sizes = [size if frames == 1 else None] * args.batch_size
+        ids = _prompts(model, args.batch_size, args.text_tokens, args.seed)
         return cls(model, args.device, pixels, sizes, ids.to(args.device), decoding, args.ratio)
+
+    @classmethod
+    def random(
+        cls, model: Any, device: str, crops: int, batch: int, text_tokens: int, seed: int, video: bool = False
+    ) -> PipelineStages:
+        """Draw pixels and prompts: `crops` of an image of 640 x 480, or as many frames of a video."""
+        side = model.get_vision_tower().image_size
+        shape = (batch, 3, side, side) if crops == 1 else (batch, crops, 3, side, side)
+        pixels = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        sizes = [None if video else (640, 480)] * batch
+        ids = _prompts(model, batch, text_tokens, seed).to(device)
+        return cls(model, device, pixels if crops == 1 else list(pixels), sizes, ids)
 
     @property
     def crops(self) -> int:
@@ -129,6 +137,16 @@ class PipelineStages:
         """Run vision, selection, projector and prefill."""
         encoded = self.vision()
         return self.prefill(self.tokens(encoded, [pruner] * len(encoded)))
+
+    def generate(self, new_tokens: int = 1) -> Tensor:
+        """Answer the questions by the model's own `generate`, images uploaded first: new ids (B, new)."""
+        return self.model.generate(
+            self.input_ids,
+            images=[pixels.to(self.device) for pixels in self.pixels],
+            image_sizes=None if None in self.sizes else self.sizes,
+            do_sample=False,
+            max_new_tokens=new_tokens,
+        )
 
     def baseline_first_token(self, tokens: int | None) -> list[Tensor]:
         """Compute the first token naively: one question at a time, nothing shared, all patches projected."""
@@ -235,6 +253,15 @@ class PipelineStages:
             tower.select_layer,
         )
         return {part: len(self.input_ids) * value for part, value in cost.flops().items()}
+
+
+def _prompts(model: Any, batch: int, text_tokens: int, seed: int) -> Tensor:
+    """Draw prompts (B, text_tokens + 1) with one image placeholder in the middle of each."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, model.config.vocab_size, (batch, text_tokens + 1), generator=generator)
+    ids[:, 0] = 1
+    ids[:, text_tokens // 2] = IMAGE_TOKEN_INDEX
+    return ids
 
 
 def weights_bytes(model: Any) -> dict[str, int]:

@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from llava.analysis.efficiency.stages import PipelineStages, load_model, weights_bytes
     from llava.analysis.efficiency.timing import machine
     from llava.model.transformers_compat import attention_of
-    from llava.pruning.diversity import rounds_backend
+    from llava.pruning.kernels import rounds_backend
 
     model = load_model(args)
     stages = PipelineStages.prepare(model, args)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from llava.eval.inference.vision_cache import VisionCache
 from llava.mm_utils import load_image
 from llava.model import load_pretrained_model
 from llava.model.decode import Decoding
+from llava.model.flops import LanguageShape
 from llava.pruning import Pruner, get_pruner
 
 GQA_PER_IMAGE, GQA_NEW_TOKENS = 31, 4
@@ -68,7 +70,8 @@ class EngineWorkload:
     questions: list[Question]
     decoding: Decoding
     pruner: Pruner
-    batch_size: int = 64
+    batch_size: int | None = 64  # None: the default of the device
+    vision_cache: VisionCache | None = None
 
     @classmethod
     def from_checkpoint(cls, args: argparse.Namespace) -> EngineWorkload:
@@ -89,9 +92,12 @@ class EngineWorkload:
         return cls(tokenizer, model, processor, questions, decoding, pruner, args.batch_size)
 
     @classmethod
-    def from_dummy_model(cls, args: argparse.Namespace, folder: Path) -> EngineWorkload:
-        """Build --dummy-model and questions like GQA's; images are files of different names in `folder`."""
-        model = build_model(args.dummy_model, args.device, args.dtype, args.tower_dtype, seed=args.seed)
+    def from_dummy_model(
+        cls, args: argparse.Namespace, folder: Path, model: Any | None = None
+    ) -> EngineWorkload:
+        """Build --dummy-model, or take `model`, and questions like GQA's about image files in `folder`."""
+        if model is None:
+            model = build_model(args.dummy_model, args.device, args.dtype, args.tower_dtype, seed=args.seed)
         image, random = dummy_image(folder / "image.jpg").read_bytes(), Random(args.seed)
         questions = []
         for number in range(args.questions or 1000):
@@ -108,9 +114,29 @@ class EngineWorkload:
         decoding, pruner = Decoding(GQA_NEW_TOKENS), get_pruner("vispruner", args.tokens, args.ratio)
         return cls(tokenizer, model, processor, questions, decoding, pruner, args.batch_size)
 
+    @cached_property
+    def rows_at_once(self) -> int:
+        """Questions per batch: `batch_size`, else what an evaluation chooses, by memory on CUDA."""
+        device = torch.device(self.model.device)
+        if self.batch_size is not None or device.type == "cpu":
+            return self.batch_size or 64
+        from llava.eval.inference.memory import question_bytes, questions_per_batch
+
+        engine = Engine(self.model, self.tokenizer, self.processor, decoding=self.decoding)
+        patches = self.model.get_vision_tower().num_patches
+        visual = patches if self.pruner.tokens is None else min(patches, self.pruner.tokens)
+        prompt = visual + max(len(engine.prompt_ids(question)) for question in self.questions)
+        language, element = LanguageShape.from_config(self.model.config), self.model.dtype.itemsize
+        vocabulary, new = self.model.config.vocab_size, self.decoding.max_new_tokens
+        # what torch holds without using it is free as well; the weights are there already
+        free = torch.cuda.mem_get_info(device)[0]
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return questions_per_batch(free, 0, question_bytes(language, vocabulary, element, prompt, new))
+
     def engine(self, **options: Any) -> Engine:
         """Create the engine with the workload's decoding and batch size, or other `options`."""
-        settings = {"decoding": self.decoding, "batch_size": self.batch_size, **options}
+        cache = {} if self.vision_cache is None else {"vision_cache": self.vision_cache}
+        settings = {"decoding": self.decoding, "batch_size": self.rows_at_once, **cache, **options}
         return Engine(self.model, self.tokenizer, self.processor, **settings)
 
     def ask(self, questions: Sequence[Question] | None = None, **options: Any) -> tuple[dict[int, str], Any]:
@@ -159,15 +185,26 @@ class EngineWorkload:
             "flips_against_one_at_a_time_with_equal_tokens": count_flips(answers, singles),
         }
 
+    def _crops(self, image: Any) -> tuple[torch.Tensor, Any]:
+        """Return the crops (crops, 3, S, S) of an image file on the device, and the size of the image."""
+        (pixels, size), _ = ImageLoader(load_image, self.processor, self.model.config)(image)
+        return (pixels[None] if pixels.ndim == 3 else pixels).to(self.model.device), size
+
+    @torch.inference_mode()
+    def kept_tokens(self, image: Any) -> torch.Tensor:
+        """Return the indices (crops, K) that the model keeps of an image file."""
+        crops, size = self._crops(image)
+        return self.model.visual_tokens(
+            self.model.encode_vision([crops], [size])[0], self.pruner
+        ).kept.indices
+
     @torch.inference_mode()
     def _equal_tokens(self, image: Any) -> bool:
         """Check whether the model and the baseline keep the same tokens of an image file."""
-        (pixels, size), _ = ImageLoader(load_image, self.processor, self.model.config)(image)
-        crops = (pixels[None] if pixels.ndim == 3 else pixels).to(self.model.device)
-        kept = self.model.visual_tokens(self.model.encode_vision([crops], [size])[0], self.pruner).kept
-        encoded = baseline_tower(self.model.get_vision_tower(), crops)
+        encoded = baseline_tower(self.model.get_vision_tower(), self._crops(image)[0])
         return torch.equal(
-            kept.indices, baseline_select(*encoded, self.pruner.tokens, self.pruner.important_ratio)
+            self.kept_tokens(image),
+            baseline_select(*encoded, self.pruner.tokens, self.pruner.important_ratio),
         )
 
     def flips(self) -> dict[str, int]:
@@ -179,7 +216,7 @@ class EngineWorkload:
         return {
             "answers": len(singles),
             "engine_against_singles": count_flips(engine, singles),
-            f"unshared_batches_of_{self.batch_size}_against_singles": count_flips(batches, singles),
+            f"unshared_batches_of_{self.rows_at_once}_against_singles": count_flips(batches, singles),
         }
 
 

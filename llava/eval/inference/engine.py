@@ -169,9 +169,9 @@ class Engine:
         device = torch.device(self.model.device)
         # torch.cuda, torch.mps, ...
         self._accelerator = None if device.type == "cpu" else torch.get_device_module(device)
-        self._is_cuda = device.type == "cuda"
         runtime = getattr(self.model, "runtime", None)
         self._deferred = runtime is not None and (runtime.graphs or self._accelerator is not None)
+        self._is_cuda = device.type == "cuda"
         self._encode_at_once = self._images_at_once()
         self._images_per_call = self._encode_at_once  # halved when the device runs out of memory
         self._watch = Stopwatch(device)
@@ -270,18 +270,8 @@ class Engine:
                 new = [question for question in askable if _wanted([setting], question)]
                 if not new:
                     continue
-                # The whole batch is computed again, not only the missing answers: in half precision an answer
-                # may depend on the batch it is computed in.
                 with self._watch.span(setting, "seconds"):
-                    if setting.pruner.needs_question:
-                        rows = [self._row_by_question(one, features, setting.pruner) for one in askable]
-                    else:
-                        rows = self._rows(askable, visual[setting.name])
-                    answers = self._answer(askable, rows)
-                    if waiting and any([self._settle(one, shared, visual) for one in waiting]):
-                        if not setting.pruner.needs_question:
-                            answers = self._answer(askable, self._rows(askable, visual[setting.name]))
-                    waiting.clear()
+                    answers = self._answer_batch(askable, setting, features, visual, shared, waiting)
                 setting.writer.write([one for one in answers if isinstance(one, Answer)])
                 lost = [
                     DataIssue(question.file, question.line, reason)
@@ -323,6 +313,30 @@ class Engine:
             for image in new:
                 self.vision_cache.put(self._key(image), found[image])
         return found
+
+    def _answer_batch(
+        self,
+        questions: Sequence[Question],
+        setting: PassSetting,
+        features: dict[Any, Any],
+        visual: dict[str, dict[Any, VisualTokens]],
+        shared: Sequence[PassSetting],
+        waiting: deque[dict[Any, Any]],
+    ) -> list[Answer | str]:
+        """Answer a whole batch, and again if a flag of its images turns out to be set (see `_settle`).
+
+        Not only the missing answers: in half precision an answer may depend on the batch it is computed in.
+        """
+        if setting.pruner.needs_question:
+            return self._answer(
+                questions, [self._row_by_question(one, features, setting.pruner) for one in questions]
+            )
+        answers = self._answer(questions, self._rows(questions, visual[setting.name]))
+        changed = [self._settle(one, shared, visual) for one in waiting]
+        waiting.clear()
+        if any(changed):
+            answers = self._answer(questions, self._rows(questions, visual[setting.name]))
+        return answers
 
     @torch.inference_mode()
     def _prune(self, encoded: dict[Any, Any], pruner: Pruner) -> dict[Any, VisualTokens]:

@@ -14,7 +14,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from llava.model.transformers_compat import attention_of, run_layer
+from llava.model.transformers_compat import attention_of, layer_function, run_layer
 
 # Crops that share a pass in half precision on CUDA, where a crop has the same bits in any pass. A number of
 # crops is a sum of these: nothing is filled up. A LLaVA-NeXT image has 5.
@@ -61,6 +61,7 @@ class VisionTower(nn.Module, ABC):
         # Crops per pass; None chooses by device and dtype (see `_passes`). With a number, every pass has
         # exactly this many crops: the last one is filled up, so that the same kernels see every crop.
         self.group_size: int | None = None
+        self.run_layer: Callable[[nn.Module, Tensor], Tensor] = run_layer
         self._same_bits: dict[tuple[torch.dtype, int], bool] = {}  # (dtype, crops): as when they are alone
 
     # --- the parts of a layer: one implementation per architecture ------------------------------------------
@@ -183,6 +184,11 @@ class VisionTower(nn.Module, ABC):
                 )
         return self._same_bits[key]
 
+    def compile_layers(self, compiled: bool) -> None:
+        """Run layers by one compiled function that they share (see `torch.compile`), or as they are."""
+        self.run_layer = torch.compile(layer_function(self.layers()[0])) if compiled else run_layer
+        self._same_bits.clear()
+
     def forward_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Run one pass: (B, 3, S, S) in the tower's dtype -> features (B, N, C), attention (B, H, N)."""
         trainable = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
@@ -190,10 +196,10 @@ class VisionTower(nn.Module, ABC):
             hidden = self.embed(images)
             layers = self.layers()
             for layer in layers[:-1]:
-                hidden = run_layer(layer, hidden)
+                hidden = self.run_layer(layer, hidden)
             norm, query, key = self.attention_parts(layers[-1])
             row = cls_row(norm(hidden), query, key, self.config.num_attention_heads)
-            hidden = run_layer(layers[-1], hidden)
+            hidden = self.run_layer(layers[-1], hidden)
         return hidden[:, 1:], row
 
     @property

@@ -7,7 +7,8 @@ inputs is a flag that is read with the first token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,21 @@ _WINDOW = 128  # positions that a step attends to are a multiple of this
 _FEW_STEPS = 8  # with fewer steps left, shrinking the batch costs more than it saves
 
 
+def _normal_mode(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run without gradients, but with tensors of the usual kind in every mode of the caller.
+
+    Compiled code distinguishes tensors that were made under `torch.inference_mode`, and graphs write into
+    buffers in any mode.
+    """
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*args, **kwargs)
+
+    return run
+
+
 class Doubtful(Exception):
     """Inputs that the careful way has to judge: it raises an error, or computes rare cases."""
 
@@ -54,6 +70,7 @@ class Prompts:
     doubts: list[Tensor]
 
 
+@_normal_mode
 def prefill(
     model: Any, ids: Tensor, mask: Tensor | None, visual: Sequence[Tensor], longest: int, new: int
 ) -> tuple[Prompts, Arena]:
@@ -87,13 +104,13 @@ def prefill(
             ids, mask, sizes, tokens, width, images, decoder.embed_tokens
         )
         positions = torch.arange(width, device=device).expand(rows, -1)
-        hidden = run_decoder(decoder, embeds, positions, arena.cache(None, width, slice(rows)), None)
+        hidden = run_decoder(model, embeds, positions, arena.cache(None, width, slice(rows)), None)
         return choose(head, last_of(hidden, lengths)), lengths, wrong
 
     inputs = (ids, mask, sizes, tokens)
     if rows * width <= MOST_CAPTURED:
         key = (width, images, arena.version, arena.shape)
-        found = runtime.captured.run("prefill", key, first_tokens, *inputs)
+        found = runtime.run("prefill", key, first_tokens, *inputs)
     else:
         found = first_tokens(*inputs)
     return Prompts(found[0], found[1], longest, [found[2]]), arena
@@ -105,7 +122,7 @@ def _place(model: Any) -> tuple[torch.device, torch.dtype]:
 
 
 def padded_rows(rows: int) -> int:
-    """Round the rows of a batch up to 1, 2, 3, 4, 6, 8, 10 ... 16, 20 ... 32, 40 ...: at most a quarter more."""
+    """Round the rows of a batch up to 1, 2, 3, 4, 6, 8 ... 16, 20 ... 32, 40 ...: at most a quarter more."""
     if rows <= 4:
         return rows
     step = max(2, (1 << (rows - 1).bit_length() - 1) // 4)
@@ -117,6 +134,7 @@ def capacity(length: int) -> int:
     return -(-length // _WINDOW) * _WINDOW
 
 
+@_normal_mode
 def answer(
     model: Any, prompts: Prompts, arena: Arena, new: int, stops: set[int], doubts: Sequence[Tensor] = ()
 ) -> tuple[list[list[int]], list[int]]:
@@ -178,11 +196,11 @@ def _step(model: Any, arena: Arena, tokens: Tensor, places: Tensor, reach: int) 
         embeds = decoder.embed_tokens(tokens.clamp(min=0))[:, None]
         at = places[:, None]
         mask = additive_mask(at, end, embeds.dtype)
-        hidden = run_decoder(decoder, embeds, at, arena.cache(at, end), mask)
+        hidden = run_decoder(model, embeds, at, arena.cache(at, end), mask)
         return choose(head, hidden[:, -1]), places + 1
 
     key = (end, arena.version, arena.shape)
-    return model.runtime.captured.run("decoding step", key, step, tokens, places)
+    return model.runtime.run("decoding step", key, step, tokens, places)
 
 
 def window(reach: int) -> int:
@@ -191,7 +209,7 @@ def window(reach: int) -> int:
     return -(-reach // step) * step
 
 
-@torch.inference_mode()
+@_normal_mode
 def answer_rows(model: Any, rows: Sequence[Any], new: int, stops: set[int]) -> list[list[int]]:
     """Answer `decode.Row`s greedily, nothing shared."""
     ids, mask = _right_padded([row.ids for row in rows])
@@ -209,7 +227,7 @@ def _right_padded(lines: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-@torch.inference_mode()
+@_normal_mode
 def answer_shared(
     model: Any, rows: Sequence[Any], groups: Sequence[tuple[int, int]], new: int, stops: set[int]
 ) -> list[list[int]]:
@@ -269,12 +287,12 @@ def _answer_shared(
             embeds = decoder.embed_tokens(ids)
             cache = arena.cache(positions if same is None else same, reach, part)
             mask = additive_mask(positions, reach, embeds.dtype)
-            hidden = run_decoder(decoder, embeds, positions, cache, mask)
+            hidden = run_decoder(model, embeds, positions, cache, mask)
             return choose(head, last_of(hidden, counts))
 
         if captured:
             key = (start, end, reach, arena.version, arena.shape)
-            tokens[part] = runtime.captured.run("suffixes", key, answers, *inputs)
+            tokens[part] = runtime.run("suffixes", key, answers, *inputs)
         else:
             tokens[part] = answers(*inputs)
     prompts = Prompts(tokens, torch.tensor(lengths).to(device, non_blocking=True), max(lengths), [])
@@ -296,10 +314,10 @@ def _prefixes(
             ids, mask, sizes, tokens, width, len(visual), decoder.embed_tokens
         )
         positions = torch.arange(width, device=device).expand(len(ids), -1)
-        return run_decoder(decoder, embeds, positions, arena.cache(None, width), None)[:, -1, :1]
+        return run_decoder(model, embeds, positions, arena.cache(None, width), None)[:, -1, :1]
 
     if ids.shape[0] * width <= MOST_CAPTURED:
         key = ("prefixes", width, len(visual), arena.version, arena.shape)
-        model.runtime.captured.run("prefill", key, run, ids, mask, sizes, tokens)
+        model.runtime.run("prefill", key, run, ids, mask, sizes, tokens)
     else:
         run(ids, mask, sizes, tokens)

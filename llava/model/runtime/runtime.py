@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llava.model.runtime.arena import Arena
 from llava.model.runtime.graphs import GraphCache
-from llava.model.transformers_compat import attention_of
+from llava.model.transformers_compat import attention_of, run_decoder_layer
 
+_MOST_SHAPES = 64
 _KERNELS = ("sdpa", "eager")  # that take a mask of two dimensions and a value per element
 
 
@@ -38,6 +40,10 @@ class Runtime:
             chosen = os.environ.get("VISPRUNER_GRAPHS")
             graphs = device.type == "cuda" and chosen != "0"
         self.graphs, self.compiled = graphs, compiled
+        self.decoder_layer = None  # a compiled function that all layers share
+        if compiled:
+            _allow_shapes()
+            self.decoder_layer = torch.compile(run_decoder_layer)
         self.lock = threading.RLock()  # buffers are shared: one batch at a time
         self.captured = GraphCache()
         self.arenas: dict[str, Arena] = {}
@@ -54,7 +60,7 @@ class Runtime:
 
     def ready(self, model: Any) -> bool:
         """Return whether the stages of `model` may be captured now; drop graphs of other weights."""
-        if not self.graphs or model.training or torch.is_grad_enabled():
+        if not (self.graphs or self.compiled) or model.training or torch.is_grad_enabled():
             return False
         seen = _identity(model)
         if seen != self._seen:
@@ -68,7 +74,13 @@ class Runtime:
 
     def runner(self, model: Any, stage: str) -> Callable[..., Any] | None:
         """Return run(key, function, *inputs), which captures `function`; None if `model` runs eagerly."""
-        return partial(self.captured.run, stage) if self.ready(model) else None
+        return partial(self.run, stage) if self.ready(model) else None
+
+    def run(self, stage: str, key: Hashable, function: Callable[..., Any], *inputs: Tensor) -> Any:
+        """Return `function(*inputs)`, from a graph unless graphs are off (see `GraphCache.run`)."""
+        if self.graphs:
+            return self.captured.run(stage, key, function, *inputs)
+        return function(*inputs)
 
     def arena(self, model: Any, name: str, rows: int, length: int) -> Arena:
         """Return the arena `name` with room for a batch; graphs over one that has to move are dropped."""
@@ -84,6 +96,13 @@ class Runtime:
         """Free all graphs and buffers."""
         self.captured.clear()
         self.arenas.clear()
+
+
+def _allow_shapes() -> None:
+    """Let a function be compiled for more shapes: past its limit, torch runs it eagerly without a word."""
+    config = torch._dynamo.config
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    setattr(config, name, max(_MOST_SHAPES, getattr(config, name)))
 
 
 def _restored(graphs: bool, compiled: bool) -> Runtime:

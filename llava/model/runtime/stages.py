@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.transformers_compat import run_decoder_layers
 
 INVALID = -1  # the token of a row whose logits are not finite
 
@@ -71,8 +72,11 @@ def additive_mask(positions: Tensor, end: int, dtype: torch.dtype) -> Tensor:
     return torch.zeros((), dtype=dtype, device=positions.device).masked_fill(~seen, float("-inf"))
 
 
-def run_decoder(decoder: Any, embeds: Tensor, positions: Tensor, cache: Any, mask: Tensor | None) -> Tensor:
+def run_decoder(model: Any, embeds: Tensor, positions: Tensor, cache: Any, mask: Tensor | None) -> Tensor:
     """Return the final hidden states (B, n, D) of n new tokens at `positions` (B, n)."""
+    decoder = model.get_model()
+    if model.runtime.decoder_layer is not None:
+        return run_decoder_layers(decoder, embeds, positions, cache, mask, model.runtime.decoder_layer)
     return decoder(
         inputs_embeds=embeds,
         attention_mask=mask,

@@ -1,4 +1,4 @@
-"""The Triton kernel of the rounds selects what the rounds in torch select."""
+"""The Triton kernels of the selection equal the torch code."""
 
 import os
 import subprocess
@@ -8,23 +8,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.rounds_cases import compare
+from helpers.rounds_cases import compare, compare_attention, compare_products
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_kernel_equals_torch_on_a_gpu():
+def test_kernels_equal_torch_on_a_gpu():
     pytest.importorskip("triton")
     assert compare(2000, device="cuda") == 2000
+    assert compare(500, device="cuda", lists=(32,), direct=(64,)) == 500
+    assert compare_products(500, device="cuda") == compare_attention(500, device="cuda") == 500
 
 
-def test_interpreted_kernel_equals_torch():
+def test_interpreted_kernels_equal_torch():
     """Ties and zero norms included; a process of its own, because Triton reads TRITON_INTERPRET at import."""
     pytest.importorskip("triton")
     made = subprocess.run(
-        [sys.executable, "-m", "helpers.rounds_cases", "20"],
+        [sys.executable, "-m", "helpers.rounds_cases", "8"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -34,4 +36,4 @@ def test_interpreted_kernel_equals_torch():
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
         },
     )
-    assert made.stdout.split() == ["20"], made.stderr
+    assert made.stdout.split() == ["8"] * 3, made.stderr
