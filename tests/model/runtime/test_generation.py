@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,18 +20,22 @@ from llava.model.runtime.stages import bucket, splice_on_device
 from llava.model.splice import splice
 
 DATA = Path(__file__).parents[2] / "data" / "model"
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 TEN = Decoding(max_new_tokens=10)
 
 
 @pytest.fixture(
     scope="module",
-    params=itertools.product(["ckpt_llava15s", "ckpt_llava16s"], ["sdpa", "eager"]),
-    ids="-".join,
+    params=[
+        pytest.param(case, id="-".join(case), marks=pytest.mark.gpu if case[0] == "cuda" else ())
+        for case in itertools.product(["cpu", "cuda"], ["ckpt_llava15s", "ckpt_llava16s"], ["sdpa", "eager"])
+    ],
 )
 def loaded(request):
-    name, kernels = request.param
-    tokenizer, model, *_ = load_pretrained_model(str(DATA / name), device="cpu", attn_implementation=kernels)
+    device, name, kernels = request.param
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    same = {"device": device, "dtype": "float32", "attn_implementation": kernels}
+    tokenizer, model, *_ = load_pretrained_model(str(DATA / name), **same)
     yield tokenizer, model
     model.set_runtime()
 
@@ -238,9 +243,8 @@ def test_from_image_to_first_token_nothing_waits_for_the_device(loaded, captured
     model.set_pruner(None, tokens=tokens, anyres="paper")
     given = {"images": pixels(model), "max_new_tokens": 2, "do_sample": False}
     model.generate(prompt(), **given)
-    looks = NoSyncs(uploads=True)
-    answer = generation.answer
-    reached = []
+    answer, reached = generation.answer, []
+    looks = no_looks(model.device)
 
     def watched(*args, **kwargs):
         looks.__exit__(None, None, None)
@@ -248,9 +252,25 @@ def test_from_image_to_first_token_nothing_waits_for_the_device(loaded, captured
         return answer(*args, **kwargs)
 
     monkeypatch.setattr("llava.model.llava_arch.answer", watched)
+    ids = prompt().to(model.device)
     looks.__enter__()
-    model.generate(prompt(), **given)
+    model.generate(ids, **given)
     assert reached == [1]
+
+
+@contextmanager
+def no_looks(device):
+    """Raise an error where the host would wait for the device."""
+    if device.type == "cpu":
+        with NoSyncs(uploads=True):
+            yield
+        return
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_captured_stages_follow_the_weights(loaded, captured):
