@@ -15,6 +15,7 @@ leave through `AnswerWriter.write`.
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 import zlib
@@ -22,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -45,6 +47,9 @@ from llava.model.features import VisualTokens
 from llava.model.flops import VisionShape
 from llava.model.splice import ContextLimits
 from llava.pruning import Pruner, TextCue
+
+_REMEMBERED = 4096  # texts whose ids are kept
+_IMAGES_AHEAD = 64  # most images in memory before a GPU needs them, up to 7 MB each
 
 
 class AnswerWriter(Protocol):
@@ -170,6 +175,7 @@ class Engine:
         self._encode_at_once = self._images_at_once()
         self._images_per_call = self._encode_at_once  # halved when the device runs out of memory
         self._watch = Stopwatch(device)
+        self._tokenize = _RememberingTokenizer(self.tokenizer)
 
     def run(
         self,
@@ -197,8 +203,10 @@ class Engine:
         ]
         wanted = sum(len(_wanted(settings, question)) for question in questions)
         images = [image for group in groups for image in group.images if image is not None]
+        # A GPU answers about a group while the images of the next one are loaded.
+        ahead = max((len(group.images) for group in groups), default=0) if self._accelerator else 0
         with (
-            self._read_ahead(images) as loaded,
+            self._read_ahead(images, min(ahead, _IMAGES_AHEAD)) as loaded,
             tqdm(
                 total=wanted,
                 unit="q",
@@ -433,7 +441,7 @@ class Engine:
         conversation = conv_templates[self.conv_mode].copy()
         conversation.append_message(conversation.roles[0], text)
         conversation.append_message(conversation.roles[1], None)
-        return tuple(tokenizer_image_token(conversation.get_prompt(), self.tokenizer, IMAGE_TOKEN_INDEX))
+        return tuple(tokenizer_image_token(conversation.get_prompt(), self._tokenize, IMAGE_TOKEN_INDEX))
 
     # -- images -----------------------------------------------------------------------------------
 
@@ -474,7 +482,7 @@ class Engine:
         if self._accelerator:
             self._accelerator.empty_cache()
 
-    def _read_ahead(self, images: Sequence[Any]) -> AbstractContextManager[Iterator[LoadedImage]]:
+    def _read_ahead(self, images: Sequence[Any], ahead: int) -> AbstractContextManager[Iterator[LoadedImage]]:
         """Load images ahead, in order; images in the vision cache come as their features."""
         cache, known = self.vision_cache, None
         if cache is not None:
@@ -489,6 +497,7 @@ class Engine:
             known,
             lambda message: tqdm.write(message, file=sys.stderr),
             pin=self._is_cuda,
+            ahead=ahead,
         )
 
     def _key(self, image: Any) -> Any:
@@ -509,6 +518,17 @@ class Engine:
             )
         if settings and hasattr(self.model, "set_pruner"):
             self.model.set_pruner(settings[0].pruner, anyres=self.anyres or "auto")
+
+
+class _RememberingTokenizer:
+    """Returns what a tokenizer does, and keeps it: prompts begin alike, and settings ask the same ones."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.bos_token_id = tokenizer.bos_token_id
+        self._ids = functools.lru_cache(_REMEMBERED)(lambda text: tuple(tokenizer(text).input_ids))
+
+    def __call__(self, text: str) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=self._ids(text))
 
 
 def _wanted(settings: Sequence[PassSetting], question: Question) -> list[PassSetting]:

@@ -71,6 +71,7 @@ def read_ahead(
     known: Callable[[Any], Any | None] | None = None,
     warn: Callable[[str], Any] | None = None,
     pin: bool = False,
+    ahead: int = 0,
 ) -> Iterator[Iterator[LoadedImage]]:
     """Yield an iterator over the loaded `images` in order, with a bounded number loaded ahead.
 
@@ -80,10 +81,11 @@ def read_ahead(
             result is held from then on.
         warn: Called once if processes cannot be used or one dies; threads then do their work.
         pin: Put pixels into page-locked memory, from which a GPU reads while the host goes on.
+        ahead: Images that are loaded before they are needed, at least twice the processes or threads.
     """
     count = sensible_workers(len(images)) if num_workers is None else num_workers
     source = _Source(loader, count, warn or (lambda message: print(message, file=sys.stderr)), pin)
-    ahead = max(4, 2 * max(count, source.threads))
+    ahead = max(4, ahead, 2 * max(count, source.threads))
     waiting: deque[tuple[Any, Any, Future | None]] = deque()
 
     def stream() -> Iterator[LoadedImage]:

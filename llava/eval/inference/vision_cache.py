@@ -68,6 +68,8 @@ class VisionCache:
         size = sum(tensor.nbytes for tensor in tensors)
         if size > self.limit_bytes:
             return
+        if keys := getattr(features, "keys", None):
+            keys[0]  # read once, they no longer hold the pixels, which are as large as the features
         home = tensors[0].device if tensors else torch.device("cpu")
         kept = _moved(features, self.device or home)
         with self._lock:

@@ -144,7 +144,7 @@ class RunRecord:
         option, command = "--batch-size", self.command
         if option in command[:-1]:
             text = command[command.index(option) + 1]
-            return _size(int(text)) if text.isdecimal() else None
+            return _size(int(text)) if text.isdecimal() and len(text) < 10 else None
         return 64 if self.configuration.get("device") == "cpu" else 16
 
     @classmethod
@@ -183,7 +183,7 @@ def recorded_batch_size(record: Path, answers: Sequence[Path], configuration: Co
         earlier = None
     if earlier is not None and is_same(earlier.batch_size, earlier.config):
         return earlier.batch_size
-    for path in answers:
+    for path in filter(Path.is_file, answers):  # a pipe would be waited for
         try:
             with path.open("rb") as file:
                 metadata = json.loads(file.readline())["metadata"]

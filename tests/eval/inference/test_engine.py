@@ -14,6 +14,7 @@ from helpers.synthetic_pope import make_pope
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.benchmarks.base import Question
 from llava.eval.inference.engine import Engine, PassSetting, plan
+from llava.mm_utils import tokenizer_image_token
 from llava.model.decode import Decoding
 from llava.pruning import get_pruner
 
@@ -202,6 +203,24 @@ def test_out_of_memory_in_the_tower_halves_the_images_and_loses_none(questions, 
     Full.encode_vision = lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full"))
     with pytest.raises(torch.OutOfMemoryError):
         ask(questions, GRID[:1], model=Full())
+
+
+def test_every_text_is_tokenized_once_for_all_settings(questions):
+    class Counting(FakeTokenizer):
+        texts: list[str] = []
+
+        def __call__(self, text, **more):
+            self.texts.append(text)
+            return super().__call__(text, **more)
+
+    engine = Engine(FakeLlava(), Counting(), FakeProcessor(), batch_size=8, share_prefix=False)
+    ids = [engine.prompt_ids(question) for question in questions]
+    plain = tokenizer_image_token("a <image> b", FakeTokenizer())
+    assert tokenizer_image_token("a <image> b", engine._tokenize) == plain
+    settings = [PassSetting(f"{number}", pruner, Memory()) for number, pruner in enumerate(GRID)]
+    engine.run(questions, settings, progress=False)
+    assert max(Counter(Counting.texts).values()) == 1
+    assert [engine.prompt_ids(question) for question in questions] == ids
 
 
 def test_one_write_per_batch(questions):

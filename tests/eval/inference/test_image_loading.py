@@ -96,6 +96,16 @@ def test_few_are_made_ahead():
     assert len(made) < 70  # what was not asked for was not read
 
 
+def test_as_many_are_made_ahead_as_asked():
+    made: list[int] = []
+    with read_ahead(range(100), lambda image: made.append(image) or (image, None), 0, ahead=30) as found:
+        assert next(found) == (0, None)
+        deadline = time.monotonic() + 10
+        while len(made) < 31 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert 30 <= len(made) <= 31
+
+
 def test_what_is_known_is_handed_out_in_its_place():
     seen = []
 

@@ -15,7 +15,7 @@ from llava.analysis.efficiency.workload import CollectedAnswers
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.inference.engine import Engine, PassSetting
 from llava.eval.inference.vision_cache import VisionCache, image_key
-from llava.model.features import VisionFeatures
+from llava.model.features import CropKeys, VisionFeatures
 from llava.pruning import get_pruner
 
 
@@ -44,6 +44,13 @@ def test_what_comes_out_is_what_went_in():
         # a slice of a batch must not keep the batch alive
         assert found.features.untyped_storage().nbytes() == found.features.nbytes
         assert cache.get("two") is None and (cache.hits, cache.misses) == (1, 1)
+
+
+def test_pixels_are_not_kept_with_the_features():
+    crops = torch.randn(2, 3, 8, 8)
+    keys, cache = CropKeys(crops), VisionCache(10 * BYTES)
+    cache.put("one", dataclasses.replace(features(1), keys=keys))
+    assert keys._crops is None and list(cache.get("one").keys) == list(CropKeys(crops))
 
 
 def test_memory_is_bounded_and_the_least_recently_used_goes_first():

@@ -240,6 +240,14 @@ def test_settings_of_a_sweep_keep_their_own_sizes(data, tmp_path, capsys):
     assert sizes(folder / "vispruner-r0.5-8" / "answers.jsonl") == [64] * 30
 
 
+def test_shards_started_by_hand_have_one_size(data, tmp_path):
+    """Shards of different sizes would overlap, or leave questions out."""
+    shard = ["--num-chunks", "2", "--chunk-idx"]
+    assert run.main(command(data, tmp_path, "--batch-size", "4", *shard, "0")) == 0
+    assert run.main(command(data, tmp_path, *shard, "1")) == 0
+    assert sizes(tmp_path / "answers.jsonl") == [4] * 60
+
+
 def test_a_question_loop_keeps_its_size(data, tmp_path, capsys):
     given = ["--model-path", str(MODEL), "--question-file", str(data / "llava_pope_test.jsonl")]
     given += ["--image-folder", str(data / "val2014"), "--answers-file", str(tmp_path / "a.jsonl")]
