@@ -141,8 +141,8 @@ class VisionTower(nn.Module, ABC):
         """Choose passes (first crop, last crop + 1, size) for images of `counts` crops.
 
         On CPU every crop by itself, since larger passes are not faster. In half precision on CUDA all crops
-        together, in sizes that were checked to give a crop the bits it has alone. Elsewhere, and where that
-        check fails, an image's own crops: in float32 the bits of a crop depend on the size of its pass.
+        together, in sizes that were checked to give a crop the bits it has alone. Elsewhere an image's own
+        crops: in float32 the bits of a crop depend on the size of its pass.
         """
         total = len(images)
         if self.group_size:
@@ -150,10 +150,12 @@ class VisionTower(nn.Module, ABC):
             return [(start, min(start + size, total), size) for start in range(0, total, size)]
         if self.device.type == "cpu":
             sizes = [1] * total
-        elif self.merges_images and all(
-            self._checked(images, n) for n in set(split(total, PASS_SIZES)) - {1}
-        ):
-            sizes = split(total, PASS_SIZES)
+        elif self.merges_images:
+            sizes = []
+            for size in PASS_SIZES:
+                left = total - sum(sizes)
+                if size <= left and self._checked(images, size):
+                    sizes += [size] * (left // size)
         else:
             sizes = [part for count in counts for part in split(count, range(PASS_SIZES[0], 0, -1))]
         ends = list(accumulate(sizes))
@@ -168,7 +170,7 @@ class VisionTower(nn.Module, ABC):
     def _checked(self, images: Tensor, size: int) -> bool:
         """Return whether crops in a pass of `size` have the bits they have alone; tried once per size."""
         key = (self.dtype, size)
-        if key not in self._same_bits:
+        if size > 1 and key not in self._same_bits:
             crops = self._on_device(images[:size])
             together = self.forward_features(crops)
             self._same_bits[key] = all(
@@ -178,11 +180,11 @@ class VisionTower(nn.Module, ABC):
             )
             if not self._same_bits[key]:
                 _log.warning(
-                    "vision tower: in a pass of %d, crops have other bits than alone on this device; every "
-                    "image has passes of its own, which is slower",
+                    "vision tower: in a pass of %d, crops have other bits than alone on this device. Passes "
+                    "are smaller, which is slower",
                     size,
                 )
-        return self._same_bits[key]
+        return size == 1 or self._same_bits[key]
 
     def compile_layers(self, compiled: bool) -> None:
         """Run layers by one compiled function that they share (see `torch.compile`), or as they are."""
@@ -263,11 +265,18 @@ def cls_row(hidden: Tensor, query: nn.Module, key: nn.Module, heads: int) -> Ten
         (B, H, N), float32 or wider whatever the tower's dtype: half precision would create ties.
     """
     batch, tokens, _ = hidden.shape
-    q = query(hidden[:, :1]).view(batch, 1, heads, -1).transpose(1, 2)  # (B, H, 1, d)
-    k = key(hidden).view(batch, tokens, heads, -1).transpose(1, 2)  # (B, H, N + 1, d)
+    # On a GPU several crops share a pass. A product with one line per crop would be rounded differently for
+    # each number of crops, so the query is projected with all other tokens, and the scores are sums.
+    shared = hidden.device.type != "cpu"
+    q = query(hidden if shared else hidden[:, :1])[:, :1].view(batch, 1, heads, -1).transpose(1, 2)
+    k = key(hidden).view(batch, tokens, heads, -1).transpose(1, 2)  # (B, H, N + 1, d); q: (B, H, 1, d)
     wide = torch.promote_types(q.dtype, torch.float32)
-    scores = q.to(wide) @ k.to(wide).transpose(2, 3) * q.shape[-1] ** -0.5
-    return scores.softmax(dim=-1)[:, :, 0, 1:]
+    scale = q.shape[-1] ** -0.5
+    if shared:
+        scores = (q.to(wide) * k).sum(-1) * scale  # (B, H, N + 1)
+    else:
+        scores = (q.to(wide) @ k.to(wide).transpose(2, 3) * scale)[:, :, 0]
+    return scores.softmax(dim=-1)[:, :, 1:]
 
 
 def layers_to_run(select_layer: int, depth: int) -> int:

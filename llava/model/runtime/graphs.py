@@ -88,10 +88,11 @@ def capture(function: Function, inputs: Sequence[Tensor], pool: Any = None) -> C
         try:
             if device.type == "cuda":
                 with torch.cuda.device(device):
-                    graph, found, expected = _cuda_graph(function, static, pool)
+                    graph, found = _cuda_graph(function, static, pool)
             else:
                 graph = _StandIn(function, static)
-                found, expected = graph.outputs, function(*static)
+                found = graph.outputs
+            expected = function(*static)
             alone, outputs = isinstance(expected, Tensor), _several(found)
             expected = tuple(one.clone() for one in _several(expected))
             graph.replay()
@@ -107,19 +108,19 @@ def capture(function: Function, inputs: Sequence[Tensor], pool: Any = None) -> C
     return Captured(graph, static, outputs, alone)
 
 
-def _cuda_graph(function: Function, static: Sequence[Tensor], pool: Any) -> tuple[Any, Any, Any]:
+def _cuda_graph(function: Function, static: Sequence[Tensor], pool: Any) -> tuple[Any, Any]:
     beside = torch.cuda.Stream()
     beside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(beside):
         for _ in range(_WARMUP):
-            expected = function(*static)
+            function(*static)
     torch.cuda.current_stream().wait_stream(beside)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     # thread_local: other threads may go on uploading images
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         outputs = function(*static)
-    return graph, outputs, expected
+    return graph, outputs
 
 
 def _several(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.transformers_compat import run_decoder_layers
+from llava.model.transformers_compat import attention_of, run_decoder_layers
 
 INVALID = -1  # the token of a row whose logits are not finite
 
@@ -75,6 +75,10 @@ def additive_mask(positions: Tensor, end: int, dtype: torch.dtype) -> Tensor:
 def run_decoder(model: Any, embeds: Tensor, positions: Tensor, cache: Any, mask: Tensor | None) -> Tensor:
     """Return the final hidden states (B, n, D) of n new tokens at `positions` (B, n)."""
     decoder = model.get_model()
+    if (
+        mask is None and attention_of(model.config) != "sdpa"
+    ):  # transformers would copy constants to the device
+        mask = additive_mask(positions, positions.shape[1], embeds.dtype)
     if model.runtime.decoder_layer is not None:
         return run_decoder_layers(decoder, embeds, positions, cache, mask, model.runtime.decoder_layer)
     return decoder(

@@ -27,7 +27,8 @@ from . import MAX_RESIDUAL
 _NEIGHBORS = 32  # length of the lists, a power of two
 _DIRECT = 64  # evens, rounded up to a power of two, from which on all odds are compared
 _CHUNK = 16  # scores, or odds, that are compared together
-_WARPS = 32  # of the program that runs the rounds of a row
+_FEW_ROWS = 16  # of a batch: with more, making the lists costs more than long lists save
+_WARPS = 16  # of the program that runs the rounds of a row
 _LINE_WARPS = 4  # of the programs that compute a line of similarities
 _LIST_WARPS = 1  # of the programs that list neighbors: a warp needs no barriers
 
@@ -275,17 +276,18 @@ def signed_square_cosines(
 
 
 def _nearest(similarity: Tensor) -> tuple[Tensor, Tensor]:
-    """List the nearest odds of each even: (B, R, R) [even, odd] -> values and places (B, R, `_NEIGHBORS`)."""
+    """List the nearest odds of each even: (B, R, R) [even, odd] -> values and places (B, R, K)."""
     rows, size = similarity.shape[:2]
-    values = similarity.new_empty(rows, size, _NEIGHBORS)
-    places = similarity.new_empty(rows, size, _NEIGHBORS, dtype=torch.int16)
+    keep = _NEIGHBORS if rows <= _FEW_ROWS else min(_NEIGHBORS, 16)
+    values = similarity.new_empty(rows, size, keep)
+    places = similarity.new_empty(rows, size, keep, dtype=torch.int16)
     _neighbors_kernel[(rows * size,)](
         similarity,
         values,
         places,
         size,
         SIZE=triton.next_power_of_2(size),
-        KEEP=_NEIGHBORS,
+        KEEP=keep,
         num_warps=_LIST_WARPS,
     )
     return values, places
@@ -332,7 +334,7 @@ def remove_duplicates(similarity: Tensor, residual: Tensor, target: int, drop: i
         DROP=drop,
         HALF=half,
         LEVELS=(half // least).bit_length(),
-        KEEP=_NEIGHBORS,
+        KEEP=values.shape[2],
         CHUNK=_CHUNK,
         DIRECT=_DIRECT,
         num_warps=_WARPS,
