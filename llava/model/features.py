@@ -58,6 +58,23 @@ class CropKeys(Sequence):
         return self._keys[place]
 
 
+class IdsReadError(Exception):
+    """A pruning method reads the identities of crops, so its selection cannot be captured."""
+
+
+class UnreadableIds(Sequence):
+    """Identities of `count` crops, for methods that do not need them; reading one raises `IdsReadError`."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, place):
+        raise IdsReadError("the identities of crops are read on the host")
+
+
 def crop_key(crop: Tensor) -> str:
     """Return the identity of a crop (3, H, W): a hash of its pixels, rounded to float16.
 

@@ -16,7 +16,15 @@ from torch.nn import functional
 
 from llava.model.anyres import NEWLINE, PROTOCOLS, has_newlines, shrunk_grid, token_layout
 from llava.model.checkpoint.entries import ANYRES_MAX
-from llava.model.features import CropKeys, VisionFeatures, VisualTokens, as_image_list, as_size_list
+from llava.model.features import (
+    CropKeys,
+    IdsReadError,
+    UnreadableIds,
+    VisionFeatures,
+    VisualTokens,
+    as_image_list,
+    as_size_list,
+)
 from llava.model.settings import PRESETS, Preset
 from llava.pruning import Kept, Pruner, TextCue, get_pruner
 
@@ -32,6 +40,7 @@ class VisualTokenMixin:
         self._anyres: str | None = None
         self.preset: Preset = PRESETS["exact"]
         self._told_unshrunk = False
+        self._read_ids: set[type[Pruner]] = set()  # methods that read the identities of crops
         self.config.anyres_protocol = self.anyres
 
     # --- which tokens stay -------------------------------------------------------------------------------
@@ -168,12 +177,17 @@ class VisualTokenMixin:
         Methods that choose by the question or draw at random are computed by `visual_tokens`.
         """
         pruner = self._chosen(pruner)
-        if pruner.needs_question or pruner.uses_seed:
+        if pruner.needs_question or pruner.uses_seed or type(pruner) in self._read_ids:
             return [self.visual_tokens(vision, pruner) for vision in visions]
         found: dict[int, VisualTokens] = {}
         for places in self._of_one_shape(visions):
             group = [visions[place] for place in places]
-            found |= zip(places, self._tokens_of_one_shape(group, pruner), strict=True)
+            try:
+                tokens = self._tokens_of_one_shape(group, pruner)
+            except IdsReadError:
+                self._read_ids.add(type(pruner))
+                return self.visual_tokens_deferred(visions, pruner)
+            found |= zip(places, tokens, strict=True)
         return [found[place] for place in range(len(visions))]
 
     @staticmethod
@@ -191,7 +205,7 @@ class VisualTokenMixin:
         crops, patches = first.features.shape[:2]
 
         def select(features: Tensor, attention: Tensor) -> tuple[Tensor, ...]:
-            kept, doubt = pruner.keep_deferred(features, attention)
+            kept, doubt = pruner.keep_deferred(features, attention, UnreadableIds(len(features)))
             embeds = [
                 self._project(of_image, indices, pruner, first.image_size, first.as_crops)
                 for of_image, indices in zip(features.split(crops), kept.indices.split(crops), strict=True)

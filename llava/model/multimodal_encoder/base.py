@@ -273,10 +273,10 @@ def cls_row(hidden: Tensor, query: nn.Module, key: nn.Module, heads: int) -> Ten
     wide = torch.promote_types(q.dtype, torch.float32)
     scale = q.shape[-1] ** -0.5
     if shared:
-        scores = (q.to(wide) * k).sum(-1) * scale  # (B, H, N + 1)
+        scores = (q.to(wide) * k).sum(-1)[:, :, None] * scale
     else:
-        scores = (q.to(wide) @ k.to(wide).transpose(2, 3) * scale)[:, :, 0]
-    return scores.softmax(dim=-1)[:, :, 1:]
+        scores = q.to(wide) @ k.to(wide).transpose(2, 3) * scale
+    return scores.softmax(dim=-1)[:, :, 0, 1:]  # of (B, H, 1, N + 1)
 
 
 def layers_to_run(select_layer: int, depth: int) -> int:

@@ -75,9 +75,8 @@ def additive_mask(positions: Tensor, end: int, dtype: torch.dtype) -> Tensor:
 def run_decoder(model: Any, embeds: Tensor, positions: Tensor, cache: Any, mask: Tensor | None) -> Tensor:
     """Return the final hidden states (B, n, D) of n new tokens at `positions` (B, n)."""
     decoder = model.get_model()
-    if (
-        mask is None and attention_of(model.config) != "sdpa"
-    ):  # transformers would copy constants to the device
+    eager = attention_of(model.config) != "sdpa"
+    if mask is None and eager:  # transformers would copy a mask from the host
         mask = additive_mask(positions, positions.shape[1], embeds.dtype)
     if model.runtime.decoder_layer is not None:
         return run_decoder_layers(decoder, embeds, positions, cache, mask, model.runtime.decoder_layer)

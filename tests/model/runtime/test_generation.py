@@ -18,6 +18,7 @@ from llava.model.runtime import generation
 from llava.model.runtime.generation import padded_rows, window
 from llava.model.runtime.stages import bucket, splice_on_device
 from llava.model.splice import splice
+from llava.pruning import Kept, get_pruner
 
 DATA = Path(__file__).parents[2] / "data" / "model"
 TEN = Decoding(max_new_tokens=10)
@@ -353,3 +354,25 @@ def test_buckets_cover_every_length_with_little_padding():
     expected = {1: 1, 3: 3, 5: 6, 7: 8, 9: 10, 13: 14, 17: 20, 200: 224, 256: 256, 257: 320}
     assert {n: padded_rows(n) for n in expected} == expected
     assert all(n <= padded_rows(n) <= max(n + 1, 1.25 * n) for n in range(1, 2000))
+
+
+def test_methods_that_read_crop_ids_are_not_captured(loaded, captured):
+    """Their identities come from the host, and a graph would keep those of the first image."""
+    model, read = loaded[1], []
+
+    class ById(get_pruner("uniform").__class__):
+        def choose(self, features, attention, tokens, crop_ids, question):
+            read.extend(crop_ids)
+            shift = int(crop_ids[0], 16) % 7
+            kept = super().choose(features, attention, tokens, crop_ids, question)
+            return Kept(((kept.indices + shift) % features.shape[1]).sort(1).values, kept.important)
+
+    pruner = ById(4)
+    with torch.no_grad():
+        for seed in range(3):
+            images = pixels(model) + seed
+            vision = model.encode_vision(images)
+            expected = model.visual_tokens(vision[0], pruner)
+            (found,) = model.visual_tokens_deferred(vision, pruner)
+            assert torch.equal(found.kept.indices, expected.kept.indices) and found.doubt is None
+    assert len(set(read)) == 3
