@@ -62,7 +62,7 @@ VARIABLES = {
         "dtype of the vision tower", "float32, float16, bfloat16 or float64", _dtype
     ),
     "VISPRUNER_ROUNDS": EnvironmentVariable(
-        "implementation of the duplicate removal", *_one_of("triton", "torch")
+        "implementation of the token selection on CUDA", *_one_of("triton", "torch")
     ),
     "VISPRUNER_GRAPHS": EnvironmentVariable("0: no CUDA graphs", *_one_of("0", "1")),
     "VISPRUNER_CACHE": EnvironmentVariable("cache folder", "a folder", lambda text: bool(text.strip())),

@@ -153,6 +153,18 @@ def baseline_tokens(
     return kept[layout.to(kept.device)]
 
 
+@contextmanager
+def eagerly(model: Any) -> Iterator[None]:
+    """Run the language model of a model without graphs and compiled layers; captured graphs are kept."""
+    runtime = model.runtime
+    before = runtime.graphs, runtime.compiled
+    runtime.graphs = runtime.compiled = False
+    try:
+        yield
+    finally:
+        runtime.graphs, runtime.compiled = before
+
+
 @torch.inference_mode()
 def baseline_answer(
     model: Any,
@@ -185,7 +197,7 @@ def baseline_answer(
     visual = baseline_tokens(model, pixels, pruner.tokens, pruner.important_ratio, image.size)
     ids = torch.tensor([list(prompt_ids)], device=model.device)
     mask = torch.ones_like(ids)
-    with only_asked(model, tokenizer):
+    with only_asked(model, tokenizer), eagerly(model):
         new = model.generate(ids, attention_mask=mask, visual=[visual], **decoding.arguments())[0].tolist()
     stops = stop_ids(model, tokenizer)
     end = next((place for place, token in enumerate(new) if token in stops), len(new))

@@ -12,7 +12,8 @@ them, so that the baseline answers each question once in the whole measurement; 
 rounds.
 
 --flips counts answers that differ between the engine and the same engine without shared prefixes, one
-question at a time (none may differ in float32), and for comparison between two batch sizes of the latter.
+question at a time (none may differ in float32), for comparison between two batch sizes of the latter, and
+between captured graphs (with --compile of compiled layers) and eager stages.
 """
 
 from __future__ import annotations
@@ -66,8 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_dtypes(group)
     options.add_budget(group)
     group.add_argument(
-        "--batch-size", type=at_least(1), default=64, help="questions per batch (default: %(default)s)"
+        "--batch-size",
+        type=at_least(1),
+        help="questions per batch (default: as in an evaluation, by the free memory of the GPU; 64 on a CPU)",
     )
+    options.add_runtime(group)
     group.add_argument(
         "--flips", action="store_true", help="count answers that change with sharing and with the batch size"
     )
@@ -75,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     options.check_device(args)
+    options.check_runtime(args)
     if args.questions and not args.dummy_model:
         raise ValueError("--questions requires --dummy-model; for a checkpoint use --num-images")
     if args.num_images and args.dummy_model:
@@ -100,6 +105,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             load = EngineWorkload.from_dummy_model(args, Path(folder))
         else:
             load = EngineWorkload.from_checkpoint(args)
+        if args.no_graphs or args.compile:
+            load.model.set_runtime(graphs=False if args.no_graphs else None, compiled=args.compile)
         document: dict[str, Any] = {
             "machine": machine(args.device),
             "model": args.dummy_model or args.model.name,
@@ -111,7 +118,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "important_ratio": args.ratio,
             "questions": len(load.questions),
             "images": len({question.image for question in load.questions}),
-            "batch_size": args.batch_size,
+            "runtime": {"graphs": load.model.runtime.graphs, "compiled": load.model.runtime.compiled},
+            "batch_size": load.rows_at_once,
             "max_new_tokens": load.decoding.max_new_tokens,
             **_measure(args, load),
         }
@@ -166,7 +174,7 @@ def _measure(args: argparse.Namespace, load: EngineWorkload) -> dict[str, Any]:
         "vision_seconds_per_image": round(vision, 5),
         "other_seconds_per_question": round(other, 6),
         "protocol": f"{rounds} interleaved rounds, medians; from image files to texts; in every round the "
-        f"engine answers all {count} questions in batches of {load.batch_size}"
+        f"engine answers all {count} questions in batches of {load.rows_at_once}"
         + (f", the baseline {wanted / rounds:.3g} of {wanted}, one by one" if wanted else ""),
     }
     if args.dummy_model:

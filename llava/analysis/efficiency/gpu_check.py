@@ -37,20 +37,20 @@ WRITES_FOLDER = True  # --output is a folder, which `run` fills
 RESULTS, PREVIOUS, REPORT = "gpu_check.json", "gpu_check.previous.json", "report.md"
 # Name -> (what it measures, seconds after which no further measurement of the part starts).
 PARTS = {
-    "tests": ("every test marked gpu", 90),
+    "tests": ("every test marked gpu", 120),
     "peak": ("matrix rate and bandwidth of the card", 20),
     "selection": ("selection: loop, eager, captured", 40),
     "tower": ("tower with row and selection: bare, eager, captured", 60),
     "first-token-1.5": ("time to first token of one crop: baseline, eager, captured; batches", 100),
     "decode": ("one decoded token and long answers", 60),
+    "engine": ("questions per second, and how long the card is busy", 120),
+    "first-token-next": ("time to first token of five crops", 60),
+    "compile": ("the most important measurements with compiled layers", 150),
+    "video": ("time to first token of eight frames", 50),
     "prefill": ("prefill at exact and at padded lengths", 40),
     "prefix": ("attention over a shared prefix: copied, or merged by log-sum-exp", 30),
-    "engine": ("questions per second, and how long the card is busy", 110),
-    "first-token-next": ("time to first token of five crops", 60),
-    "video": ("time to first token of eight frames", 50),
     "memory": ("images that fit into 24 and 80 GB", 30),
     "pope": ("the bundled POPE questions on the card and on a CPU", 90),
-    "compile": ("the most important measurements with compiled layers", 150),
     "cpu": ("time to first token on the processor of this machine", 60),
 }
 _STARTED = time.monotonic()  # before torch is imported

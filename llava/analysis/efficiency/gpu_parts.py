@@ -29,15 +29,16 @@ from llava.analysis.efficiency.baseline import baseline_select
 from llava.analysis.efficiency.dummy_models import DUMMY_MODELS, DummyModel, build_model, build_tower
 from llava.analysis.efficiency.peak import bandwidth, matrix_rate
 from llava.analysis.efficiency.prefix import measure_prefix
+from llava.analysis.efficiency.selection import select_deferred
 from llava.analysis.efficiency.stages import PipelineStages, weights_bytes
-from llava.analysis.efficiency.timing import compare, peak_bytes, seconds_of
+from llava.analysis.efficiency.timing import add_captured, compare, peak_bytes, seconds_of
 from llava.analysis.efficiency.tower import bare
 from llava.analysis.efficiency.workload import EngineWorkload, count_flips
 from llava.model import flops
 from llava.model.decode import Decoding
 from llava.paths import BUNDLED_DATA, BUNDLED_MODEL, REPOSITORY
 from llava.pruning import Pruner, get_pruner
-from llava.pruning.diversity import rounds_backend
+from llava.pruning.kernels import rounds_backend
 
 TEXT_TOKENS = 80
 CheckStep = tuple[str, Callable[[], Any]]
@@ -102,10 +103,10 @@ class CheckContext:
         return [None, *(budget for budget in self.sizes(form).budgets)]
 
     def model(self, form: str = "1.5", graphs: bool = True, compiled: bool = False) -> Any:
-        """Build a model on the weights that all of them share. On a CPU a stand-in captures."""
+        """Build a model on the weights that all of them share. On a CPU a stand-in captures, not compiled."""
         made = build_model(self.sizes(form), self.device, self.dtype, seed=self.seed, share=self._parameters)
         self._parameters = dict(made.named_parameters()) | self._parameters
-        made.set_runtime(graphs=graphs, compiled=compiled)
+        made.set_runtime(graphs=graphs, compiled=compiled and self.on_card)
         made.set_pruner("none", anyres="llava" if form == "video" else "paper")
         return made
 
@@ -162,7 +163,7 @@ def _run_tests(context: CheckContext, folder: Path) -> dict[str, Any]:
         command += [f"--junitxml={report}", *map(str, files)]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         made = subprocess.run(
-            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=150
+            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=110
         )
         if not report.exists():
             raise RuntimeError(
@@ -203,29 +204,11 @@ def _matrix(context: CheckContext, dtype: torch.dtype) -> dict[str, float]:
 # --- selection and tower ---------------------------------------------------------------------------------
 
 
-def captured(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Callable[[], Any]:
-    """Capture a function of fixed shapes, and return a replay of it with these inputs."""
-    from llava.model.runtime import capture
-
-    graph = capture(function, inputs)
-    return lambda: graph(*inputs)
-
-
-def add_captured(
-    runs: dict[str, Callable[[], Any]], name: str, function: Callable[..., Any], inputs: tuple[Tensor, ...]
-) -> dict[str, str]:
-    """Add a captured variant to `runs`; where that fails, return the error and leave the others."""
-    try:
-        runs[name] = captured(function, inputs)
-    except RuntimeError as error:  # CaptureError, or out of memory
-        return {f"{name}_error": f"{type(error).__name__}: {error}"[:400]}
-    return {}
-
-
-def refused(model: Any) -> dict[str, Any]:
-    """Return the stages that a model runs without graphs although it should, with the reasons."""
-    found = dict(model.runtime.captured.refused)
-    return {"not_captured": found} if found else {}
+def graphs_of(model: Any) -> dict[str, Any]:
+    """Return the graphs that a model holds, and the stages that could not be captured, with the reasons."""
+    found = {"graphs": len(model.runtime.captured)}
+    failed = dict(model.runtime.captured.refused)
+    return {**found, "not_captured": failed} if failed else found
 
 
 def measure_selection(context: CheckContext) -> Iterator[CheckStep]:
@@ -249,17 +232,12 @@ def _selection(context: CheckContext, rows: int, budget: int) -> dict[str, Any]:
     }
     found: dict[str, Any] = {"rows": rows, "tokens": budget}
     with torch.inference_mode():
-        found |= add_captured(runs, "graph", partial(_select_deferred, pruner), (features, attention))
+        found |= add_captured(runs, "graph", partial(select_deferred, pruner), (features, attention))
         for name in runs.keys() - {"loop"}:
             same = runs[name]()
             same = same if isinstance(same, Tensor) else same[0]
             found[f"equal_indices_{name}"] = torch.equal(same, expected)
     return found | context.compare(runs)
-
-
-def _select_deferred(pruner: Pruner, features: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
-    kept, doubt = pruner.keep_deferred(features, attention)
-    return kept.indices, doubt
 
 
 def measure_tower(context: CheckContext) -> Iterator[CheckStep]:
@@ -280,7 +258,7 @@ def _tower(context: CheckContext, tower: Any, count: int) -> dict[str, Any]:
     pruner = pruner_of(context.base.budgets[1])
 
     def whole(images: Tensor) -> tuple[Tensor, Tensor]:
-        return _select_deferred(pruner, *tower(images))
+        return select_deferred(pruner, *tower(images))
 
     with torch.inference_mode():
         runs = {
@@ -326,6 +304,7 @@ def _first_token(
     }
     with torch.inference_mode():
         equal = torch.equal(runs["eager"](), runs["graph"]())
+        peak = peak_bytes(runs["eager"], context.device)
         visual = eager.model.visual_tokens(eager.vision()[0], pruner_of(budget)).count
     return {
         "tokens": budget,
@@ -333,8 +312,10 @@ def _first_token(
         "crops": eager.crops,
         "flops": eager.flops(pruner_of(budget), visual),
         "equal_first_token": equal,
+        "peak_bytes": peak,
+        "weights_bytes": weights_bytes(graph.model),
         **context.compare(runs),
-        **refused(graph.model),
+        **graphs_of(graph.model),
     }
 
 
@@ -347,7 +328,7 @@ def _vision(context: CheckContext, eager: PipelineStages, graph: PipelineStages)
         "eager": partial(visual_tokens, eager.model, images, budget),
         "graph": partial(visual_tokens, graph.model, images, budget),
     }
-    return {**context.compare(runs), **refused(graph.model)}
+    return {**context.compare(runs), **graphs_of(graph.model)}
 
 
 def visual_tokens(model: Any, images: Tensor, budget: int | None) -> list[Any]:
@@ -358,7 +339,7 @@ def visual_tokens(model: Any, images: Tensor, budget: int | None) -> list[Any]:
 def _batch(context: CheckContext, model: Any, batch: int) -> dict[str, Any]:
     stages = context.questions(model, batch=batch)
     runs = {name_of(budget): partial(answer, stages, budget) for budget in context.budgets()}
-    return {"batch": batch, **context.compare(runs, min(5, context.repeats)), **refused(model)}
+    return {"batch": batch, **context.compare(runs, min(5, context.repeats)), **graphs_of(model)}
 
 
 def measure_decode(context: CheckContext) -> Iterator[CheckStep]:
@@ -386,7 +367,7 @@ def _decoded_token(
         name: (spent[name, 1 + more]["median_ms"] - spent[name, 1]["median_ms"]) / more for name in stages
     }
     found = {"tokens": budget, **{f"{name}_ms": value for name, value in per_token.items()}}
-    return found | {key: value for one in stages.values() for key, value in refused(one.model).items()}
+    return found | {key: value for one in stages.values() for key, value in graphs_of(one.model).items()}
 
 
 def _exactly(stages: PipelineStages, budget: int | None, count: int) -> None:
@@ -483,7 +464,7 @@ def measure_engine(context: CheckContext) -> Iterator[CheckStep]:
         plain = replace(load, model=context.model(graphs=False))
         middle = load.pruner.tokens
         yield "baseline", partial(_baseline_rate, context, plain)
-        yield "default", partial(_rate, context, load)
+        yield "default", partial(_rate, context, load, passes=3 if context.on_card else 1)
         for batch in (16, 64, 256) if context.on_card else (4,):
             yield f"batch {batch}", partial(_rate, context, load, batch=batch)
         yield "busy", partial(_busy, context, load)
@@ -510,14 +491,15 @@ def _rate(
     load: EngineWorkload,
     budget: int | None | str = "same",
     batch: int | None = None,
+    passes: int = 1,
     **options: Any,
 ) -> dict[str, Any]:
-    """Measure questions per second: the best of two passes after one that captures."""
+    """Measure questions per second: the best of some passes after one that captures."""
     load = load if budget == "same" else replace(load, pruner=pruner_of(budget))
     load = load if batch is None else replace(load, batch_size=batch)
     load.ask(**options)
     reports, seconds = [], []
-    for _ in range(2 if context.on_card else 1):
+    for _ in range(passes):
         seconds.append(seconds_of(lambda: reports.append(load.ask(**options)[1]), context.device)[0])
     count, best = len(load.questions), min(seconds)
     report = reports[seconds.index(best)]
@@ -529,7 +511,7 @@ def _rate(
         "all_questions_per_second": [count / one for one in seconds],
         "vision_seconds_per_image": report.vision_seconds / report.images,
         "other_seconds_per_question": (best - report.vision_seconds) / count,
-        **refused(load.model),
+        **graphs_of(load.model),
     }
 
 
@@ -551,8 +533,12 @@ def _busy(context: CheckContext, load: EngineWorkload) -> dict[str, Any]:
     seconds = seconds_of(load.ask, context.device)[0]
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         profiled = seconds_of(load.ask, context.device)[0]
-    kinds = {"kernel", "gpu_memcpy", "gpu_memset"}
-    events = [one for one in found.profiler.kineto_results.events() if one.activity_type() in kinds]
+    on_card = torch.autograd.DeviceType.CUDA
+    events = [
+        one
+        for one in found.profiler.kineto_results.events()
+        if one.device_type() == on_card and not one.is_user_annotation()
+    ]
     busy = covered([(one.start_ns(), one.end_ns()) for one in events]) / 1e9
     names: dict[str, float] = {}
     for one in events:
@@ -694,7 +680,7 @@ def measure_compiled(context: CheckContext) -> Iterator[CheckStep]:
     yield "first token, none", partial(_compiled_first_token, context, stages, None)
     with tempfile.TemporaryDirectory() as folder:
         load = _workload(context, model, folder)
-        yield "engine", partial(_rate, context, load)
+        yield "engine", partial(_rate, context, load, passes=2 if context.on_card else 1)
         plain = replace(load, model=context.model(graphs=False))
         yield "flips", partial(_engine_flips, load, plain)
     del model, stages, load, plain
@@ -707,7 +693,7 @@ def _compiled_first_token(
     context: CheckContext, stages: PipelineStages, budget: int | None
 ) -> dict[str, Any]:
     found = context.compare({"compiled": partial(answer, stages, budget)})
-    return {"tokens": budget, **found, **refused(stages.model)}
+    return {"tokens": budget, **found, **graphs_of(stages.model)}
 
 
 def _compiled_tower(context: CheckContext, stages: PipelineStages) -> dict[str, Any]:
@@ -718,7 +704,7 @@ def _compiled_tower(context: CheckContext, stages: PipelineStages) -> dict[str, 
         "bare": lambda: bare(tower, images.to(tower.dtype)),
         "compiled": partial(visual_tokens, stages.model, images, budget),
     }
-    return {**context.compare(runs), **refused(stages.model)}
+    return {**context.compare(runs), **graphs_of(stages.model)}
 
 
 def measure_cpu(context: CheckContext) -> Iterator[CheckStep]:

@@ -62,6 +62,27 @@ def add_dtypes(group: argparse._ActionsContainer) -> None:
     )
 
 
+def add_runtime(group: argparse._ActionsContainer) -> None:
+    """Add --no-graphs and --compile."""
+    group.add_argument(
+        "--no-graphs",
+        action="store_true",
+        help="launch every kernel by itself instead of replaying CUDA graphs (also VISPRUNER_GRAPHS=0)",
+    )
+    group.add_argument(
+        "--compile", action="store_true", help="compile layers, on CUDA: faster, with other last bits"
+    )
+
+
+def check_runtime(args: argparse.Namespace) -> None:
+    """Raise ValueError for --compile on a device that has no compiled layers; `args.device` is checked."""
+    import torch
+
+    from llava.model.settings import choose_runtime
+
+    choose_runtime(None, args.compile, torch.device(args.device))
+
+
 def add_ratio(group: argparse._ActionsContainer) -> None:
     """Add --ratio."""
     group.add_argument(

@@ -5,12 +5,14 @@
 Features and attention are random, because the time does not depend on their values. The optimized selection
 computes in float64 whatever its inputs. Before anything is timed, its indices are compared with those of the
 baseline in float64 for every row; a difference is an error. The speedup is the time of the baseline over the
-optimized time; the document's `speedup` is the smallest of all rows.
+optimized time; the document's `speedup` is the smallest of all rows. On CUDA the selection is also captured
+in a graph (`graph`); its checks of unusual inputs then become a flag.
 """
 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Any
 
 from llava.analysis.efficiency.options import add_measuring, add_ratio, check_device, numbers, table
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from llava.analysis.efficiency.baseline import baseline_select
-    from llava.analysis.efficiency.timing import compare, machine, peak_bytes, quotient
+    from llava.analysis.efficiency.timing import add_captured, compare, machine, peak_bytes, quotient
     from llava.pruning import get_pruner
     from llava.pruning.kernels import rounds_backend
 
@@ -72,6 +74,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 runs["baseline"] = lambda t=tokens, f=features, a=attention: baseline_select(
                     f, a, t, args.ratio
                 )
+            failed = {}
+            if features.is_cuda:
+                inputs = (features, attention)
+                failed = add_captured(runs, "graph", partial(select_deferred, pruner), inputs)
+            if "graph" in runs and not torch.equal(runs["graph"]()[0], expected):
+                raise RuntimeError(f"batch {batch}, T = {tokens}: indices of the graph differ")
             spent = compare(runs, args.device, args.repeats, args.warmup)
             macs = {
                 name: batch * flops.selection_macs(args.patches, args.channels, tokens, args.ratio, per_round)
@@ -85,7 +93,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                     **{f"{name}_gflops": 2 * count / 1e9 for name, count in macs.items()},
                     "optimized_peak_bytes": peak_bytes(runs["optimized"], args.device),
                     **{name: timing.as_json() for name, timing in spent.items()},
+                    **failed,
                     **(quotient("speedup", spent["baseline"], spent["optimized"]) if args.vs else {}),
+                    **(
+                        quotient("graph_speedup", spent["baseline"], spent["graph"])
+                        if args.vs and "graph" in spent
+                        else {}
+                    ),
                 }
             )
     document = {
@@ -103,6 +117,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return document
 
 
+def select_deferred(pruner: Any, features: Any, attention: Any) -> tuple[Any, Any]:
+    """Select without waiting for the device: indices (B, K), and a flag that is True if they may be wrong."""
+    kept, doubt = pruner.keep_deferred(features, attention)
+    return kept.indices, doubt
+
+
 def render(document: dict[str, Any]) -> str:
     columns = {
         "batch": lambda row: row["batch"],
@@ -110,10 +130,14 @@ def render(document: dict[str, Any]) -> str:
         "optimized ms": lambda row: row["optimized"]["median_ms"],
         "baseline ms": lambda row: row.get("baseline", {}).get("median_ms"),
         "speedup": lambda row: row.get("speedup"),
+        "graph ms": lambda row: row.get("graph", {}).get("median_ms"),
+        "graph speedup": lambda row: row.get("graph_speedup"),
         "optimized GFLOPs": lambda row: row["optimized_gflops"],
         "baseline GFLOPs": lambda row: row["baseline_gflops"],
         "optimized MiB": lambda row: row["optimized_peak_bytes"] / 2**20,
     }
+    if not any("graph" in row for row in document["rows"]):
+        del columns["graph ms"], columns["graph speedup"]
     return (
         f"Selection of N = {document['patches']}, C = {document['channels']}, "
         f"r = {document['important_ratio']:g} on {document['machine']['name']}; medians, equal indices in "

@@ -9,6 +9,7 @@ import argparse
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,8 @@ class PipelineStages:
             for method in (["none"] if budget == "none" else args.methods)
         ]
         settings = list(dict.fromkeys(settings))
+        graphs = self.model.runtime.graphs and not args.no_graphs
+        self.model.set_runtime(graphs=False)  # stages are timed eagerly first
         encoded = self.vision()
         fixed = {p: [FixedSelection(kept=kept) for kept in self.selection(encoded, p)] for p in settings}
         visual = {p: self.tokens(encoded, fixed[p]) for p in settings}
@@ -213,7 +216,39 @@ class PipelineStages:
                 share = first_token[pruner, "optimized"].median / first_token[unpruned, "optimized"].median
                 row["first_token_of_unpruned"] = round(share, 4)
             rows.append(row)
+        if graphs or args.compile:
+            self.model.set_runtime(graphs=graphs, compiled=args.compile)
+            self._measure_generate(settings, rows, args)
         return rows
+
+    def _measure_generate(
+        self, settings: list[Pruner], rows: list[dict[str, Any]], args: argparse.Namespace
+    ) -> None:
+        """Add the times of the model's own `generate`, from images to one token and to more."""
+
+        def answer(pruner: Pruner, count: int) -> None:
+            self.model.set_pruner(pruner)
+            if (found := self.generate(count).shape[1]) != count:
+                raise RuntimeError(
+                    f"an answer ended after {found} of {count} tokens. Set a lower --new-tokens"
+                )
+
+        how, counts = (self.device, args.repeats, max(2, args.warmup)), (1, 1 + args.new_tokens)
+        spent = compare({(p, n): partial(answer, p, n) for p in settings for n in counts}, *how)
+        for pruner, row in zip(settings, rows, strict=True):
+            first, last = (spent[pruner, count] for count in counts)
+            row |= {
+                "graph_first_token": first.as_json(),
+                "graph_of_eager": round(first.as_json()["median_ms"] / row["first_token"]["median_ms"], 4),
+                "graph_decoded_token_ms": round(1000 * (last.median - first.median) / args.new_tokens, 4),
+            }
+            if "baseline" in row:
+                speedup = row["baseline"]["median_ms"] / row["graph_first_token"]["median_ms"]
+                row["graph_speedup"] = round(speedup, 3)
+            for unpruned in (p for p in settings if p.name == "none"):
+                row["graph_first_token_of_unpruned"] = round(first.median / spent[unpruned, 1].median, 4)
+            if refused := self.model.runtime.captured.refused:
+                row["not_captured"] = dict(refused)
 
     def decode(self, visual: list[Tensor], args: argparse.Namespace) -> tuple[Timing, int]:
         """Time one decoded token after the prompt; also return the bytes of the KV cache after prefill."""

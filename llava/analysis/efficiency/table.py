@@ -4,7 +4,8 @@
     python -m llava.analysis.efficiency table --measured outputs/efficiency
 
 No model is run. FLOPs and KV cache are computed from the sizes of the model. Memory and time to first token
-are read from reports on the whole model that --output wrote to --measured, and are empty without a report.
+are read from the newest report in --measured, of the whole model (its --output) or of scripts/gpu_check.sh,
+and are empty without one. The time is that of captured graphs where they were measured.
 
 The published FLOPs equal those of the language model with about 80 text tokens, plus 0.7 T for everything
 else. The computed FLOPs are given in the same way, followed by their parts. The published rows of 640 tokens
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--measured",
         type=Path,
-        default=Path("outputs", "efficiency"),
+        nargs="+",
+        default=[Path("outputs", "efficiency"), Path("outputs", "gpu")],
         metavar="DIR",
-        help="folder of reports that --output wrote, or one of them (default: %(default)s)",
+        help="folders of reports, or single ones (default: outputs/efficiency outputs/gpu)",
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to FILE")
 
@@ -73,24 +76,48 @@ def analytic(method: str, tokens: int, text_tokens: int = TEXT_TOKENS) -> dict[s
     }
 
 
-def read_measured(place: Path) -> list[dict[str, Any]]:
-    """Read the reports on the table's model, oldest first.
+def read_measured(places: Sequence[Path]) -> list[dict[str, Any]]:
+    """Read the reports on the table's model, oldest first, and those of `gpu_check` in the same form.
 
     Raises:
         OSError: for a file that is not a report.
     """
-    files = sorted(place.glob("*.json"), key=lambda file: file.stat().st_mtime) if place.is_dir() else [place]
+    files = [file for place in places for file in (place.glob("*.json") if place.is_dir() else [place])]
     found = []
-    for file in files:
-        if not file.exists():
-            continue
+    for file in sorted((file for file in files if file.exists()), key=lambda file: file.stat().st_mtime):
         try:
             document = json.loads(file.read_text(encoding="utf-8"))
+            if document.get("part") == "gpu_check":
+                document = _from_check(document)
             if document.get("part") == "whole" and document["model"] == MODEL:
                 found.append({**document, "file": str(file)})
         except (ValueError, KeyError, AttributeError) as error:
             raise OSError(f"{file}: not a report of this command ({error}). Measure again.") from error
     return found
+
+
+def _from_check(document: dict[str, Any]) -> dict[str, Any]:
+    """Bring the part of `gpu_check` about LLaVA-NeXT into the form of a report on a whole model."""
+    records = document["parts"].get("first-token-next", {}).get("measurements", {})
+    if document["environment"]["dummy_model"] != "llava-1.5-7b" or not records:
+        return {}
+    rows = [
+        {
+            "method": "none" if one["tokens"] is None else "vispruner",
+            "visual_tokens": one["visual_tokens"],
+            "first_token": one["graph"],
+            "peak_bytes": one["peak_bytes"],
+            "first_token_of_unpruned": round(
+                one["graph"]["median_ms"] / records["none"]["graph"]["median_ms"], 4
+            )
+            if "none" in records
+            else None,
+        }
+        for one in records.values()
+    ]
+    weights = next(iter(records.values()))["weights_bytes"]
+    same = {"machine": document["machine"], "dtype": "float16", "batch_size": 1, "weights_bytes": weights}
+    return {"part": "whole", "model": MODEL, "rows": rows, **same}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -129,9 +156,11 @@ def _measured(reports: list[dict[str, Any]], method: str, tokens: int) -> dict[s
         for row in report["rows"]:
             if row["method"] == method and row["visual_tokens"] == tokens and report["batch_size"] == 1:
                 found = {
-                    "first_token_ms": row["first_token"]["median_ms"],
+                    "first_token_ms": row.get("graph_first_token", row["first_token"])["median_ms"],
                     "memory_GB": (sum(report["weights_bytes"].values()) + row["peak_bytes"]) / 1e9,
-                    "of_unpruned": row.get("first_token_of_unpruned"),
+                    "of_unpruned": row.get(
+                        "graph_first_token_of_unpruned", row.get("first_token_of_unpruned")
+                    ),
                     "device": report["machine"]["name"],
                 }
     return found
@@ -182,5 +211,6 @@ def render(document: dict[str, Any]) -> str:
         text += [
             "Memory and time were not measured; to measure them on a GPU:",
             f"  mkdir -p outputs/efficiency && {COMMAND}",
+            "or: bash scripts/gpu_check.sh first-token-next",
         ]
     return "\n".join(text)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -116,6 +117,24 @@ def measure(
     return compare({"it": run}, device, repeats, warmup)["it"]
 
 
+def add_captured(
+    runs: dict[Any, Callable[[], Any]], name: str, function: Callable[..., Any], inputs: tuple[Any, ...]
+) -> dict[str, str]:
+    """Add a captured variant of a function of fixed shapes to `runs`.
+
+    Returns:
+        {}, or {f"{name}_error": reason} if it cannot be captured; then `runs` is left as it is.
+    """
+    from llava.model.runtime import capture
+
+    try:
+        graph = capture(function, inputs)
+    except RuntimeError as error:  # CaptureError, or out of memory
+        return {f"{name}_error": f"{type(error).__name__}: {error}"[:400]}
+    runs[name] = lambda: graph(*inputs)
+    return {}
+
+
 def quotient(name: str, above: Timing, below: Timing) -> dict[str, float]:
     """Divide the medians of two timings: {name: of the clock, name_processor: of processor time, on CPU}."""
     found = {name: round(above.median / below.median, 3)}
@@ -181,6 +200,7 @@ def machine(device: torch.device | str) -> dict[str, Any]:
             "name": properties.name,
             "memory_bytes": properties.total_memory,
             "cuda": torch.version.cuda,
+            "driver": _driver(),
             "tf32": torch.backends.cuda.matmul.allow_tf32,
         }
         try:
@@ -197,6 +217,16 @@ def machine(device: torch.device | str) -> dict[str, Any]:
             "load": [round(one, 2) for one in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         }
     return found
+
+
+def _driver() -> str | None:
+    """Return the version of NVIDIA's driver, None if nvidia-smi does not tell."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return (found.stdout.split() or [None])[0]
 
 
 def _processor() -> str:

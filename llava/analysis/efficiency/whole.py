@@ -8,7 +8,9 @@ A dummy model has random weights, which are created on the device. Every stage i
 and resizing on CPU, vision, selection, projector and merging, prefill, one decoded token), and the stages
 from vision to prefill are timed together: time to first token (TTFT), without the decoding of the image. With
 --vs baseline the first token is also computed by the naive baseline, one question at a time; the document's
-`speedup` is baseline time over optimized time, the smallest of all budgets.
+`speedup` is baseline time over optimized time, the smallest of all budgets. These times are eager. On CUDA
+the model's own `generate` follows, which replays captured graphs: TTFT and TPOT of `graph`, with --compile of
+compiled layers as well.
 
 FLOPs are analytic, 2 per multiply-accumulate of matrix products, attention in full; norms, softmax,
 activations, embedding table and output head are not counted.
@@ -38,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_dummy_model(model)
     model.add_argument("--model", help="folder of a LLaVA checkpoint (default: the bundled model)")
     options.add_dtypes(group)
+    options.add_runtime(group)
     group.add_argument(
         "--attn-implementation",
         default="sdpa",
@@ -108,6 +111,7 @@ def check(args: argparse.Namespace) -> None:
     if args.model is not None and not (Path(args.model) / "config.json").is_file():
         raise ValueError(f"--model {args.model}: not a checkpoint folder, there is no config.json")
     options.check_device(args)
+    options.check_runtime(args)
     budgets = DUMMY_MODELS[args.dummy_model].budgets if args.dummy_model else (128, 64, 32)
     args.tokens = args.tokens or ["none", *budgets]
 
@@ -134,6 +138,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "tower": tower.attn_implementation,
             "selection": rounds_backend(args.device),
         },
+        "runtime": {"graphs": model.runtime.graphs, "compiled": model.runtime.compiled},
         "batch_size": args.batch_size,
         "text_tokens": args.text_tokens,
         "crops": stages.crops,
@@ -206,6 +211,13 @@ def render(document: dict[str, Any]) -> str:
     if any("baseline" in row for row in rows):
         spent["baseline TTFT"] = lambda row: row.get("baseline", {}).get("median_ms")
         spent["speedup"] = lambda row: row.get("speedup")
+    if any("graph_first_token" in row for row in rows):
+        spent["graph TTFT"] = lambda row: row["graph_first_token"]["median_ms"]
+        spent["graph TTFT / eager"] = lambda row: row["graph_of_eager"]
+        if any("graph_speedup" in row for row in rows):
+            spent["baseline / graph"] = lambda row: row.get("graph_speedup")
+        spent["graph TPOT"] = lambda row: row["graph_decoded_token_ms"]
+        spent["graph TTFT / unpruned"] = lambda row: row.get("graph_first_token_of_unpruned")
     spent["TTFT / unpruned"] = lambda row: row.get("first_token_of_unpruned")
     text = (
         f"{document['model']} ({document['weights']} weights), {document['dtype']}, tower "

@@ -14,7 +14,12 @@ from zlib import crc32
 
 import torch
 
-from llava.analysis.efficiency.baseline import baseline_answer, baseline_select, baseline_tower
+from llava.analysis.efficiency.baseline import (
+    baseline_answer,
+    baseline_select,
+    baseline_tower,
+    eagerly,
+)
 from llava.analysis.efficiency.dummy_models import build_model, dummy_image
 from llava.eval.benchmarks import Answer, get_benchmark
 from llava.eval.benchmarks.base import Question
@@ -70,7 +75,7 @@ class EngineWorkload:
     questions: list[Question]
     decoding: Decoding
     pruner: Pruner
-    batch_size: int | None = 64  # None: the default of the device
+    batch_size: int | None = 64  # None: as in an evaluation
     vision_cache: VisionCache | None = None
 
     @classmethod
@@ -225,10 +230,15 @@ class EngineWorkload:
         singles, _ = self.ask(**_one_at_a_time(cache))
         engine, _ = self.ask(vision_cache=cache)
         batches, _ = self.ask(vision_cache=cache, share_prefix=False)
+        eager: dict[str, int] = {}
+        if self.model is not None and (self.model.runtime.graphs or self.model.runtime.compiled):
+            with eagerly(self.model):
+                eager["eager_against_engine"] = count_flips(self.ask()[0], engine)
         return {
             "answers": len(singles),
             "engine_against_singles": count_flips(engine, singles),
             f"unshared_batches_of_{self.rows_at_once}_against_singles": count_flips(batches, singles),
+            **eager,
         }
 
 

@@ -44,9 +44,9 @@ def run(kernel: str, in_torch: Callable[..., Any], tensor: Tensor, *args: Any) -
     """Return what the function `kernel` of this package ("module.function") makes of the arguments.
 
     `in_torch`, which takes the same arguments, runs instead where `rounds_backend` is "torch", and after a
-    warning if the kernel fails. So both leave their arguments as they are until they succeed.
+    warning if the kernel fails. Kernels get no empty tensors.
     """
-    if rounds_backend(tensor.device) == "triton":
+    if tensor.numel() and rounds_backend(tensor.device) == "triton":
         module, function = kernel.split(".")
         try:
             with torch.cuda.device_of(tensor):  # Triton launches on the current device

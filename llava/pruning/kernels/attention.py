@@ -57,10 +57,9 @@ def mean_attention(attention: Tensor) -> Tensor:
     """Average over the heads: (B, H, N) floating point -> (B, N) float64."""
     rows, heads, n = attention.shape
     mean = torch.empty(rows, n, dtype=torch.float64, device=attention.device)
-    if mean.numel():
-        _mean_kernel[(rows, triton.cdiv(n, _BLOCK))](
-            attention, mean, n, *attention.stride(), HEADS=heads, BLOCK=_BLOCK, num_warps=1
-        )
+    _mean_kernel[(rows, triton.cdiv(n, _BLOCK))](
+        attention, mean, n, *attention.stride(), HEADS=heads, BLOCK=_BLOCK, num_warps=1
+    )
     return mean
 
 
@@ -68,8 +67,7 @@ def descending(score: Tensor) -> Tensor:
     """Order the patches by descending score, ties to the lower index: (B, N) float64 -> (B, N) int64."""
     rows, n = score.shape
     order = torch.empty(rows, n, dtype=torch.int64, device=score.device)
-    if order.numel():
-        _order_kernel[(rows, triton.cdiv(n, _BLOCK))](
-            score.contiguous(), order, n, BLOCK=_BLOCK, CHUNK=_CHUNK, num_warps=_WARPS
-        )
+    _order_kernel[(rows, triton.cdiv(n, _BLOCK))](
+        score.contiguous(), order, n, BLOCK=_BLOCK, CHUNK=_CHUNK, num_warps=_WARPS
+    )
     return order

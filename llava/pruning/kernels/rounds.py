@@ -77,7 +77,7 @@ def _neighbors_kernel(similarity, values, places, size, SIZE: tl.constexpr, KEEP
     who = tl.zeros([KEEP], tl.int32)
     for slot in range(KEEP):
         top = tl.max(left, axis=0)
-        place = tl.min(tl.where((left == top) & (lanes < size), lanes, SIZE), axis=0)
+        place = tl.min(tl.where(left == top, lanes, size - 1), axis=0)
         best = tl.where(slots == slot, top, best)
         who = tl.where(slots == slot, place, who)
         left = tl.where(lanes == place, float("-inf"), left)
@@ -115,6 +115,7 @@ def _round(
     size,
     length,
     drop,
+    SIZE: tl.constexpr,
     HALF: tl.constexpr,
     KEEP: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -136,8 +137,16 @@ def _round(
         tl.debug_barrier()
         slots = tl.arange(0, KEEP)
         who = tl.load(places + even[:, None] * KEEP + slots[None, :], mask=in_evens[:, None], other=0)
-        hit = tl.load(is_odd + who) > 0
+        # tl.gather, because a load would first move the whole tile to other threads.
+        tokens = tl.arange(0, SIZE)
+        flags = tl.load(is_odd + tokens, mask=tokens < size, other=0).to(tl.int32)
+        hit = tl.gather(flags, tl.reshape(who.to(tl.int32), [HALF * KEEP]), axis=0)
+        hit = tl.reshape(hit, [HALF, KEEP]) > 0
         first = tl.min(tl.where(hit, slots[None, :], KEEP), axis=1)
+        # Through memory, or the compiler computes it twice, for two orders of threads.
+        tl.store(sink + lanes, first, mask=in_evens)
+        tl.debug_barrier()
+        first = tl.load(sink + lanes, mask=in_evens, other=0)
         found = in_evens & (first < KEEP)
         missing = in_evens & (first == KEEP)
         best = tl.load(values + even * KEEP + first, mask=found, other=float("-inf"))
@@ -223,6 +232,7 @@ def _rounds_kernel(
                 size,
                 length,
                 drop,
+                SIZE=2 * HALF,
                 HALF=HALF >> level,
                 KEEP=KEEP,
                 CHUNK=CHUNK,

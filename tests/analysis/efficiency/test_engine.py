@@ -10,7 +10,7 @@ import torch
 from helpers.efficiency import run
 from helpers.golden_model import DATA
 from llava.analysis.efficiency import engine
-from llava.analysis.efficiency.dummy_models import DUMMY_MODELS, DummyModel
+from llava.analysis.efficiency.dummy_models import DUMMY_MODELS, DummyModel, build_model
 from llava.analysis.efficiency.workload import EngineWorkload, WordTokenizer
 from llava.paths import BUNDLED_DATA
 
@@ -86,6 +86,17 @@ def test_flips_are_counted_where_answers_differ():
     }
 
 
+def test_flips_between_graphs_and_eager_stages_are_counted(tmp_path):
+    tiny = DUMMY_MODELS["tiny"]
+    tower = {**tiny.tower, "image_size": 112, "num_hidden_layers": 3}
+    model = build_model(DummyModel({**tiny.language, "num_hidden_layers": 2}, tower))
+    model.set_runtime(graphs=True)  # on a CPU a stand-in
+    args = SimpleNamespace(questions=4, tokens=16, ratio=0.5, batch_size=None, seed=0)
+    load = EngineWorkload.from_dummy_model(args, tmp_path, model)
+    assert load.rows_at_once == 64 and load.flips()["eager_against_engine"] == 0
+    assert model.runtime.graphs and not model.runtime.captured.refused
+
+
 def test_the_word_tokenizer_gives_ids_of_the_vocabulary():
     words = WordTokenizer(50)
     ids = words("is there a cat?").input_ids
@@ -95,7 +106,13 @@ def test_the_word_tokenizer_gives_ids_of_the_vocabulary():
 
 def test_invalid_arguments_are_refused_before_a_model_is_loaded(tmp_path):
     args = SimpleNamespace(
-        device="cpu", dummy_model=None, model=tmp_path, data=tmp_path, questions=None, num_images=2
+        device="cpu",
+        dummy_model=None,
+        model=tmp_path,
+        data=tmp_path,
+        questions=None,
+        num_images=2,
+        compile=False,
     )
     with pytest.raises(ValueError, match=r"no config\.json there"):
         engine.check(args)

@@ -36,6 +36,7 @@ def part_of(*steps):
     return part
 
 
+@pytest.mark.slow
 def test_the_whole_check_runs_on_a_cpu_and_its_report_has_every_row(capsys, tmp_path, monkeypatch):
     tiny = DUMMY_MODELS["tiny"]
     small = replace(
@@ -60,7 +61,8 @@ def test_the_whole_check_runs_on_a_cpu_and_its_report_has_every_row(capsys, tmp_
     for title in ("What pruning buys", "First token, LLaVA-NeXT", "Tower, ms", "Engine", "shared prefix"):
         assert title in report
     one = document["parts"]["first-token-1.5"]["measurements"]["64"]
-    assert one["equal_first_token"] and one["visual_tokens"] == 64 and "not_captured" not in one
+    assert one["equal_first_token"] and one["visual_tokens"] == 64
+    assert one["graphs"] > 0 and "not_captured" not in one
     assert document["parts"]["engine"]["measurements"]["flips"]["eager_against_graphs"] == 0
     assert json.loads((folder / gpu_check.RESULTS).read_text())["goals"] == document["goals"]
 
@@ -79,7 +81,8 @@ def test_a_failed_measurement_leaves_the_others_and_is_measured_again(capfd):
     part = part_of(("a", {"x": 1}), ("b", RuntimeError("no kernel")), ("c", {"x": 3}))
     record = run_part(part, CONTEXT, {}, 60)
     assert record["measurements"] == {"a": {"x": 1}, "c": {"x": 3}} and record["state"] == "incomplete"
-    assert record["errors"] == {"b": "RuntimeError: no kernel"} and "no kernel" in record["reason"]
+    assert [*record["errors"]] == ["b"] and record["errors"]["b"].startswith("RuntimeError: no kernel (")
+    assert record["reason"].startswith("1 failed: RuntimeError: no kernel")
     assert "no kernel" in capfd.readouterr().err
     again = run_part(part_of(("a", AssertionError()), ("b", {"x": 2})), CONTEXT, record, 60)
     assert again["state"] == "done" and again["errors"] == {} and again["reason"] is None
@@ -92,7 +95,7 @@ def test_a_part_that_cannot_be_prepared_is_reported(capfd):
         yield
 
     record = run_part(part, CONTEXT, {}, 60)
-    assert record["errors"]["preparation"].startswith("ValueError: no such model (test_gpu_check.py")
+    assert record["errors"]["preparation"].startswith("ValueError: no such model (")
     document = {"parts": {"memory": record}}
     with pytest.raises(gpu_report.Unmeasured, match="no such model"):
         gpu_report.measured(document, "memory", "none")

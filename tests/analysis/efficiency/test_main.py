@@ -24,6 +24,8 @@ from llava.analysis.efficiency.__main__ import COMMANDS, build_parser, main, wit
         (["tower", "--repeats", "0"], "--repeats"),
         (["peak", "--dtypes", "int8"], "unknown dtype 'int8'"),
         (["--image", "/no.jpg"], "no such file"),
+        (["--dummy-model", "tiny", "--device", "cpu", "--compile"], "compiled layers need a CUDA device"),
+        (["engine", "--device", "cpu", "--compile"], "compiled layers need a CUDA device"),
         (["table", "--output", "/no/where.json"], "there is no folder"),
     ],
 )

@@ -67,6 +67,48 @@ def test_measured_columns_are_read_from_reports_on_that_model(tmp_path, capsys):
     assert "some GPU" in (tmp_path / "table.md").read_text()
 
 
+def test_the_newest_of_a_report_and_a_gpu_check_is_used(tmp_path, capsys):
+    def record(tokens, visual, ms):
+        graph, weights = {"median_ms": ms}, {"vision_tower": 10**9, "language_model": 12 * 10**9}
+        same = {"peak_bytes": 10**9, "weights_bytes": weights}
+        return {"tokens": tokens, "visual_tokens": visual, "graph": graph, **same}
+
+    measurements = {"none": record(None, 2880, 100.0), "32": record(32, 160, 17.0)}
+    check = {
+        "part": "gpu_check",
+        "environment": {"dummy_model": "llava-1.5-7b"},
+        "machine": {"name": "another GPU"},
+        "parts": {"first-token-next": {"measurements": measurements}},
+    }
+    row = {"method": "vispruner", "visual_tokens": 160, "first_token": {"median_ms": 77.0}, "peak_bytes": 0}
+    report = {
+        "part": "whole",
+        "model": "llava-next-7b",
+        "batch_size": 1,
+        "machine": {"name": "some GPU"},
+        "weights_bytes": {},
+        "rows": [row],
+    }
+    folders = [tmp_path / "efficiency", tmp_path / "gpu"]
+    for folder, document, age in zip(folders, (report, check), (1, 2), strict=True):
+        folder.mkdir()
+        (folder / "x.json").write_text(json.dumps(document))
+        os.utime(folder / "x.json", (age, age))
+    _, _, document = table(capsys, "--measured", *folders)
+    measured = {(one["method"], one["tokens"]): one["measured"] for one in document["rows"]}
+    assert measured["none", 2880]["first_token_ms"] == 100.0
+    pruned = {"first_token_ms": 17.0, "memory_GB": 14.0, "of_unpruned": 0.17, "device": "another GPU"}
+    assert measured["vispruner", 160] == pruned
+    os.utime(folders[0] / "x.json", (3, 3))
+    _, _, document = table(capsys, "--measured", *folders)
+    newest = next(one["measured"] for one in document["rows"] if one["tokens"] == 160 and one["measured"])
+    assert newest["first_token_ms"] == 77.0 and newest["device"] == "some GPU"
+    check["environment"]["dummy_model"] = "tiny"  # a rehearsal is no measurement of this model
+    (folders[1] / "x.json").write_text(json.dumps(check))
+    _, _, document = table(capsys, "--measured", folders[1])
+    assert not any(one["measured"] for one in document["rows"])
+
+
 def test_an_invalid_report_is_named(tmp_path, capsys):
     (tmp_path / "x.json").write_text("{")
     assert main(["table", "--measured", str(tmp_path)]) == 1

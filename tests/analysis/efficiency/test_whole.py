@@ -3,7 +3,7 @@
 import pytest
 
 from helpers.efficiency import run
-from llava.analysis.efficiency import peak, whole
+from llava.analysis.efficiency import peak, stages, whole
 from llava.analysis.efficiency.dummy_models import DUMMY_MODELS
 from llava.model import flops
 
@@ -47,3 +47,27 @@ def test_figures_are_consistent(report):
     speedup = pruned["baseline"]["median_ms"] / pruned["first_token"]["median_ms"]
     assert report["speedup"] == pruned["speedup"] == pytest.approx(speedup, rel=1e-2)
     assert unpruned["first_token_of_unpruned"] == 1
+
+
+def test_graphs_are_measured_beside_eager_and_baseline(capsys, monkeypatch):
+    load = stages.load_model
+
+    def captured(args):
+        model = load(args)
+        model.set_runtime(graphs=True)  # on a CPU a stand-in
+        return model
+
+    monkeypatch.setattr(stages, "load_model", captured)
+    command = (
+        "--dummy-model tiny --device cpu --vs baseline --repeats 1 --warmup 0 --tokens none,64 --new-tokens 2"
+    )
+    out, document = run(capsys, command)
+    assert document["runtime"] == {"graphs": True, "compiled": False}
+    unpruned, pruned = document["rows"]
+    times = [pruned[key]["median_ms"] for key in ("baseline", "first_token", "graph_first_token")]
+    assert pruned["graph_of_eager"] == pytest.approx(times[2] / times[1], rel=1e-2)
+    assert pruned["graph_speedup"] == pytest.approx(times[0] / times[2], rel=1e-2)
+    assert unpruned["graph_first_token_of_unpruned"] == 1 and "not_captured" not in pruned
+    assert all(title in out for title in ("graph TTFT", "baseline / graph", "graph TPOT"))
+    out, document = run(capsys, f"{command} --no-graphs")
+    assert "graph TTFT" not in out and "graph_first_token" not in document["rows"][0]
