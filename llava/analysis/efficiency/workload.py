@@ -127,18 +127,28 @@ class EngineWorkload:
         device = torch.device(self.model.device)
         if device.type == "cpu":
             return 64
-        from llava.eval.inference.memory import question_bytes, questions_per_batch
+        from llava.eval.inference.memory import most_crops, question_bytes, questions_per_batch
 
         engine = Engine(self.model, self.tokenizer, self.processor, decoding=self.decoding)
-        patches = self.model.get_vision_tower().num_patches
-        visual = patches if self.pruner.tokens is None else min(patches, self.pruner.tokens)
-        prompt = visual + max(len(engine.prompt_ids(question)) for question in self.questions)
-        language, element = LanguageShape.from_config(self.model.config), self.model.dtype.itemsize
-        vocabulary, new = self.model.config.vocab_size, self.decoding.max_new_tokens
+        tower = self.model.get_vision_tower()
+        patches, budget = tower.num_patches, self.pruner.tokens
+        visual = patches if budget is None else min(patches, budget)
+        visual *= most_crops(self.model.config, tower.image_size)
+        text = max(len(engine.prompt_ids(question)) for question in self.questions)
+        images = len({question.image for question in self.questions}) / len(self.questions)
+        row = question_bytes(
+            LanguageShape.from_config(self.model.config),
+            self.model.config.vocab_size,
+            self.model.dtype.itemsize,
+            text,
+            visual,
+            self.decoding.max_new_tokens,
+            images,
+        )
         # what torch holds without using it is free as well; the weights are there already
         free = torch.cuda.mem_get_info(device)[0]
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return questions_per_batch(free, 0, question_bytes(language, vocabulary, element, prompt, new))
+        return questions_per_batch(free, 0, row)
 
     def engine(self, **options: Any) -> Engine:
         """Create the engine with the workload's decoding and batch size, or other `options`."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from helpers.efficiency import run
 from helpers.golden_model import DATA
 from llava.analysis.efficiency import engine
 from llava.analysis.efficiency.dummy_models import DUMMY_MODELS, DummyModel, build_model
 from llava.analysis.efficiency.workload import EngineWorkload, WordTokenizer
+from llava.paths import BUNDLED_DATA
 
 
 def test_a_workload_like_gqa_with_a_small_dummy_model(capsys, monkeypatch):
@@ -43,6 +45,31 @@ def test_a_checkpoint_with_questions_of_pope(capsys):
     assert (document["questions"], document["images"]) == (18, 1)
     assert document["answers_compared"] == 1 and "extrapolated" not in document
     assert document["flips_against_one_at_a_time_with_equal_tokens"] == 0
+
+
+@pytest.mark.parametrize("checkpoint", ["ckpt_llava15s", "ckpt_llava16s"])
+def test_on_cuda_sizes_follow_from_the_memory(checkpoint, monkeypatch):
+    """Rehearsed without one: questions per batch and images encoded together of a loaded model."""
+    names = ("dtype", "tower_dtype", "batch_size", "num_images")
+    args = SimpleNamespace(
+        model=DATA / checkpoint, data=BUNDLED_DATA / "pope", device="cpu", tokens=16, ratio=0.5
+    )
+    vars(args).update(dict.fromkeys(names))
+    load = EngineWorkload.from_checkpoint(args)
+    assert load.rows_at_once == 64
+    free = {"bytes": 80 * 10**9}
+    monkeypatch.setattr(type(load.model), "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free["bytes"], 80 * 10**9))
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 0)
+    crops = 5 if checkpoint == "ckpt_llava16s" else 1
+    for gigabytes, rows, images in ((80, 256, 10 // crops), (0, 1, 1)):
+        free["bytes"] = gigabytes * 10**9
+        del load.__dict__["rows_at_once"]
+        assert load.rows_at_once == rows and load.engine()._encode_at_once == images
+    free["bytes"] = round(2.4 * 10**9)
+    del load.__dict__["rows_at_once"]
+    assert 1 < load.rows_at_once < 256
 
 
 def test_flips_are_counted_where_answers_differ():

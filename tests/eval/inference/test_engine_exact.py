@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from llava.analysis.efficiency.workload import CollectedAnswers
 from llava.eval.benchmarks import get_benchmark
@@ -47,3 +48,34 @@ def test_sharing_and_batching_change_no_answer(loaded):
     for size in (64, 20, 7):
         found, report = ask(batch_size=size)
         assert found == singles and (report.images, report.reused) == (0, 3)
+
+
+def test_out_of_memory_among_captured_stages_changes_no_answer(monkeypatch):
+    """Graphs and buffers of the larger batch are dropped, and stages are captured for the smaller one."""
+    from helpers.golden_model import DATA
+    from llava.model.builder import load_pretrained_model
+    from llava.model.runtime.arena import Arena
+
+    questions = list(get_benchmark("pope").questions(Path(BUNDLED_DATA) / "pope", []))[:40]
+    tokenizer, model, processor, _ = load_pretrained_model(
+        str(DATA / "ckpt_llava15s"), device="cpu", method="none", visual_token_num=0, graphs=True
+    )
+    fit, most = Arena.fit, 6
+
+    def full(self, rows, length):
+        if rows > most:
+            raise torch.OutOfMemoryError("the stand-in is full")
+        fit(self, rows, length)
+
+    def ask(batch_size):
+        engine = Engine(model, tokenizer, processor, decoding=Decoding(8), batch_size=batch_size)
+        setting = PassSetting("it", get_pruner("vispruner", 16), CollectedAnswers())
+        assert not engine.run(questions, [setting], progress=False).failures
+        return setting.writer.texts, engine
+
+    expected, _ = ask(5)
+    assert len(model.runtime.captured) > 0 and len(expected) == 40
+    monkeypatch.setattr(Arena, "fit", full)
+    found, engine = ask(20)
+    assert found == expected and engine._rows_at_once <= most
+    assert len(model.runtime.captured) > 0 and not model.runtime.captured.refused
