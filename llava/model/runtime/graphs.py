@@ -30,6 +30,7 @@ Function = Callable[..., "Tensor | tuple[Tensor, ...]"]
 
 MOST_GRAPHS = 96
 MOST_BYTES = 4 << 30  # of static buffers and intermediate results
+_NO_MEMORY = "out of memory"
 _WARMUP = 2  # libraries allocate workspaces and Triton compiles before the capture
 
 _log = logging.getLogger(__name__)
@@ -154,7 +155,8 @@ class GraphCache:
         return len(self._graphs)
 
     def clear(self, stage: str | None = None) -> None:
-        """Drop all graphs, or those of one stage."""
+        """Drop all graphs, or those of one stage; stages for which there was no memory may be captured again."""
+        self.refused = {name: why for name, why in self.refused.items() if why != _NO_MEMORY}
         for key in [key for key in self._graphs if stage in (None, key[0])]:
             self.bytes -= self._graphs.pop(key)[1]
         if not self._graphs:
@@ -188,7 +190,7 @@ class GraphCache:
             captured = capture(function, inputs, self._pool)
         except torch.OutOfMemoryError:
             self.clear()
-            self._refuse(whole[0], "out of memory")
+            self._refuse(whole[0], _NO_MEMORY)
             return False
         except CaptureError as error:
             self._refuse(whole[0], str(error))

@@ -1,7 +1,7 @@
 """The runtime of a loaded model: which stages are captured, and the memory that they share.
 
     model.set_runtime(graphs=False)      # or VISPRUNER_GRAPHS=0: every stage is eager
-    model.runtime.graphs_of.refused      # stages that could not be captured, and why
+    model.runtime.captured.refused      # stages that could not be captured, and why
 
 Graphs contain addresses of weights. They are dropped if weights move, modules are exchanged or hooks are
 added; a model in training or with hooks runs eagerly.
