@@ -451,9 +451,11 @@ class LlavaMetaForCausalLM(VisualTokenMixin):
         if images is not None and visual is not None:
             raise ValueError("images and visual are both given. Pass one of them.")
         kwargs.pop("position_ids", None)  # those of the prompt before splicing
-        if self._is_plain_greedy(kwargs) and self.runtime.decodes(self):
+        if self._is_plain_greedy(kwargs):
             given = input_ids, attention_mask, images, image_sizes, visual
-            if (found := self._answer(*given, **kwargs)) is not None:
+            with self.runtime.checked(self):
+                found = self._answer(*given, **kwargs) if self.runtime.decodes(self) else None
+            if found is not None:
                 return found
         if visual is None:
             visual = [] if images is None else self.encode_images(images, image_sizes)
@@ -520,12 +522,11 @@ class LlavaMetaForCausalLM(VisualTokenMixin):
         eos = self.generation_config.eos_token_id if eos_token_id is None else eos_token_id
         eos = eos.tolist() if isinstance(eos, Tensor) else eos
         stops = set(eos if isinstance(eos, list | tuple) else [eos]) - {None}
-        with self.runtime.lock:
-            try:
-                prompts, arena = prefill(self, input_ids, attention_mask, visual, longest, max_new_tokens)
-                said, lengths = answer(self, prompts, arena, max_new_tokens, stops, doubts)
-            except Doubtful:
-                return None
+        try:
+            prompts, arena = prefill(self, input_ids, attention_mask, visual, longest, max_new_tokens)
+            said, lengths = answer(self, prompts, arena, max_new_tokens, stops, doubts)
+        except Doubtful:
+            return None
         if any(INVALID in ids for ids in said):
             return None
         worst = max(zip(lengths, map(len, said), strict=True), key=sum)

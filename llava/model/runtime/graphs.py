@@ -155,7 +155,7 @@ class GraphCache:
         return len(self._graphs)
 
     def clear(self, stage: str | None = None) -> None:
-        """Drop all graphs, or those of one stage; stages for which there was no memory may be captured again."""
+        """Drop all graphs, or those of one stage; stages that found no memory may be captured again."""
         self.refused = {name: why for name, why in self.refused.items() if why != _NO_MEMORY}
         for key in [key for key in self._graphs if stage in (None, key[0])]:
             self.bytes -= self._graphs.pop(key)[1]

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -48,6 +49,8 @@ class Runtime:
         self.captured = GraphCache()
         self.arenas: dict[str, Arena] = {}
         self._seen: Any = None
+        self._modules: list[dict[str, Any]] = []  # the attributes of every module
+        self._checked: bool | None = None  # within `checked`
 
     def __deepcopy__(self, _memo: Any) -> Runtime:
         return self._fresh()
@@ -58,19 +61,34 @@ class Runtime:
     def _fresh(self) -> Runtime:
         return _restored(self.graphs, self.compiled)
 
+    @contextmanager
+    def checked(self, model: Any) -> Iterator[None]:
+        """Look at the modules of `model` once for all stages of the block; other threads wait."""
+        with self.lock:
+            outer = self._checked
+            self._checked = self.ready(model)
+            try:
+                yield
+            finally:
+                self._checked = outer
+
     def ready(self, model: Any) -> bool:
         """Return whether the stages of `model` may be captured now; drop graphs of other weights."""
         if not (self.graphs or self.compiled) or model.training or torch.is_grad_enabled():
             return False
-        seen = _identity(model)
-        if seen != self._seen:
+        if self._checked is not None:
+            return self._checked
+        seen = _identity(model, self._modules)
+        if seen != self._seen or not self._modules:
             self.clear()
-            self._seen = seen
+            self._modules = [module.__dict__ for module in model.modules()]
+            self._seen = seen = _identity(model, self._modules)
         return seen is not None
 
     def decodes(self, model: Any) -> bool:
-        """Return whether prompts may be answered over the static cache."""
-        return self.ready(model) and attention_of(model.config) in _KERNELS
+        """Return whether prompts may be answered over the static cache, which keeps every position."""
+        config = model.config
+        return attention_of(config) in _KERNELS and not _slides(config) and self.ready(model)
 
     def runner(self, model: Any, stage: str) -> Callable[..., Any] | None:
         """Return run(key, function, *inputs), which captures `function`; None if `model` runs eagerly."""
@@ -98,6 +116,12 @@ class Runtime:
         self.arenas.clear()
 
 
+def _slides(config: Any) -> bool:
+    """Return whether layers attend to a window of the last tokens only."""
+    window = getattr(config, "sliding_window", None)
+    return window is not None and getattr(config, "use_sliding_window", True)
+
+
 def _allow_shapes() -> None:
     """Let a function be compiled for more shapes: past its limit, torch runs it eagerly without a word."""
     config = torch._dynamo.config
@@ -109,15 +133,16 @@ def _restored(graphs: bool, compiled: bool) -> Runtime:
     return Runtime(torch.device("cpu"), graphs, compiled)
 
 
-def _identity(model: Any) -> tuple | None:
-    """Return what graphs of a model depend on besides inputs; None if it cannot be captured."""
-    modules, waiting = [], [model]
-    while waiting:
-        module = waiting.pop()
-        if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
+def _identity(model: Any, modules: list[dict[str, Any]]) -> tuple | None:
+    """Return what graphs of a model depend on besides inputs; None if it cannot be captured.
+
+    Called for every question, so attributes of modules are read from their dictionaries, which is ten times
+    faster.
+    """
+    for inside in modules:
+        if inside["_forward_hooks"] or inside["_forward_pre_hooks"] or "_hf_hook" in inside:
             return None  # a graph would not call them; with accelerate's, the model is on several devices
-        modules.append(id(module))
-        waiting += [child for child in module._modules.values() if child is not None]
+    children = tuple([id(child) for inside in modules for child in inside["_modules"].values()])
     decoder = model.get_model()
     parts = (
         *(model.get_input_embeddings(), model.get_output_embeddings(), decoder.layers[-1]),
@@ -125,4 +150,4 @@ def _identity(model: Any) -> tuple | None:
     )
     weights = [next(part.parameters(), None) for part in parts if part is not None]
     places = tuple(weight.data_ptr() for weight in weights if weight is not None)
-    return len(modules), hash(tuple(modules)), places, attention_of(model.config)
+    return children, places, attention_of(model.config)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.transformers_compat import attention_of, run_decoder_layers
+from llava.model.transformers_compat import attention_of, run_decoder_layer, run_decoder_layers
 
 INVALID = -1  # the token of a row whose logits are not finite
 
@@ -73,20 +73,15 @@ def additive_mask(positions: Tensor, end: int, dtype: torch.dtype) -> Tensor:
 
 
 def run_decoder(model: Any, embeds: Tensor, positions: Tensor, cache: Any, mask: Tensor | None) -> Tensor:
-    """Return the final hidden states (B, n, D) of n new tokens at `positions` (B, n)."""
-    decoder = model.get_model()
-    eager = attention_of(model.config) != "sdpa"
-    if mask is None and eager:  # transformers would copy a mask from the host
+    """Return the final hidden states (B, n, D) of n new tokens at `positions` (B, n).
+
+    Not by the decoder's own `forward`, in which transformers chooses another mask, and so other attention
+    kernels, while a graph is captured.
+    """
+    if mask is None and attention_of(model.config) != "sdpa":  # SDPA without a mask is causal
         mask = additive_mask(positions, positions.shape[1], embeds.dtype)
-    if model.runtime.decoder_layer is not None:
-        return run_decoder_layers(decoder, embeds, positions, cache, mask, model.runtime.decoder_layer)
-    return decoder(
-        inputs_embeds=embeds,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
+    run = model.runtime.decoder_layer or run_decoder_layer
+    return run_decoder_layers(model.get_model(), embeds, positions, cache, mask, run)
 
 
 def last_of(hidden: Tensor, lengths: Tensor) -> Tensor:
