@@ -287,6 +287,10 @@ def measure_first_token(form: str, context: CheckContext) -> Iterator[CheckStep]
     graph = context.questions(context.model(form), form)
     for budget in context.budgets(form):
         yield name_of(budget), partial(_first_token, context, eager, graph, budget)
+    yield (
+        "busy",
+        partial(_busy_first_token, context, graph, context.budgets(form)[2 if form == "1.5" else -1]),
+    )
     if form != "1.5":
         return
     yield "vision", partial(_vision, context, eager, graph)
@@ -317,6 +321,12 @@ def _first_token(
         **context.compare(runs),
         **graphs_of(graph.model),
     }
+
+
+def _busy_first_token(context: CheckContext, graph: PipelineStages, budget: int | None) -> dict[str, Any]:
+    """Measure how long the card works for a first token: the rest of the time it waits for the host."""
+    with torch.inference_mode():
+        return {"budget": budget, **_busy(context, partial(answer, graph, budget))}
 
 
 def _vision(context: CheckContext, eager: PipelineStages, graph: PipelineStages) -> dict[str, Any]:
@@ -362,7 +372,7 @@ def _decoded_token(
         for name, one in stages.items()
         for count in (1, 1 + more)
     }
-    spent = context.compare(runs)
+    spent = context.compare(runs, min(5, context.repeats))
     per_token = {
         name: (spent[name, 1 + more]["median_ms"] - spent[name, 1]["median_ms"]) / more for name in stages
     }
@@ -467,7 +477,7 @@ def measure_engine(context: CheckContext) -> Iterator[CheckStep]:
         yield "default", partial(_rate, context, load, passes=3 if context.on_card else 1)
         for batch in (16, 64, 256) if context.on_card else (4,):
             yield f"batch {batch}", partial(_rate, context, load, batch=batch)
-        yield "busy", partial(_busy, context, load)
+        yield "busy", partial(_busy, context, load.ask)
         yield "eager", partial(_rate, context, plain)
         for budget in context.budgets():
             if budget != middle:
@@ -523,16 +533,20 @@ def _baseline_rate(context: CheckContext, load: EngineWorkload) -> dict[str, Any
     return {"questions": len(asked), "questions_per_second": len(asked) / seconds}
 
 
-def _busy(context: CheckContext, load: EngineWorkload) -> dict[str, Any]:
-    """Measure the share of the time in which the card computes or copies: union of intervals over seconds."""
+def _busy(context: CheckContext, function: Callable[[], Any]) -> dict[str, Any]:
+    """Measure the share of a function's time in which the card computes or copies, and its longest kernels.
+
+    The share is the union of their intervals, from a profiled pass, over the seconds of one that is not.
+    """
     if not context.on_card:
         raise NotMeasuredError("no card: the device is a CPU")
     from torch.profiler import ProfilerActivity, profile
 
-    load.ask()
-    seconds = seconds_of(load.ask, context.device)[0]
+    for _ in range(2):
+        function()
+    seconds = min(seconds_of(function, context.device)[0] for _ in range(3))
     with profile(activities=[ProfilerActivity.CUDA]) as found:
-        profiled = seconds_of(load.ask, context.device)[0]
+        profiled = seconds_of(function, context.device)[0]
     on_card = torch.autograd.DeviceType.CUDA
     events = [
         one

@@ -415,6 +415,16 @@ def tables(document: Document) -> list[Table]:
     columns = {"batch": lambda one: one["batch"], **{name: _median(name) for name in budgets}}
     found.append(_of_part(document, FIRST, "First token of a batch, ms", columns, "batch"))
     columns = {
+        "ms": lambda one: 1000 * one["seconds"],
+        "card busy, ms": lambda one: 1000 * one["busy_seconds"],
+        "share": lambda one: one["busy"],
+        "kernels and copies": lambda one: one["events"],
+    }
+    for part in (FIRST, NEXT, "video", "engine"):
+        title = f"Card busy, {part}"
+        if names(document, part, "busy"):
+            found.append(_of_part(document, part, title, columns, "busy_seconds"))
+    columns = {
         "budget": lambda one: _budget_name(one["tokens"]),
         "eager": lambda one: one["eager_ms"],
         "captured": lambda one: one["graph_ms"],
