@@ -38,13 +38,14 @@ from llava.constants import (
 from llava.conversation import conv_templates
 from llava.eval.benchmarks import Answer, DataIssue, Question
 from llava.eval.inference.image_loading import ImageLoader, LoadedImage, read_ahead
-from llava.eval.inference.memory import images_at_once, is_out_of_memory, most_crops
+from llava.eval.inference.memory import images_at_once, most_crops
 from llava.eval.inference.stopwatch import Stopwatch
 from llava.eval.inference.vision_cache import VisionCache, image_key
 from llava.mm_utils import is_anyres, load_image, tokenizer_image_token
 from llava.model.decode import Decoding, Row, can_share, generate, generate_shared
 from llava.model.features import VisualTokens
 from llava.model.flops import VisionShape
+from llava.model.runtime.graphs import is_out_of_memory
 from llava.model.splice import ContextLimits
 from llava.pruning import Pruner, TextCue
 

@@ -112,13 +112,3 @@ def most_crops(config: Any, side: int) -> int:
     if not is_anyres(getattr(config, "image_aspect_ratio", None)):
         return 1
     return 1 + max((width * height // side**2 for width, height in config.image_grid_pinpoints), default=0)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return True for an error of a device without memory; MPS and libraries raise no OutOfMemoryError."""
-    import torch
-
-    signs = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

@@ -55,7 +55,8 @@ class _StandIn:
 class Captured:
     """A captured function: `captured(*inputs)` returns its outputs, which the next call overwrites.
 
-    Inputs must have the shapes, dtypes and device of the inputs at the capture.
+    Raises:
+        ValueError: an input has another shape or dtype than at the capture.
     """
 
     def __init__(
@@ -66,6 +67,11 @@ class Captured:
     @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         for static, new in zip(self._inputs, inputs, strict=True):
+            if new.shape != static.shape or new.dtype != static.dtype:  # copying would broadcast and round
+                raise ValueError(
+                    f"captured function: got an input {tuple(new.shape)} {new.dtype}, but it was captured "
+                    f"with {tuple(static.shape)} {static.dtype}. Capture it for these inputs as well."
+                )
             static.copy_(new, non_blocking=True)
         self._graph.replay()
         return self._outputs[0] if self._alone else self._outputs
@@ -99,10 +105,8 @@ def capture(function: Function, inputs: Sequence[Tensor], pool: Any = None) -> C
             graph.replay()
             if not all(map(same_bits, outputs, expected)):
                 raise CaptureError("replaying gives other bits than the function")
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, NotImplementedError) as error:
-            if "out of memory" in str(error):
+        except RuntimeError as error:
+            if is_out_of_memory(error):
                 raise torch.OutOfMemoryError(str(error)) from error
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise error if isinstance(error, CaptureError) else CaptureError(reason) from error
@@ -126,6 +130,14 @@ def _cuda_graph(function: Function, static: Sequence[Tensor], pool: Any) -> tupl
 
 def _several(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (found,) if isinstance(found, Tensor) else tuple(found)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True for an error of a device without memory; MPS and libraries raise no OutOfMemoryError."""
+    signs = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -159,8 +171,11 @@ class GraphCache:
         self.refused = {name: why for name, why in self.refused.items() if why != _NO_MEMORY}
         for key in [key for key in self._graphs if stage in (None, key[0])]:
             self.bytes -= self._graphs.pop(key)[1]
+        self._free_pool()
+
+    def _free_pool(self) -> None:
         if not self._graphs:
-            self._pool = None  # a pool is bound to the graphs in it
+            self._pool = None  # a pool ends with the last graph in it, and cannot be used again
 
     def run(self, stage: str, key: Hashable, function: Function, *inputs: Tensor) -> Any:
         """Return `function(*inputs)` from a graph, captured now if there is none.
@@ -193,6 +208,7 @@ class GraphCache:
             self._refuse(whole[0], _NO_MEMORY)
             return False
         except CaptureError as error:
+            self._free_pool()
             self._refuse(whole[0], str(error))
             return False
         size = max(0, _reserved(device) - before)

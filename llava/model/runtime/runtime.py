@@ -3,8 +3,9 @@
     model.set_runtime(graphs=False)      # or VISPRUNER_GRAPHS=0: every stage is eager
     model.runtime.captured.refused      # stages that could not be captured, and why
 
-Graphs contain addresses of weights. They are dropped if weights move, modules are exchanged or hooks are
-added; a model in training or with hooks runs eagerly.
+Graphs contain addresses of weights. They are dropped if weights move or are replaced, modules are exchanged
+or other kernels are chosen. Where a graph would not do what the modules do, the model runs eagerly: in
+training, with gradients, under autocast, with hooks, and with adapters that can be switched off.
 """
 
 from __future__ import annotations
@@ -49,17 +50,16 @@ class Runtime:
         self.captured = GraphCache()
         self.arenas: dict[str, Arena] = {}
         self._seen: Any = None
-        self._modules: list[dict[str, Any]] = []  # the attributes of every module
+        # The attributes of every module inside the model. Not of the model, which contains this runtime: its
+        # memory is freed with the last reference to it.
+        self._modules: list[dict[str, Any]] = []
         self._checked: bool | None = None  # within `checked`
 
     def __deepcopy__(self, _memo: Any) -> Runtime:
-        return self._fresh()
+        return _restored(self.graphs, self.compiled)
 
     def __reduce__(self) -> Any:
         return _restored, (self.graphs, self.compiled)
-
-    def _fresh(self) -> Runtime:
-        return _restored(self.graphs, self.compiled)
 
     @contextmanager
     def checked(self, model: Any) -> Iterator[None]:
@@ -76,14 +76,17 @@ class Runtime:
         """Return whether the stages of `model` may be captured now; drop graphs of other weights."""
         if not (self.graphs or self.compiled) or model.training or torch.is_grad_enabled():
             return False
-        if self._checked is not None:
-            return self._checked
-        seen = _identity(model, self._modules)
-        if seen != self._seen or not self._modules:
-            self.clear()
-            self._modules = [module.__dict__ for module in model.modules()]
-            self._seen = seen = _identity(model, self._modules)
-        return seen is not None
+        if torch.is_autocast_enabled(model.get_input_embeddings().weight.device.type):
+            return False
+        with self.lock:
+            if self._checked is not None:
+                return self._checked
+            seen = _identity(model, self._modules)
+            if seen != self._seen or not self._modules:
+                self.clear()
+                self._modules = [module.__dict__ for module in model.modules() if module is not model]
+                self._seen = seen = _identity(model, self._modules)
+            return seen is not None
 
     def decodes(self, model: Any) -> bool:
         """Return whether prompts may be answered over the static cache, which keeps every position."""
@@ -96,9 +99,10 @@ class Runtime:
 
     def run(self, stage: str, key: Hashable, function: Callable[..., Any], *inputs: Tensor) -> Any:
         """Return `function(*inputs)`, from a graph unless graphs are off (see `GraphCache.run`)."""
-        if self.graphs:
+        if not self.graphs:
+            return function(*inputs)
+        with self.lock:  # a graph has one set of inputs and outputs
             return self.captured.run(stage, key, function, *inputs)
-        return function(*inputs)
 
     def arena(self, model: Any, name: str, rows: int, length: int) -> Arena:
         """Return the arena `name` with room for a batch; graphs over one that has to move are dropped."""
@@ -112,8 +116,9 @@ class Runtime:
 
     def clear(self) -> None:
         """Free all graphs and buffers."""
-        self.captured.clear()
-        self.arenas.clear()
+        with self.lock:
+            self.captured.clear()
+            self.arenas.clear()
 
 
 def _slides(config: Any) -> bool:
@@ -139,15 +144,17 @@ def _identity(model: Any, modules: list[dict[str, Any]]) -> tuple | None:
     Called for every question, so attributes of modules are read from their dictionaries, which is ten times
     faster.
     """
-    for inside in modules:
-        if inside["_forward_hooks"] or inside["_forward_pre_hooks"] or "_hf_hook" in inside:
-            return None  # a graph would not call them; with accelerate's, the model is on several devices
-    children = tuple([id(child) for inside in modules for child in inside["_modules"].values()])
-    decoder = model.get_model()
-    parts = (
-        *(model.get_input_embeddings(), model.get_output_embeddings(), decoder.layers[-1]),
-        *(getattr(decoder, "mm_projector", None), model.get_vision_tower()),
-    )
-    weights = [next(part.parameters(), None) for part in parts if part is not None]
-    places = tuple(weight.data_ptr() for weight in weights if weight is not None)
-    return children, places, attention_of(model.config)
+    children, weights = [], []
+    for inside in (model.__dict__, *modules):
+        if inside["_forward_hooks"] or inside["_forward_pre_hooks"]:
+            return None  # a graph would not call them
+        if "_hf_hook" in inside or "_disable_adapters" in inside:
+            return None  # accelerate moves weights of its own accord; adapters of peft can be switched
+        if "forward" in inside:
+            children.append(id(inside["forward"]))
+        children += map(id, inside["_modules"].values())
+        for tensors in (inside["_parameters"], inside["_buffers"]):
+            weights += [(one.data_ptr(), one.dtype) for one in tensors.values() if one is not None]
+    tower = model.get_vision_tower()
+    kernels = [attention_of(model.config), None if tower is None else tower.attn_implementation]
+    return children, weights, kernels, torch.get_float32_matmul_precision()

@@ -5,12 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from llava.eval.inference import memory
 from llava.eval.inference.memory import (
     images_at_once,
-    is_out_of_memory,
     most_crops,
     question_bytes,
     questions_per_batch,
@@ -88,19 +86,3 @@ def test_crops_of_the_largest_image():
     assert most_crops(config, 336) == 5
     config.image_grid_pinpoints = [*pinpoints, [2016, 2016]]
     assert most_crops(config, 336) == 37
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
-        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), True),
-        (RuntimeError("CUDA error: out of memory"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
-        (RuntimeError("shape '[2, 3]' is invalid for input of size 5"), False),
-        (MemoryError("out of memory"), False),  # of the host: fewer rows would not help
-    ],
-)
-def test_errors_of_a_full_device_are_recognized(error, expected):
-    assert is_out_of_memory(error) is expected

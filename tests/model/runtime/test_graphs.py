@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llava.model.runtime import CaptureError, GraphCache, capture
-from llava.model.runtime.graphs import same_bits
+from llava.model.runtime.graphs import is_out_of_memory, same_bits
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -131,3 +131,26 @@ def test_a_function_that_looks_at_the_device_runs_eagerly():
         found = graphs.run("looking", None, lambda one: one[one > 0.5].sum(), x)
     assert torch.equal(found, x[x > 0.5].sum())
     assert torch.equal(graphs.run("other", None, lambda one: one + 1, x), x + 1)  # capturing still works
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("shape '[2, 3]' is invalid for input of size 5"), False),
+        (MemoryError("out of memory"), False),  # of the host: fewer rows would not help
+    ],
+)
+def test_errors_of_a_full_device_are_recognized(error, expected):
+    assert is_out_of_memory(error) is expected
+
+
+@pytest.mark.parametrize("other", [torch.ones(1, 4), torch.ones(3, 4).double(), torch.ones(3, 5)])
+def test_inputs_of_another_shape_or_dtype_are_refused(other):
+    captured = capture(affine, [torch.ones(3, 4), torch.ones(3, 4)])
+    with pytest.raises(ValueError, match=r"captured with \(3, 4\)"):
+        captured(torch.ones(3, 4), other)

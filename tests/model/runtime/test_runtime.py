@@ -1,0 +1,142 @@
+"""What a model's graphs depend on, and when there are none: weights, modules, kernels, modes, threads."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import types
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava.model.builder import load_pretrained_model
+
+CHECKPOINT = Path(__file__).parents[2] / "data" / "model" / "ckpt_llava15s"
+
+
+def load():
+    _, model, *_ = load_pretrained_model(str(CHECKPOINT), device="cpu", dtype="float32")
+    model.set_runtime(graphs=True)
+    return model
+
+
+@pytest.fixture
+def model():
+    return load()
+
+
+def _move_a_weight(model):
+    weight = model.get_model().layers[0].mlp.up_proj.weight
+    weight.data = weight.data.clone()
+
+
+def _replace_a_weight(model):
+    layer = model.get_model().layers[0].self_attn.q_proj
+    layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+
+
+def _move_a_buffer(model):
+    rotary = model.get_model().rotary_emb
+    rotary.inv_freq = rotary.inv_freq.clone()
+
+
+def _wrap_a_module(model):
+    mlp = model.get_model().layers[0].mlp
+    mlp.up_proj = torch.nn.Sequential(mlp.up_proj)
+
+
+def _replace_a_function(model):
+    mlp = model.get_model().layers[0].mlp
+    mlp.forward = types.MethodType(lambda self, x: x, mlp)
+
+
+def _choose_kernels_of_the_tower(model):
+    model.get_vision_tower().vision_tower.set_attn_implementation("eager")
+
+
+CHANGES = [
+    _move_a_weight,
+    _replace_a_weight,
+    _move_a_buffer,
+    _wrap_a_module,
+    _replace_a_function,
+    _choose_kernels_of_the_tower,
+    lambda model: model.bfloat16(),
+    lambda model: torch.set_float32_matmul_precision("high"),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@torch.no_grad()
+def test_graphs_are_dropped_when_what_they_contain_changes(model, change):
+    runtime = model.runtime
+    assert runtime.ready(model)
+    runtime.run("it", None, lambda x: x + 1, torch.ones(1))
+    assert runtime.ready(model) and len(runtime.captured) == 1
+    try:
+        change(model)
+        assert runtime.ready(model) and len(runtime.captured) == 0
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@torch.no_grad()
+def test_a_model_runs_eagerly_where_a_graph_would_do_something_else(model):
+    runtime, layer = model.runtime, model.get_model().layers[0].mlp.up_proj
+    assert runtime.ready(model) and runtime.decodes(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not runtime.ready(model) and not runtime.decodes(model)
+    with torch.enable_grad():
+        assert not runtime.ready(model)
+    for register in (layer.register_forward_hook, layer.register_forward_pre_hook):
+        hook = register(lambda *_: None)
+        assert not runtime.ready(model)
+        hook.remove()
+        assert runtime.ready(model)
+    for name in ("_hf_hook", "_disable_adapters"):  # of accelerate and peft
+        setattr(layer, name, False)
+        assert not runtime.ready(model)
+        delattr(layer, name)
+        assert runtime.ready(model)
+
+
+@torch.no_grad()
+def test_the_memory_of_a_model_is_freed_with_its_last_reference():
+    model = load()
+    gc.collect()
+    gc.disable()
+    try:
+        assert model.runtime.ready(model)
+        weight = weakref.ref(model.get_input_embeddings().weight)
+        del model
+        assert weight() is None
+    finally:
+        gc.enable()
+
+
+@torch.no_grad()
+def test_threads_that_encode_images_at_once_get_their_own_tokens(model):
+    """A graph has one set of buffers."""
+    model.set_pruner("vispruner", tokens=4)
+    side = model.get_vision_tower().image_size
+    draw = torch.Generator().manual_seed(0)
+    images = [torch.rand(1, 3, side, side, generator=draw) for _ in range(24)]
+    expected = [model.encode_images(one)[0] for one in images]
+
+    @torch.no_grad()
+    def encode(image):
+        return model.encode_images(image)[0]
+
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(encode, images))
+    assert all(map(torch.equal, found, expected))
+
+
+@torch.no_grad()
+def test_a_pickled_model_has_an_empty_runtime_of_the_same_kind(model):
+    assert model.runtime.ready(model)
+    other = pickle.loads(pickle.dumps(model))
+    assert other.runtime.graphs and other.runtime.ready(other) and not len(other.runtime.captured)
