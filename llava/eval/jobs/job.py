@@ -39,7 +39,7 @@ class Job:
     dtype: str
     tower_dtype: str
     conv_mode: str
-    batch_size: int | None = None  # questions per batch; None: the recorded one, else `automatic_batch`
+    batch_size: int | None = None  # questions per batch; None: see `jobs.batches`
     model_base: str | None = None
     attn_implementation: str = "sdpa"
     preset: str = "exact"

@@ -62,7 +62,8 @@ class VisionTower(nn.Module, ABC):
         # exactly this many crops: the last one is filled up, so that the same kernels see every crop.
         self.group_size: int | None = None
         self.run_layer: Callable[[nn.Module, Tensor], Tensor] = run_layer
-        self._same_bits: dict[tuple[torch.dtype, int], bool] = {}  # (dtype, crops): as when they are alone
+        # (device, dtype, crops): whether crops of a pass have the bits that they have alone
+        self._same_bits: dict[tuple[torch.device, torch.dtype, int], bool] = {}
 
     # --- the parts of a layer: one implementation per architecture ------------------------------------------
     @abstractmethod
@@ -169,10 +170,12 @@ class VisionTower(nn.Module, ABC):
     @torch.no_grad()
     def _checked(self, images: Tensor, size: int) -> bool:
         """Return whether crops in a pass of `size` have the bits they have alone; tried once per size."""
-        key = (self.dtype, size)
+        key = (self.device, self.dtype, size)
         if size > 1 and key not in self._same_bits:
             crops = self._on_device(images[:size])
             together = self.forward_features(crops)
+            if not all(torch.isfinite(one).all() for one in together):
+                return False  # NaN has no bits to compare: the next images decide
             self._same_bits[key] = all(
                 torch.equal(one[place], alone[0])
                 for place in sorted({0, size // 2, size - 1})

@@ -10,7 +10,6 @@ training, with gradients, under autocast, with hooks, and with adapters that can
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from llava.model.runtime.arena import Arena
 from llava.model.runtime.graphs import GraphCache
+from llava.model.settings import choose_runtime
 from llava.model.transformers_compat import attention_of, run_decoder_layer
 
 _MOST_SHAPES = 64
@@ -38,10 +38,7 @@ class Runtime:
     """
 
     def __init__(self, device: torch.device, graphs: bool | None = None, compiled: bool = False) -> None:
-        if graphs is None:
-            chosen = os.environ.get("VISPRUNER_GRAPHS")
-            graphs = device.type == "cuda" and chosen != "0"
-        self.graphs, self.compiled = graphs, compiled
+        self.graphs, self.compiled = choose_runtime(graphs, False, device), compiled
         self.decoder_layer = None  # a compiled function that all layers share
         if compiled:
             _allow_shapes()

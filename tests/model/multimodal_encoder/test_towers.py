@@ -13,7 +13,7 @@ from helpers.checkpoints import load_vision_tower
 from helpers.golden_model import DATA
 from llava.model.checkpoint import CheckpointError
 from llava.model.checkpoint.tower import find_tower
-from llava.model.multimodal_encoder.base import layers_to_run
+from llava.model.multimodal_encoder.base import VisionTower, layers_to_run
 from llava.model.multimodal_encoder.builder import build_vision_tower
 
 CLIP = DATA / "ckpt_clip336p42"
@@ -262,3 +262,61 @@ def test_unsupported_towers(dinov2, tmp_path):
         ValueError, match="crop_size is 224, but the vision tower expects 336\\. Set crop_size to 336"
     ):
         load_vision_tower(copy_tower(CLIP, tmp_path / "z", processor={"crop_size": 224}))
+
+
+@pytest.fixture
+def on_cuda(monkeypatch):
+    """A tower that takes itself for one on a GPU when it chooses passes."""
+    tower = load_vision_tower(CLIP)
+    monkeypatch.setattr(VisionTower, "device", torch.device("cuda"))
+    monkeypatch.setattr(tower, "_on_device", lambda images: images.to(tower.dtype))
+    return tower
+
+
+def sizes_of(tower, count, counts=None):
+    passes = tower._passes(torch.zeros(count, 1), counts or [1] * count)
+    assert [start for start, *_ in passes] == [0, *(end for _, end, _ in passes[:-1])]
+    assert passes[-1][1] == count and all(end - start == size for start, end, size in passes)
+    return [size for *_, size in passes]
+
+
+def test_a_float32_image_has_its_own_passes_on_a_gpu(on_cuda):
+    """The bits of a crop depend on its pass, so that has to depend on the image alone."""
+    assert sizes_of(on_cuda, 1) == [1] and sizes_of(on_cuda, 3) == [1, 1, 1]
+    assert sizes_of(on_cuda, 11, [5, 1, 5]) == [5, 1, 5]
+    assert sizes_of(on_cuda, 41, [37, 4]) == [32, 5, 4]
+    assert on_cuda.crops_per_pass == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_crops_share_passes_that_keep_their_bits(on_cuda, dtype, monkeypatch):
+    on_cuda.to(dtype)
+    monkeypatch.setattr(on_cuda, "_checked", lambda images, size: True)
+    assert sizes_of(on_cuda, 1) == [1] and sizes_of(on_cuda, 5) == [5] and sizes_of(on_cuda, 7) == [5, 2]
+    assert sizes_of(on_cuda, 79, [5] * 15 + [4]) == [32, 32, 8, 5, 2]
+    monkeypatch.setattr(on_cuda, "_checked", lambda images, size: size in (1, 4, 32))
+    assert sizes_of(on_cuda, 42) == [32, 4, 4, 1, 1]
+    on_cuda.group_size = 5
+    assert [size for *_, size in on_cuda._passes(torch.zeros(7, 1), [7])] == [5, 5]
+
+
+def test_a_pass_is_checked_once_per_size_and_dtype_by_images_that_are_finite(on_cuda, monkeypatch, caplog):
+    calls = []
+
+    def features(images):
+        calls.append(len(images))
+        return images * 2, images.float() + (len(images) == 8)
+
+    monkeypatch.setattr(on_cuda, "forward_features", features)
+    images = torch.rand(8, 3, 2, 2)
+    broken = images.clone()
+    broken[1, 0, 0, 0] = float("nan")
+    assert not on_cuda._checked(broken, 4) and calls == [4]
+    assert on_cuda._checked(images, 4) and calls[1:] == [4, 1, 1, 1]
+    assert on_cuda._checked(broken, 4) and len(calls) == 5
+    assert "other bits" not in caplog.text
+    assert not on_cuda._checked(images, 8) and calls[5:] == [8, 1]
+    assert not on_cuda._checked(images, 8) and len(calls) == 7
+    assert "in a pass of 8, crops have other bits than alone" in caplog.text
+    on_cuda.half()
+    assert on_cuda._checked(images, 4) and calls[7:] == [4, 1, 1, 1]
