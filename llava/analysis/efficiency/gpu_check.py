@@ -21,12 +21,14 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.analysis.efficiency import gpu_report, options
 from llava.argtypes import at_least
+from llava.eval.store.answer_file import fcntl
 from llava.eval.store.atomic import write_atomically
 from llava.paths import REPOSITORY
 
@@ -123,21 +125,62 @@ def read_results(path: Path) -> dict[str, Any] | None:
         return None
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(document["environment"], dict) and isinstance(document["parts"], dict):
+        if isinstance(document["environment"], dict) and all(map(_is_record, document["parts"].values())):
             return document
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise ValueError(f"{path}: not a result of this command. Move it away, or choose another --output")
 
 
+def _is_record(part: Any) -> bool:
+    """Return whether a part of a file has the form of what `run_part` returns."""
+    named = [part[key].values() for key in ("measurements", "errors", "not_measured")]
+    kinds = {"state": str, "seconds": int | float, "reason": str | None}
+    return all(isinstance(part[key], kind) for key, kind in kinds.items()) and all(
+        isinstance(one, dict) for one in named[0]
+    )
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    args.output.mkdir(parents=True, exist_ok=True)
+    with _alone(args.output):
+        return _run(args)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a lock on the folder of results.
+
+    Raises:
+        BlockingIOError: another process holds it. Two at once would slow each other down, and the last one
+            would overwrite the results of the first.
+    """
+    descriptor = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if descriptor is not None:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BlockingIOError(
+                    f"{folder}: another gpu_check writes to this folder, and two at once would measure each "
+                    "other. Wait until it has ended."
+                ) from error
+            except OSError:  # a file system without locks
+                pass
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
     from llava.analysis.efficiency.gpu_parts import FUNCTIONS, CheckContext
 
-    args.output.mkdir(parents=True, exist_ok=True)
     document = _start(args)
     context = CheckContext.prepare(args)
     budgets = {form: list(context.sizes(form).budgets) for form in ("1.5", "next", "video")}
     document |= {"code": code_digest(REPOSITORY / "llava"), "kernels": context.kernels(), "budgets": budgets}
+    _write(args.output, document)  # before anything was measured, in case that it cannot be written
     for name in args.parts:
         what, limit = PARTS[name]
         left = args.limit - (time.monotonic() - _STARTED)

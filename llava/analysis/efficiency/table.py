@@ -90,10 +90,25 @@ def read_measured(places: Sequence[Path]) -> list[dict[str, Any]]:
             if document.get("part") == "gpu_check":
                 document = _from_check(document)
             if document.get("part") == "whole" and document["model"] == MODEL:
-                found.append({**document, "file": str(file)})
-        except (ValueError, KeyError, AttributeError) as error:
+                measured = _measured(document) if document["batch_size"] == 1 else {}
+                found.append({**document, "file": str(file), "measured": measured})
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise OSError(f"{file}: not a report of this command ({error}). Measure again.") from error
     return found
+
+
+def _measured(report: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return the measured columns by method and visual tokens."""
+    weights = sum(report["weights_bytes"].values())
+    return {
+        (row["method"], row["visual_tokens"]): {
+            "first_token_ms": row.get("graph_first_token", row["first_token"])["median_ms"],
+            "memory_GB": (weights + row["peak_bytes"]) / 1e9,
+            "of_unpruned": row.get("graph_first_token_of_unpruned", row.get("first_token_of_unpruned")),
+            "device": report["machine"]["name"],
+        }
+        for row in report["rows"]
+    }
 
 
 def _from_check(document: dict[str, Any]) -> dict[str, Any]:
@@ -123,6 +138,7 @@ def _from_check(document: dict[str, Any]) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     published = load_published()["efficiency"]
     reports = read_measured(args.measured)
+    measured = {key: one for report in reports for key, one in report["measured"].items()}  # the newest
     rows = []
     for row in published.rows:
         ours = analytic(row.method, row.tokens)
@@ -134,7 +150,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 "published": dict(row.values),
                 "analytic": ours,
                 "flops_difference": round(difference, 4),
-                "measured": _measured(reports, row.method, row.tokens),
+                "measured": measured.get((row.method, row.tokens)),
             }
         )
     document = {
@@ -148,22 +164,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.markdown is not None:
         args.markdown.write_text(f"```\n{render(document)}\n```\n", encoding="utf-8")
     return document
-
-
-def _measured(reports: list[dict[str, Any]], method: str, tokens: int) -> dict[str, float] | None:
-    found = None
-    for report in reports:  # the newest is used
-        for row in report["rows"]:
-            if row["method"] == method and row["visual_tokens"] == tokens and report["batch_size"] == 1:
-                found = {
-                    "first_token_ms": row.get("graph_first_token", row["first_token"])["median_ms"],
-                    "memory_GB": (sum(report["weights_bytes"].values()) + row["peak_bytes"]) / 1e9,
-                    "of_unpruned": row.get(
-                        "graph_first_token_of_unpruned", row.get("first_token_of_unpruned")
-                    ),
-                    "device": report["machine"]["name"],
-                }
-    return found
 
 
 def render(document: dict[str, Any]) -> str:

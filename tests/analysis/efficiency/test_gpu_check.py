@@ -158,6 +158,59 @@ def test_invalid_arguments(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
+RECORD = {
+    "state": "done",
+    "reason": None,
+    "seconds": 1.0,
+    "measurements": {"copy": {"bytes_per_second": 1.0}},
+    "errors": {},
+    "not_measured": {},
+}
+
+
+@pytest.mark.parametrize(
+    "peak",
+    [
+        3,
+        None,
+        {},
+        {**RECORD, "state": 1},
+        {**RECORD, "seconds": "long"},
+        {**RECORD, "measurements": [1]},
+        {**RECORD, "measurements": {"copy": 1}},
+        {**RECORD, "errors": None},
+        {key: value for key, value in RECORD.items() if key != "not_measured"},
+    ],
+)
+def test_corrupt_results_are_refused_before_anything_is_measured(peak, tmp_path, capsys):
+    command = ["gpu_check", "peak", "--device", "cpu", "--output", str(tmp_path)]
+    document = {"environment": {}, "parts": {"peak": RECORD, "tower": peak}}
+    (tmp_path / gpu_check.RESULTS).write_text(json.dumps(document))
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "not a result of this command" in capsys.readouterr().err
+    document["parts"].pop("tower")
+    (tmp_path / gpu_check.RESULTS).write_text(json.dumps(document))
+    assert gpu_check.read_results(tmp_path / gpu_check.RESULTS) == document
+
+
+@pytest.mark.skipif(gpu_check.fcntl is None, reason="no POSIX locks")
+def test_two_at_once_do_not_measure_each_other(tmp_path, capsys):
+    command = ["gpu_check", "peak", "--device", "cpu", "--output", str(tmp_path)]
+    with gpu_check._alone(tmp_path):
+        assert main(command) == 1
+    assert "another gpu_check writes to this folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_costs_no_measurement(tmp_path, monkeypatch, capsys):
+    measured = []
+    monkeypatch.setitem(FUNCTIONS, "peak", lambda context: iter([("copy", lambda: measured.append(1))]))
+    (tmp_path / gpu_check.REPORT).mkdir()
+    assert main(["gpu_check", "peak", "--device", "cpu", "--output", str(tmp_path)]) == 1
+    assert "report.md" in capsys.readouterr().err and not measured
+
+
 def test_foreign_files_are_refused_before_anything_is_measured(tmp_path, capsys):
     (tmp_path / gpu_check.RESULTS).write_text("[1]")
     with pytest.raises(SystemExit):

@@ -109,8 +109,36 @@ def test_the_newest_of_a_report_and_a_gpu_check_is_used(tmp_path, capsys):
     assert not any(one["measured"] for one in document["rows"])
 
 
-def test_an_invalid_report_is_named(tmp_path, capsys):
-    (tmp_path / "x.json").write_text("{")
+WHOLE = {"part": "whole", "model": "llava-next-7b", "batch_size": 1, "machine": {"name": "x"}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[1]",
+        '{"part": "gpu_check"}',
+        json.dumps({**WHOLE, "weights_bytes": {}, "rows": 3}),
+        json.dumps({**WHOLE, "weights_bytes": 3, "rows": []}),
+        json.dumps(
+            {
+                **WHOLE,
+                "weights_bytes": {},
+                "rows": [{"method": "none", "visual_tokens": 2880, "first_token": None, "peak_bytes": 1}],
+            }
+        ),
+        json.dumps(
+            {
+                "part": "gpu_check",
+                "environment": {"dummy_model": "llava-1.5-7b"},
+                "machine": {"name": "x"},
+                "parts": {"first-token-next": {"measurements": {"none": 3}}},
+            }
+        ),
+    ],
+)
+def test_an_invalid_report_is_named(content, tmp_path, capsys):
+    (tmp_path / "x.json").write_text(content)
     assert main(["table", "--measured", str(tmp_path)]) == 1
     assert "x.json" in capsys.readouterr().err
 
