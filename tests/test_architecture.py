@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,15 @@ def test_the_walker_sees_every_kind_of_import(tmp_path: Path, monkeypatch: pytes
     assert not is_allowed("llava.eval.store.shards", "llava.eval.cli")
     assert not is_allowed("llava.eval.run", "llava.analysis.overlay")
     assert is_allowed("llava.eval.tables.__main__", "llava.eval.jobs.execute")
+
+
+def test_the_page_names_every_package_and_only_modules_that_exist() -> None:
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    packages = {path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*/__init__.py")}
+    assert not [name for name in sorted(packages) if name not in text]
+    for line in text.partition("## Modules")[2].partition("Every kind of file")[0].splitlines():
+        folder = ""  # a name without a folder is in that of the name before
+        for name in re.findall(r"`([\w/*]+\.py|[\w/]+/)`", line.partition(" | ")[0]):
+            folder = name.rpartition("/")[0] if "/" in name else folder
+            file = f"{folder}/{name.rpartition('/')[2] or '*.py'}"
+            assert folder and any(list(root.glob(file)) for root in (PACKAGE, PACKAGE.parent)), name
