@@ -101,8 +101,8 @@ def capture(function: Function, inputs: Sequence[Tensor], pool: Any = None) -> C
                 again = all(map(same_bits, _several(function(*static)), expected))
                 counts = [int((a != b).sum()) for a, b in zip(outputs, expected, strict=True)]
                 raise CaptureError(
-                    f"replaying gives other bits than the function (values that differ: {counts}; the function "
-                    f"repeats its own bits: {again})"
+                    f"replaying gives other bits than the function (values that differ: {counts}; the "
+                    f"function repeats its own bits: {again})"
                 )
         except torch.OutOfMemoryError:
             raise
