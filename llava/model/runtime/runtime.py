@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from llava.model.runtime.arena import Arena
 from llava.model.runtime.graphs import GraphCache
@@ -47,9 +48,9 @@ class Runtime:
         self.captured = GraphCache()
         self.arenas: dict[str, Arena] = {}
         self._seen: Any = None
-        # The attributes of every module inside the model. Not of the model, which contains this runtime: its
-        # memory is freed with the last reference to it.
-        self._modules: list[dict[str, Any]] = []
+        self._inside = _Inside()
+        self._hooks: int | None = None  # hooks that had been registered anywhere when modules were looked at
+        self._plain = True
         self._checked: bool | None = None  # within `checked`
 
     def __deepcopy__(self, _memo: Any) -> Runtime:
@@ -76,14 +77,21 @@ class Runtime:
         if torch.is_autocast_enabled(model.get_input_embeddings().weight.device.type):
             return False
         with self.lock:
-            if self._checked is not None:
-                return self._checked
-            seen = _identity(model, self._modules)
-            if seen != self._seen or not self._modules:
-                self.clear()
-                self._modules = [module.__dict__ for module in model.modules() if module is not model]
-                self._seen = seen = _identity(model, self._modules)
-            return seen is not None
+            return self._look_at(model) if self._checked is None else self._checked
+
+    def _look_at(self, model: Any) -> bool:
+        seen = _identity(model, self._inside)
+        if seen != self._seen:
+            self.clear()
+            self._inside = _Inside(model)
+            self._seen, self._hooks = _identity(model, self._inside), None
+        # Every hook of a module has a number; counting them is faster than looking at all modules.
+        if self._hooks != RemovableHandle.next_id or not self._plain:
+            self._hooks = RemovableHandle.next_id
+            self._plain = all(map(_is_plain, (model.__dict__, *self._inside.attributes)))
+            if not self._plain:
+                self.captured.clear()
+        return self._plain
 
     def decodes(self, model: Any) -> bool:
         """Return whether prompts may be answered over the static cache, which keeps every position."""
@@ -94,12 +102,14 @@ class Runtime:
         """Return run(key, function, *inputs), which captures `function`; None if `model` runs eagerly."""
         return partial(self.run, stage) if self.ready(model) else None
 
-    def run(self, stage: str, key: Hashable, function: Callable[..., Any], *inputs: Tensor) -> Any:
+    def run(
+        self, stage: str, key: Hashable, function: Callable[..., Any], *inputs: Tensor, copies: bool = True
+    ) -> Any:
         """Return `function(*inputs)`, from a graph unless graphs are off (see `GraphCache.run`)."""
         if not self.graphs:
             return function(*inputs)
         with self.lock:  # a graph has one set of inputs and outputs
-            return self.captured.run(stage, key, function, *inputs)
+            return self.captured.run(stage, key, function, *inputs, copies=copies)
 
     def arena(self, model: Any, name: str, rows: int, length: int) -> Arena:
         """Return the arena `name` with room for a batch; graphs over one that has to move are dropped."""
@@ -135,23 +145,41 @@ def _restored(graphs: bool, compiled: bool) -> Runtime:
     return Runtime(torch.device("cpu"), graphs, compiled)
 
 
-def _identity(model: Any, modules: list[dict[str, Any]]) -> tuple | None:
-    """Return what graphs of a model depend on besides inputs; None if it cannot be captured.
+def _is_plain(inside: dict[str, Any]) -> bool:
+    """Return whether a graph does what a module does, by its attributes.
 
-    Called for every question, so attributes of modules are read from their dictionaries, which is ten times
-    faster.
+    It calls no hooks, and does not see when weights wait on another device (accelerate) or when an adapter is
+    switched off (peft).
     """
-    children, weights = [], []
-    for inside in (model.__dict__, *modules):
-        if inside["_forward_hooks"] or inside["_forward_pre_hooks"]:
-            return None  # a graph would not call them
-        if "_hf_hook" in inside or "_disable_adapters" in inside:
-            return None  # accelerate moves weights of its own accord; adapters of peft can be switched
-        if "forward" in inside:
-            children.append(id(inside["forward"]))
-        children += map(id, inside["_modules"].values())
-        for tensors in (inside["_parameters"], inside["_buffers"]):
-            weights += [(one.data_ptr(), one.dtype) for one in tensors.values() if one is not None]
-    tower = model.get_vision_tower()
-    kernels = [attention_of(model.config), None if tower is None else tower.attn_implementation]
-    return children, weights, kernels, torch.get_float32_matmul_precision()
+    hooks = inside["_forward_hooks"] or inside["_forward_pre_hooks"]
+    return not (hooks or "_hf_hook" in inside or "_disable_adapters" in inside)
+
+
+class _Inside:
+    """The dictionaries of the modules inside a model: reading them is ten times faster than modules.
+
+    Not those of the model itself, which contains the runtime: its memory is freed with the last reference.
+    """
+
+    def __init__(self, model: Any = None) -> None:
+        modules = [] if model is None else [module for module in model.modules() if module is not model]
+        self.attributes = [module.__dict__ for module in modules]
+        self.children = [one["_modules"] for one in self.attributes if one["_modules"]]
+        tensors = [one[name] for one in self.attributes for name in ("_parameters", "_buffers")]
+        self.tensors = [one for one in tensors if one]
+
+
+def _identity(model: Any, inside: _Inside) -> tuple:
+    """Return what graphs of a model depend on besides inputs: modules, weights, functions, kernels.
+
+    Called for every question.
+    """
+    children = [id(child) for one in (model._modules, *inside.children) for child in one.values()]
+    weights = [one.data_ptr() for held in inside.tensors for one in held.values() if one is not None]
+    replaced = [id(one["forward"]) for one in inside.attributes if "forward" in one]
+    tower, dtypes = model.get_vision_tower(), [model.get_input_embeddings().weight.dtype]
+    kernels = [attention_of(model.config), torch.get_float32_matmul_precision()]
+    if tower is not None:
+        dtypes.append(tower.dtype)
+        kernels.append(tower.attn_implementation)
+    return children, weights, replaced, dtypes, kernels

@@ -269,12 +269,12 @@ def on_cuda(monkeypatch):
     """A tower that takes itself for one on a GPU when it chooses passes."""
     tower = load_vision_tower(CLIP)
     monkeypatch.setattr(VisionTower, "device", torch.device("cuda"))
-    monkeypatch.setattr(tower, "_on_device", lambda images: images.to(tower.dtype))
+    monkeypatch.setattr(tower, "on_device", lambda images: images.to(tower.dtype))
     return tower
 
 
 def sizes_of(tower, count, counts=None):
-    passes = tower._passes(torch.zeros(count, 1), counts or [1] * count)
+    passes = tower.passes(torch.zeros(count, 1), counts or [1] * count)
     assert [start for start, *_ in passes] == [0, *(end for _, end, _ in passes[:-1])]
     assert passes[-1][1] == count and all(end - start == size for start, end, size in passes)
     return [size for *_, size in passes]
@@ -297,7 +297,7 @@ def test_half_precision_crops_share_passes_that_keep_their_bits(on_cuda, dtype, 
     monkeypatch.setattr(on_cuda, "_checked", lambda images, size: size in (1, 4, 32))
     assert sizes_of(on_cuda, 42) == [32, 4, 4, 1, 1]
     on_cuda.group_size = 5
-    assert [size for *_, size in on_cuda._passes(torch.zeros(7, 1), [7])] == [5, 5]
+    assert [size for *_, size in on_cuda.passes(torch.zeros(7, 1), [7])] == [5, 5]
 
 
 def test_a_pass_is_checked_once_per_size_and_dtype_by_images_that_are_finite(on_cuda, monkeypatch, caplog):

@@ -96,11 +96,16 @@ def test_a_model_runs_eagerly_where_a_graph_would_do_something_else(model):
         assert not runtime.ready(model)
         hook.remove()
         assert runtime.ready(model)
-    for name in ("_hf_hook", "_disable_adapters"):  # of accelerate and peft
-        setattr(layer, name, False)
-        assert not runtime.ready(model)
-        delattr(layer, name)
-        assert runtime.ready(model)
+    layer._hf_hook, layer.forward = None, layer.forward  # as accelerate does
+    assert not runtime.ready(model)
+    del layer._hf_hook, layer.forward
+    assert runtime.ready(model)
+    adapter = torch.nn.Sequential(layer)
+    adapter._disable_adapters = False  # as peft does; it can become True at any time
+    model.get_model().layers[0].mlp.up_proj = adapter
+    assert not runtime.ready(model)
+    model.get_model().layers[0].mlp.up_proj = layer
+    assert runtime.ready(model)
 
 
 @torch.no_grad()
