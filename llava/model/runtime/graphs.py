@@ -16,6 +16,7 @@ into buffers that outlive the graph if writing twice changes nothing.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 import warnings
@@ -95,7 +96,7 @@ def capture(function: Function, inputs: Sequence[Tensor], pool: Any = None) -> C
         try:
             if device.type == "cuda":
                 with torch.cuda.device(device):
-                    graph, found = _cuda_graph(function, static, pool)
+                    graph, found = _cuda_graph(function, static, pool, _stream(device))
             else:
                 graph = _StandIn(function, static)
                 found = graph.outputs
@@ -118,8 +119,18 @@ def capture(function: Function, inputs: Sequence[Tensor], pool: Any = None) -> C
     return Captured(graph, static, outputs, alone)
 
 
-def _cuda_graph(function: Function, static: Sequence[Tensor], pool: Any) -> tuple[Any, Any]:
-    beside = torch.cuda.Stream()
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream in which graphs of a device are captured, with one workspace of cuBLAS for all.
+
+    torch's own belongs to the device that captured first: on another one, it would capture nothing.
+    """
+    return torch.cuda.Stream(device)
+
+
+def _cuda_graph(
+    function: Function, static: Sequence[Tensor], pool: Any, beside: torch.cuda.Stream
+) -> tuple[Any, Any]:
     beside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(beside):
         for _ in range(_WARMUP):
@@ -128,7 +139,7 @@ def _cuda_graph(function: Function, static: Sequence[Tensor], pool: Any) -> tupl
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     # thread_local: other threads may go on uploading images
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool=pool, stream=beside, capture_error_mode="thread_local"):
         outputs = function(*static)
     return graph, outputs
 

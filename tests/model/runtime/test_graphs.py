@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -154,3 +155,50 @@ def test_inputs_of_another_shape_or_dtype_are_refused(other):
     captured = capture(affine, [torch.ones(3, 4), torch.ones(3, 4)])
     with pytest.raises(ValueError, match=r"captured with \(3, 4\)"):
         captured(torch.ones(3, 4), other)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_graphs_of_several_devices_compute_new_inputs():
+    for device in ("cuda:0", "cuda:1", "cuda:0"):
+        captured = capture(lambda x: x * 2, [torch.ones(3, device=device)])
+        assert captured(torch.full((3,), 4.0, device=device)).tolist() == [8.0] * 3
+
+
+def test_graphs_are_captured_in_a_stream_of_their_device(monkeypatch):
+    """A stand-in of torch.cuda: with the stream of another device, a graph would be empty."""
+    from llava.model.runtime import graphs as module
+
+    made, used = [], []
+
+    class Stream:
+        def __init__(self, device):
+            made.append(device)
+
+        def wait_stream(self, _):
+            pass
+
+    class Capture:
+        def __init__(self, graph, pool, stream, capture_error_mode):
+            used.append(stream)
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: Capture(None, None, None, None))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(wait_stream=lambda _: None))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    module._stream.cache_clear()
+    for index in (0, 1, 0):
+        device = torch.device("cuda", index)
+        module._cuda_graph(lambda x: x, [torch.ones(1)], None, module._stream(device))
+    streams = [one for one in used if one is not None]
+    assert made == [torch.device("cuda", 0), torch.device("cuda", 1)]
+    assert streams[0] is streams[2] and streams[0] is not streams[1]
+    module._stream.cache_clear()
