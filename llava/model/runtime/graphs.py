@@ -1,7 +1,7 @@
 """Functions of fixed shapes, captured once and replayed as CUDA graphs, which launch all kernels at once.
 
     captured = capture(function, inputs)    # function(*inputs) -> a tensor, or a tuple of tensors
-    outputs = captured(*inputs)             # valid until the next call
+    outputs = captured(*inputs)             # valid until the next call, also of others in the same pool
 
     graphs = GraphCache()
     outputs = graphs.run("prefill", key, function, *inputs)     # captured on first use, copies of the outputs
@@ -201,7 +201,8 @@ class GraphCache:
         Args:
             stage: name of what the function does, for messages.
             key: everything besides the shapes and dtypes of inputs that shapes the graph.
-            copies: return copies of the outputs, which the next replay of this graph does not overwrite.
+            copies: return copies of the outputs. Without, they are valid until the next replay of any graph:
+                graphs share memory, and an earlier one may use that of the outputs of a later one.
 
         Returns:
             The outputs. Where capturing fails, the function's own, with one warning per stage.

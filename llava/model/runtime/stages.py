@@ -20,7 +20,11 @@ PADDING = -(1 << 62)  # in ids: nothing
 
 
 def bucket(length: int, least: int = 16) -> int:
-    """Round a length up to a multiple of 1/32 to 1/16 of itself, so that few lengths cover all prompts."""
+    """Round a length up to a multiple of 1/32 to 1/16 of itself, so that few lengths cover all prompts.
+
+    At least one: an image may keep no tokens.
+    """
+    length = max(1, length)
     step = max(least, (1 << (length.bit_length() - 1)) // 32)
     return -(-length // step) * step
 

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
+from llava.model.decode import Row
+from llava.model.runtime.generation import answer_rows
 
 CHECKPOINT = Path(__file__).parents[2] / "data" / "model" / "ckpt_llava15s"
 
@@ -145,3 +148,29 @@ def test_a_pickled_model_has_an_empty_runtime_of_the_same_kind(model):
     assert model.runtime.ready(model)
     other = pickle.loads(pickle.dumps(model))
     assert other.runtime.graphs and other.runtime.ready(other) and not len(other.runtime.captured)
+
+
+@torch.no_grad()
+def test_flags_of_an_image_are_not_lost_to_the_graph_of_the_prompt(model, monkeypatch):
+    """They are read with the first token, after graphs of the same memory were replayed."""
+    side = model.get_vision_tower().image_size
+    images = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[1, 5, IMAGE_TOKEN_INDEX, 7, 8]])
+    given = {"images": images, "do_sample": False, "max_new_tokens": 4}
+    for method in ("uniform", "vispruner"):  # the graph of the prompt is captured before the second one's
+        model.set_pruner(method, tokens=4)
+        expected = model.generate(ids, **given)
+    monkeypatch.setattr(model, "encode_images", lambda *_: pytest.fail("the careful way was taken"))
+    assert torch.equal(model.generate(ids, **given), expected)
+
+
+@torch.no_grad()
+def test_an_image_may_keep_no_tokens(model):
+    side = model.get_vision_tower().image_size
+    images, ids = torch.rand(1, 3, side, side), torch.tensor([[1, 5, IMAGE_TOKEN_INDEX, 7, 8]])
+    model.set_pruner("vispruner", tokens=0)
+    found = model.generate(ids, images=images, do_sample=False, max_new_tokens=4)
+    without = model.generate(ids[ids != IMAGE_TOKEN_INDEX][None], do_sample=False, max_new_tokens=4)
+    assert torch.equal(found, without)
+    rows = [Row(tuple(ids[0].tolist()), model.encode_images(images)[0], "image")]
+    assert answer_rows(model, rows, 4, set()) == found.tolist()
