@@ -155,6 +155,12 @@ def _is_plain(inside: dict[str, Any]) -> bool:
     return not (hooks or "_hf_hook" in inside or "_disable_adapters" in inside)
 
 
+def _precision() -> str:
+    """Return how float32 products are computed on CUDA. torch 2.9 has another setting than before."""
+    new = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    return torch.get_float32_matmul_precision() if new is None else new  # the old one may raise there
+
+
 class _Inside:
     """The dictionaries of the modules inside a model: reading them is ten times faster than modules.
 
@@ -178,7 +184,7 @@ def _identity(model: Any, inside: _Inside) -> tuple:
     weights = [one.data_ptr() for held in inside.tensors for one in held.values() if one is not None]
     replaced = [id(one["forward"]) for one in inside.attributes if "forward" in one]
     tower, dtypes = model.get_vision_tower(), [model.get_input_embeddings().weight.dtype]
-    kernels = [attention_of(model.config), torch.get_float32_matmul_precision()]
+    kernels = [attention_of(model.config), _precision()]
     if tower is not None:
         dtypes.append(tower.dtype)
         kernels.append(tower.attn_implementation)

@@ -111,6 +111,20 @@ def test_a_model_runs_eagerly_where_a_graph_would_do_something_else(model):
     assert runtime.ready(model)
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9")
+@torch.no_grad()
+def test_the_precision_of_products_may_be_set_either_way(model):
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        for value in ("tf32", "ieee"):
+            torch.backends.cuda.matmul.fp32_precision = value
+            runtime = model.runtime
+            runtime.run("it", None, lambda x: x + 1, torch.ones(1))
+            assert runtime.ready(model) and not len(runtime.captured)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
 @torch.no_grad()
 def test_the_memory_of_a_model_is_freed_with_its_last_reference():
     model = load()
