@@ -116,3 +116,13 @@ def test_the_sentencepiece_backend_calls_what_our_tokenizer_overrides():
     assert "sp_model" in inspect.getsource(SentencePieceBackend.__init__), (
         "the processor is no longer sp_model"
     )
+
+
+def test_hooks_that_transformers_leaves_behind_are_known():
+    model = llama()
+    ids = torch.arange(5)[None]
+    with torch.no_grad():
+        model(ids, output_hidden_states=True)
+    hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
+    assert compat.all_idle(hooks), "transformers.utils.output_capturing moved"
+    assert not compat.all_idle([*hooks, lambda *_: None])

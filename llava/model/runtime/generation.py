@@ -153,6 +153,7 @@ def answer(
     flags = torch.stack([flag.to(device).view(()) for flag in [*prompts.doubts, *doubts]])
     read = torch.cat([prompts.tokens, prompts.lengths, flags.long()]).tolist()  # the first look at the device
     if any(read[2 * rows :]):
+        arena.dirty = True
         raise Doubtful
     chosen, lengths = read[:rows], read[rows : 2 * rows]
     said: list[list[int]] = [[] for _ in range(rows)]
@@ -189,18 +190,20 @@ def _ended(ids: list[int], stops: set[int]) -> list[int]:
 
 def _step(model: Any, arena: Arena, tokens: Tensor, places: Tensor, reach: int) -> tuple[Tensor, Tensor]:
     """Decode one token (B,) of all rows at positions `places` (B,), all below `reach`."""
-    decoder, head = model.get_model(), model.get_output_embeddings()
-    end = min(window(reach), arena.shape[1])
+    head, end = model.get_output_embeddings(), min(window(reach), arena.shape[1])
 
     def step(tokens: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        embeds = decoder.embed_tokens(tokens.clamp(min=0))[:, None]
-        at = places[:, None]
-        mask = additive_mask(at, end, embeds.dtype)
-        hidden = run_decoder(model, embeds, at, arena.cache(at, end), mask)
-        return choose(head, hidden[:, -1]), places + 1
+        return choose(head, step_hidden(model, arena, tokens, places, end)), places + 1
 
     key = (end, arena.version, arena.shape)
     return model.runtime.run("decoding step", key, step, tokens, places)
+
+
+def step_hidden(model: Any, arena: Arena, tokens: Tensor, places: Tensor, end: int) -> Tensor:
+    """Return hidden states (B, D) after tokens (B,) at positions `places` (B,), all below `end`."""
+    embeds, at = model.get_model().embed_tokens(tokens.clamp(min=0))[:, None], places[:, None]
+    mask = additive_mask(at, end, embeds.dtype)
+    return run_decoder(model, embeds, at, arena.cache(at, end), mask)[:, -1]
 
 
 def window(reach: int) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from llava.model.runtime.arena import Arena
 from llava.model.runtime.graphs import GraphCache
-from llava.model.transformers_compat import attention_of, run_decoder_layer
+from llava.model.transformers_compat import all_idle, attention_of, run_decoder_layer
 
 _MOST_SHAPES = 64
 _KERNELS = ("sdpa", "eager")  # that take a mask of two dimensions and a value per element
@@ -48,6 +48,7 @@ class Runtime:
         self.lock = threading.RLock()  # buffers are shared: one batch at a time
         self.captured = GraphCache()
         self.arenas: dict[str, Arena] = {}
+        self.lent: int | None = None  # the thread whose search by transformers holds the arenas
         self._seen: Any = None
         self._modules: list[dict[str, Any]] = []  # the attributes of every module
         self._checked: bool | None = None  # within `checked`
@@ -88,6 +89,8 @@ class Runtime:
     def decodes(self, model: Any) -> bool:
         """Return whether prompts may be answered over the static cache, which keeps every position."""
         config = model.config
+        if self.lent == threading.get_ident():  # asked by a streamer or stopping criterion of that search
+            return False
         return attention_of(config) in _KERNELS and not _slides(config) and self.ready(model)
 
     def runner(self, model: Any, stage: str) -> Callable[..., Any] | None:
@@ -140,7 +143,8 @@ def _identity(model: Any, modules: list[dict[str, Any]]) -> tuple | None:
     faster.
     """
     for inside in modules:
-        if inside["_forward_hooks"] or inside["_forward_pre_hooks"] or "_hf_hook" in inside:
+        hooks = inside["_forward_hooks"]
+        if inside["_forward_pre_hooks"] or "_hf_hook" in inside or (hooks and not all_idle(hooks.values())):
             return None  # a graph would not call them; with accelerate's, the model is on several devices
     children = tuple([id(child) for inside in modules for child in inside["_modules"].values()])
     decoder = model.get_model()
