@@ -118,6 +118,22 @@ def test_the_sentencepiece_backend_calls_what_our_tokenizer_overrides():
     )
 
 
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        (None, False),
+        ({"rope_type": "linear", "factor": 2.0}, False),
+        ({"rope_type": "yarn", "factor": 2.0}, False),
+        ({"rope_type": "dynamic", "factor": 2.0}, True),
+        ({"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}, True),
+    ],
+    ids=str,
+)
+def test_angles_that_follow_the_length_are_known(rope, expected):
+    entries = {} if rope is None else {"rope_scaling": {"rope_theta": 10000.0, **rope}}
+    assert compat.rope_follows_length(llama(**entries).model) == expected
+
+
 def test_hooks_that_transformers_leaves_behind_are_known():
     model = llama()
     ids = torch.arange(5)[None]

@@ -18,18 +18,13 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from llava.model.runtime.generation import MOST_CAPTURED, capacity, step_hidden, window
 from llava.model.runtime.stages import bucket, last_of, run_decoder
 
-# arguments of `generate` with which transformers may use a cache in other ways; position_ids are counted here
-_OWN_CACHE = ("past_key_values", "custom_generate", "assistant_model", "position_ids")
+# what needs more than the logits of one token after the other, and inputs that do not
+_OTHER_WAYS = ("past_key_values", "custom_generate", "assistant_model", "position_ids")
 _INPUTS = {
     *("inputs_embeds", "attention_mask", "position_ids", "cache_position"),
     *("past_key_values", "use_cache", "logits_to_keep"),
 }
-_MORE_THAN_LOGITS = (
-    "output_attentions",
-    "output_hidden_states",
-    "cache_implementation",
-    "prefill_chunk_size",
-)
+_OTHER_SETTINGS = ("output_attentions", "output_hidden_states", "cache_implementation", "prefill_chunk_size")
 
 
 class CapturedCache(DynamicCache):
@@ -42,7 +37,7 @@ class CapturedCache(DynamicCache):
         self._model = model
         self._arena: Any = None
         self._length = 0
-        self._place = self._finite = torch.empty(0)
+        self._place, self._finite = torch.zeros(1), torch.ones(())
 
     def get_seq_length(self, *_: Any) -> int:
         """Return the tokens in the cache, without a look at the device."""
@@ -55,11 +50,13 @@ class CapturedCache(DynamicCache):
         arena.dirty = True  # until `finish`: what fails in between may leave NaN
         self._arena = arena
 
-    def finish(self) -> DynamicCache | None:
-        """Return a copy that does not change any more, as `generate` returns it; None if nothing was taken."""
-        if self._arena is None:
-            return None
-        self._arena.dirty = not bool(self._finite)
+    def finish(self) -> None:
+        """Give the arena back."""
+        if self._arena is not None:
+            self._arena.dirty = not bool(self._finite)
+
+    def copy(self) -> DynamicCache:
+        """Return a cache that no later search writes into."""
         copy = DynamicCache()
         for number, (keys, values) in enumerate(self._held()):
             copy.update(keys, values, number)
@@ -130,7 +127,7 @@ class CapturedGeneration:
         embeds, runtime = kwargs.get("inputs_embeds"), self.runtime
         alone = embeds is not None and embeds.ndim == 3 and len(embeds) == 1 and embeds.shape[1] > 0
         beams = kwargs.get("num_beams", self.generation_config.num_beams)
-        if not alone or beams not in (None, 1) or any(name in kwargs for name in _OWN_CACHE):
+        if not alone or beams not in (None, 1) or any(name in kwargs for name in _OTHER_WAYS):
             return super().generate(**kwargs)
         if not runtime.decodes(self):
             return super().generate(**kwargs)
@@ -143,10 +140,10 @@ class CapturedGeneration:
                 found = super().generate(past_key_values=cache, **kwargs)
             finally:
                 runtime.lent = None
-            copy = cache.finish()
-        if copy is not None and not isinstance(found, Tensor):
-            found.past_key_values = copy
-        return found
+            cache.finish()
+            if getattr(found, "past_key_values", None) is cache:
+                found.past_key_values = cache.copy()
+            return found
 
     def _prepare_cache_for_generation(
         self,
@@ -188,7 +185,7 @@ def _needs_logits_only(settings: Any, inputs: dict[str, Any], mode: Any) -> bool
         mode in ("greedy_search", "sample")
         and settings.num_return_sequences in (None, 1)
         and settings.use_cache is not False
-        and not any(getattr(settings, name, None) for name in _MORE_THAN_LOGITS)
+        and not any(getattr(settings, name, None) for name in _OTHER_SETTINGS)
         and {name for name, value in inputs.items() if value is not None} <= _INPUTS
         and (mask is None or (mask.ndim == 2 and bool(mask.all())))
     )

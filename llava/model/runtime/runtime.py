@@ -21,7 +21,12 @@ from torch import Tensor
 
 from llava.model.runtime.arena import Arena
 from llava.model.runtime.graphs import GraphCache
-from llava.model.transformers_compat import all_idle, attention_of, run_decoder_layer
+from llava.model.transformers_compat import (
+    all_idle,
+    attention_of,
+    rope_follows_length,
+    run_decoder_layer,
+)
 
 _MOST_SHAPES = 64
 _KERNELS = ("sdpa", "eager")  # that take a mask of two dimensions and a value per element
@@ -91,7 +96,9 @@ class Runtime:
         config = model.config
         if self.lent == threading.get_ident():  # asked by a streamer or stopping criterion of that search
             return False
-        return attention_of(config) in _KERNELS and not _slides(config) and self.ready(model)
+        if _slides(config) or rope_follows_length(model.get_model()):  # padding would count
+            return False
+        return attention_of(config) in _KERNELS and self.ready(model)
 
     def runner(self, model: Any, stage: str) -> Callable[..., Any] | None:
         """Return run(key, function, *inputs), which captures `function`; None if `model` runs eagerly."""
