@@ -245,19 +245,24 @@ def test_answers_past_the_last_position_make_the_arena_grow(loaded, captured, us
     assert used.count == 300 and model.runtime.arenas["batch"].version > 1
 
 
-def test_angles_that_follow_the_length_are_not_padded(loaded, captured, used, monkeypatch):
+def test_angles_that_follow_the_length_are_not_padded(loaded, captured, used):
     model, decoder = captured, captured.get_model()
     config = copy.deepcopy(model.config)
     config.max_position_embeddings = 14  # prompts are padded past it
     config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    for kwargs in ({"do_sample": True}, {"do_sample": False}):
-        for length in (8, 9, 14):
+    before = decoder.rotary_emb
 
-            def ask(length=length, kwargs=kwargs):
-                monkeypatch.setattr(decoder, "rotary_emb", type(decoder.rotary_emb)(config=config))
-                return draw(model, prompt(length), **kwargs)
+    def ask(length, kwargs):
+        decoder.rotary_emb = type(before)(config=config)
+        return draw(model, prompt(length), **kwargs)
 
-            assert torch.equal(ask(), eagerly(model, ask))
+    try:
+        for kwargs in ({"do_sample": True}, {"do_sample": False}):
+            for length in (8, 9, 14):
+                expected = eagerly(model, lambda length=length, kwargs=kwargs: ask(length, kwargs))
+                assert torch.equal(ask(length, kwargs), expected)
+    finally:
+        decoder.rotary_emb = before
     assert used.count == 0
 
 
