@@ -27,10 +27,21 @@ from llava.model.runtime.cache import CapturedCache
 DATA = Path(__file__).parents[2] / "data" / "model"
 
 
-@pytest.fixture(scope="module", params=[("ckpt_llava15s", "sdpa"), ("ckpt_llava16s", "eager")], ids="-".join)
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("cpu", "ckpt_llava15s", "sdpa"),
+        ("cpu", "ckpt_llava16s", "eager"),
+        pytest.param(("cuda", "ckpt_llava15s", "sdpa"), marks=pytest.mark.gpu),
+        pytest.param(("cuda", "ckpt_llava16s", "eager"), marks=pytest.mark.gpu),
+    ],
+    ids="-".join,
+)
 def loaded(request):
-    name, kernels = request.param
-    same = {"device": "cpu", "dtype": "float32", "attn_implementation": kernels}
+    device, name, kernels = request.param
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    same = {"device": device, "dtype": "float32", "attn_implementation": kernels}
     tokenizer, model, *_ = load_pretrained_model(str(DATA / name), **same)
     model.set_pruner(None, tokens=4)
     return tokenizer, model
@@ -102,7 +113,7 @@ class StopAt(StoppingCriteria):
 
 class Raised(LogitsProcessor):
     def __call__(self, input_ids, scores):
-        return scores.index_add(1, torch.tensor([7]), torch.full((1, 1), 2.0))
+        return scores + 2 * (torch.arange(scores.shape[1], device=scores.device) % 7 == 0)
 
 
 SEARCHES = [
@@ -128,6 +139,11 @@ SEARCHES = [
         )
     },
     {"temperature": 1.0, "num_beams": 1, "num_return_sequences": 1, "use_cache": True},
+    # as lmms-eval and LLaVA's scripts call it
+    {
+        **{"temperature": 0.2, "top_p": None, "num_beams": 1, "use_cache": True, "pad_token_id": 0},
+        "attention_mask": lambda: torch.ones(1, 9, dtype=torch.long),
+    },
     {"do_sample": False, "repetition_penalty": 1.3},
     {"do_sample": False, "min_new_tokens": 12, "eos_token_id": list(range(3, 600))},
     {"do_sample": False, "stopping_criteria": lambda: [StopAt(5)]},
@@ -372,7 +388,7 @@ def test_searches_that_fail_leave_the_runtime_free(loaded, captured, used):
 
 def test_prompts_without_images_and_embeddings_of_the_caller(loaded, captured, used):
     model = captured
-    ids = torch.tensor([[1, 9, 30, 42, 77]])
+    ids = torch.tensor([[1, 9, 30, 42, 77]], device=model.device)
     embeds = model.get_input_embeddings()(ids).detach()
     for given in ({"input_ids": ids}, {"inputs_embeds": embeds}):
         for kwargs in ({"do_sample": True, "max_new_tokens": 5}, {"do_sample": False, "max_new_tokens": 5}):
@@ -384,7 +400,7 @@ def test_prompts_without_images_and_embeddings_of_the_caller(loaded, captured, u
             expected = eagerly(model, ask)
             assert torch.equal(ask(), expected)
     assert used.count == 15  # plain greedy ids have a loop of their own
-    mask = torch.tensor([[0, 0, 1, 1, 1]])
+    mask = torch.tensor([[0, 0, 1, 1, 1]], device=model.device)
     masked = {"inputs_embeds": embeds, "attention_mask": mask, "max_new_tokens": 5, "do_sample": False}
     assert torch.equal(model.generate(**masked), eagerly(model, lambda: model.generate(**masked)))
     assert used.count == 15
