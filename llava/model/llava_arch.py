@@ -506,9 +506,7 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedGeneration):
             input_ids = input_ids.cpu()  # before anything was launched
         doubts: list[Tensor] = []
         if visual is None and images is not None:
-            found = self.visual_tokens_deferred(self.encode_vision(images, image_sizes))
-            visual = [one.embeds for one in found]
-            doubts = [one.doubt for one in found if one.doubt is not None]
+            visual, doubts = self.image_tokens_deferred(images, image_sizes)
         visual = visual or []
         counts = iter([len(one) for one in visual])
         longest = input_ids.shape[1] - len(visual) + sum(map(len, visual))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -202,25 +203,102 @@ class VisualTokenMixin:
 
     def _tokens_of_one_shape(self, group: Sequence[VisionFeatures], pruner: Pruner) -> list[VisualTokens]:
         first = group[0]
-        crops, patches = first.features.shape[:2]
-
-        def select(features: Tensor, attention: Tensor) -> tuple[Tensor, ...]:
-            kept, doubt = pruner.keep_deferred(features, attention, UnreadableIds(len(features)))
-            embeds = [
-                self._project(of_image, indices, pruner, first.image_size, first.as_crops)
-                for of_image, indices in zip(features.split(crops), kept.indices.split(crops), strict=True)
-            ]
-            return torch.stack(embeds), kept.indices, kept.important, doubt
-
+        crops = len(first.features)
+        select = partial(
+            self._select, pruner=pruner, size=first.image_size, as_crops=first.as_crops, crops=crops
+        )
         inputs = [torch.cat([getattr(one, name) for one in group]) for name in ("features", "attention")]
-        size = first.image_size if crops > 1 else None
-        key = (pruner, self.anyres, crops, size, first.as_crops)
-        # Unpruned tokens need few launches; their order, and that of newlines, comes from the host.
-        few = pruner.tokens is None or pruner.tokens >= patches or self._has_newlines(crops, first.as_crops)
-        run = None if few else self.runtime.runner(self, "selection")
-        embeds, indices, important, doubt = select(*inputs) if run is None else run(key, select, *inputs)
+        run = (
+            self.runtime.runner(self, "selection")
+            if self._is_capturable(pruner, crops, first.as_crops)
+            else None
+        )
+        if run is None:
+            *embeds, indices, important, doubt = select(*inputs)
+        else:
+            key = (pruner, self.anyres, crops, first.image_size if crops > 1 else None, first.as_crops)
+            *embeds, indices, important, doubt = run(key, select, *inputs)
         rows = zip(indices.split(crops), important.split(crops), strict=True)
         return [VisualTokens(e, Kept(*row), doubt) for e, row in zip(embeds, rows, strict=True)]
+
+    def _select(
+        self,
+        features: Tensor,
+        attention: Tensor,
+        pruner: Pruner,
+        size: tuple[int, int] | None,
+        as_crops: bool,
+        crops: int,
+    ) -> tuple[Tensor, ...]:
+        """Prune and project images of `crops` crops each.
+
+        Args:
+            features: (n crops, N, C) of n images.
+            attention: (n crops, H, N).
+
+        Returns:
+            The visual tokens (L, D) of every image, kept indices and important (n crops, K), doubt ().
+        """
+        kept, doubt = pruner.keep_deferred(features, attention, UnreadableIds(len(features)))
+        embeds = [
+            self._project(of_image, indices, pruner, size, as_crops)
+            for of_image, indices in zip(features.split(crops), kept.indices.split(crops), strict=True)
+        ]
+        return *embeds, kept.indices, kept.important, doubt
+
+    def _is_capturable(self, pruner: Pruner, crops: int, as_crops: bool) -> bool:
+        """Return whether pruning needs nothing from the host, which orders newlines and draws at random."""
+        asks = pruner.needs_question or pruner.uses_seed or type(pruner) in self._read_ids
+        return not asks and not self._has_newlines(crops, as_crops)
+
+    def image_tokens_deferred(
+        self, images: Tensor | list[Tensor], image_sizes: object = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Encode and prune images for one answer: `encode_vision` and `visual_tokens_deferred` in one stage.
+
+        Returns:
+            Visual tokens (L, D) of every image, which the next call may overwrite; and flags () on the
+            device, True: the tokens may be wrong, call `encode_images`.
+        """
+        found = self._image_tokens_in_one_stage(images, image_sizes)
+        if found is not None:
+            return [found[0]], [found[1]]
+        tokens = self.visual_tokens_deferred(self.encode_vision(images, image_sizes))
+        return [one.embeds for one in tokens], [one.doubt for one in tokens if one.doubt is not None]
+
+    def _image_tokens_in_one_stage(
+        self, images: Tensor | list[Tensor], image_sizes: object
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return tokens and doubt of a single image by one captured stage; None where it is impossible."""
+        tower, pruner = self.get_vision_tower(), self._pruner
+        crops, as_crops = as_image_list(images)
+        if tower is None or not tower.is_loaded or len(crops) != 1:
+            return None
+        pixels, (size,) = crops[0], as_size_list(image_sizes, 1)
+        count, side = len(pixels), tower.image_size
+        fits = pixels.shape[1:] == (3, side, side) and self._is_capturable(pruner, count, as_crops)
+        run = self.runtime.runner(self, "vision") if fits else None
+        if run is None:
+            return None
+        if self.preset.pixel_dtype is not None:
+            pixels = pixels.to(self.preset.pixel_dtype)
+        pixels = tower.on_device(pixels)
+        if tower.passes(pixels, [count]) != [(0, count, count)]:
+            return None
+        device, dtype = self._projector_place
+
+        def see(pixels: Tensor) -> tuple[Tensor, Tensor]:
+            features, attention = tower.forward_features(pixels)
+            features, attention = features.to(device=device, dtype=dtype), attention.to(device)
+            found = self._select(features, attention, pruner, size, as_crops, count)
+            return found[0], found[-1]
+
+        key = (pruner, self.anyres, size if count > 1 else None, as_crops)
+        try:
+            return run(key, see, pixels, copies=False)
+        except IdsReadError:
+            self._read_ids.add(type(pruner))
+            return None
 
     def _chosen(self, pruner: Pruner | str | None) -> Pruner:
         pruner = self._pruner if isinstance(pruner, str) and pruner == USE_CURRENT else pruner
@@ -240,8 +318,10 @@ class VisualTokenMixin:
         their padding (protocol "llava").
         """
         crops, patches = features.shape[:2]
+        newlines = self._has_newlines(crops, as_crops)
         if indices.shape[1] == patches:  # all of them: known without asking the device
-            indices = torch.arange(patches).expand(crops, -1)
+            place = "cpu" if newlines else indices.device
+            indices = torch.arange(patches, device=place).expand(crops, -1)
         layout = token_layout(
             indices,
             side=self.get_vision_tower().num_patches_per_side,
@@ -253,7 +333,6 @@ class VisualTokenMixin:
         )
         indices = indices.to(layout.device)
         rows = (indices + torch.arange(crops, device=layout.device)[:, None] * patches).flatten()
-        newlines = self._has_newlines(crops, as_crops)
         newline = layout == NEWLINE  # (L,), on CPU if there are any
         rows = rows[layout[~newline] if newlines else layout].to(features.device, non_blocking=True)
         embeds = self.get_model().mm_projector(features.flatten(0, 1)[rows])  # (n, D)

@@ -58,7 +58,7 @@ class VisionTower(nn.Module, ABC):
         self.select_feature = "patch"
         self.is_loaded = True  # False until `load_model` of a tower that was built with delay_load
         self._load: Callable[[VisionTower, object], None] | None = None  # reads the weights
-        # Crops per pass; None chooses by device and dtype (see `_passes`). With a number, every pass has
+        # Crops per pass; None chooses by device and dtype (see `passes`). With a number, every pass has
         # exactly this many crops: the last one is filled up, so that the same kernels see every crop.
         self.group_size: int | None = None
         self.run_layer: Callable[[nn.Module, Tensor], Tensor] = run_layer
@@ -98,7 +98,7 @@ class VisionTower(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor]:
         """Encode (B, 3, S, S) to features (B, N, C), attention (B, H, N), in passes.
 
-        The result of an image never depends on the images beside it (see `_passes`).
+        The result of an image never depends on the images beside it (see `passes`).
 
         Args:
             counts: crops of each image (default: every crop is an image); their sum is B.
@@ -123,8 +123,8 @@ class VisionTower(nn.Module, ABC):
                 torch.empty(0, heads, self.num_patches, dtype=torch.float32, device=self.device),
             )
         found = []
-        for start, end, size in self._passes(images, [1] * len(images) if counts is None else counts):
-            part = self._on_device(images[start:end])
+        for start, end, size in self.passes(images, [1] * len(images) if counts is None else counts):
+            part = self.on_device(images[start:end])
             real = end - start
             if real < size:
                 part = torch.cat([part, part[-1:].expand(size - real, -1, -1, -1)])
@@ -134,10 +134,11 @@ class VisionTower(nn.Module, ABC):
             return found[0]
         return torch.cat([f for f, _ in found]), torch.cat([a for _, a in found])
 
-    def _on_device(self, images: Tensor) -> Tensor:
+    def on_device(self, images: Tensor) -> Tensor:
+        """Return images on the device of the weights, in their dtype, without waiting for the copy."""
         return images.to(device=self.device, non_blocking=True).to(self.dtype)
 
-    def _passes(self, images: Tensor, counts: Sequence[int]) -> list[tuple[int, int, int]]:
+    def passes(self, images: Tensor, counts: Sequence[int]) -> list[tuple[int, int, int]]:
         """Choose passes (first crop, last crop + 1, size) for images of `counts` crops.
 
         On CPU every crop by itself, since larger passes are not faster. In half precision on CUDA all crops
@@ -171,7 +172,7 @@ class VisionTower(nn.Module, ABC):
         """Return whether crops in a pass of `size` have the bits they have alone; tried once per size."""
         key = (self.dtype, size)
         if size > 1 and key not in self._same_bits:
-            crops = self._on_device(images[:size])
+            crops = self.on_device(images[:size])
             together = self.forward_features(crops)
             self._same_bits[key] = all(
                 torch.equal(one[place], alone[0])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.runtime.arena import Arena
 from llava.model.runtime.stages import (
     INVALID,
+    PADDING,
     additive_mask,
     bucket,
     choose,
@@ -57,15 +59,13 @@ class Prompts:
     """A batch after prefill.
 
     Attributes:
-        tokens: (B,) int64 on the device, the first new token of each row, INVALID for logits that are not
-            finite.
-        lengths: (B,) int64 on the device, tokens of each prompt.
+        state: (2, B) int64 on the device: the first new token of each row, INVALID for logits that are not
+            finite; and the tokens of each prompt.
         longest: at least the greatest of them, known to the host.
         doubts: () bool each, on the device: True if the result may be wrong.
     """
 
-    tokens: Tensor
-    lengths: Tensor
+    state: Tensor
     longest: int
     doubts: list[Tensor]
 
@@ -77,48 +77,70 @@ def prefill(
     """Compute the first new token of every prompt; keys and values are then in the returned arena.
 
     Args:
-        ids: (B, L) int64 on any device, IMAGE_TOKEN_INDEX for every image.
-        mask: (B, L) bool, False at padding; None: there is none.
+        ids: (B, L) int64 on any device, IMAGE_TOKEN_INDEX for every image, PADDING anywhere.
+        mask: (B, L), False at padding; None: there is none besides PADDING.
         visual: (K, D) of every image, in reading order over the batch.
         longest: at least the tokens of the longest prompt, text and visual.
         new: tokens that may follow.
     """
-    runtime, (device, dtype) = model.runtime, _place(model)
-    rows, length = ids.shape
-    padded = -(-length // 16) * 16 - length
-    if mask is None:
-        mask = torch.ones(rows, length, dtype=torch.bool, device=ids.device)
-    ids = torch.nn.functional.pad(ids, (0, padded)).to(device, non_blocking=True)
-    mask = torch.nn.functional.pad(mask.bool(), (0, padded)).to(device, non_blocking=True)
-    width, images = bucket(longest), len(visual)
-    counts = [len(one) for one in visual] or [0]
-    sizes = torch.tensor(counts).to(device, non_blocking=True)
-    tokens = torch.empty(bucket(max(1, sum(counts))), model.config.hidden_size, dtype=dtype, device=device)
-    if visual:
-        torch.cat([one.to(tokens) for one in visual], out=tokens[: sum(counts)])
+    runtime, rows, width = model.runtime, len(ids), bucket(longest)
     arena = runtime.arena(model, "batch", padded_rows(rows), capacity(max(width, longest + new)))
-    decoder, head = model.get_model(), model.get_output_embeddings()
+    inputs, splice = _inputs(model, ids, mask, visual, width)
+    head = model.get_output_embeddings()
 
-    def first_tokens(ids: Tensor, mask: Tensor, sizes: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-        embeds, lengths, wrong = splice_on_device(
-            ids, mask, sizes, tokens, width, images, decoder.embed_tokens
-        )
-        positions = torch.arange(width, device=device).expand(rows, -1)
+    def first_tokens(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        embeds, lengths, wrong = splice(*inputs)
+        positions = torch.arange(width, device=embeds.device).expand(rows, -1)
         hidden = run_decoder(model, embeds, positions, arena.cache(None, width, slice(rows)), None)
-        return choose(head, last_of(hidden, lengths)), lengths, wrong
+        return torch.stack([choose(head, last_of(hidden, lengths)), lengths]), wrong
 
-    inputs = (ids, mask, sizes, tokens)
     if rows * width <= MOST_CAPTURED:
-        key = (width, images, arena.version, arena.shape)
-        found = runtime.run("prefill", key, first_tokens, *inputs)
+        key = (width, *splice.keywords.values(), arena.version, arena.shape)
+        found = runtime.run("prefill", key, first_tokens, *inputs, copies=False)
     else:
         found = first_tokens(*inputs)
-    return Prompts(found[0], found[1], longest, [found[2]]), arena
+    return Prompts(found[0], longest, [found[1]]), arena
 
 
-def _place(model: Any) -> tuple[torch.device, torch.dtype]:
+def _inputs(
+    model: Any, ids: Tensor, mask: Tensor | None, visual: Sequence[Tensor], width: int
+) -> tuple[tuple[Tensor, ...], partial]:
+    """Put prompts on the device; return them, and what makes embeddings of them (see `splice_on_device`)."""
     weight = model.get_input_embeddings().weight
-    return weight.device, weight.dtype
+    if mask is not None:
+        ids = ids.masked_fill(~mask.bool(), PADDING)
+    ids = torch.nn.functional.pad(ids, (0, -ids.shape[1] % 16), value=PADDING)
+    counts = [len(one) for one in visual] or [0]
+    total = sum(counts)
+    if len(visual) == 1 and total == bucket(total) and visual[0].dtype == weight.dtype:
+        tokens = visual[0]
+    else:
+        tokens = weight.new_empty(bucket(max(1, total)), weight.shape[1])
+        if visual:
+            torch.cat([one.to(tokens) for one in visual], out=tokens[:total])
+    inputs = [ids.to(weight.device, non_blocking=True), tokens]
+    if len(set(counts)) > 1:
+        inputs.append(torch.tensor(counts).to(weight.device, non_blocking=True))
+    equal = counts[0] if len(set(counts)) == 1 else None
+    splice = partial(
+        _splice, width=width, images=len(visual), each=equal, embed=model.get_model().embed_tokens
+    )
+    return tuple(inputs), splice
+
+
+def _splice(
+    ids: Tensor,
+    tokens: Tensor,
+    sizes: Tensor | None = None,
+    *,
+    width: int,
+    images: int,
+    each: int | None,
+    embed: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    if sizes is None:
+        sizes = torch.full((max(images, 1),), each, device=ids.device)
+    return splice_on_device(ids, ids != PADDING, sizes, tokens, width, images, embed)
 
 
 def padded_rows(rows: int) -> int:
@@ -149,18 +171,16 @@ def answer(
     Raises:
         Doubtful: a flag is set.
     """
-    rows, device = len(prompts.tokens), prompts.tokens.device
-    flags = torch.stack([flag.to(device).view(()) for flag in [*prompts.doubts, *doubts]])
-    read = torch.cat([prompts.tokens, prompts.lengths, flags.long()]).tolist()  # the first look at the device
+    state, rows = prompts.state, prompts.state.shape[1]
+    flags = [flag.to(state).view(1) for flag in [*prompts.doubts, *doubts]]
+    read = torch.cat([state.flatten(), *flags]).tolist()  # the first look at the device
     if any(read[2 * rows :]):
         arena.dirty = True
         raise Doubtful
     chosen, lengths = read[:rows], read[rows : 2 * rows]
     said: list[list[int]] = [[] for _ in range(rows)]
     alive, ended = list(range(rows)), set()
-    extra = padded_rows(rows) - rows
-    tokens = torch.nn.functional.pad(prompts.tokens, (0, extra))
-    places = torch.nn.functional.pad(prompts.lengths, (0, extra))
+    state = torch.nn.functional.pad(state, (0, padded_rows(rows) - rows))
     for number in range(new):
         for line, token in zip(alive, chosen, strict=False):  # rows that fill the batch up come last
             said[line].append(token)
@@ -169,13 +189,13 @@ def answer(
         left = [place for place, line in enumerate(alive) if line not in ended]
         if number + 1 == new or not left:
             break
-        if padded_rows(len(left)) * 2 <= len(tokens) and new - number > _FEW_STEPS:
+        if padded_rows(len(left)) * 2 <= state.shape[1] and new - number > _FEW_STEPS:
             keep = left + left[:1] * (padded_rows(len(left)) - len(left))
-            index = torch.tensor(keep, device=device)
+            index = torch.tensor(keep, device=state.device)
             arena.keep(index)
-            tokens, places, alive = tokens[index], places[index], [alive[one] for one in left]
-        tokens, places = _step(model, arena, tokens, places, prompts.longest + number + 1)
-        chosen = tokens.tolist()
+            state, alive = state[:, index], [alive[one] for one in left]
+        state = _step(model, arena, state, prompts.longest + number + 1)
+        chosen = state[0].tolist()
     if any(INVALID in ids for ids in said):
         arena.wipe()
     return [_ended(ids, stops) for ids in said], lengths
@@ -188,15 +208,23 @@ def _ended(ids: list[int], stops: set[int]) -> list[int]:
     return ids
 
 
-def _step(model: Any, arena: Arena, tokens: Tensor, places: Tensor, reach: int) -> tuple[Tensor, Tensor]:
-    """Decode one token (B,) of all rows at positions `places` (B,), all below `reach`."""
+def _step(model: Any, arena: Arena, state: Tensor, reach: int) -> Tensor:
+    """Decode one token of all rows.
+
+    Args:
+        state: (2, B) int64, the last token and its position, all positions below `reach`.
+
+    Returns:
+        The next tokens and positions (2, B), which the next step overwrites.
+    """
     head, end = model.get_output_embeddings(), min(window(reach), arena.shape[1])
 
-    def step(tokens: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        return choose(head, step_hidden(model, arena, tokens, places, end)), places + 1
+    def step(state: Tensor) -> Tensor:
+        hidden = step_hidden(model, arena, state[0], state[1], end)
+        return torch.stack([choose(head, hidden), state[1] + 1])
 
     key = (end, arena.version, arena.shape)
-    return model.runtime.run("decoding step", key, step, tokens, places)
+    return model.runtime.run("decoding step", key, step, state, copies=False)
 
 
 def step_hidden(model: Any, arena: Arena, tokens: Tensor, places: Tensor, end: int) -> Tensor:
@@ -215,19 +243,17 @@ def window(reach: int) -> int:
 @_normal_mode
 def answer_rows(model: Any, rows: Sequence[Any], new: int, stops: set[int]) -> list[list[int]]:
     """Answer `decode.Row`s greedily, nothing shared."""
-    ids, mask = _right_padded([row.ids for row in rows])
+    ids = _right_padded([row.ids for row in rows])
     visual = [image for row in rows for image in row.images]
     with model.runtime.lock:
-        prompts, arena = prefill(model, ids, mask, visual, max(row.length for row in rows), new)
+        prompts, arena = prefill(model, ids, None, visual, max(row.length for row in rows), new)
         return answer(model, prompts, arena, new, stops)[0]
 
 
-def _right_padded(lines: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Return ids (B, L) and mask (B, L) on the CPU."""
+def _right_padded(lines: Sequence[Sequence[int]], value: int = PADDING) -> Tensor:
+    """Return ids (B, L) on the CPU."""
     width = max(map(len, lines))
-    ids = torch.tensor([[*line, *[0] * (width - len(line))] for line in lines])
-    mask = torch.arange(width) < torch.tensor([len(line) for line in lines])[:, None]
-    return ids, mask
+    return torch.tensor([[*line, *[value] * (width - len(line))] for line in lines])
 
 
 @_normal_mode
@@ -263,26 +289,22 @@ def _answer_shared(
 
     width = bucket(max(starts))
     source = runtime.arena(model, "prefixes", len(first), width)
-    ids, mask = _right_padded(prefixes)
-    _prefixes(
-        model, source, ids.to(device, non_blocking=True), mask.to(device, non_blocking=True), visual, width
-    )
+    _prefixes(model, source, _right_padded(prefixes), visual, width)
 
     lengths = [begin + len(suffix) for begin, suffix in zip(begins, suffixes, strict=True)]
     room = max(max(lengths) + new, max(begins) + bucket(len(suffixes[-1]), 8), width)
     arena = runtime.arena(model, "batch", padded_rows(len(rows)), capacity(room))
-    index = torch.tensor(place).to(device, non_blocking=True)
-    arena.spread(source, index)
-    tokens = torch.empty(len(rows), dtype=torch.long, device=device)
+    arena.spread(source, torch.tensor(place).to(device, non_blocking=True))
+    state = torch.tensor([lengths, lengths]).to(device, non_blocking=True)
     for start, end in groups:
-        part, ids = slice(start, end), _right_padded(suffixes[start:end])[0]
-        ids = torch.nn.functional.pad(ids, (0, bucket(ids.shape[1], 8) - ids.shape[1]))
+        part, ids = slice(start, end), _right_padded(suffixes[start:end], 0)
+        captured = ids.numel() <= _MOST_OF_SUFFIXES
+        if captured:
+            ids = torch.nn.functional.pad(ids, (0, bucket(ids.shape[1], 8) - ids.shape[1]))
         counts = torch.tensor([len(suffix) for suffix in suffixes[start:end]])
         at = torch.tensor(begins[start:end])
-        reach = -(-(max(begins[start:end]) + ids.shape[1]) // 16) * 16
-        reach = min(reach, arena.shape[1])
+        reach = min(arena.shape[1], -(-(max(begins[start:end]) + ids.shape[1]) // 16) * 16)
         inputs = [one.to(device, non_blocking=True) for one in (ids, at, counts)]
-        captured = ids.numel() <= _MOST_OF_SUFFIXES
         same = begins[start] if not captured and len(set(begins[start:end])) == 1 else None
 
         def answers(ids: Tensor, at: Tensor, counts: Tensor, part=part, reach=reach, same=same) -> Tensor:
@@ -295,32 +317,23 @@ def _answer_shared(
 
         if captured:
             key = (start, end, reach, arena.version, arena.shape)
-            tokens[part] = runtime.run("suffixes", key, answers, *inputs)
+            state[0, part] = runtime.run("suffixes", key, answers, *inputs, copies=False)
         else:
-            tokens[part] = answers(*inputs)
-    prompts = Prompts(tokens, torch.tensor(lengths).to(device, non_blocking=True), max(lengths), [])
-    return answer(model, prompts, arena, new, stops, [torch.zeros((), dtype=torch.bool, device=device)])[0]
+            state[0, part] = answers(*inputs)
+    return answer(model, Prompts(state, max(lengths), []), arena, new, stops)[0]
 
 
-def _prefixes(
-    model: Any, arena: Arena, ids: Tensor, mask: Tensor, visual: Sequence[Tensor], width: int
-) -> None:
+def _prefixes(model: Any, arena: Arena, ids: Tensor, visual: Sequence[Tensor], width: int) -> None:
     """Write keys and values of prefixes (text, then an image) into `arena`."""
-    decoder, (device, dtype) = model.get_model(), _place(model)
-    counts = [len(one) for one in visual]
-    sizes = torch.tensor(counts).to(device, non_blocking=True)
-    tokens = torch.empty(bucket(max(1, sum(counts))), model.config.hidden_size, dtype=dtype, device=device)
-    torch.cat([one.to(tokens) for one in visual], out=tokens[: sum(counts)])
+    inputs, splice = _inputs(model, ids, None, visual, width)
 
-    def run(ids: Tensor, mask: Tensor, sizes: Tensor, tokens: Tensor) -> Tensor:
-        embeds, lengths, _ = splice_on_device(
-            ids, mask, sizes, tokens, width, len(visual), decoder.embed_tokens
-        )
-        positions = torch.arange(width, device=device).expand(len(ids), -1)
+    def run(*inputs: Tensor) -> Tensor:
+        embeds = splice(*inputs)[0]
+        positions = torch.arange(width, device=embeds.device).expand(len(ids), -1)
         return run_decoder(model, embeds, positions, arena.cache(None, width), None)[:, -1, :1]
 
-    if ids.shape[0] * width <= MOST_CAPTURED:
-        key = ("prefixes", width, len(visual), arena.version, arena.shape)
-        model.runtime.run("prefill", key, run, ids, mask, sizes, tokens)
+    if len(ids) * width <= MOST_CAPTURED:
+        key = ("prefixes", width, *splice.keywords.values(), arena.version, arena.shape)
+        model.runtime.run("prefill", key, run, *inputs, copies=False)
     else:
-        run(ids, mask, sizes, tokens)
+        run(*inputs)

@@ -98,7 +98,12 @@ def capture(function: Function, inputs: Sequence[Tensor], pool: Any = None) -> C
             expected = tuple(one.clone() for one in _several(expected))
             graph.replay()
             if not all(map(same_bits, outputs, expected)):
-                raise CaptureError("replaying gives other bits than the function")
+                again = all(map(same_bits, _several(function(*static)), expected))
+                counts = [int((a != b).sum()) for a, b in zip(outputs, expected, strict=True)]
+                raise CaptureError(
+                    f"replaying gives other bits than the function (values that differ: {counts}; the "
+                    f"function repeats its own bits: {again})"
+                )
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError) as error:
@@ -141,13 +146,14 @@ class GraphCache:
 
     Attributes:
         bytes: memory of all graphs together, as far as the device counts it.
-        refused: names of stages that could not be captured, with the reason.
+        refused: names of stages that could not be captured for some shapes, with the first reason.
     """
 
     def __init__(self, most_graphs: int = MOST_GRAPHS, most_bytes: int = MOST_BYTES) -> None:
         self.most_graphs, self.most_bytes = most_graphs, most_bytes
         self.bytes = 0
         self.refused: dict[str, str] = {}
+        self._eager: dict[Hashable, str] = {}  # keys that could not be captured
         self._graphs: OrderedDict[Hashable, tuple[Captured, int]] = OrderedDict()
         self._pool: Any = None
 
@@ -157,28 +163,30 @@ class GraphCache:
     def clear(self, stage: str | None = None) -> None:
         """Drop all graphs, or those of one stage; stages that found no memory may be captured again."""
         self.refused = {name: why for name, why in self.refused.items() if why != _NO_MEMORY}
+        self._eager = {key: why for key, why in self._eager.items() if why != _NO_MEMORY}
         for key in [key for key in self._graphs if stage in (None, key[0])]:
             self.bytes -= self._graphs.pop(key)[1]
         if not self._graphs:
             self._pool = None  # a pool is bound to the graphs in it
 
-    def run(self, stage: str, key: Hashable, function: Function, *inputs: Tensor) -> Any:
+    def run(self, stage: str, key: Hashable, function: Function, *inputs: Tensor, copies: bool = True) -> Any:
         """Return `function(*inputs)` from a graph, captured now if there is none.
 
         Args:
             stage: name of what the function does, for messages.
             key: everything besides the shapes and dtypes of inputs that shapes the graph.
+            copies: return copies of the outputs, which the next replay of this graph does not overwrite.
 
         Returns:
-            Copies of the outputs. Where capturing fails, the function's own, with one warning per stage.
+            The outputs. Where capturing fails, the function's own, with one warning per stage.
         """
-        if stage in self.refused:
-            return function(*inputs)
         whole = (stage, key, *((one.shape, one.dtype, one.device) for one in inputs))
-        if whole not in self._graphs and not self._capture(whole, function, inputs):
+        if whole in self._eager or (whole not in self._graphs and not self._capture(whole, function, inputs)):
             return function(*inputs)
         self._graphs.move_to_end(whole)
         found = self._graphs[whole][0](*inputs)
+        if not copies:
+            return found
         return found.clone() if isinstance(found, Tensor) else tuple(one.clone() for one in found)
 
     def _capture(self, whole: tuple, function: Function, inputs: Sequence[Tensor]) -> bool:
@@ -190,10 +198,10 @@ class GraphCache:
             captured = capture(function, inputs, self._pool)
         except torch.OutOfMemoryError:
             self.clear()
-            self._refuse(whole[0], _NO_MEMORY)
+            self._refuse(whole, _NO_MEMORY)
             return False
         except CaptureError as error:
-            self._refuse(whole[0], str(error))
+            self._refuse(whole, str(error))
             return False
         size = max(0, _reserved(device) - before)
         self._graphs[whole] = captured, size
@@ -207,7 +215,10 @@ class GraphCache:
         _log.info("captured %s of %s in %.2f s, %.0f MiB", whole[0], shapes, taken, size / 2**20)
         return True
 
-    def _refuse(self, stage: str, reason: str) -> None:
+    def _refuse(self, whole: tuple, reason: str) -> None:
+        stage, self._eager[whole] = whole[0], reason
+        if stage in self.refused:
+            return
         self.refused[stage] = reason
         warnings.warn(
             f"{stage}: runs without a CUDA graph, which is slower and gives the same results: {reason}",

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from llava.model.runtime.arena import Arena
 from llava.model.runtime.graphs import GraphCache
@@ -56,6 +57,8 @@ class Runtime:
         self.lent: int | None = None  # the thread whose search by transformers holds the arenas
         self._seen: Any = None
         self._modules: list[dict[str, Any]] = []  # the attributes of every module
+        self._hooks: int | None = None  # hooks that had been registered anywhere when modules were looked at
+        self._plain = True
         self._checked: bool | None = None  # within `checked`
 
     def __deepcopy__(self, _memo: Any) -> Runtime:
@@ -84,12 +87,17 @@ class Runtime:
             return False
         if self._checked is not None:
             return self._checked
+        # Every hook of a module has a number; counting them is faster than looking at all modules.
         seen = _identity(model, self._modules)
-        if seen != self._seen or not self._modules:
+        if seen != self._seen:
             self.clear()
             self._modules = [module.__dict__ for module in model.modules()]
-            self._seen = seen = _identity(model, self._modules)
-        return seen is not None
+            self._seen, self._hooks = _identity(model, self._modules), None
+        if self._hooks != RemovableHandle.next_id or not self._plain:
+            self._hooks, self._plain = RemovableHandle.next_id, _is_plain(self._modules)
+            if not self._plain:
+                self.captured.clear()
+        return self._plain
 
     def decodes(self, model: Any) -> bool:
         """Return whether prompts may be answered over the static cache, which keeps every position."""
@@ -104,10 +112,12 @@ class Runtime:
         """Return run(key, function, *inputs), which captures `function`; None if `model` runs eagerly."""
         return partial(self.run, stage) if self.ready(model) else None
 
-    def run(self, stage: str, key: Hashable, function: Callable[..., Any], *inputs: Tensor) -> Any:
+    def run(
+        self, stage: str, key: Hashable, function: Callable[..., Any], *inputs: Tensor, copies: bool = True
+    ) -> Any:
         """Return `function(*inputs)`, from a graph unless graphs are off (see `GraphCache.run`)."""
         if self.graphs:
-            return self.captured.run(stage, key, function, *inputs)
+            return self.captured.run(stage, key, function, *inputs, copies=copies)
         return function(*inputs)
 
     def arena(self, model: Any, name: str, rows: int, length: int) -> Arena:
@@ -143,16 +153,21 @@ def _restored(graphs: bool, compiled: bool) -> Runtime:
     return Runtime(torch.device("cpu"), graphs, compiled)
 
 
-def _identity(model: Any, modules: list[dict[str, Any]]) -> tuple | None:
-    """Return what graphs of a model depend on besides inputs; None if it cannot be captured.
+def _is_plain(modules: list[dict[str, Any]]) -> bool:
+    """Return whether no module has hooks, which a graph would not call, or is split over devices."""
+    return not any(
+        inside["_forward_pre_hooks"]
+        or "_hf_hook" in inside
+        or (inside["_forward_hooks"] and not all_idle(inside["_forward_hooks"].values()))
+        for inside in modules
+    )
 
-    Called for every question, so attributes of modules are read from their dictionaries, which is ten times
-    faster.
+
+def _identity(model: Any, modules: list[dict[str, Any]]) -> tuple:
+    """Return what graphs of a model depend on besides inputs: its modules, where weights are, kernels.
+
+    Called for every question, so modules are read from their dictionaries, which is ten times faster.
     """
-    for inside in modules:
-        hooks = inside["_forward_hooks"]
-        if inside["_forward_pre_hooks"] or "_hf_hook" in inside or (hooks and not all_idle(hooks.values())):
-            return None  # a graph would not call them; with accelerate's, the model is on several devices
     children = tuple([id(child) for inside in modules for child in inside["_modules"].values()])
     decoder = model.get_model()
     parts = (

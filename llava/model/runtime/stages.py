@@ -16,6 +16,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.transformers_compat import attention_of, run_decoder_layer, run_decoder_layers
 
 INVALID = -1  # the token of a row whose logits are not finite
+PADDING = -(1 << 62)  # in ids: nothing
 
 
 def bucket(length: int, least: int = 16) -> int:

@@ -376,3 +376,41 @@ def test_methods_that_read_crop_ids_are_not_captured(loaded, captured):
             (found,) = model.visual_tokens_deferred(vision, pruner)
             assert torch.equal(found.kept.indices, expected.kept.indices) and found.doubt is None
     assert len(set(read)) == 3
+
+
+@pytest.mark.parametrize("anyres", ["paper", "llava"])
+@pytest.mark.parametrize("tokens", [None, 4])
+def test_deferred_tokens_of_several_images_are_those_of_each(loaded, captured, anyres, tokens):
+    """Two images of one size, whose tokens may differ in number without their padding, and one of another."""
+    model = loaded[1]
+    model.set_pruner(None, tokens=tokens, anyres=anyres)
+    side = model.get_vision_tower().image_size
+    several = getattr(model.config, "mm_patch_merge_type", None) == "spatial_unpad"
+    draw, images, sizes = (
+        torch.Generator().manual_seed(5),
+        [],
+        [(side * 2, side), (side * 2, side), (side, side * 2)],
+    )
+    for width, height in sizes:
+        crops = 1
+        if several:
+            columns, rows = (2, 2) if anyres == "paper" else _grid(model, (width, height))
+            crops = 1 + columns * rows
+        images.append(torch.randn(crops, 3, side, side, generator=draw))
+    with torch.no_grad():
+        visions = model.encode_vision(images, sizes)
+        for vision, found in zip(visions, model.visual_tokens_deferred(visions), strict=True):
+            expected = model.visual_tokens(vision)
+            assert torch.equal(found.embeds, expected.embeds)
+            assert torch.equal(found.kept.indices, expected.kept.indices)
+        for image, size, vision in zip(images, sizes, visions, strict=True):  # one stage for one image
+            (embeds,), doubts = model.image_tokens_deferred([image], [size])
+            assert torch.equal(embeds, model.visual_tokens(vision).embeds) and not any(doubts)
+
+
+def _grid(model, size):
+    from llava.mm_utils import get_anyres_image_grid_shape
+
+    return get_anyres_image_grid_shape(
+        size, model.config.image_grid_pinpoints, model.get_vision_tower().image_size
+    )
