@@ -116,9 +116,10 @@ class Runtime:
         self, stage: str, key: Hashable, function: Callable[..., Any], *inputs: Tensor, copies: bool = True
     ) -> Any:
         """Return `function(*inputs)`, from a graph unless graphs are off (see `GraphCache.run`)."""
-        if self.graphs:
+        if not self.graphs:
+            return function(*inputs)
+        with self.lock:  # images are also encoded outside of `checked`
             return self.captured.run(stage, key, function, *inputs, copies=copies)
-        return function(*inputs)
 
     def arena(self, model: Any, name: str, rows: int, length: int) -> Arena:
         """Return the arena `name` with room for a batch; graphs over one that has to move are dropped."""

@@ -329,6 +329,26 @@ def test_threads_wait_for_each_other(loaded, captured):
     assert all(torch.equal(found[n], expected[n]) for n in ids)
 
 
+def test_images_of_several_threads_do_not_mix(loaded, captured):
+    """Every graph has one place for its input; `encode_images` is also called outside of `generate`."""
+    model, found = captured, {}
+    images = {number: pixels(model) * (1 + number) for number in range(4)}
+    expected = eagerly(model, lambda: {number: model.encode_images(one)[0] for number, one in images.items()})
+    start = threading.Barrier(len(images))
+
+    @torch.no_grad()
+    def encode(number):
+        start.wait()
+        found[number] = [model.encode_images(images[number])[0] for _ in range(6)]
+
+    threads = [threading.Thread(target=encode, args=(number,)) for number in images]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.allclose(one, expected[n], atol=1e-4) for n in images for one in found[n])
+
+
 def test_prompts_that_are_not_finite_harm_no_later_one(loaded, captured, used):
     tokenizer, model = loaded
     width = model.config.hidden_size
