@@ -295,7 +295,8 @@ class VisualTokenMixin:
 
         key = (pruner, self.anyres, size if count > 1 else None, as_crops)
         try:
-            return run(key, see, pixels, copies=False)
+            embeds, doubt = run(key, see, pixels, copies=False)
+            return embeds, doubt.clone()  # it is read after other graphs were replayed
         except IdsReadError:
             self._read_ids.add(type(pruner))
             return None

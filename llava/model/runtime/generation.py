@@ -85,6 +85,8 @@ def prefill(
     """
     runtime, rows, width = model.runtime, len(ids), bucket(longest)
     arena = runtime.arena(model, "batch", padded_rows(rows), capacity(max(width, longest + new)))
+    if rows == 1:
+        arena.fit(1, arena.capacity)  # so that one row has the same places for all lengths
     inputs, splice = _inputs(model, ids, mask, visual, width)
     head = model.get_output_embeddings()
 
