@@ -36,6 +36,7 @@ from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.runtime import Runtime
+from llava.model.runtime.cache import CapturedGeneration
 from llava.model.runtime.generation import Doubtful, answer, prefill
 from llava.model.runtime.stages import INVALID
 from llava.model.splice import ContextLimits, Spliced, check_tags, splice
@@ -145,7 +146,7 @@ class LlavaMetaModel:
                 parameter.copy_(found[name])
 
 
-class LlavaMetaForCausalLM(VisualTokenMixin):
+class LlavaMetaForCausalLM(VisualTokenMixin, CapturedGeneration):
     """Mixed into a causal language model: encodes, prunes and splices images, then generates."""
 
     def get_model(self) -> LlavaMetaModel:

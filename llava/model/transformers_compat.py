@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -105,6 +105,21 @@ def run_decoder_layer(
         use_cache=True,
     )
     return result[0] if isinstance(result, tuple) else result
+
+
+def all_idle(hooks: Iterable[Callable[..., Any]]) -> bool:
+    """Return whether transformers itself left all of these forward hooks behind.
+
+    It adds them when `output_hidden_states` or `output_attentions` is first used, and never removes them.
+    They do nothing in calls without these arguments.
+    """
+    return all(getattr(hook, "__module__", None) == "transformers.utils.output_capturing" for hook in hooks)
+
+
+def rope_follows_length(decoder: nn.Module) -> bool:
+    """Return whether the angle of a position depends on how many positions there are (dynamic, longrope)."""
+    kind = decoder.rotary_emb.rope_type
+    return "dynamic" in kind or kind == "longrope"
 
 
 def rebuild_rotary(model: nn.Module, device: torch.device) -> None:

@@ -296,7 +296,7 @@ class VisualTokenMixin:
         key = (pruner, self.anyres, size if count > 1 else None, as_crops)
         try:
             embeds, doubt = run(key, see, pixels, copies=False)
-            return embeds, doubt.clone()  # read after the graphs of the prompt, which may share its memory
+            return embeds, doubt.clone()  # it is read after other graphs were replayed
         except IdsReadError:
             self._read_ids.add(type(pruner))
             return None

@@ -86,6 +86,21 @@ def test_it_answers_as_the_engine_does(jobs, tmp_path, capsys):
         assert capsys.readouterr().out == answer + "\n"
 
 
+@pytest.mark.parametrize("image", [CAT, f"{CAT},{CUP}"], ids=["one image", "two images"])
+def test_drawn_answers_replay_captured_stages(jobs, capsys, monkeypatch, image):
+    import torch
+
+    from llava.model.llava_arch import LlavaMetaForCausalLM
+    from llava.model.runtime import Runtime
+
+    assert run_llava.eval_model(given(temperature=0.8, image_file=str(image))) is None
+    runtime = Runtime(torch.device("cpu"), graphs=True)
+    monkeypatch.setattr(LlavaMetaForCausalLM, "runtime", runtime)
+    assert run_llava.eval_model(given(temperature=0.8, image_file=str(image))) is None
+    eager, captured = capsys.readouterr().out.splitlines()
+    assert eager == captured and {"prefill", "decoding step"} <= {key[0] for key in runtime.captured._graphs}
+
+
 def test_several_images_and_placeholders(jobs, capsys, monkeypatch):
     seen = []
     from llava import mm_utils

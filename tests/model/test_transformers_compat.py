@@ -116,3 +116,29 @@ def test_the_sentencepiece_backend_calls_what_our_tokenizer_overrides():
     assert "sp_model" in inspect.getsource(SentencePieceBackend.__init__), (
         "the processor is no longer sp_model"
     )
+
+
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        (None, False),
+        ({"rope_type": "linear", "factor": 2.0}, False),
+        ({"rope_type": "yarn", "factor": 2.0}, False),
+        ({"rope_type": "dynamic", "factor": 2.0}, True),
+        ({"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}, True),
+    ],
+    ids=str,
+)
+def test_angles_that_follow_the_length_are_known(rope, expected):
+    entries = {} if rope is None else {"rope_scaling": {"rope_theta": 10000.0, **rope}}
+    assert compat.rope_follows_length(llama(**entries).model) == expected
+
+
+def test_hooks_that_transformers_leaves_behind_are_known():
+    model = llama()
+    ids = torch.arange(5)[None]
+    with torch.no_grad():
+        model(ids, output_hidden_states=True)
+    hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
+    assert compat.all_idle(hooks), "transformers.utils.output_capturing moved"
+    assert not compat.all_idle([*hooks, lambda *_: None])

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from llava.model.transformers_compat import DynamicLayer, init_cache_layer
 
+_ROUND = 1024  # tokens that buffers have room for are a multiple of this
+
 
 class ArenaLayer(DynamicLayer):
     """Keys and values (B, H, end, d) of one layer, written in place; transformers' layers read them.
@@ -54,6 +56,8 @@ class Arena:
 
     Attributes:
         shape: (rows, positions) of the batch.
+        capacity: tokens that fit without moving the buffers.
+        dirty: they may hold values that are not finite, and are set to zero before the next batch.
         version: changes when the buffers move, after which graphs that use them are void.
     """
 
@@ -64,23 +68,25 @@ class Arena:
         self._token = (heads, width)
         self._place = {"device": device, "dtype": dtype}
         self._buffers: list[tuple[Tensor, Tensor]] = []
-        self._capacity = 0  # tokens
+        self.capacity = 0
+        self.dirty = False
         self.shape = (0, 0)
         self.version = 0
 
     def fits(self, rows: int, length: int) -> bool:
         """Return whether `fit` leaves the buffers where they are."""
-        return rows * length <= self._capacity
+        return rows * length <= self.capacity
 
     def fit(self, rows: int, length: int) -> None:
         """Make room for `rows` of `length` tokens; what was there is lost."""
         self.shape = (rows, length)
         if self.fits(rows, length):
+            if self.dirty:
+                self.wipe()
             return
-        self._buffers, self._capacity = [], 0  # before the new ones
+        self._buffers, self.capacity = [], 0  # before the new ones
         self.version += 1
-        tokens = rows * length
-        tokens = -(-tokens // 1024) * 1024
+        tokens = -(-rows * length // _ROUND) * _ROUND
         heads, width = self._token
         with torch.inference_mode(False):  # written in any mode
             self._buffers = [
@@ -90,13 +96,14 @@ class Arena:
                 )
                 for _ in range(self._layers)
             ]
-        self._capacity = tokens
+        self.capacity, self.dirty = tokens, False
 
     def wipe(self) -> None:
         """Set all buffers to zero: masked positions may hold anything finite, but 0 times NaN is NaN."""
         for layer in self._buffers:
             for one in layer:
                 one.zero_()
+        self.dirty = False
 
     def views(self, rows: int, length: int) -> list[tuple[Tensor, Tensor]]:
         """Return keys and values (rows, H, length, d) of every layer."""

@@ -85,6 +85,8 @@ def prefill(
     """
     runtime, rows, width = model.runtime, len(ids), bucket(longest)
     arena = runtime.arena(model, "batch", padded_rows(rows), capacity(max(width, longest + new)))
+    if rows == 1:
+        arena.fit(1, arena.capacity)  # so that one row has the same places for all lengths
     inputs, splice = _inputs(model, ids, mask, visual, width)
     head = model.get_output_embeddings()
 
@@ -175,6 +177,7 @@ def answer(
     flags = [flag.to(state).view(1) for flag in [*prompts.doubts, *doubts]]
     read = torch.cat([state.flatten(), *flags]).tolist()  # the first look at the device
     if any(read[2 * rows :]):
+        arena.dirty = True
         raise Doubtful
     chosen, lengths = read[:rows], read[rows : 2 * rows]
     said: list[list[int]] = [[] for _ in range(rows)]
@@ -216,18 +219,21 @@ def _step(model: Any, arena: Arena, state: Tensor, reach: int) -> Tensor:
     Returns:
         The next tokens and positions (2, B), which the next step overwrites.
     """
-    decoder, head = model.get_model(), model.get_output_embeddings()
-    end = min(window(reach), arena.shape[1])
+    head, end = model.get_output_embeddings(), min(window(reach), arena.shape[1])
 
     def step(state: Tensor) -> Tensor:
-        embeds = decoder.embed_tokens(state[0].clamp(min=0))[:, None]
-        at = state[1, :, None]
-        mask = additive_mask(at, end, embeds.dtype)
-        hidden = run_decoder(model, embeds, at, arena.cache(at, end), mask)
-        return torch.stack([choose(head, hidden[:, -1]), state[1] + 1])
+        hidden = step_hidden(model, arena, state[0], state[1], end)
+        return torch.stack([choose(head, hidden), state[1] + 1])
 
     key = (end, arena.version, arena.shape)
     return model.runtime.run("decoding step", key, step, state, copies=False)
+
+
+def step_hidden(model: Any, arena: Arena, tokens: Tensor, places: Tensor, end: int) -> Tensor:
+    """Return hidden states (B, D) after tokens (B,) at positions `places` (B,), all below `end`."""
+    embeds, at = model.get_model().embed_tokens(tokens.clamp(min=0))[:, None], places[:, None]
+    mask = additive_mask(at, end, embeds.dtype)
+    return run_decoder(model, embeds, at, arena.cache(at, end), mask)[:, -1]
 
 
 def window(reach: int) -> int:

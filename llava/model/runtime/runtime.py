@@ -23,7 +23,12 @@ from torch.utils.hooks import RemovableHandle
 from llava.model.runtime.arena import Arena
 from llava.model.runtime.graphs import GraphCache
 from llava.model.settings import choose_runtime
-from llava.model.transformers_compat import attention_of, run_decoder_layer
+from llava.model.transformers_compat import (
+    all_idle,
+    attention_of,
+    rope_follows_length,
+    run_decoder_layer,
+)
 
 _MOST_SHAPES = 64
 _KERNELS = ("sdpa", "eager")  # that take a mask of two dimensions and a value per element
@@ -47,6 +52,7 @@ class Runtime:
         self.lock = threading.RLock()  # buffers are shared: one batch at a time
         self.captured = GraphCache()
         self.arenas: dict[str, Arena] = {}
+        self.lent: int | None = None  # the thread whose search by transformers holds the arenas
         self._seen: Any = None
         self._inside = _Inside()
         self._hooks: int | None = None  # hooks that had been registered anywhere when modules were looked at
@@ -96,7 +102,11 @@ class Runtime:
     def decodes(self, model: Any) -> bool:
         """Return whether prompts may be answered over the static cache, which keeps every position."""
         config = model.config
-        return attention_of(config) in _KERNELS and not _slides(config) and self.ready(model)
+        if self.lent == threading.get_ident():  # asked by a streamer or stopping criterion of that search
+            return False
+        if _slides(config) or rope_follows_length(model.get_model()):  # padding would count
+            return False
+        return attention_of(config) in _KERNELS and self.ready(model)
 
     def runner(self, model: Any, stage: str) -> Callable[..., Any] | None:
         """Return run(key, function, *inputs), which captures `function`; None if `model` runs eagerly."""
@@ -151,8 +161,9 @@ def _is_plain(inside: dict[str, Any]) -> bool:
     It calls no hooks, and does not see when weights wait on another device (accelerate) or when an adapter is
     switched off (peft).
     """
-    hooks = inside["_forward_hooks"] or inside["_forward_pre_hooks"]
-    return not (hooks or "_hf_hook" in inside or "_disable_adapters" in inside)
+    if inside["_forward_pre_hooks"] or "_hf_hook" in inside or "_disable_adapters" in inside:
+        return False
+    return not inside["_forward_hooks"] or all_idle(inside["_forward_hooks"].values())
 
 
 def _precision() -> str:
