@@ -190,6 +190,15 @@ class VisionTower(nn.Module, ABC):
                 )
         return size == 1 or self._same_bits[key]
 
+    def __getstate__(self) -> dict[str, object]:
+        """Leave out a compiled function, which cannot be pickled."""
+        return {**self.__dict__, "run_layer": run_layer if self.run_layer is run_layer else None}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)
+        if self.run_layer is None:
+            self.compile_layers(True)
+
     def compile_layers(self, compiled: bool) -> None:
         """Run layers by one compiled function that they share (see `torch.compile`), or as they are."""
         self.run_layer = torch.compile(layer_function(self.layers()[0])) if compiled else run_layer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import pickle
 import types
@@ -16,6 +17,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
 from llava.model.decode import Row
 from llava.model.runtime.generation import answer_rows
+from llava.model.transformers_compat import run_layer
 
 CHECKPOINT = Path(__file__).parents[2] / "data" / "model" / "ckpt_llava15s"
 
@@ -162,6 +164,11 @@ def test_a_pickled_model_has_an_empty_runtime_of_the_same_kind(model):
     assert model.runtime.ready(model)
     other = pickle.loads(pickle.dumps(model))
     assert other.runtime.graphs and other.runtime.ready(other) and not len(other.runtime.captured)
+    assert other.get_vision_tower().run_layer is model.get_vision_tower().run_layer
+    model.set_runtime(graphs=False, compiled=True)  # nothing is compiled before the first pass
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert other.runtime.compiled and other.runtime.decoder_layer is not None
+        assert other.get_vision_tower().run_layer not in (run_layer, None)
 
 
 @torch.no_grad()
