@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -224,8 +225,13 @@ def _start(args: argparse.Namespace) -> dict[str, Any]:
         return document
     if earlier["environment"] == environment:
         return {**document, "parts": earlier["parts"]}
-    os.replace(args.output / RESULTS, args.output / PREVIOUS)
-    print(f"results of another card or other versions: moved to {args.output / PREVIOUS}", file=sys.stderr)
+    place = args.output / PREVIOUS
+    for number in itertools.count(2):  # a rehearsal on a CPU must not cost the results of a GPU
+        if not place.exists():
+            break
+        place = args.output / PREVIOUS.replace(".json", f"{number}.json")
+    os.replace(args.output / RESULTS, place)
+    print(f"results of another card or other versions: moved to {place}", file=sys.stderr)
     return document
 
 

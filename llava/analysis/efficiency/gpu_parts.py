@@ -484,7 +484,7 @@ def measure_engine(context: CheckContext) -> Iterator[CheckStep]:
         for budget in context.budgets():
             if budget != middle:
                 yield f"default, {name_of(budget)}", partial(_rate, context, load, budget)
-        few = replace(load, questions=load.questions[: len(load.questions) // 8])
+        few = replace(load, questions=load.questions[: max(1, len(load.questions) // 8)])
         for budget in context.budgets():
             yield f"not shared, {name_of(budget)}", partial(_rate, context, few, budget, share_prefix=False)
         yield "flips", partial(_engine_flips, load, plain)

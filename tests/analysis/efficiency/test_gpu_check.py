@@ -142,6 +142,10 @@ def test_parts_that_do_not_fit_are_not_run_and_results_of_other_machines_are_mov
     assert "moved to" in capsys.readouterr().err
     assert json.loads((tmp_path / gpu_check.PREVIOUS).read_text()) == changed
     assert json.loads(results.read_text())["parts"]["peak"]["measurements"] == {}
+    results.write_text(json.dumps({**changed, "environment": {"name": "a third machine"}}))
+    assert main([*command.split(), "--limit", "0"]) == 0
+    assert json.loads((tmp_path / gpu_check.PREVIOUS).read_text()) == changed  # nothing is lost
+    assert len(list(tmp_path.glob("*previous*"))) == 2
 
 
 @pytest.mark.parametrize(
