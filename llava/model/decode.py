@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.runtime.generation import Doubtful, answer_rows, answer_shared
-from llava.model.runtime.stages import INVALID
+from llava.model.runtime.stages import INVALID, repeatable_attention
 
 _ROOM = 16  # tokens of an answer that the copied cache has room for from the start
 TOP_K = 50  # of sampling: transformers' default, which LLaVA's scripts leave as it is
@@ -355,13 +355,14 @@ def cut_by_length(lengths: Sequence[int], cost: int) -> list[tuple[int, int]]:
 
 def _forward(decoder: Any, embeds: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
     """Return the final hidden states (B, L, D) of the new tokens; the cache grows by L."""
-    return decoder(
-        inputs_embeds=embeds,
-        attention_mask=mask,
-        position_ids=positions.clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
+    with repeatable_attention(embeds.device):
+        return decoder(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions.clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
 
 
 def _ids(ids: Sequence[int], device: torch.device) -> Tensor:

@@ -38,7 +38,7 @@ from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.runtime import Runtime
 from llava.model.runtime.cache import CapturedGeneration
 from llava.model.runtime.generation import Doubtful, answer, prefill
-from llava.model.runtime.stages import INVALID
+from llava.model.runtime.stages import INVALID, repeatable_attention
 from llava.model.splice import ContextLimits, Spliced, check_tags, splice
 from llava.model.visual import VisualTokenMixin
 
@@ -461,7 +461,8 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedGeneration):
         if visual is None:
             visual = [] if images is None else self.encode_images(images, image_sizes)
         batch = self._splice(input_ids, attention_mask, None, visual, "left", truncate=False, new=1)
-        found = super().generate(inputs_embeds=batch.embeds, attention_mask=batch.mask.long(), **kwargs)
+        with repeatable_attention(batch.embeds.device):
+            found = super().generate(inputs_embeds=batch.embeds, attention_mask=batch.mask.long(), **kwargs)
         new = found if isinstance(found, Tensor) else found.sequences
         limits = ContextLimits.of(self.config)
         if limits.overrun(batch.embeds.shape[1], new.shape[1]):  # then row by row, without padding

@@ -417,19 +417,17 @@ def _prompt(context: CheckContext, form: str, budget: int | None) -> int:
 
 
 def _prefill(context: CheckContext, model: Any, length: int, budget: dict[str, Any]) -> dict[str, Any]:
-    from transformers import DynamicCache
+    from llava.model.runtime.arena import Arena
+    from llava.model.runtime.stages import run_decoder
 
-    decoder = model.get_model()
     embeds = torch.randn(1, length, model.config.hidden_size, device=context.device).to(model.dtype) * 0.02
     places = torch.arange(length, device=context.device)[None]
 
+    arena = Arena(model.config, embeds.device, embeds.dtype)
+    arena.fit(1, length)
+
     def prefill(embeds: Tensor, places: Tensor) -> Tensor:
-        return decoder(
-            inputs_embeds=embeds,
-            position_ids=places,
-            past_key_values=DynamicCache(config=model.config),
-            use_cache=True,
-        ).last_hidden_state[:, -1]
+        return run_decoder(model, embeds, places, arena.cache(None, length), None)[:, -1]
 
     runs = {"eager": lambda: prefill(embeds, places)}
     with torch.inference_mode():

@@ -137,11 +137,23 @@ def _cuda_graph(
             function(*static)
     torch.cuda.current_stream().wait_stream(beside)
     torch.cuda.synchronize()
+    _drop_workspaces()
     graph = torch.cuda.CUDAGraph()
     # thread_local: other threads may go on uploading images
     with torch.cuda.graph(graph, pool=pool, stream=beside, capture_error_mode="thread_local"):
         outputs = function(*static)
     return graph, outputs
+
+
+def _drop_workspaces() -> None:
+    """Make cuBLAS take its next workspace from the memory of the graph that is captured next.
+
+    torch.compile frees all workspaces when it captures graphs of its own, and replaying a graph that uses
+    one would fail. In the graph's memory it stays mapped.
+    """
+    drop = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+    if drop is not None:
+        drop()
 
 
 def _several(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

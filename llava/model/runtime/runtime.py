@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -184,6 +185,8 @@ class _Inside:
         self.children = [one["_modules"] for one in self.attributes if one["_modules"]]
         tensors = [one[name] for one in self.attributes for name in ("_parameters", "_buffers")]
         self.tensors = [one for one in tensors if one]
+        self.ids: tuple[int, ...] = ()  # of the tensors, when `weights` was made
+        self.weights: list[Tensor] = []
 
 
 def _identity(model: Any, inside: _Inside) -> tuple:
@@ -191,8 +194,14 @@ def _identity(model: Any, inside: _Inside) -> tuple:
 
     Called for every question.
     """
-    children = [id(child) for one in (model._modules, *inside.children) for child in one.values()]
-    weights = [one.data_ptr() for held in inside.tensors for one in held.values() if one is not None]
+    # without a loop in Python: it would take as long as a stage
+    children = tuple(map(id, chain.from_iterable(map(dict.values, (model._modules, *inside.children)))))
+    tensors = tuple(map(id, chain.from_iterable(map(dict.values, inside.tensors))))
+    if tensors != inside.ids:  # then all of them are looked at anew
+        inside.ids = tensors
+        held = chain.from_iterable(map(dict.values, inside.tensors))
+        inside.weights = [one for one in held if one is not None]
+    weights = tuple(map(Tensor.data_ptr, inside.weights))
     replaced = [id(one["forward"]) for one in inside.attributes if "forward" in one]
     tower, dtypes = model.get_vision_tower(), [model.get_input_embeddings().weight.dtype]
     kernels = [attention_of(model.config), _precision()]

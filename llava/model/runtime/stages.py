@@ -6,11 +6,13 @@ with inputs becomes a flag that is read with the first token.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.transformers_compat import attention_of, run_decoder_layer, run_decoder_layers
@@ -86,7 +88,22 @@ def run_decoder(model: Any, embeds: Tensor, positions: Tensor, cache: Any, mask:
     if mask is None and attention_of(model.config) != "sdpa":  # SDPA without a mask is causal
         mask = additive_mask(positions, positions.shape[1], embeds.dtype)
     run = model.runtime.decoder_layer or run_decoder_layer
-    return run_decoder_layers(model.get_model(), embeds, positions, cache, mask, run)
+    with repeatable_attention(embeds.device if mask is not None else None):
+        return run_decoder_layers(model.get_model(), embeds, positions, cache, mask, run)
+
+
+@contextmanager
+def repeatable_attention(device: torch.device | None) -> Iterator[None]:
+    """Leave out cuDNN's attention on CUDA, which with a mask gives other bits every time (torch 2.11, H200).
+
+    Args:
+        device: of the tensors; None changes nothing.
+    """
+    if device is None or device.type != "cuda":
+        yield
+        return
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        yield
 
 
 def last_of(hidden: Tensor, lengths: Tensor) -> Tensor:

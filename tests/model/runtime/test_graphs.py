@@ -202,3 +202,24 @@ def test_graphs_are_captured_in_a_stream_of_their_device(monkeypatch):
     assert made == [torch.device("cuda", 0), torch.device("cuda", 1)]
     assert streams[0] is streams[2] and streams[0] is not streams[1]
     module._stream.cache_clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("rows", [64, 96, 256])
+def test_attention_with_a_mask_repeats_its_bits(rows):
+    """cuDNN's does not, in shapes like these."""
+    draw = torch.Generator("cuda").manual_seed(rows)
+    same = {"device": "cuda", "dtype": torch.float16, "generator": draw}
+    query = torch.randn(rows, 32, 1, 128, **same)
+    keys, values = (torch.randn(rows, 32, 256, 128, **same) for _ in range(2))
+    seen = torch.arange(256, device="cuda") < torch.randint(
+        100, 250, (rows, 1), device="cuda", generator=draw
+    )
+    mask = torch.zeros(rows, 1, 1, 256, device="cuda", dtype=torch.float16)
+    mask.masked_fill_(~seen[:, None, None], float("-inf"))
+    with repeatable_attention(query.device):
+        attend = [
+            torch.nn.functional.scaled_dot_product_attention(query, keys, values, mask) for _ in range(4)
+        ]
+    assert all(same_bits(one, attend[0]) for one in attend)
