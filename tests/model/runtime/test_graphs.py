@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from llava.model.runtime import CaptureError, GraphCache, capture
 from llava.model.runtime.graphs import is_out_of_memory, same_bits
+from llava.model.runtime.stages import repeatable_attention
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -213,13 +215,10 @@ def test_attention_with_a_mask_repeats_its_bits(rows):
     same = {"device": "cuda", "dtype": torch.float16, "generator": draw}
     query = torch.randn(rows, 32, 1, 128, **same)
     keys, values = (torch.randn(rows, 32, 256, 128, **same) for _ in range(2))
-    seen = torch.arange(256, device="cuda") < torch.randint(
-        100, 250, (rows, 1), device="cuda", generator=draw
-    )
+    lengths = torch.randint(100, 250, (rows, 1), device="cuda", generator=draw)
+    seen = torch.arange(256, device="cuda") < lengths
     mask = torch.zeros(rows, 1, 1, 256, device="cuda", dtype=torch.float16)
     mask.masked_fill_(~seen[:, None, None], float("-inf"))
     with repeatable_attention(query.device):
-        attend = [
-            torch.nn.functional.scaled_dot_product_attention(query, keys, values, mask) for _ in range(4)
-        ]
-    assert all(same_bits(one, attend[0]) for one in attend)
+        first, *others = (scaled_dot_product_attention(query, keys, values, mask) for _ in range(4))
+    assert all(same_bits(one, first) for one in others)
