@@ -151,7 +151,7 @@ SEARCHES = [
 ]
 
 
-@pytest.mark.parametrize("kwargs", SEARCHES, ids=str)
+@pytest.mark.parametrize("kwargs", SEARCHES, ids="-".join)
 def test_every_search_of_one_prompt_is_captured_and_the_same(loaded, captured, used, kwargs):
     model = captured
     expected = eagerly(model, lambda: draw(model, **kwargs))
@@ -214,7 +214,7 @@ def test_text_is_streamed(loaded, captured, used, capsys):
         {"past_key_values": DynamicCache},
         {"ids": torch.cat([prompt(), prompt()]), "images": None},
     ],
-    ids=str,
+    ids="-".join,
 )
 def test_other_searches_are_eager(loaded, captured, used, kwargs):
     model = captured
