@@ -12,7 +12,6 @@ import re
 import warnings
 from collections.abc import Iterable
 from importlib import import_module
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +23,19 @@ from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_PATCH_TOKEN,
-    IMAGE_TOKEN_INDEX,
 )
 from llava.model.checkpoint import CheckpointError
 from llava.model.checkpoint.entries import CONFIG, check_entries
 from llava.model.checkpoint.find import is_hub_name
 from llava.model.checkpoint.keys import translate
 from llava.model.checkpoint.read import check_finite, listing, read_file
-from llava.model.decode import SWITCHES, Decoding
+from llava.model.decode import SWITCHES
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.runtime import Runtime
+from llava.model.runtime.answers import CapturedAnswers
 from llava.model.runtime.cache import CapturedGeneration
-from llava.model.runtime.generation import Doubtful, answer, prefill
-from llava.model.runtime.stages import INVALID, repeatable_attention
+from llava.model.runtime.stages import repeatable_attention
 from llava.model.splice import ContextLimits, Spliced, check_tags, splice
 from llava.model.visual import VisualTokenMixin
 
@@ -47,15 +44,6 @@ _TRAINING_ARGUMENTS = (
     "mm_vision_select_feature",
     "mm_projector_type",
     "mm_patch_merge_type",
-)
-# arguments of `generate` that captured stages know, and settings that change the form of the result
-_GREEDY_ARGUMENTS = {"do_sample", "num_beams", "max_new_tokens", "use_cache", "pad_token_id", "eos_token_id"}
-_OTHER_RESULTS = (
-    "return_dict_in_generate",
-    "output_scores",
-    "output_logits",
-    "cache_implementation",
-    "assistant",
 )
 
 
@@ -146,7 +134,7 @@ class LlavaMetaModel:
                 parameter.copy_(found[name])
 
 
-class LlavaMetaForCausalLM(VisualTokenMixin, CapturedGeneration):
+class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration):
     """Mixed into a causal language model: encodes, prunes and splices images, then generates."""
 
     def get_model(self) -> LlavaMetaModel:
@@ -452,10 +440,10 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedGeneration):
         if images is not None and visual is not None:
             raise ValueError("images and visual are both given. Pass one of them.")
         kwargs.pop("position_ids", None)  # those of the prompt before splicing
-        if self._is_plain_greedy(kwargs):
+        if self.is_plain_greedy(kwargs):
             given = input_ids, attention_mask, images, image_sizes, visual
             with self.runtime.checked(self):
-                found = self._answer(*given, **kwargs) if self.runtime.decodes(self) else None
+                found = self.answer_greedily(*given, **kwargs) if self.runtime.decodes(self) else None
             if found is not None:
                 return found
         if visual is None:
@@ -472,92 +460,6 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedGeneration):
             if reason := limits.overrun(int(length[worst]), int(count[worst])):
                 warnings.warn(reason, stacklevel=2)
         return found
-
-    def _is_plain_greedy(self, kwargs: dict[str, Any]) -> bool:
-        """Return whether `generate` with these arguments is greedy search and nothing else."""
-        stored = self.generation_config
-        unused = Decoding().unused({**vars(stored), **kwargs})
-        return (
-            not kwargs.get("do_sample")
-            and isinstance(kwargs.get("max_new_tokens"), int)
-            and {name for name, value in kwargs.items() if value is not None} <= _GREEDY_ARGUMENTS
-            and kwargs.get("num_beams", stored.num_beams) in (None, 1)
-            and kwargs.get("use_cache", True) is True
-            and not unused
-            and not any(getattr(stored, name, None) for name in _OTHER_RESULTS)
-        )
-
-    def _answer(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        images: Any,
-        image_sizes: object,
-        visual: list[Tensor] | None,
-        max_new_tokens: int,
-        pad_token_id: int | None = None,
-        eos_token_id: Any = None,
-        **_: Any,
-    ) -> Tensor | None:
-        """Answer prompts greedily by captured stages; None if the careful way has to judge the inputs."""
-        if input_ids.ndim != 2 or (attention_mask is not None and attention_mask.shape != input_ids.shape):
-            return None
-        rows = len(input_ids)
-        if rows > 1:
-            input_ids = input_ids.cpu()  # before anything was launched
-        doubts: list[Tensor] = []
-        if visual is None and images is not None:
-            visual, doubts = self.image_tokens_deferred(images, image_sizes)
-        visual = visual or []
-        counts = iter([len(one) for one in visual])
-        longest = input_ids.shape[1] - len(visual) + sum(map(len, visual))
-        if rows > 1:
-            tags = (input_ids == IMAGE_TOKEN_INDEX).sum(1).tolist()
-            if sum(tags) != len(visual):
-                return None
-            longest = max(input_ids.shape[1] - n + sum(islice(counts, n)) for n in tags)
-        limits = ContextLimits.of(self.config)
-        if longest < 1 or limits.refuse(longest) or max_new_tokens < 1:
-            return None
-        eos = self.generation_config.eos_token_id if eos_token_id is None else eos_token_id
-        eos = eos.tolist() if isinstance(eos, Tensor) else eos
-        stops = set(eos if isinstance(eos, list | tuple) else [eos]) - {None}
-        try:
-            prompts, arena = prefill(self, input_ids, attention_mask, visual, longest, max_new_tokens)
-            said, lengths = answer(self, prompts, arena, max_new_tokens, stops, doubts)
-        except Doubtful:
-            return None
-        if any(INVALID in ids for ids in said):
-            return None
-        worst = max(zip(lengths, map(len, said), strict=True), key=sum)
-        if reason := limits.overrun(*worst):
-            warnings.warn(reason, stacklevel=3)
-        width = max(map(len, said))
-        pad = 0 if pad_token_id is None else pad_token_id
-        device = self.get_input_embeddings().weight.device
-        return torch.tensor([[*ids, *[pad] * (width - len(ids))] for ids in said], device=device)
-
-    # --- captured stages ---------------------------------------------------------------------------------
-    @property
-    def runtime(self) -> Runtime:
-        """The captured stages of this model (see `set_runtime`)."""
-        if self.__dict__.get("_runtime") is None:
-            self.set_runtime()
-        return self.__dict__["_runtime"]
-
-    def set_runtime(self, graphs: bool | None = None, compiled: bool = False) -> Runtime:
-        """Choose how stages run, from the next call on; frees graphs that were captured before.
-
-        Args:
-            graphs: replay captured CUDA graphs, with the bits of eager stages; None: on CUDA, unless
-                VISPRUNER_GRAPHS is 0.
-            compiled: fuse the kernels of a layer with torch.compile, which moves last bits.
-        """
-        runtime = Runtime(self.get_input_embeddings().weight.device, graphs, compiled)
-        if (tower := self.get_vision_tower()) is not None:
-            tower.compile_layers(compiled)
-        self.__dict__["_runtime"] = runtime
-        return runtime
 
     def _pad_token_id(self) -> int | None:
         eos = self.generation_config.eos_token_id

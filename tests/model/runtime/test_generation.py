@@ -252,7 +252,7 @@ def test_from_image_to_first_token_nothing_waits_for_the_device(loaded, captured
         reached.append(1)
         return answer(*args, **kwargs)
 
-    monkeypatch.setattr("llava.model.llava_arch.answer", watched)
+    monkeypatch.setattr("llava.model.runtime.answers.answer", watched)
     ids = prompt().to(model.device)
     looks.__enter__()
     model.generate(ids, **given)
@@ -414,3 +414,17 @@ def _grid(model, size):
     return get_anyres_image_grid_shape(
         size, model.config.image_grid_pinpoints, model.get_vision_tower().image_size
     )
+
+
+def test_sampling_that_the_checkpoint_asks_for_is_not_greedy(loaded, captured, monkeypatch):
+    model = loaded[1]
+    given = {"images": pixels(model), "max_new_tokens": 8}
+    assert model.is_plain_greedy({"max_new_tokens": 8})
+    monkeypatch.setattr(model.generation_config, "do_sample", True)
+    monkeypatch.setattr(model.generation_config, "temperature", 5.0)
+    assert not model.is_plain_greedy({"max_new_tokens": 8})
+    torch.manual_seed(1)
+    expected = eagerly(model, lambda: model.generate(prompt(), **given))
+    torch.manual_seed(1)
+    assert torch.equal(model.generate(prompt(), **given), expected)
+    assert not torch.equal(model.generate(prompt(), **given), expected)  # other draws
