@@ -251,6 +251,8 @@ def goals(document: Document) -> list[dict[str, Any]]:
         except Unmeasured as error:
             reason = str(error)
         met = None if value is None else goal.is_met(value)
+        if met is not None and document.get("environment", {}).get("device") == "cpu":
+            met, reason = None, "a rehearsal on a CPU"
         found.append(
             {
                 "goal": goal.name,
