@@ -31,6 +31,7 @@ Function = Callable[..., "Tensor | tuple[Tensor, ...]"]
 
 MOST_GRAPHS = 96
 MOST_BYTES = 4 << 30  # of static buffers and intermediate results
+_MOST_EAGER = 4096  # keys that are remembered as not capturable
 _NO_MEMORY = "out of memory"
 _WARMUP = 2  # libraries allocate workspaces and Triton compiles before the capture
 
@@ -256,6 +257,8 @@ class GraphCache:
         return True
 
     def _refuse(self, whole: tuple, reason: str) -> None:
+        if len(self._eager) >= _MOST_EAGER:
+            self._eager.clear()
         stage, self._eager[whole] = whole[0], reason
         if stage in self.refused:
             return
