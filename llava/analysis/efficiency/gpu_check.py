@@ -34,7 +34,7 @@ from llava.eval.store.atomic import write_atomically
 from llava.paths import REPOSITORY
 
 if TYPE_CHECKING:
-    from llava.analysis.efficiency.gpu_parts import CheckContext, CheckPart
+    from llava.analysis.efficiency.gpu_context import CheckContext, CheckPart
 
 WRITES_FOLDER = True  # --output is a folder, which `run` fills
 RESULTS, PREVIOUS, REPORT = "gpu_check.json", "gpu_check.previous.json", "report.md"
@@ -175,7 +175,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
-    from llava.analysis.efficiency.gpu_parts import FUNCTIONS, CheckContext
+    from llava.analysis.efficiency.gpu_context import CheckContext
+    from llava.analysis.efficiency.gpu_parts import FUNCTIONS
 
     document = _start(args)
     context = CheckContext.prepare(args)
@@ -285,7 +286,7 @@ def run_part(
 
 def _attempt(function: Callable[[], Any]) -> tuple[Any, str | None, str | None]:
     """Call a function; returns its value, else the error, or the reason why it cannot be measured here."""
-    from llava.analysis.efficiency.gpu_parts import NotMeasuredError
+    from llava.analysis.efficiency.gpu_context import NotMeasuredError
 
     try:
         return function(), None, None

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from helpers.efficiency import run
-from llava.analysis.efficiency import gpu_check, gpu_parts, gpu_report
+from llava.analysis.efficiency import gpu_check, gpu_context, gpu_report
 from llava.analysis.efficiency.__main__ import main
 from llava.analysis.efficiency.dummy_models import DUMMY_MODELS, build_model
 from llava.analysis.efficiency.gpu_check import PARTS, run_part
-from llava.analysis.efficiency.gpu_parts import FUNCTIONS, NotMeasuredError, covered, read_junit
+from llava.analysis.efficiency.gpu_context import NotMeasuredError
+from llava.analysis.efficiency.gpu_parts import FUNCTIONS, read_junit
+from llava.analysis.efficiency.gpu_stages import covered
 from llava.analysis.efficiency.prefix import merged_attention
 
 RELEASES = []
@@ -283,7 +285,7 @@ def test_merged_attention_equals_attention_over_copies():
 
 def test_models_share_weights_of_equal_shape():
     one = build_model("tiny", seed=1)
-    context = gpu_parts.CheckContext("cpu", DUMMY_MODELS["tiny"], 1, 1)
+    context = gpu_context.CheckContext("cpu", DUMMY_MODELS["tiny"], 1, 1)
     other = build_model(context.sizes("video"), seed=1, share=dict(one.named_parameters()))
     assert other.lm_head.weight.data_ptr() == one.lm_head.weight.data_ptr()
     names = [name for name, _ in one.named_parameters() if name.endswith("position_embedding.weight")]

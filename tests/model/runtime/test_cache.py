@@ -18,6 +18,7 @@ from transformers import (
     TextStreamer,
 )
 
+from helpers.eagerly import eagerly
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
 from llava.model.decode import Decoding, Row
@@ -89,16 +90,6 @@ def draw(model, ids=None, **kwargs):
     given = {"do_sample": True, "max_new_tokens": 12, "images": pixels(model), **kwargs}
     given = {name: value() if callable(value) else value for name, value in given.items()}
     return model.generate(prompt() if ids is None else ids, **given)
-
-
-def eagerly(model, function):
-    """Call a function with eager stages."""
-    before = model.runtime
-    model.set_runtime(graphs=False)
-    try:
-        return function()
-    finally:
-        model.__dict__["_runtime"] = before
 
 
 class StopAt(StoppingCriteria):

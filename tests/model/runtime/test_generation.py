@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.eagerly import eagerly
 from helpers.no_syncs import NoSyncs
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
@@ -60,16 +61,6 @@ def rows(model, images: int = 3, questions: int = 4) -> list[Row]:
         after = torch.randint(3, 600, (1 + number % 7,), generator=draw).tolist()
         found.append(Row((*before, IMAGE_TOKEN_INDEX, *after), visual[image], image))
     return found
-
-
-def eagerly(model, function):
-    """Call a function with eager stages."""
-    before = model.runtime
-    model.set_runtime(graphs=False)
-    try:
-        return function()
-    finally:
-        model.__dict__["_runtime"] = before
 
 
 def test_rows_have_the_ids_of_generate(loaded, captured):
