@@ -79,7 +79,7 @@ def _run_tests(context: CheckContext, folder: Path) -> dict[str, Any]:
         command += [f"--junitxml={report}", *map(str, files)]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         made = subprocess.run(
-            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=110
+            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=170
         )
         if not report.exists():
             raise RuntimeError(
