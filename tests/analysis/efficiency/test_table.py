@@ -74,6 +74,8 @@ def test_the_newest_of_a_report_and_a_gpu_check_is_used(tmp_path, capsys):
         return {"tokens": tokens, "visual_tokens": visual, "graph": graph, **same}
 
     measurements = {"none": record(None, 2880, 100.0), "32": record(32, 160, 17.0)}
+    measurements["busy"] = {"budget": 32, "busy": 0.9}
+    measurements["64"] = {"tokens": 64, "visual_tokens": 320, "graph_error": "CaptureError"}
     check = {
         "part": "gpu_check",
         "environment": {"dummy_model": "llava-1.5-7b"},
