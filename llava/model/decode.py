@@ -145,7 +145,12 @@ def stop_ids(model: Any, tokenizer: Any) -> set[int]:
     found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if found is None:
         found = tokenizer.eos_token_id
-    return set(found if isinstance(found, list | tuple) else [found]) - {None}
+    return id_set(found)
+
+
+def id_set(ids: Any) -> set[int]:
+    """Return the ids of an entry that is one id, several or None."""
+    return set(ids if isinstance(ids, list | tuple) else [ids]) - {None}
 
 
 @contextmanager
@@ -176,10 +181,10 @@ def generate(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding
     """
     from transformers import LogitsProcessorList
 
+    stops = stop_ids(model, tokenizer)
     if decoding.greedy and _is_captured(model):
         with suppress(Doubtful):
-            found = answer_rows(model, rows, decoding.max_new_tokens, stop_ids(model, tokenizer))
-            return _texts(stop_ids(model, tokenizer), found)
+            return _texts(stops, answer_rows(model, rows, decoding.max_new_tokens, stops))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     width = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), width), pad, dtype=torch.long)  # (B, L)
@@ -197,7 +202,6 @@ def generate(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding
             logits_processor=LogitsProcessorList([check := _FiniteCheck()]),
             **decoding.arguments(),
         )
-    stops = stop_ids(model, tokenizer)
     finite = check.rows(len(rows))
     return [_until(line, stops) if valid else None for line, valid in zip(new.tolist(), finite, strict=True)]
 

@@ -178,7 +178,7 @@ class VisualTokenMixin:
         Methods that choose by the question or draw at random are computed by `visual_tokens`.
         """
         pruner = self._chosen(pruner)
-        if pruner.needs_question or pruner.uses_seed or type(pruner) in self._read_ids:
+        if self._asks_the_host(pruner):
             return [self.visual_tokens(vision, pruner) for vision in visions]
         found: dict[int, VisualTokens] = {}
         for places in self._of_one_shape(visions):
@@ -248,8 +248,10 @@ class VisualTokenMixin:
 
     def _is_capturable(self, pruner: Pruner, crops: int, as_crops: bool) -> bool:
         """Return whether pruning needs nothing from the host, which orders newlines and draws at random."""
-        asks = pruner.needs_question or pruner.uses_seed or type(pruner) in self._read_ids
-        return not asks and not self._has_newlines(crops, as_crops)
+        return not self._asks_the_host(pruner) and not self._has_newlines(crops, as_crops)
+
+    def _asks_the_host(self, pruner: Pruner) -> bool:
+        return pruner.needs_question or pruner.uses_seed or type(pruner) in self._read_ids
 
     def image_tokens_deferred(
         self, images: Tensor | list[Tensor], image_sizes: object = None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.decode import Decoding
+from llava.model.decode import Decoding, id_set
 from llava.model.runtime.generation import Doubtful, answer, prefill
 from llava.model.runtime.runtime import Runtime
 from llava.model.runtime.stages import INVALID
@@ -87,22 +87,20 @@ class CapturedAnswers:
         if visual is None and images is not None:
             visual, doubts = self.image_tokens_deferred(images, image_sizes)
         visual = visual or []
+        tags = [len(visual)] if rows < 2 else (input_ids == IMAGE_TOKEN_INDEX).sum(1).tolist()
+        if sum(tags) != len(visual):
+            return None
         counts = iter([len(one) for one in visual])
-        longest = input_ids.shape[1] - len(visual) + sum(map(len, visual))
-        if rows > 1:
-            tags = (input_ids == IMAGE_TOKEN_INDEX).sum(1).tolist()
-            if sum(tags) != len(visual):
-                return None
-            longest = max(input_ids.shape[1] - n + sum(islice(counts, n)) for n in tags)
+        longest = max(input_ids.shape[1] - n + sum(islice(counts, n)) for n in tags)
         limits = ContextLimits.of(self.config)
         if longest < 1 or limits.refuse(longest) or max_new_tokens < 1:
             return None
         eos = self.generation_config.eos_token_id if eos_token_id is None else eos_token_id
-        eos = eos.tolist() if isinstance(eos, Tensor) else eos
-        stops = set(eos if isinstance(eos, list | tuple) else [eos]) - {None}
+        stops = id_set(eos.tolist() if isinstance(eos, Tensor) else eos)
         try:
             prompts, arena = prefill(self, input_ids, attention_mask, visual, longest, max_new_tokens)
-            said, lengths = answer(self, prompts, arena, max_new_tokens, stops, doubts)
+            prompts.doubts += doubts
+            said, lengths = answer(self, prompts, arena, max_new_tokens, stops)
         except Doubtful:
             return None
         if any(INVALID in ids for ids in said):

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from llava.model.runtime.generation import MOST_CAPTURED, capacity, step_hidden, window
+from llava.model.runtime.generation import MOST_CAPTURED, batch_arena, step_hidden, window
 from llava.model.runtime.stages import bucket, last_of, run_decoder
 
 # what needs more than the logits of one token after the other, and inputs that do not
@@ -45,8 +45,7 @@ class CapturedCache(DynamicCache):
 
     def take(self, room: int) -> None:
         """Take the arena for a prompt and an answer of `room` tokens; it grows if they are more."""
-        arena = self._model.runtime.arena(self._model, "batch", 1, capacity(room))
-        arena.fit(1, arena.capacity)  # so that one row has the same places for all lengths
+        arena = batch_arena(self._model, 1, room)
         arena.dirty = True  # until `finish`: what fails in between may leave NaN
         self._arena = arena
 

@@ -84,9 +84,7 @@ def prefill(
         new: tokens that may follow.
     """
     runtime, rows, width = model.runtime, len(ids), bucket(longest)
-    arena = runtime.arena(model, "batch", padded_rows(rows), capacity(max(width, longest + new)))
-    if rows == 1:
-        arena.fit(1, arena.capacity)  # so that one row has the same places for all lengths
+    arena = batch_arena(model, rows, max(width, longest + new))
     inputs, splice = _inputs(model, ids, mask, visual, width)
     head = model.get_output_embeddings()
 
@@ -145,6 +143,14 @@ def _splice(
     return splice_on_device(ids, ids != PADDING, sizes, tokens, width, images, embed)
 
 
+def batch_arena(model: Any, rows: int, room: int) -> Arena:
+    """Return the arena for a batch of prompts and answers of `room` tokens."""
+    arena = model.runtime.arena(model, "batch", padded_rows(rows), capacity(room))
+    if rows == 1:
+        arena.fit(1, arena.capacity)  # so that one row has the same places for all lengths
+    return arena
+
+
 def padded_rows(rows: int) -> int:
     """Round the rows of a batch up to 1, 2, 3, 4, 6, 8 ... 16, 20 ... 32, 40 ...: at most a quarter more."""
     if rows <= 4:
@@ -160,12 +166,9 @@ def capacity(length: int) -> int:
 
 @_normal_mode
 def answer(
-    model: Any, prompts: Prompts, arena: Arena, new: int, stops: set[int], doubts: Sequence[Tensor] = ()
+    model: Any, prompts: Prompts, arena: Arena, new: int, stops: set[int]
 ) -> tuple[list[list[int]], list[int]]:
     """Decode up to `new` tokens of every prompt.
-
-    Args:
-        doubts: further flags (see `Prompts`), read with the first token.
 
     Returns:
         Ids of every row, ending with the stop token or INVALID where there is one; and the prompts' lengths.
@@ -174,7 +177,7 @@ def answer(
         Doubtful: a flag is set.
     """
     state, rows = prompts.state, prompts.state.shape[1]
-    flags = [flag.to(state).view(1) for flag in [*prompts.doubts, *doubts]]
+    flags = [flag.to(state).view(1) for flag in prompts.doubts]
     read = torch.cat([state.flatten(), *flags]).tolist()  # the first look at the device
     if any(read[2 * rows :]):
         arena.dirty = True
@@ -199,7 +202,7 @@ def answer(
         state = _step(model, arena, state, prompts.longest + number + 1)
         chosen = state[0].tolist()
     if any(INVALID in ids for ids in said):
-        arena.wipe()
+        arena.dirty = True
     return [_ended(ids, stops) for ids in said], lengths
 
 
@@ -295,7 +298,7 @@ def _answer_shared(
 
     lengths = [begin + len(suffix) for begin, suffix in zip(begins, suffixes, strict=True)]
     room = max(max(lengths) + new, max(begins) + bucket(len(suffixes[-1]), 8), width)
-    arena = runtime.arena(model, "batch", padded_rows(len(rows)), capacity(room))
+    arena = batch_arena(model, len(rows), room)
     arena.spread(source, torch.tensor(place).to(device, non_blocking=True))
     state = torch.tensor([lengths, lengths]).to(device, non_blocking=True)
     for start, end in groups:

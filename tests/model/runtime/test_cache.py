@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,14 +17,11 @@ from transformers import (
     TextStreamer,
 )
 
-from helpers.eagerly import eagerly
+from helpers.eagerly import eagerly, load_case
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.builder import load_pretrained_model
 from llava.model.decode import Decoding, Row
 from llava.model.decode import generate as answer_rows
 from llava.model.runtime.cache import CapturedCache
-
-DATA = Path(__file__).parents[2] / "data" / "model"
 
 
 @pytest.fixture(
@@ -39,11 +35,7 @@ DATA = Path(__file__).parents[2] / "data" / "model"
     ids="-".join,
 )
 def loaded(request):
-    device, name, kernels = request.param
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    same = {"device": device, "dtype": "float32", "attn_implementation": kernels}
-    tokenizer, model, *_ = load_pretrained_model(str(DATA / name), **same)
+    tokenizer, model = load_case(*request.param)
     model.set_pruner(None, tokens=4)
     return tokenizer, model
 

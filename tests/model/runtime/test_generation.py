@@ -5,15 +5,13 @@ from __future__ import annotations
 import copy
 import itertools
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
 
-from helpers.eagerly import eagerly
+from helpers.eagerly import eagerly, load_case
 from helpers.no_syncs import NoSyncs
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.builder import load_pretrained_model
 from llava.model.decode import Decoding, Row, generate, generate_shared
 from llava.model.runtime import generation
 from llava.model.runtime.generation import padded_rows, window
@@ -21,7 +19,6 @@ from llava.model.runtime.stages import bucket, splice_on_device
 from llava.model.splice import splice
 from llava.pruning import Kept, get_pruner
 
-DATA = Path(__file__).parents[2] / "data" / "model"
 TEN = Decoding(max_new_tokens=10)
 
 
@@ -34,11 +31,7 @@ TEN = Decoding(max_new_tokens=10)
     ],
 )
 def loaded(request):
-    device, name, kernels = request.param
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    same = {"device": device, "dtype": "float32", "attn_implementation": kernels}
-    tokenizer, model, *_ = load_pretrained_model(str(DATA / name), **same)
+    tokenizer, model = load_case(*request.param)
     yield tokenizer, model
     model.set_runtime()
 
