@@ -13,7 +13,7 @@ have another interface.
 import pkgutil
 from importlib import import_module
 
-from .base import Kept, Pruner, TextCue, attention_order, has_float64
+from .base import CUES, Cues, Kept, Pruner, TextCue, attention_order, has_float64, scaled_layer
 from .registry import get_pruner, list_pruners, register_pruner
 
 for _module in pkgutil.iter_modules(__path__):
@@ -22,6 +22,8 @@ for _module in pkgutil.iter_modules(__path__):
 
 
 __all__ = [
+    "CUES",
+    "Cues",
     "Kept",
     "Pruner",
     "TextCue",
@@ -30,4 +32,5 @@ __all__ = [
     "has_float64",
     "list_pruners",
     "register_pruner",
+    "scaled_layer",
 ]

@@ -2,18 +2,20 @@
 
     @register_pruner("norm")
     class LargestNorm(Pruner):
-        def score(self, features, attention, crop_ids, question):
+        def score(self, features, cues):
             return features.double().norm(dim=-1)
 
-A method defines `score`; a method that is not a top-k of scores defines `choose` instead. Independent of how
-features and attention are computed, and of how the indices are used.
+A method defines `score`; a method that is not a top-k of scores defines `choose` instead. What it reads besides
+the features is declared in `cues` (see `CUES`). Independent of how features and cues are computed, and of how
+the result is used.
 """
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import ClassVar
@@ -26,13 +28,48 @@ from . import kernels
 CropIds = Sequence[str | int] | None
 _doubts: ContextVar[list[Tensor] | None] = ContextVar("doubts", default=None)  # a list within keep_deferred
 
+# What a method can read besides features and [CLS] attention; only cues that a method declares are computed.
+# "NAME@L" is the cue of layer L of the tower (1 is the first), "NAME@L/D" of layer L of a tower of D layers,
+# scaled to the tower's depth (see `scaled_layer`); without "@" it is that of the select layer.
+CUES = {
+    "attention": "(B, H, N) attention of [CLS] to the patches per head",
+    "received": "(B, N) attention to each patch, mean over heads and all N + 1 queries",
+    "features": "(B, N, C) patch features of another layer",
+    "keys": "(B, N + 1, d) key projections with bias, unscaled, mean over heads; [CLS] first",
+    "cls": "(B, C) feature of [CLS]",
+    "last_query": "(B, W) query projection of [CLS] in the tower's last layer, heads side by side",
+    "last_keys": "(B, N + 1, W) key projections of the tower's last layer, heads side by side; [CLS] first",
+    "projected": "(B, N, D) features after the projector",
+    "image_embeds": "(B, N, E) features in the space that CLIP compares with texts",
+    "text_embeds": "(M, E) the question's parts in that space",
+    "merged": "(B, L, C) features of a tower that merges N patches to L = the number after '@' inside its layers",
+    "merged_groups": "(B, N) int64, the column of `merged` that each patch is part of",
+}
+# Places of kept tokens that are not patches, in `Kept.indices`
+CLS_PLACE, NO_PLACE, NO_TOKEN = -1, -2, -3
+
 
 @dataclass(frozen=True)
 class Kept:
-    """The kept tokens, K = min(T, N) in every row."""
+    """The kept tokens of every row: patches, or features that were merged from patches.
 
-    indices: Tensor  # (B, K) int64, ascending in each row: raster order
+    Without `features`, the tokens are the patches `indices`, ascending (raster order), K = min(T, N). With
+    `features`, the columns are in the order in which the language model gets them.
+    """
+
+    # (B, K) int64: the patch, or for merged tokens the patch where the token stands, CLS_PLACE, NO_PLACE (it
+    # stands for the whole image), or NO_TOKEN (the row has fewer tokens)
+    indices: Tensor
     important: Tensor  # (B, K) bool: True for tokens that were selected by [CLS] attention
+    features: Tensor | None = None  # (B, K, C) input of the projector
+    groups: Tensor | None = (
+        None  # (B, N) int64: the column that a patch was merged into, -1 if it was dropped
+    )
+
+    def to(self, device: torch.device) -> Kept:
+        """Return the same on another device."""
+        moved = {name: one.to(device) for name, one in vars(self).items() if one is not None}
+        return Kept(**moved)
 
     @classmethod
     def from_selected(cls, selected: Tensor, n_important: int) -> Kept:
@@ -54,6 +91,32 @@ class TextCue:
 
 
 @dataclass(frozen=True)
+class Cues(Mapping[str, Tensor]):
+    """What a method reads besides the features of the select layer: the cues that it declares.
+
+    `cues["attention"]` is always there.
+    """
+
+    tensors: Mapping[str, Tensor]
+    crop_ids: CropIds = None  # one identity per row, for random methods
+    question: TextCue | None = None  # None unless the method sets `needs_question`
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    @property
+    def attention(self) -> Tensor:
+        """(B, H, N) attention of [CLS] to the patches per head, in the select layer."""
+        return self.tensors["attention"]
+
+
+@dataclass(frozen=True)
 class Pruner:
     """A pruning method with its settings; equal settings compare equal and have equal hashes.
 
@@ -70,7 +133,11 @@ class Pruner:
     seed: int = 0
 
     name: ClassVar[str] = ""  # set by register_pruner
+    cues: ClassVar[tuple[str, ...]] = ()  # names of `CUES` that the method reads besides "attention"
+    acts_in: ClassVar[str] = "image"  # or "decoder": prunes inside the language model (see `inside`)
+    per_image: ClassVar[bool] = False  # True: all crops of an image are one row, with one budget
     needs_question: ClassVar[bool] = False  # True: the selection is not shared by the questions of one image
+    reads_values: ClassVar[bool] = False  # True: the method decides on the host, so no CUDA graph captures it
     scores_attention: ClassVar[bool] = False  # True: `score` is [CLS] attention, so kept tokens are important
     uses_ratio: ClassVar[bool] = False
     uses_seed: ClassVar[bool] = False
@@ -91,7 +158,12 @@ class Pruner:
 
     @torch.no_grad()
     def keep(
-        self, features: Tensor, attention: Tensor, crop_ids: CropIds = None, question: TextCue | None = None
+        self,
+        features: Tensor,
+        attention: Tensor,
+        crop_ids: CropIds = None,
+        question: TextCue | None = None,
+        cues: Mapping[str, Tensor] | None = None,
     ) -> Kept:
         """Select the tokens of every row; rows never influence each other.
 
@@ -103,22 +175,28 @@ class Pruner:
             attention: (B, H, N) floating point, attention of [CLS] to the patches per head, same layer.
             crop_ids: One identity per row, for random methods; ignored by the others.
             question: The question about all rows; passed on only to methods with `needs_question`.
+            cues: The tensors that the method declares in its own `cues`; others are ignored.
         Raises:
-            ValueError: for wrong shapes, dtypes or devices, for NaN or infinite values, and for a method that
-                needs a question and gets none.
+            ValueError: for wrong shapes, dtypes or devices, for NaN or infinite values, for a missing cue, and
+                for a method that needs a question and gets none.
         """
-        _check(features, attention, crop_ids)
+        given = self._given(features, attention, crop_ids, question, cues)
         device = features.device
         if not has_float64(device.type):
-            question = None if question is None else question.cpu()
-            kept = self.keep(features.cpu(), attention.cpu(), crop_ids, question)
-            return Kept(kept.indices.to(device), kept.important.to(device))
-        _check_values(features, attention)
-        return self._choose(features, attention, crop_ids, question)
+            moved = {name: cue.cpu() for name, cue in given.tensors.items()}
+            question = None if given.question is None else given.question.cpu()
+            return self.keep(features.cpu(), moved["attention"], crop_ids, question, moved).to(device)
+        _check_values({"features": features, **given.tensors})
+        return self._choose(features, given)
 
     @torch.no_grad()
     def keep_deferred(
-        self, features: Tensor, attention: Tensor, crop_ids: CropIds = None, question: TextCue | None = None
+        self,
+        features: Tensor,
+        attention: Tensor,
+        crop_ids: CropIds = None,
+        question: TextCue | None = None,
+        cues: Mapping[str, Tensor] | None = None,
     ) -> tuple[Kept, Tensor]:
         """Select like `keep`, but without a device sync, so that a CUDA graph can capture it.
 
@@ -134,59 +212,107 @@ class Pruner:
             ValueError: for wrong shapes, dtypes or devices, and for a method that needs a question and gets
                 none.
         """
-        _check(features, attention, crop_ids)
+        given = self._given(features, attention, crop_ids, question, cues)
         if not has_float64(features.device.type):
-            kept = self.keep(features, attention, crop_ids, question)
+            kept = self.keep(features, attention, crop_ids, question, cues)
             return kept, torch.zeros((), dtype=torch.bool, device=features.device)
-        doubts = [~_all_finite(features, attention)]
+        doubts = [~_all_finite([features, *given.tensors.values()])]
         token = _doubts.set(doubts)
         try:
-            kept = self._choose(features, attention, crop_ids, question)
+            kept = self._choose(features, given)
         finally:
             _doubts.reset(token)
         return kept, functools.reduce(torch.logical_or, [rows.any() for rows in doubts])
 
-    def _choose(
-        self, features: Tensor, attention: Tensor, crop_ids: CropIds, question: TextCue | None
-    ) -> Kept:
-        """Call `choose` and check its result."""
+    def _given(
+        self,
+        features: Tensor,
+        attention: Tensor,
+        crop_ids: CropIds,
+        question: TextCue | None,
+        cues: Mapping[str, Tensor] | None,
+    ) -> Cues:
+        """Check shapes and devices, and return the cues that the method declares."""
+        _check(features, attention, crop_ids)
+        missing = [name for name in self.cues if name not in (cues or {}) and name != "attention"]
+        if missing:
+            raise ValueError(
+                f"cues: {missing[0]!r} is missing, which {self.name!r} reads. "
+                f"Pass cues={{{missing[0]!r}: tensor}}, or run it through a model, which computes them."
+            )
         if self.needs_question and question is None:
             raise ValueError(
                 f"question: {self.name!r} chooses by the question, got None. "
                 "Pass question=TextCue(text, embeds), or run it through llava.eval, which does."
             )
+        tensors = {name: (cues or {})[name] for name in self.cues if name != "attention"}
+        for name, cue in tensors.items():
+            if cue.device != features.device:
+                raise ValueError(f"features are on {features.device}, cue {name!r} is on {cue.device}")
+            if name != "text_embeds" and len(cue) != len(features):
+                raise ValueError(f"cue {name!r}: expected {len(features)} rows, got shape {tuple(cue.shape)}")
+        return Cues({"attention": attention, **tensors}, crop_ids, question if self.needs_question else None)
+
+    def _choose(self, features: Tensor, cues: Cues) -> Kept:
+        """Call `choose` and check its result. All or no tokens are the same for every method."""
         rows, n = features.shape[:2]
         budget = n if self.tokens is None else self.tokens
-        kept = self.choose(features, attention, budget, crop_ids, question if self.needs_question else None)
-        expected = (rows, min(budget, n))
-        if kept.indices.shape != expected or kept.important.shape != expected:
+        if budget == 0 or (budget >= n and not self.keeps_ratio and not self.is_adaptive):
+            indices = torch.arange(min(budget, n), device=features.device).repeat(rows, 1)
+            return Kept(indices, torch.zeros_like(indices, dtype=torch.bool))
+        kept = self.choose(features, cues, budget)
+        most = min(budget, n)
+        shape = kept.indices.shape
+        fits = shape == (rows, most) or (self.is_adaptive and shape[0] == rows and shape[1] <= n)
+        if not fits or kept.important.shape != shape:
             raise RuntimeError(
-                f"pruner {self.name!r} returned {tuple(kept.indices.shape)} indices and "
-                f"{tuple(kept.important.shape)} flags, expected {expected}"
+                f"pruner {self.name!r} returned {tuple(shape)} indices and "
+                f"{tuple(kept.important.shape)} flags, expected {(rows, most)}"
             )
         return kept
 
-    def select(
-        self, features: Tensor, attention: Tensor, crop_ids: CropIds = None, question: TextCue | None = None
-    ) -> Tensor:
-        """Return `keep(...).indices`: (B, min(T, N)) int64, ascending."""
-        return self.keep(features, attention, crop_ids, question).indices
+    @property
+    def keeps_ratio(self) -> bool:
+        """Whether some tokens are selected by attention, which is told even if all tokens are kept."""
+        return self.uses_ratio or self.scores_attention
 
-    def choose(
-        self, features: Tensor, attention: Tensor, tokens: int, crop_ids: CropIds, question: TextCue | None
-    ) -> Kept:
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the method chooses its own number of tokens, which differs between rows."""
+        return False
+
+    def select(
+        self,
+        features: Tensor,
+        attention: Tensor,
+        crop_ids: CropIds = None,
+        question: TextCue | None = None,
+        cues: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Return `keep(...).indices`: (B, min(T, N)) int64, ascending unless tokens are merged."""
+        return self.keep(features, attention, crop_ids, question, cues).indices
+
+    def choose(self, features: Tensor, cues: Cues, tokens: int) -> Kept:
         """Keep the min(tokens, N) patches of the greatest score per row; ties go to the lower patch index.
 
-        Inputs have been checked. `tokens` may exceed N.
+        Inputs have been checked. `tokens` is at least 1; it may exceed N only if `keeps_ratio`.
         """
-        order = descending(self.score(features, attention, crop_ids, question))
+        order = descending(self.score(features, cues))
         return Kept.from_selected(order[:, :tokens], tokens if self.scores_attention else 0)
 
-    def score(
-        self, features: Tensor, attention: Tensor, crop_ids: CropIds, question: TextCue | None
-    ) -> Tensor:
+    def score(self, features: Tensor, cues: Cues) -> Tensor:
         """Return a score per patch (B, N); the patches of the greatest scores are kept."""
         raise TypeError(f"{type(self).__name__} must define score or choose")
+
+    def flops(self, patches: int, channels: int, projected: int) -> float:
+        """Return FLOPs of the selection of one row, without cues; 0 if they are negligible.
+
+        Args:
+            patches: N.
+            channels: C, of the features.
+            projected: D, of the features after the projector.
+        """
+        return 0.0
 
     def config(self) -> dict[str, object]:
         """Return the settings that affect the result, ready for JSON."""
@@ -262,6 +388,30 @@ def attention_order(attention: Tensor) -> Tensor:
     return descending(mean_attention(attention))
 
 
+def scaled_layer(layer: int, of: int, depth: int) -> int:
+    """Scale a layer number that was published for `of` layers to a model of `depth` layers.
+
+    The number of layers up to there, in proportion, rounded to the nearest (a half up), at least 1: 2 of 32 is
+    1 of 3, and 9 of 24 is 5 of 12. Layers count from 1.
+    """
+    return min(depth, max(1, int(layer * depth / of + 0.5)))
+
+
+def parse_cue(cue: str, depth: int) -> tuple[str, int | None]:
+    """Split "NAME@L" or "NAME@L/D" into its name and the number for a tower of `depth` layers; None without.
+
+    Raises:
+        ValueError: for a name that `CUES` does not list, or another form.
+    """
+    found = re.fullmatch(r"([a-z_]+)(?:@(\d+)(?:/(\d+))?)?", cue)
+    if found is None or found[1] not in CUES:
+        raise ValueError(f"cue {cue!r} is unknown. Choose from {', '.join(CUES)}, with @LAYER if needed.")
+    if found[2] is None:
+        return found[1], None
+    number = int(found[2])
+    return found[1], number if found[3] is None else scaled_layer(number, int(found[3]), depth)
+
+
 def _integer(name: str, value: object) -> int:
     try:
         if isinstance(value, bool):
@@ -292,18 +442,19 @@ def _check(features: Tensor, attention: Tensor, crop_ids: CropIds) -> None:
         )
 
 
-def _all_finite(features: Tensor, attention: Tensor) -> Tensor:
+def _all_finite(tensors: Iterable[Tensor]) -> Tensor:
     """Return whether all values are finite, 0-dim bool on the device; False as well if their sum overflows.
 
     One float64 sum is finite only if every term is, and costs a tenth of testing every element.
     """
-    return torch.isfinite(features.sum(dtype=torch.float64) + attention.sum(dtype=torch.float64))
+    sums = [tensor.sum(dtype=torch.float64) for tensor in tensors if tensor.is_floating_point()]
+    return torch.isfinite(functools.reduce(operator.add, sums))
 
 
-def _check_values(features: Tensor, attention: Tensor) -> None:
-    if _all_finite(features, attention):
+def _check_values(tensors: Mapping[str, Tensor]) -> None:
+    if _all_finite(tensors.values()):
         return
-    for name, tensor in (("features", features), ("attention", attention)):
+    for name, tensor in tensors.items():
         rows = (~torch.isfinite(tensor)).flatten(1).any(1).nonzero().flatten().tolist()
         if rows:  # empty: every value is finite, but the sum overflowed
             raise ValueError(f"{name} {tuple(tensor.shape)} contain NaN or infinite values in rows {rows}")

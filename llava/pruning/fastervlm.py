@@ -12,5 +12,5 @@ class FasterVLM(Pruner):
 
     scores_attention = True
 
-    def score(self, features, attention, crop_ids, question):
-        return mean_attention(attention)
+    def score(self, features, cues):
+        return mean_attention(cues.attention)

@@ -16,5 +16,5 @@ class NoPruning(Pruner):
         super().__post_init__()
         object.__setattr__(self, "tokens", None)
 
-    def score(self, features, attention, crop_ids, question):
+    def score(self, features, cues):
         return torch.zeros(features.shape[:2], device=features.device)

@@ -26,10 +26,11 @@ class Random(Pruner):
 
     uses_seed = True
 
-    def score(self, features, attention, crop_ids, question):
+    def score(self, features, cues):
         rows, n = features.shape[:2]
+        crop_ids = cues.crop_ids
         if crop_ids is None:
-            values = attention.to("cpu", torch.float64).contiguous().numpy()
+            values = cues.attention.to("cpu", torch.float64).contiguous().numpy()
             crop_ids = [hashlib.sha256(row.tobytes()).hexdigest() for row in values]
         scores = [_random_scores(self.seed, crop_id, n) for crop_id in crop_ids]
         return torch.tensor(scores, dtype=torch.int64, device=features.device).view(rows, n)

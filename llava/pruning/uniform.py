@@ -18,7 +18,7 @@ class Uniform(Pruner):
     If N is not a square number, there is no patch grid: the positions are even steps in raster order.
     """
 
-    def choose(self, features, attention, tokens, crop_ids, question):
+    def choose(self, features, cues, tokens):
         rows, n = features.shape[:2]
         return Kept.from_selected(_positions(n, min(tokens, n), features.device).repeat(rows, 1), 0)
 

@@ -24,8 +24,8 @@ class VisPruner(Pruner):
         super().__post_init__()
         rounds_backend("cpu")  # refuses an invalid VISPRUNER_ROUNDS here, before a model is loaded
 
-    def choose(self, features, attention, tokens, crop_ids, question):
-        order = attention_order(attention)  # (B, N)
+    def choose(self, features, cues, tokens):
+        order = attention_order(cues.attention)  # (B, N)
         n_important = int(tokens * self.important_ratio)
         important, residual = order[:, :n_important], order[:, n_important:]
         diverse = most_diverse(features, residual, tokens - n_important)

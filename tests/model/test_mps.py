@@ -61,7 +61,7 @@ def test_a_method_of_a_user_gets_cpu_tensors():
     class LargestNorm(Pruner):
         needs_question = True
 
-        def score(self, features, attention, crop_ids, question):
+        def score(self, features, cues):
             assert features.device == attention.device == question.embeds.device == CPU
             return features.double().norm(dim=-1)
 

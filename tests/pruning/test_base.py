@@ -113,7 +113,7 @@ def test_settings_are_frozen_and_comparable():
 
 def test_the_base_keeps_the_greatest_scores_with_ties_to_the_lower_index():
     class Fixed(Pruner):
-        def score(self, features, attention, crop_ids, question):
+        def score(self, features, cues):
             return torch.tensor([[1.0, 3, 2, 3, 2, 0]])
 
     attended = type("Attended", (Fixed,), {"scores_attention": True})
@@ -126,7 +126,7 @@ def test_a_method_that_keeps_the_wrong_number_is_refused():
     class OneShort(Pruner):
         name = "one-short"
 
-        def choose(self, features, attention, tokens, crop_ids, question):
+        def choose(self, features, cues, tokens):
             return Kept.from_selected(torch.zeros(len(features), tokens - 1, dtype=torch.int64), 0)
 
     with pytest.raises(RuntimeError, match=r"one-short.*\(2, 3\) indices.*expected \(2, 4\)"):

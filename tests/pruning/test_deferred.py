@@ -146,7 +146,7 @@ def test_shapes_are_checked_and_nothing_stays_deferred_after_an_error():
         get_pruner("vispruner", 20).keep_deferred(features, attention[:1])
 
     class Broken(Pruner):
-        def score(self, features, attention, crop_ids, question):
+        def score(self, features, cues):
             assert base.deferring()
             raise KeyError("broken")
 
@@ -162,8 +162,8 @@ def test_a_method_of_the_user_gets_its_usual_arguments():
         name = "cued"
         needs_question = True
 
-        def choose(self, features, attention, tokens, crop_ids, question):
-            assert question.text == "What is it?" and crop_ids == ["a", "b"]
+        def choose(self, features, cues, tokens):
+            assert cues.question.text == "What is it?" and cues.crop_ids == ["a", "b"]
             return Kept.from_selected(torch.arange(tokens).repeat(len(features), 1), 0)
 
     features, attention = inputs()

@@ -34,7 +34,7 @@ def scratch_registry(monkeypatch):
 def test_a_method_is_one_class(scratch_registry):
     @register_pruner("first-n")
     class FirstN(Pruner):
-        def choose(self, features, attention, tokens, crop_ids, question):
+        def choose(self, features, cues, tokens):
             rows, n = features.shape[:2]
             return Kept.from_selected(torch.arange(min(tokens, n)).flip(0).repeat(rows, 1), 1)
 

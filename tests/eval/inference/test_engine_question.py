@@ -27,7 +27,8 @@ class ByText(Pruner):
     name = "bytext"
     needs_question = True
 
-    def choose(self, features, attention, tokens, keys=None, question: TextCue | None = None) -> Kept:
+    def choose(self, features, cues, tokens) -> Kept:
+        question = cues.question
         start = sum(question.text.encode()) % (features.shape[1] - tokens)
         assert question.embeds.ndim == 2 and len(question.embeds) > 0
         CHOICES.append((question.text, list(range(start, start + tokens))))

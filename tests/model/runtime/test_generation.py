@@ -346,10 +346,10 @@ def test_methods_that_read_crop_ids_are_not_captured(loaded, captured):
     model, read = loaded[1], []
 
     class ById(get_pruner("uniform").__class__):
-        def choose(self, features, attention, tokens, crop_ids, question):
-            read.extend(crop_ids)
-            shift = int(crop_ids[0], 16) % 7
-            kept = super().choose(features, attention, tokens, crop_ids, question)
+        def choose(self, features, cues, tokens):
+            read.extend(cues.crop_ids)
+            shift = int(cues.crop_ids[0], 16) % 7
+            kept = super().choose(features, cues, tokens)
             return Kept(((kept.indices + shift) % features.shape[1]).sort(1).values, kept.important)
 
     pruner = ById(4)
