@@ -62,7 +62,7 @@ def test_a_method_of_a_user_gets_cpu_tensors():
         needs_question = True
 
         def score(self, features, cues):
-            assert features.device == attention.device == question.embeds.device == CPU
+            assert features.device == cues.attention.device == cues.question.embeds.device == CPU
             return features.double().norm(dim=-1)
 
     with fake_mps():

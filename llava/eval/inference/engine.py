@@ -45,6 +45,7 @@ from llava.mm_utils import is_anyres, load_image, tokenizer_image_token
 from llava.model.decode import Decoding, Row, can_share, generate, generate_shared
 from llava.model.features import VisualTokens
 from llava.model.flops import VisionShape
+from llava.model.multimodal_encoder.cues import tower_cues
 from llava.model.runtime.graphs import is_out_of_memory
 from llava.model.splice import ContextLimits
 from llava.pruning import Pruner, TextCue
@@ -176,6 +177,7 @@ class Engine:
         self._encode_at_once = self._images_at_once()
         self._images_per_call = self._encode_at_once  # halved when the device runs out of memory
         self._watch = Stopwatch(device)
+        self._cues: tuple[str, ...] = ()  # of the tower, which the methods of a run read
         self._tokenize = _RememberingTokenizer(self.tokenizer)
 
     def run(
@@ -466,7 +468,7 @@ class Engine:
             count = len(pixels[here])
             try:
                 with torch.inference_mode():
-                    found += self.model.encode_vision(list(pixels[here]), list(sizes[here]))
+                    found += self.model.encode_vision(list(pixels[here]), list(sizes[here]), self._cues)
                 continue
             except RuntimeError as error:
                 if not is_out_of_memory(error) or count == 1:
@@ -504,7 +506,7 @@ class Engine:
     def _key(self, image: Any) -> Any:
         anyres = is_anyres(getattr(self.model.config, "image_aspect_ratio", None))
         protocol = getattr(self.model.config, "anyres_protocol", None) if anyres else None
-        return image_key(image, self.load_image, protocol)
+        return image_key(image, self.load_image, protocol, self._cues)
 
     def _adopt(self, settings: Sequence[PassSetting]) -> None:
         """Set the anyres protocol of the model; one for all settings, because it decides the crops."""
@@ -517,6 +519,7 @@ class Engine:
                 "anyres: pruned and unpruned settings cut images differently. Set anyres='paper' or "
                 "anyres='llava' for all of them"
             )
+        self._cues = tower_cues([cue for setting in settings for cue in setting.pruner.cues])
         if settings and hasattr(self.model, "set_pruner"):
             self.model.set_pruner(settings[0].pruner, anyres=self.anyres or "auto")
 

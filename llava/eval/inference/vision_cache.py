@@ -64,7 +64,7 @@ class VisionCache:
 
     def put(self, key: Hashable, features: Any) -> None:
         """Store `features` (a dataclass of tensors), dropping the least recently used ones to make room."""
-        tensors = [value for value in vars(features).values() if isinstance(value, torch.Tensor)]
+        tensors = [tensor for value in vars(features).values() for tensor in _tensors(value).values()]
         size = sum(tensor.nbytes for tensor in tensors)
         if size > self.limit_bytes:
             return
@@ -83,30 +83,43 @@ class VisionCache:
         return len(self._items)
 
 
-def image_key(image: Any, load_image: Callable[[Any], Any], protocol: str | None) -> Hashable:
+def image_key(
+    image: Any, load_image: Callable[[Any], Any], protocol: str | None, cues: tuple[str, ...] = ()
+) -> Hashable:
     """Return the cache key of an image's features.
 
     Args:
         image: A question's `image`; a path is resolved and keyed by its file's time and size.
         load_image: How it is loaded; benchmarks that inherit one loader share it.
         protocol: How it is cut into crops; None if there is only one way.
+        cues: Further cues of the tower that its features come with.
     """
     reader = getattr(load_image, "__func__", load_image)
     if isinstance(image, str | os.PathLike):
         place = os.path.realpath(image)
         try:
             state = os.stat(place)
-            return place, state.st_mtime_ns, state.st_size, reader, protocol
+            return place, state.st_mtime_ns, state.st_size, reader, protocol, cues
         except OSError:  # it will be reported as unreadable when it is read
-            return place, reader, protocol
-    return type(image), image, reader, protocol
+            return place, reader, protocol, cues
+    return type(image), image, reader, protocol, cues
 
 
 def _moved(features: Any, device: torch.device) -> Any:
     """Return `features` on a device, in tensors that own their memory: a view keeps its whole batch alive."""
-    moved = {}
-    for name, value in vars(features).items():
-        if isinstance(value, torch.Tensor):
-            value = value.to(device)
-            moved[name] = value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
+    moved: dict[str, Any] = {}
+    for field, value in vars(features).items():
+        owned = {name: tensor.to(device) for name, tensor in _tensors(value).items()}
+        for name, tensor in owned.items():
+            if tensor.untyped_storage().nbytes() > tensor.nbytes:
+                owned[name] = tensor.clone()
+        if owned:
+            moved[field] = owned if isinstance(value, dict) else owned[""]
     return dataclasses.replace(features, **moved)
+
+
+def _tensors(value: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors of a field, which is one, or names several."""
+    if isinstance(value, torch.Tensor):
+        return {"": value}
+    return value if isinstance(value, dict) else {}

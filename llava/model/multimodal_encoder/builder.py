@@ -11,7 +11,7 @@ from llava.model.checkpoint import CheckpointError
 from llava.model.checkpoint.entries import UNUSED
 from llava.model.checkpoint.placement import main_device
 from llava.model.checkpoint.read import Assigner, listing
-from llava.model.checkpoint.tower import TowerSource, fill_tower, find_tower
+from llava.model.checkpoint.tower import TowerSource, fill_tower, find_tower, tower_weights
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.transformers_compat import build_config
 
@@ -71,6 +71,7 @@ def _build_named(args: Any, attn_implementation: str, delay_load: bool) -> Visio
         attn_implementation,
     )
     tower.is_loaded, tower._load = False, functools.partial(_fill, source, str(name))
+    tower.read_weights, tower.folder = functools.partial(tower_weights, source), source.folder
     if not delay_load:
         tower.load_model()
     return tower
