@@ -192,9 +192,8 @@ def load_pretrained_model(
             checkpoint.adapter(),
             raw.get("quantization_config") or (raw.get("text_config") or {}).get("quantization_config"),
         )
-        tower = model.get_vision_tower()
-        tower.read_weights = partial(tower_weights, tower_source, checkpoint.weights)
-        tower.folder = tower_source.folder
+        read_weights = partial(tower_weights, tower_source, checkpoint.weights)
+        model.get_vision_tower().read_weights = read_weights
         model.preset = resolve_preset(preset)
         model.set_pruner(settings.pruner, anyres=settings.anyres)
         if generation is not None:

@@ -210,7 +210,8 @@ class VisualTokenMixin:
                 found[cue] = self.get_vision_tower().clip.image_embeds(features)
             elif cue == "text_embeds":
                 if question is not None:
-                    found[cue] = self.get_vision_tower().clip.text_embeds(question.text).to(features.device)
+                    text = question.text if question.bare is None else question.bare
+                    found[cue] = self.get_vision_tower().clip.text_embeds(text).to(features.device)
             elif cue in cues:
                 found[cue] = cues[cue]
             elif cue != "attention":

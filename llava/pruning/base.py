@@ -90,10 +90,11 @@ class TextCue:
 
     text: str  # the question in the benchmark's words, without the conversation around it
     embeds: Tensor | None  # (L, D) input embeddings of that text in the language model; None if not available
+    bare: str | None = None  # the question without instructions about the answer; None: as `text`
 
     def cpu(self) -> TextCue:
         """Return the cue with its embeddings on the CPU."""
-        return TextCue(self.text, None if self.embeds is None else self.embeds.cpu())
+        return TextCue(self.text, None if self.embeds is None else self.embeds.cpu(), self.bare)
 
 
 @dataclass(frozen=True)

@@ -383,7 +383,9 @@ class Engine:
         embedding = self.model.get_input_embeddings()
         ids = self.tokenizer(question.text, add_special_tokens=False).input_ids
         asked = TextCue(
-            question.text, embedding(torch.tensor(ids, dtype=torch.long, device=self.model.device))
+            question.text,
+            embedding(torch.tensor(ids, dtype=torch.long, device=self.model.device)),
+            question.bare,
         )
         visual = self.model.visual_tokens(features[question.image], pruner, asked).embeds
         return Row(self.prompt_ids(question), visual, (question.image, question.text))

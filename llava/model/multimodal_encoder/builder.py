@@ -51,12 +51,14 @@ def build_vision_tower(
         crop = processor.crop_size
         crop = crop["height"] if hasattr(crop, "keys") else getattr(crop, "height", crop)  # dict, SizeDict
         with torch.device("meta"):
-            return _classes()[config.model_type].build(
+            tower = _classes()[config.model_type].build(
                 config, processor, select_layer, int(crop) if crop else None, attn_implementation
             )
     except ValueError as error:
         where = "" if source.folder is None else f"{source.folder}: "
         raise CheckpointError(f"{where}{error}") from error
+    tower.read_weights, tower.folder = functools.partial(tower_weights, source), source.folder
+    return tower
 
 
 def _build_named(args: Any, attn_implementation: str, delay_load: bool) -> VisionTower:
@@ -71,7 +73,6 @@ def _build_named(args: Any, attn_implementation: str, delay_load: bool) -> Visio
         attn_implementation,
     )
     tower.is_loaded, tower._load = False, functools.partial(_fill, source, str(name))
-    tower.read_weights, tower.folder = functools.partial(tower_weights, source), source.folder
     if not delay_load:
         tower.load_model()
     return tower

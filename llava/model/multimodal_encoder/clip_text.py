@@ -52,7 +52,10 @@ class ClipTexts:
     @functools.cached_property
     def _encoder(self) -> tuple[object, torch.nn.Module]:
         from transformers import AutoTokenizer, CLIPTextModelWithProjection
+        from transformers.utils import logging
 
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # it would list every weight of the image encoder as unexpected
         try:
             tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
             model, info = CLIPTextModelWithProjection.from_pretrained(
@@ -64,10 +67,13 @@ class ClipTexts:
                 f"{self._folder}: could not read CLIP's text encoder and tokenizer: {reason}. Download the "
                 "whole CLIP, not only its image encoder."
             ) from error
-        if info["missing_keys"]:
+        finally:
+            logging.set_verbosity(verbosity)
+        wrong = [*info["missing_keys"], *info["mismatched_keys"]]
+        if wrong:
             raise ValueError(
-                f"{self._folder}: the weights of CLIP's text encoder are missing "
-                f"({len(info['missing_keys'])} keys). Download the whole CLIP, not only its image encoder."
+                f"{self._folder}: {len(wrong)} weights of CLIP's text encoder are missing or do not fit its "
+                f"config.json. Download the whole CLIP, not only its image encoder."
             )
         return tokenizer, model.eval()
 
