@@ -469,8 +469,9 @@ class Engine:
             here = slice(len(found), len(found) + self._images_per_call)
             count = len(pixels[here])
             try:
+                extra = {"cues": self._cues} if self._cues else {}  # other models do not know them
                 with torch.inference_mode():
-                    found += self.model.encode_vision(list(pixels[here]), list(sizes[here]), self._cues)
+                    found += self.model.encode_vision(list(pixels[here]), list(sizes[here]), **extra)
                 continue
             except RuntimeError as error:
                 if not is_out_of_memory(error) or count == 1:
@@ -493,7 +494,7 @@ class Engine:
         if cache is not None:
 
             def known(image: Any) -> Any | None:
-                return cache.get(self._key(image))
+                return cache.get(self._key(image), self._cues)
 
         return read_ahead(
             images,
@@ -508,7 +509,7 @@ class Engine:
     def _key(self, image: Any) -> Any:
         anyres = is_anyres(getattr(self.model.config, "image_aspect_ratio", None))
         protocol = getattr(self.model.config, "anyres_protocol", None) if anyres else None
-        return image_key(image, self.load_image, protocol, self._cues)
+        return image_key(image, self.load_image, protocol)
 
     def _adopt(self, settings: Sequence[PassSetting]) -> None:
         """Set the anyres protocol of the model; one for all settings, because it decides the crops."""
