@@ -16,7 +16,7 @@ from .registry import register_pruner
 @register_pruner("score")
 @dataclass(frozen=True)
 class Score(Pruner):
-    """Choose the most attended token, then always the largest distance to the chosen ones times a ** exponent.
+    """Choose the most attended token, then always the largest distance to the chosen ones x a ** exponent.
 
     Args:
         exponent: Of the [CLS] attention a, averaged over the heads; 0 ignores it after the first token.

@@ -1,4 +1,4 @@
-"""VisionZip (CVPR 2025): [CLS] and the most attended patches, and the others merged into contextual tokens."""
+"""VisionZip (CVPR 2025): [CLS], the most attended patches, and contextual tokens merged from the others."""
 
 from __future__ import annotations
 
