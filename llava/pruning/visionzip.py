@@ -33,6 +33,10 @@ class VisionZip(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("dominant", "contextual"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ValueError(f"{name} must be an integer, got {value!r}")
         if self.tokens:
             _split(self.tokens, self.dominant, self.contextual)
 
