@@ -33,19 +33,30 @@ class Scope(Pruner):
         object.__setattr__(self, "alpha", at_least_zero("alpha", self.alpha))
 
     def choose(self, features, cues, tokens):
-        similarity = cosines(features)
         weight = power(sum_of_heads(cues.attention), self.alpha)
-        if similarity.is_cuda or deferring():
-            chosen = _choose_densely(similarity, weight, tokens)
-        else:
-            chosen = similarity.new_empty(len(similarity), tokens, dtype=torch.int64)
-            for row in range(len(similarity)):
-                _choose_lazily(similarity[row], weight[row], chosen[row])
-        return Kept.from_selected(chosen, 0)
+        return Kept.from_selected(cover(cosines(features), weight, tokens), 0)
 
     def flops(self, patches, channels, projected):
         budget = patches if self.tokens is None else min(self.tokens, patches)
         return gram_flops(patches, channels) + 2.0 * budget * patches * patches
+
+
+def cover(gain: Tensor, weight: Tensor, tokens: int) -> Tensor:
+    """Choose always the j of the largest w_j * sum over i of max(0, G_ji - c_i); then c = max(c, G_j).
+
+    Args:
+        gain: (B, N, N) float64 [j, i], what token j gives to i.
+        weight: (B, N) float64, >= 0.
+        tokens: At most N.
+    Returns:
+        (B, tokens) int64, in the order of choice.
+    """
+    if gain.is_cuda or deferring():
+        return _choose_densely(gain, weight, tokens)
+    chosen = gain.new_empty(len(gain), tokens, dtype=torch.int64)
+    for row in range(len(gain)):
+        _choose_lazily(gain[row], weight[row], chosen[row])
+    return chosen
 
 
 def _choose_densely(similarity: Tensor, weight: Tensor, tokens: int) -> Tensor:

@@ -3,6 +3,7 @@
     python -m llava.tiny.build                                             # the 200 bundled images
     python -m llava.tiny.build --num-images 1000 --output playground/tiny/eval-1000   # to rank methods
     python -m llava.tiny.build --benchmarks gqa,mme        # only these; existing images are kept
+    python -m llava.tiny.build --seed 2000000000 --world many-small --output DIR   # other images
     python -m llava.tiny.build --check                     # compare the files with SHA256SUMS
 
 Images come from seeds that training does not use. Rendering is repeatable on one platform but may differ
@@ -22,10 +23,12 @@ from pathlib import Path
 from llava.argtypes import at_least
 from llava.paths import BUNDLED_DATA, require_bundled
 
+from . import world
 from .benchmarks import WRITERS
 from .benchmarks.common import IMAGE_LINKS, IMAGES, held_out_images, save_images
 
 CHECKSUMS = "SHA256SUMS"
+LAST_SEED = 2**63
 
 
 def checksums(root: Path) -> dict[str, str]:
@@ -65,6 +68,13 @@ def check(root: Path) -> list[str]:
     ]
 
 
+def _held_out_seed(text: str) -> int:
+    seed = at_least(world.HELD_OUT)(text)
+    if seed >= LAST_SEED:
+        raise argparse.ArgumentTypeError(f"expected a seed below {LAST_SEED}, got {text!r}")
+    return seed
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m llava.tiny.build", description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -73,6 +83,18 @@ def main(argv: list[str] | None = None) -> int:
         type=at_least(1),
         default=200,
         help="number of images that the benchmarks share (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=_held_out_seed,
+        default=world.HELD_OUT,
+        help="seed of the first image; training uses seeds below %(default)s (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--world",
+        choices=list(world.WORLDS),
+        default="standard",
+        help="number and size of the objects (default: %(default)s, as in training)",
     )
     parser.add_argument(
         "--output",
@@ -103,7 +125,14 @@ def main(argv: list[str] | None = None) -> int:
         differences = check(args.output)
         print("\n".join(differences) or f"all files under {args.output} match {CHECKSUMS}")
         return int(bool(differences))
-    images = held_out_images(args.num_images)
+    if args.output.resolve() == BUNDLED_DATA.resolve() and (args.seed, args.world) != (
+        world.HELD_OUT,
+        "standard",
+    ):
+        parser.error(
+            "--output: the bundled images are of the default --seed and --world. Name another folder."
+        )
+    images = held_out_images(args.num_images, seed=args.seed, kind=args.world)
     save_images(args.output / IMAGES, images, keep="pope" not in chosen)
     counts = {}
     for name in chosen:

@@ -63,12 +63,20 @@ class BenchmarkImage:
         self.pixels.save(folder / self.file, quality=quality, method=6)
 
 
-def held_out_images(count: int, least: int = 3) -> list[BenchmarkImage]:
-    """Draw the first `count` held-out images that have at least `least` different sprites."""
+def held_out_images(
+    count: int, least: int = 3, seed: int = world.HELD_OUT, kind: str = "standard"
+) -> list[BenchmarkImage]:
+    """Draw `count` images, from `seed` on, that have at least `least` different sprites.
+
+    Args:
+        count: Number of images.
+        least: Images with fewer different sprites are left out.
+        seed: First seed that is tried.
+        kind: A name of `world.WORLDS`.
+    """
     found: list[BenchmarkImage] = []
-    seed = world.HELD_OUT
     while len(found) < count:
-        pixels, scene = world.draw(seed)
+        pixels, scene = world.draw(seed, kind)
         if len(scene.names()) >= least:
             found.append(BenchmarkImage(len(found) + 1, pixels, scene))
         seed += 1

@@ -188,7 +188,7 @@ def textvqa(root: Path, images: list[BenchmarkImage]) -> int:
     wanted, seed = max(1, round(SIGNS * len(images))), images[-1].scene.seed + 1
     asked, truth = [], []
     while len(asked) < wanted:
-        pixels, scene = world.draw(seed)
+        pixels, scene = world.draw(seed, images[-1].scene.world)
         seed += 1
         words = scene.names("word")
         if not words:

@@ -7,7 +7,7 @@
 asks about a scene and `mixtures` samples training questions. Independent of models and benchmark files.
 """
 
-from .scenes import HELD_OUT, SIDE, Scene, SceneObject, draw
+from .scenes import HELD_OUT, SIDE, WORLDS, Scene, SceneObject, draw
 from .vocabulary import COLORS, OBJECTS, SHAPES, SPRITES, THEMES, WORDS
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "SPRITES",
     "THEMES",
     "WORDS",
+    "WORLDS",
     "Scene",
     "SceneObject",
     "draw",

@@ -22,8 +22,34 @@ from .vocabulary import COLORS, POPULARITY, SHAPES, SPRITES, THEMES, WORDS
 
 HELD_OUT = 1_000_000_000
 SIDE = 336
-# Probability of each of two large sprites, and its side in pixels (minimum, exclusive maximum).
-HERO_SHARE, HERO_SIDE = 0.85, (105, 151)
+
+
+@dataclass(frozen=True)
+class World:
+    """Number and size of the objects of an image, in pixels. Ranges are minimum and exclusive maximum."""
+
+    names: tuple[int, int] = (3, 7)  # draws of a sprite, some of which repeat
+    single: float = 0.72  # probability that a sprite has one copy; others have 2 to 4
+    heroes: int = 2  # sprites that may be large
+    hero_share: float = 0.85  # probability of each of them
+    hero_side: tuple[int, int] = (105, 151)
+    side: tuple[int, int] = (42, 80)  # of the other sprites, uniform in its logarithm
+    shape_side: tuple[int, int] = (42, 66)
+
+
+WORLDS = {
+    "standard": World(),  # of the training images and the bundled benchmarks
+    "many-small": World(names=(7, 12), single=0.6, heroes=0, side=(28, 48), shape_side=(28, 44)),
+    "few-large": World(
+        names=(3, 5),
+        single=0.9,
+        heroes=3,
+        hero_share=1.0,
+        hero_side=(95, 136),
+        side=(70, 100),
+        shape_side=(60, 84),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -42,11 +68,12 @@ class SceneObject:
 
 @dataclass
 class Scene:
-    """Labels of an image: its seed, size (width, height) and objects in painting order."""
+    """Labels of an image: its seed, size (width, height), objects in painting order, and world."""
 
     seed: int
     size: tuple[int, int]
     objects: list[SceneObject] = field(default_factory=list)
+    world: str = "standard"
 
     def count(self, name: str) -> int:
         """Count the objects with this name."""
@@ -69,12 +96,12 @@ def _place(rs: np.random.RandomState, taken: list, size: tuple[int, int], width:
     return None
 
 
-def _plan(rs: np.random.RandomState) -> list[tuple[str, str, int, str | None]]:
+def _plan(rs: np.random.RandomState, world: World) -> list[tuple[str, str, int, str | None]]:
     """Choose (kind, name, side in pixels, color) of all objects to place, the largest first."""
     plan: list[tuple[str, str, int, str | None]] = []
     theme = list(THEMES)[rs.randint(len(THEMES))]
     names: list[str] = []
-    for _ in range(rs.randint(3, 7)):
+    for _ in range(rs.randint(*world.names)):
         name = (
             THEMES[theme][rs.randint(8)]
             if rs.rand() < 0.5
@@ -82,35 +109,38 @@ def _plan(rs: np.random.RandomState) -> list[tuple[str, str, int, str | None]]:
         )
         if name not in names:
             names.append(name)
-    heroes = rs.binomial(2, HERO_SHARE)
+    heroes = rs.binomial(world.heroes, world.hero_share)
     for rank, name in enumerate(names):
-        copies = 1 if rs.rand() < 0.72 else rs.randint(2, 5)
+        copies = 1 if rs.rand() < world.single else rs.randint(2, 5)
         for copy in range(copies):
             side = (
-                rs.randint(*HERO_SIDE)
+                rs.randint(*world.hero_side)
                 if rank < heroes and copy == 0
-                else int(round(math.exp(rs.uniform(math.log(42), math.log(80)))))
+                else int(round(math.exp(rs.uniform(*map(math.log, world.side)))))
             )
             plan.append(("sprite", name, side, None))
     for name in rs.permutation(SHAPES)[: rs.choice(4, p=[0.3, 0.35, 0.25, 0.1])]:
         color = list(COLORS)[rs.randint(len(COLORS))]
-        plan.append(("shape", str(name), rs.randint(42, 66), color))
+        plan.append(("shape", str(name), rs.randint(*world.shape_side), color))
     if rs.rand() < 0.35:
         plan.append(("word", WORDS[rs.randint(len(WORDS))], rs.randint(40, 52), None))
     return sorted(plan, key=lambda item: -item[2])
 
 
-def draw(seed: int) -> tuple[Image.Image, Scene]:
+def draw(seed: int, world: str = "standard") -> tuple[Image.Image, Scene]:
     """Draw the image of a seed (about 15 ms).
 
+    Args:
+        seed: 0 or more; training uses seeds below `HELD_OUT`.
+        world: A name of `WORLDS`.
     Returns:
         The RGB image and its `Scene`.
     """
     rs = np.random.RandomState(np.array([seed & 0xFFFFFFFF, seed >> 32], dtype=np.uint32))
     width, height = ((SIDE, SIDE), (SIDE, 252), (252, SIDE))[rs.choice(3, p=[0.7, 0.15, 0.15])]
     image = background(rs, width, height)
-    scene, taken = Scene(seed, (width, height)), []
-    for kind, name, side, color in _plan(rs):
+    scene, taken = Scene(seed, (width, height), world=world), []
+    for kind, name, side, color in _plan(rs, WORLDS[world]):
         if kind == "word":
             glyphs = font(side)
             left, top, right, bottom = glyphs.getbbox(name)

@@ -1,0 +1,150 @@
+"""The candidates of docs/vispruner_plus.md, and the sweep that knows them.
+
+    python scripts/vispruner_plus/candidates.py --methods scope,fl2 --tokens 32,16 --data DIR --output OUT
+
+Arguments are those of `python -m llava.eval.sweep`. All candidates are without training and without text.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llava.eval import sweep
+from llava.pruning import register_pruner
+from llava.pruning.base import Kept, Pruner, mean_attention
+from llava.pruning.greedy import cosines, greedy, line, power, sum_of_heads
+from llava.pruning.scope import cover
+from llava.pruning.score import Score
+
+
+def centered(features: Tensor) -> Tensor:
+    """Subtract the mean of each row's tokens: (B, N, C) -> float64."""
+    x = features.to(torch.float64)
+    return torch.stack([row - row.mean(dim=0) for row in x])
+
+
+def facility_location(kernel: Tensor, demand: Tensor, tokens: int) -> Kept:
+    """Maximize sum_i demand_i * max_j kernel_ij greedily: every patch by its most similar kept token."""
+    chosen = cover(kernel.clamp(min=0) * demand[:, None], torch.ones_like(demand), tokens)
+    return Kept.from_selected(chosen, 0)
+
+
+@dataclass(frozen=True)
+class Candidate(Pruner):
+    def demand(self, attention: Tensor, tokens: int) -> Tensor:
+        return attention
+
+    def kernel(self, features: Tensor) -> Tensor:
+        return cosines(centered(features)).clamp_(min=0).square_()
+
+    def choose(self, features, cues, tokens):
+        return facility_location(
+            self.kernel(features), self.demand(mean_attention(cues.attention), tokens), tokens
+        )
+
+
+@register_pruner("fl1")
+class Linear(Candidate):
+    def kernel(self, features):
+        return cosines(centered(features))
+
+
+@register_pruner("fl2")
+class Squared(Candidate):
+    """The lead: weighted facility location over squared positive cosines of centered features."""
+
+
+@register_pruner("fl4")
+class Fourth(Candidate):
+    def kernel(self, features):
+        return super().kernel(features).square_()
+
+
+@register_pruner("fl2-cap")
+class Capped(Candidate):
+    """No patch has more than 5 times the mean attention: removes sinks."""
+
+    def demand(self, attention, tokens):
+        return torch.minimum(attention, 5 * attention.mean(dim=1, keepdim=True))
+
+
+@register_pruner("fl2-flat")
+class Flat(Candidate):
+    def demand(self, attention, tokens):
+        return power(attention, 0.7)
+
+
+@register_pruner("fl2-sharp")
+class Sharp(Candidate):
+    def demand(self, attention, tokens):
+        return power(attention, 1.5)
+
+
+@register_pruner("fl2-spread")
+class Spread(Candidate):
+    """The demand is a ** e, with e in [0.25, 4] such that exp(entropy) is 4 patches per kept token."""
+
+    def demand(self, attention, tokens):
+        found = torch.empty_like(attention)
+        for row, a in enumerate(attention):
+            low, high = 0.25, 4.0
+            for _ in range(30):
+                middle = (low + high) / 2
+                p = a**middle / (a**middle).sum()
+                entropy = -(p * p.clamp(min=1e-300).log()).sum()
+                low, high = (middle, high) if entropy.exp() > 4 * tokens else (low, middle)
+            found[row] = power(a[None], low)[0]
+        return found
+
+
+@register_pruner("scope2c")
+class ScopeCentered(Pruner):
+    """SCOPE with squared positive cosines of centered features."""
+
+    def choose(self, features, cues, tokens):
+        kernel = cosines(centered(features)).clamp_(min=0).square_()
+        return Kept.from_selected(cover(kernel, sum_of_heads(cues.attention), tokens), 0)
+
+
+@register_pruner("demand")
+class Demand(Candidate):
+    """Weighted facility location over positive cosines of the features as they are."""
+
+    def kernel(self, features):
+        return cosines(features)
+
+
+@register_pruner("css")
+class ColumnSubset(Pruner):
+    """Choose the token that explains the most attention-weighted energy that the chosen ones leave over."""
+
+    def choose(self, features, cues, tokens):
+        gram, weight = cosines(centered(features)), mean_attention(cues.attention)
+
+        def score() -> Tensor:
+            energy = gram.diagonal(dim1=1, dim2=2)
+            explained = (gram.square() * weight[:, None]).sum(dim=2)
+            return torch.where(energy > 1e-9, explained / energy.clamp(min=1e-9), 0.0)
+
+        def update(last: Tensor) -> Tensor:
+            found = line(gram, last)
+            gram.sub_(found[:, :, None] * (found / found.gather(1, last).clamp(min=1e-9))[:, None])
+            return score()
+
+        return Kept.from_selected(greedy(score(), tokens, update), 0)
+
+
+@register_pruner("score-half")
+@dataclass(frozen=True)
+class ScoreHalf(Score):
+    """A competitor: "score" with the exponent 0.5."""
+
+    exponent: float = 0.5
+
+
+if __name__ == "__main__":
+    sys.exit(sweep.main())
