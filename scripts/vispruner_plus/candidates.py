@@ -21,7 +21,6 @@ from llava.pruning.greedy import cosines, greedy, line, power, sum_of_heads
 from llava.pruning.scope import cover
 from llava.pruning.score import Score
 
-
 _last: list[tuple[float, Tensor]] = []
 
 
@@ -106,6 +105,14 @@ class Spread(Candidate):
                 low, high = (middle, high) if entropy.exp() > 4 * tokens else (low, middle)
             found[row] = power(a[None], low)[0]
         return found
+
+
+@register_pruner("fl2-even")
+class Even(Candidate):
+    """A control: every patch has the same demand, so that importance plays no part."""
+
+    def demand(self, attention, tokens):
+        return torch.ones_like(attention)
 
 
 @register_pruner("scope2c")

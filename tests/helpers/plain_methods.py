@@ -124,6 +124,22 @@ def scope(row: Row, tokens: int, alpha: float = 1.0) -> list[int]:
     return chosen
 
 
+def vispruner_plus(row: Row, tokens: int) -> list[int]:
+    x, attention = row["features"].astype(np.float64), mean_attention(row)
+    centered = x - x.mean(axis=0)
+    centered[(centered**2).sum(axis=1) < 1e-12 * (x**2).sum(axis=1)] = 0
+    kernel = np.maximum(cosines(centered), 0) ** 2
+    n, chosen = len(x), []
+
+    def objective(kept: list[int]) -> float:
+        return math.fsum(attention[i] * max((kernel[i, j] for j in kept), default=0.0) for i in range(n))
+
+    while len(chosen) < tokens:
+        before = objective(chosen)
+        chosen.append(best({j: objective([*chosen, j]) - before for j in range(n) if j not in chosen}))
+    return chosen
+
+
 def cdpruner(row: Row, tokens: int) -> list[int]:
     """Choose by determinants: the reference for the incremental Cholesky factor."""
     texts = row["text_embeds"].astype(np.float64)
@@ -271,6 +287,7 @@ PLAIN: dict[str, Callable] = {
     "mmr": mmr,
     "idsel": idsel,
     "scope": scope,
+    "vispruner+": vispruner_plus,
     "cdpruner": cdpruner,
     "hiprune": hiprune,
     "visionzip": visionzip,

@@ -1,0 +1,46 @@
+"""vispruner+: the tokens that represent best what [CLS] attends to. See docs/vispruner_plus.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import Kept, Pruner, mean_attention
+from .greedy import cosines, gram_flops
+from .registry import register_pruner
+from .scope import cover
+
+_AT_MEAN = 1e-12  # a squared distance from the mean, by the squared norm: below, a token has no direction
+
+
+@register_pruner("vispruner+")
+@dataclass(frozen=True)
+class VisPrunerPlus(Pruner):
+    """Keep the set S of the largest sum over patches i of a_i * max over j in S of K_ij, greedily.
+
+    a is the [CLS] attention, and K the squared cosine of features minus their mean, or 0 for a negative one:
+    the share of patch i's energy that token j explains. Attention is the demand, what has to be represented,
+    and not the candidate's weight. The sum is submodular, so that the greedy set reaches 1 - 1/e of the best.
+    """
+
+    def choose(self, features, cues, tokens):
+        demand = mean_attention(cues.attention)
+        represented = cosines(centered(features), lambda cosine: cosine.clamp_(min=0).square_())
+        represented.mul_(demand[:, None])
+        return Kept.from_selected(cover(represented, torch.ones_like(demand), tokens), 0)
+
+    def flops(self, patches, channels, projected):
+        budget = patches if self.tokens is None else min(self.tokens, patches)
+        return gram_flops(patches, channels) + 2.0 * budget * patches * patches
+
+
+def centered(features: Tensor) -> Tensor:
+    """Subtract the mean of each row's tokens; a token at the mean becomes 0: (B, N, C) -> float64."""
+    x = features.to(torch.float64)
+    if not len(x):
+        return x
+    found = x - torch.stack([row.mean(dim=0) for row in x])[:, None]
+    at_mean = (found * found).sum(dim=2) < _AT_MEAN * (x * x).sum(dim=2)
+    return found.masked_fill_(at_mean[:, :, None], 0.0)
