@@ -9,7 +9,7 @@ Selections are remembered for the next benchmark with the same images.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -160,28 +160,44 @@ class ScoreHalf(Score):
     exponent: float = 0.5
 
 
+NOT_NESTED = {"vispruner", "fl2-spread"}  # a larger budget is not a continuation of a smaller one
+NESTED_TO = 64
+
+
 def remember_selections() -> None:
-    """Make `Pruner.keep` select each row once, whatever number of benchmarks shows it."""
-    known: dict[tuple[object, ...], Kept] = {}
-    select = Pruner.keep
+    """Make `Pruner.keep` select each row once, whatever number of benchmarks and budgets shows it.
+
+    What greedy methods keep at a budget is the beginning of what they keep at a larger one.
+    """
+    known: dict[tuple[object, ...], Tensor] = {}
+    orders: list[Tensor] = []
+    select, from_selected = Pruner.keep, Kept.from_selected
+
+    def recorded(selected: Tensor, n_important: int) -> Kept:
+        orders.append(selected)
+        return from_selected(selected, n_important)
 
     def keep(self, features, attention, crop_ids=None, question=None, cues=None):
-        if self.needs_question or self.uses_seed or self.is_adaptive:
+        if self.tokens is None or self.needs_question or self.uses_seed or self.is_adaptive:
             return select(self, features, attention, crop_ids, question, cues)
+        nested = self.name not in NOT_NESTED and self.tokens <= NESTED_TO
+        wide = replace(self, tokens=NESTED_TO) if nested else self
         found = []
         for row in range(len(features)):
             own = {name: cue[row : row + 1] for name, cue in (cues or {}).items()}
             x, a = features[row : row + 1], attention[row : row + 1]
-            key = (self, x.double().sum().item(), a.double().sum().item(), a[0, 0, 0].item())
+            key = (wide, x.double().sum().item(), a.double().sum().item(), a[0, 0, 0].item())
             if key not in known:
-                known[key] = select(self, x, a, None, None, own)
-            found.append(known[key])
-        columns = {
-            name: torch.cat([getattr(one, name) for one in found]) for name in ("indices", "important")
-        }
-        return Kept(**columns)
+                orders.clear()
+                select(wide, x, a, None, None, own)
+                known[key] = orders[-1]
+            found.append(known[key][:, : self.tokens])
+        important = self.tokens if self.scores_attention else 0
+        if self.uses_ratio:
+            important = int(self.tokens * self.important_ratio)
+        return from_selected(torch.cat(found), important)
 
-    Pruner.keep = keep
+    Pruner.keep, Kept.from_selected = keep, staticmethod(recorded)
 
 
 if __name__ == "__main__":

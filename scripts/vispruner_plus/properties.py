@@ -81,7 +81,7 @@ def near(kept: Tensor) -> Tensor:
 
 
 def patches_in(box: tuple[float, float, float, float], size: tuple[int, int]) -> Tensor:
-    """Return the patches with their center in a box of an image, which is padded to a square: (24, 24) bool."""
+    """Return the patches whose center is in a box of an image, padded to a square: (24, 24) bool."""
     side = max(size)
     left, top = (side - size[0]) / 2, (side - size[1]) / 2
     at = (torch.arange(SIDE) + 0.5) * side / SIDE

@@ -54,6 +54,29 @@ def test_images_are_held_out():
     assert all(image.scene.seed >= world.HELD_OUT for image in held_out_images(3))
 
 
+def test_other_seeds_and_worlds(tmp_path, capsys):
+    """Other seeds give other images; a world changes how many objects there are, and how large."""
+    arguments = ["--seed", str(world.HELD_OUT + 7), "--world", "many-small", "--output", str(tmp_path)]
+    assert build.main(["--pictures", "3", "--benchmarks", "pope,vizwiz,textvqa", *arguments]) == 0
+    scenes = [image.scene for image in held_out_images(3, seed=world.HELD_OUT + 7, kind="many-small")]
+    labels = {row["text"] for row in lines(tmp_path / "pope" / "coco" / "coco_pope_random.json")}
+    assert any(f"Is there a {name} in the image?" in labels for name in scenes[0].names())
+    seeds = [
+        one["seed"]
+        for one in json.loads((tmp_path / "textvqa" / "TextVQA_0.5.1_val.json").read_text())["data"]
+    ]
+    assert min(seeds) > scenes[-1].seed  # its own images are of the same world, after the shared ones
+    assert world.draw(seeds[0], "many-small")[1].names("word")
+    capsys.readouterr()
+    for bad in (["--seed", "5"], ["--seed", str(2**63)], ["--world", "huge"]):
+        with pytest.raises(SystemExit):
+            build.main([*bad, "--output", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        build.main(["--world", "few-large", "--output", str(BUNDLED_DATA)])
+    assert "Name another folder" in capsys.readouterr().err
+    assert build.check(BUNDLED_DATA) == []
+
+
 def test_check_finds_changes(small, tmp_path, capsys):
     root = tmp_path / "copy"
     shutil.copytree(small, root)

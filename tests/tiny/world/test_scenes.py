@@ -53,3 +53,15 @@ def test_backgrounds_are_busy():
         patches = gray.reshape(24, 14, 24, 14).transpose(0, 2, 1, 3).reshape(576, 196)
         deviations.append(np.median(patches.std(1)))
     assert np.mean(deviations) > 8
+
+
+def test_worlds_differ_in_number_and_size_of_objects():
+    def sprites(kind):
+        scenes = [world.draw(seed, kind)[1] for seed in range(40, 46)]
+        assert {scene.world for scene in scenes} == {kind}
+        found = [item.box for scene in scenes for item in scene.objects if item.kind == "sprite"]
+        return len(found) / len(scenes), np.median([right - left for left, _, right, _ in found])
+
+    (many, small), (some, medium), (few, large) = map(sprites, ("many-small", "standard", "few-large"))
+    assert many > 1.5 * some and some > few and 1.3 * small < medium < large / 1.3
+    assert world.draw(41)[1] == world.draw(41, "standard")[1]
