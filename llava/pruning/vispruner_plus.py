@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .base import Kept, Pruner, mean_attention
-from .greedy import cosines, gram_flops
+from .diversity import MIN_SQUARE
+from .greedy import gram, gram_flops
 from .registry import register_pruner
 from .scope import cover
 
@@ -27,8 +28,7 @@ class VisPrunerPlus(Pruner):
 
     def choose(self, features, cues, tokens):
         demand = mean_attention(cues.attention)
-        represented = cosines(centered(features), lambda cosine: cosine.clamp_(min=0).square_())
-        represented.mul_(demand[:, None])
+        represented = gram(centered(features), _to_explained).mul_(demand[:, None])
         return Kept.from_selected(cover(represented, torch.ones_like(demand), tokens), 0)
 
     def flops(self, patches, channels, projected):
@@ -42,5 +42,12 @@ def centered(features: Tensor) -> Tensor:
     if not len(x):
         return x
     found = x - torch.stack([row.mean(dim=0) for row in x])[:, None]
-    at_mean = (found * found).sum(dim=2) < _AT_MEAN * (x * x).sum(dim=2)
+    square = (found * found).sum(dim=2)
+    at_mean = (square < _AT_MEAN * (x * x).sum(dim=2)) | (square < MIN_SQUARE)
     return found.masked_fill_(at_mean[:, :, None], 0.0)
+
+
+def _to_explained(products: Tensor) -> Tensor:
+    """Turn dot products (n, n) into squared positive cosines in place; tokens of zero norm have 0."""
+    square = products.diagonal().clamp(min=MIN_SQUARE)
+    return products.clamp_(min=0).square_().div_(square[:, None] * square)  # s * s / (s * s) is exactly 1

@@ -3,6 +3,7 @@
     python scripts/vispruner_plus/properties.py stability --methods vispruner,scope,fl2 --tokens 64,32,16
     python scripts/vispruner_plus/properties.py photos --methods vispruner,scope,fl2 --tokens 64,32,16
     python scripts/vispruner_plus/properties.py worlds --methods vispruner,scope,fl2 --tokens 32
+    python scripts/vispruner_plus/properties.py time --methods vispruner,scope,fl2 --tokens 64,32
 
 Everything is printed, and written as JSON with --output. Definitions are in docs/vispruner_plus.md.
 """
@@ -14,6 +15,8 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
+from time import process_time
 
 import candidates  # noqa: F401
 import torch
@@ -184,6 +187,31 @@ def worlds(encode: Encoder, args: argparse.Namespace) -> dict:
     return {"means": means, "images": found}
 
 
+def time(encode: Encoder, args: argparse.Namespace) -> dict:
+    """Return the median CPU time of a selection in ms, one thread: by channels, budget and method.
+
+    C = 384: features of the tower on development images. C = 1024: their float32 product with a random
+    384 x 1024 matrix, since there is no larger tower here. Methods take turns.
+    """
+    torch.set_num_threads(1)
+    seen = [encode(image) for _, _, image, _ in development_images(max(1, args.num_images // 3))]
+    widen = torch.randn(384, 1024, generator=torch.Generator().manual_seed(0))
+    found: dict = {}
+    for channels in (384, 1024):
+        for tokens in args.tokens:
+            taken: dict[str, list[float]] = {}
+            for features, attention, cues in [*seen[:1], *seen]:  # the first one warms up
+                x = features if channels == 384 else features @ widen
+                for name, pruner in methods_of(args.methods, tokens).items():
+                    before = process_time()
+                    pruner.keep(x, attention, cues=cues)
+                    taken.setdefault(name, []).append(1000 * (process_time() - before))
+            found[f"C = {channels}, T = {tokens}"] = {m: median(times[1:]) for m, times in taken.items()}
+    rows = [[key, *_numbers(values)] for key, values in found.items()]
+    print(text_table(["CPU ms", *next(iter(found.values()))], rows))
+    return found
+
+
 def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
     return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
 
@@ -202,13 +230,15 @@ def _rounded(value):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["stability", "photos", "worlds"])
+    parser.add_argument("what", choices=["stability", "photos", "worlds", "time"])
     parser.add_argument("--methods", default="vispruner,scope,fl2")
     parser.add_argument("--tokens", type=lambda text: [int(one) for one in text.split(",")], default=[32])
     parser.add_argument("--num-images", type=int, default=30, help="per world (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="JSON file")
     args = parser.parse_args()
-    found = {"stability": stability, "photos": photos, "worlds": worlds}[args.what](Encoder(), args)
+    found = {"stability": stability, "photos": photos, "worlds": worlds, "time": time}[args.what](
+        Encoder(), args
+    )
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(_rounded(found)) + "\n", encoding="utf-8")
