@@ -13,6 +13,9 @@ from .greedy import gram, gram_flops
 from .registry import register_pruner
 from .scope import cover
 
+# The demand of all patches. What a token represents is rounded to whole units, whose sums are exact in
+# any order: so every device and every order of evaluation agrees, and two tokens of equal gain tie.
+_UNITS = 2.0**40
 _AT_MEAN = 1e-12  # a squared distance from the mean, by the squared norm: below, a token has no direction
 
 
@@ -27,8 +30,10 @@ class VisPrunerPlus(Pruner):
     """
 
     def choose(self, features, cues, tokens):
-        demand = mean_attention(cues.attention)
-        represented = gram(centered(features), _to_explained).mul_(demand[:, None])
+        attention = mean_attention(cues.attention)
+        total = torch.stack([row.sum() for row in attention]) if len(attention) else attention.sum(dim=1)
+        demand = attention * (_UNITS / total.clamp(min=MIN_SQUARE))[:, None]
+        represented = gram(centered(features), _to_explained).mul_(demand[:, None]).round_()
         return Kept.from_selected(cover(represented, torch.ones_like(demand), tokens), 0)
 
     def flops(self, patches, channels, projected):

@@ -17,7 +17,7 @@ from torch import Tensor
 from llava.eval import sweep
 from llava.pruning import register_pruner
 from llava.pruning.base import Kept, Pruner, mean_attention
-from llava.pruning.greedy import cosines, greedy, line, power, sum_of_heads
+from llava.pruning.greedy import cosines, greedy, line, min_max, power, sum_of_heads
 from llava.pruning.scope import cover
 from llava.pruning.score import Score
 
@@ -150,6 +150,44 @@ class ColumnSubset(Pruner):
             return score()
 
         return Kept.from_selected(greedy(score(), tokens, update), 0)
+
+
+def unlike(features: Tensor) -> Tensor:
+    """Return minus the mean cosine with all tokens, scaled to [0, 1] per row: how unlike the others each is."""
+    unit = torch.nn.functional.normalize(features.to(torch.float64), dim=2)
+    return min_max(-torch.stack([row @ row.mean(dim=0) for row in unit]))
+
+
+@register_pruner("fl2-unlike")
+class Unlike(Pruner):
+    """Round 2: demand is attention times how unlike the others a patch is."""
+
+    def choose(self, features, cues, tokens):
+        demand = mean_attention(cues.attention) * unlike(features)
+        kernel = centered_cosines(features).clamp_(min=0).square_()
+        return facility_location(kernel, demand, tokens)
+
+
+@register_pruner("fl2-proj")
+class Projected(Pruner):
+    """Round 2: the kernel is of projected tokens."""
+
+    cues = ("projected",)
+
+    def demand(self, cues) -> Tensor:
+        return mean_attention(cues.attention)
+
+    def choose(self, features, cues, tokens):
+        kernel = centered_cosines(cues["projected"]).clamp_(min=0).square_()
+        return facility_location(kernel, self.demand(cues), tokens)
+
+
+@register_pruner("fl2-proj-unlike")
+class ProjectedUnlike(Projected):
+    """Round 2: kernel and unlikeness are of projected tokens."""
+
+    def demand(self, cues):
+        return mean_attention(cues.attention) * unlike(cues["projected"])
 
 
 @register_pruner("score-half")

@@ -129,10 +129,11 @@ def vispruner_plus(row: Row, tokens: int) -> list[int]:
     centered = x - x.mean(axis=0)
     centered[(centered**2).sum(axis=1) < 1e-12 * (x**2).sum(axis=1)] = 0
     kernel = np.maximum(cosines(centered), 0) ** 2
+    units = np.rint(kernel * (attention * (2.0**40 / max(attention.sum(), 1e-100)))[:, None])
     n, chosen = len(x), []
 
-    def objective(kept: list[int]) -> float:
-        return math.fsum(attention[i] * max((kernel[i, j] for j in kept), default=0.0) for i in range(n))
+    def objective(kept: list[int]) -> int:
+        return sum(max((int(units[i, j]) for j in kept), default=0) for i in range(n))
 
     while len(chosen) < tokens:
         before = objective(chosen)
