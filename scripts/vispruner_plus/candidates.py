@@ -153,7 +153,7 @@ class ColumnSubset(Pruner):
 
 
 def unlike(features: Tensor) -> Tensor:
-    """Return minus the mean cosine with all tokens, scaled to [0, 1] per row: how unlike the others each is."""
+    """Return minus the mean cosine with all tokens, scaled to [0, 1] per row: how unlike others each is."""
     unit = torch.nn.functional.normalize(features.to(torch.float64), dim=2)
     return min_max(-torch.stack([row @ row.mean(dim=0) for row in unit]))
 
