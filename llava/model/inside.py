@@ -366,7 +366,7 @@ class _State(DecoderState):
         """`hidden` (S, D) with `positions` (S,) is the row; the last tokens of `entering` are its text."""
         self._decoder, self._span, self._number, self._block = decoder, span, number, block
         self._hidden, self._positions, self._entering = hidden, positions, entering
-        self.prepared = block.prepared
+        self.prepared, self.start = block.prepared, block.start
         self.visual = hidden[block.columns()]
         self.text = hidden[block.start + block.count :]
 

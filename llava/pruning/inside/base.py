@@ -58,6 +58,7 @@ class DecoderState(ABC):
     prepared: Tensor | None  # what `DecoderPruner.prepare` returned for this prompt
     visual: Tensor  # (n, D) states after the last layer, before the next one
     text: Tensor  # (T, D) the same of the text after the image
+    start: int  # place of the first visual token in the prompt
 
     @abstractmethod
     def attention(self, rows: Tensor | None = None, ahead: bool = False) -> Tensor:
