@@ -1,4 +1,4 @@
-"""Decoders with pruning inside: reference cases, a plain version, batches, shared prefixes, cached decoding."""
+"""Decoders with pruning inside: reference cases, a plain version, batches, shared prefixes, cached steps."""
 
 from __future__ import annotations
 
