@@ -211,6 +211,8 @@ def _answer(
             folder = args.output / task.benchmark.name / name
             runs.append(SettingRun.open(session.job, task, pruner, folder, together=pruners))
             execute.record_start(task, runs[-1], command)
+        except MethodUnavailable as error:
+            failures.unavailable[name] = str(error)
         except (AnswerFileError, DataError, OSError) as error:
             failures.note(f"{task.title}, {name}", error)
     finished = sum(not run.missing(task) for run in runs)
