@@ -91,19 +91,21 @@ def greedy(score: Tensor, tokens: int, update: Callable[[Tensor], Tensor]) -> Te
     """Choose the token of the largest score, `tokens` times, each token once.
 
     Args:
-        score: (B, N) float64, of the first choice; no infinite values.
+        score: (B, N) float64, of the first choice.
         tokens: At most N.
         update: Called with the last chosen tokens (B, 1); returns the scores (B, N) of the next choice.
     Returns:
         (B, tokens) int64, in the order of choice.
     """
-    taken = torch.zeros_like(score)
+    taken = torch.zeros_like(score, dtype=torch.bool)
     chosen: list[Tensor] = []
     for step in range(tokens):
         if step:
             score = update(chosen[-1])
-        chosen.append((score + taken).argmax(dim=1, keepdim=True))  # the first of equal ones
-        taken.scatter_(1, chosen[-1], -math.inf)
+        # Not finite within `Pruner.keep_deferred` only, where indices have to be distinct nevertheless
+        free = torch.nan_to_num(score).masked_fill_(taken, -math.inf)
+        chosen.append(free.argmax(dim=1, keepdim=True))  # the first of equal ones
+        taken.scatter_(1, chosen[-1], True)
     return torch.cat(chosen, dim=1)
 
 
