@@ -177,10 +177,9 @@ def row_products(a: Tensor, b: Tensor) -> Tensor:
 
     Each row has its own product, because a batched one may round differently at another batch size.
     """
-    found = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
-    for row in range(len(a)):
-        torch.mm(a[row], b[row], out=found[row])
-    return found
+    if len(a) == 0:
+        return a.new_empty(0, a.shape[1], b.shape[2])
+    return torch.stack([left @ right for left, right in zip(a, b, strict=True)])
 
 
 def at_least_zero(name: str, value: object) -> float:

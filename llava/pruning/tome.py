@@ -82,6 +82,7 @@ def schedule(patches: int, tokens: int, layers: int) -> list[int]:
     )
 
 
+@torch.no_grad()
 def match(metric: Tensor, r: int, class_token: bool = True) -> Matching:
     """Match r tokens of even columns with their most similar ones of odd columns.
 
