@@ -53,7 +53,7 @@ def gram(x: Tensor, change: Callable[[Tensor], object] | None = None) -> Tensor:
         ValueError: for features whose squared norm is not below 1e100.
     """
     x = x.to(torch.float64)
-    found = dot_products(x)
+    found = _symmetric(dot_products(x))
     square = found.diagonal(dim1=1, dim2=2)
     equal = (found - square[:, :, None]).abs_() < NEARLY_EQUAL * square[:, :, None]
     more = equal.sum((1, 2)) > (square > 0).sum(1)  # more than the diagonal
@@ -66,7 +66,7 @@ def gram(x: Tensor, change: Callable[[Tensor], object] | None = None) -> Tensor:
             continue
         # An entry at the edge of a block of BLAS may be summed in another order, so equal tokens share one.
         distinct, place = torch.unique(x[row], dim=0, return_inverse=True)
-        shared = dot_products(distinct[None])[0]
+        shared = _symmetric(dot_products(distinct[None]))[0]
         largest = shared.diagonal().max().item()
         if not largest < MAX_SQUARE:
             raise ValueError(
@@ -77,6 +77,11 @@ def gram(x: Tensor, change: Callable[[Tensor], object] | None = None) -> Tensor:
             change(shared)
         found[row] = shared[place][:, place]
     return found
+
+
+def _symmetric(products: Tensor) -> Tensor:
+    """Make entries (i, j) and (j, i) equal to the bit: tokens that are nearest to each other have to tie."""
+    return torch.maximum(products, products.transpose(1, 2))
 
 
 def to_cosines(products: Tensor, least: Tensor | float = MIN_SQUARE) -> Tensor:
