@@ -63,6 +63,11 @@ def test_layers_scale_with_depth_and_stages_on_one_layer_merge():
     assert get_pruner("fastv", 64).stages(40, 576)[0].layer == 3
 
 
+def test_stages_that_change_nothing_are_left_out():
+    pruner = get_pruner("pyramiddrop", layers=[2, 4, 6], ratios=[1.0, 0.5, 0.5])
+    assert [(stage.layer, stage.keep) for stage in pruner.stages(8, 20)] == [(4, 10)]
+
+
 def test_crops_multiply_the_budget():
     assert get_pruner("fastv", 64).visual_per_layer(32, 2880, crops=5)[2] == 320
     assert get_pruner("sparsevlm", 64).visual_per_layer(32, 2880, crops=5)[3:] == [320] * 29
@@ -92,7 +97,8 @@ def test_the_least_budgets_can_be_had():
     "method, options, says",
     [
         ("fastv", {"layer": 8}, "before layer 8 of 8"),
-        ("fastv", {"layer": 0}, "before layer 0 of 8"),
+        ("fastv", {"layer": 0}, "layer: 0 is not an integer >= 1"),
+        ("dart", {"pivots_text": 2.5}, "pivots_text: 2.5 is not an integer >= 1"),
         ("pyramiddrop", {"layers": [2]}, "ratios: got None for layers"),
         ("pyramiddrop", {"layers": [2], "ratios": [1.5]}, "not a list of shares"),
         ("sparsevlm", {"layers": [2, 6], "counts": [9]}, "counts: got"),
