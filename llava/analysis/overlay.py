@@ -203,6 +203,11 @@ def main(argv: list[str] | None = None) -> int:
         ]
     except ValueError as error:
         parser.error(str(error))
+    if inside := [one.name for one in pruners if one.acts_in == "decoder"]:
+        parser.error(
+            f"--method: {inside[0]!r} prunes inside the language model, where what it keeps depends on the "
+            "question. Choose a method that prunes before it."
+        )
     single = len(args.image) * len(pruners) == 1
     output = args.output or Path(
         f"{args.image[0].stem}_{'_'.join(args.method)}_{'_'.join(map(str, args.tokens))}.png"
