@@ -9,8 +9,8 @@ and are empty without one. The time is that of captured graphs where they were m
 
 The published FLOPs equal those of the language model with about 80 text tokens, plus 0.7 T for everything
 else. The computed FLOPs are given in the same way, followed by their parts. The published rows of 640 tokens
-can be reproduced only with 720 tokens: they repeat numbers that the predecessor (arXiv:2412.01818v1) prints for
-720. Such numbers are marked with ^.
+can be reproduced only with 720 tokens: they repeat numbers that the predecessor (arXiv:2412.01818v1) prints
+for 720. Such numbers are marked with ^.
 """
 
 from __future__ import annotations
@@ -209,8 +209,8 @@ def render(document: dict[str, Any]) -> str:
         flops_T = analytic(method, 720)["flops_as_published"] / 1e12
         text.append(f"  {method} with 720 instead of 640: {flops_T:.1f} T")
     text += [
-        f"{REPRINTED} repeats what the predecessor (arXiv:2412.01818v1) prints for 720 (rows of 640) or 145 tokens "
-        "(rows of 160).",
+        f"{REPRINTED} repeats what the predecessor (arXiv:2412.01818v1) prints for 720 (rows of 640) or "
+        "145 tokens (rows of 160).",
         "KV cache: of the visual tokens, in half precision. FastV's follows from the lengths of its layers.",
         "Measured: weights and peak of activations; vision, selection, projector and prefill of one image.",
     ]

@@ -5,8 +5,9 @@
     table = load_further()["fastervlm-llava-1.5-13b"]
     curves = published_figure("figure-3a").rows
 
-`more.json` has what the paper does not print: the tables of its predecessor (FasterVLM), runs of other people,
-curves measured from the authors' pictures, and which cells of the paper repeat numbers of the predecessor.
+`more.json` has what the paper does not print: the tables of its predecessor (FasterVLM), runs of other
+people, curves measured from the authors' pictures, and which cells of the paper repeat numbers of the
+predecessor.
 
 Scores are in percent, MME in perception points (at most 2,000). Token counts are totals fed to the language
 model. The numbers were read from the printed tables and are rounded as printed. FLOPs are not printed for
@@ -162,9 +163,9 @@ def load_published() -> dict[str, PublishedTable]:
 
 
 def load_further() -> dict[str, PublishedTable]:
-    """Return the tables that are not the paper's by name: fastervlm-... the predecessor's, others-... of others.
+    """Return the tables that are not the paper's by name: fastervlm-... (the predecessor) and others-....
 
-    Those of others are second hand: they follow other protocols and are never shown in one table with the
+    Tables of others are second hand: they follow other protocols and are never shown in one table with the
     paper's averages.
     """
     return _tables(_MORE, {})

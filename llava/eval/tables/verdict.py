@@ -26,7 +26,7 @@ STATUSES = {
     "inside": "the published number lies in the 95% interval of the measured score",
     "outside": "it lies outside of that interval",
     "no interval": "not equal, and the number has no interval to judge the difference by",
-    "reprinted": "the published number is the predecessor's for another number of tokens; not counted as missed",
+    "reprinted": "the published number is the predecessor's for another budget; not counted as missed",
     "not comparable": "measured with another model, on part of the set, or by another rule",
     "missing": "not measured",
 }
