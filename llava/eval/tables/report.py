@@ -3,8 +3,8 @@
     section = ReportSection("POPE", ["What was asked."], [table], [(Path("fig3.svg"), "Caption")])
     html = report_page("Results", [section])
 
-Images are inlined as data URIs and CSV files as downloads. The page has contents and neither scripts nor fonts,
-and can be printed. Independent of what is reported.
+Images are inlined as data URIs and CSV files as downloads. The page has contents and neither scripts nor
+fonts, and can be printed. Independent of what is reported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from llava.eval.benchmarks import DataError
 from llava.eval.tables.plots import html_page
-from llava.table import Table
+from llava.table import Table, TableCell, TableRow
 
 _INLINED = 4 << 20  # bytes of a CSV file; larger ones are only named
 _SVG_LOADS = re.compile(rb"""(?:href|src)\s*=\s*["'](?!#|data:)|url\(\s*["']?(?!["'#]|data:)|@import""")
@@ -34,6 +34,7 @@ class ReportSection:
     title: str
     paragraphs: Sequence[str] = ()
     tables: Sequence[Table] = ()
+    preformatted: Sequence[str] = ()
     images: Sequence[tuple[Path, str]] = ()
     data: Sequence[Path] = ()
     pages: Sequence[Path] = ()  # files that `html_page` wrote
@@ -43,6 +44,7 @@ class ReportSection:
         parts = [f'<section id="{anchor}">\n<h2>{escape(self.title)}</h2>']
         parts += [f'<p class="notes">{escape(text)}</p>' for text in self.paragraphs]
         parts += [table.html(level=3) for table in self.tables]
+        parts += [f"<pre>{escape(text)}</pre>" for text in self.preformatted]
         parts += [_body(path) for path in self.pages]
         for path, caption in self.images:
             alt = escape(caption, quote=True)
@@ -76,6 +78,48 @@ def report_page(
     ]
     parts += [f'<p class="notes">{"; ".join(links)}</p>'] if links else []
     return html_page(title, parts)
+
+
+def read_markdown(path: Path) -> ReportSection:
+    """Read a file of paragraphs, pipe tables and code blocks, such as `Table.markdown` writes, as a section.
+
+    The first heading is its title, and a heading above a table the title of that table.
+    """
+    title, paragraphs, tables, preformatted = "", [], [], []
+    heading, block, code = "", list[str](), False
+    for line in [*_read(path).decode("utf-8", errors="replace").splitlines(), ""]:
+        if line.startswith("```"):
+            if code:
+                preformatted.append("\n".join(block))
+            block, code = [], not code
+        elif code or (line.strip() and not line.startswith("#")):
+            block.append(line)
+        elif block and block[0].startswith("|"):
+            tables.append(_pipe_table(heading, block))
+            heading, block = "", []
+        elif block:
+            paragraphs.append(_plain(" ".join(block)))
+            block = []
+        if not code and line.startswith("#"):
+            heading = _plain(line.lstrip("#").strip())
+            title = title or heading
+    return ReportSection(title, paragraphs, tables, preformatted)
+
+
+def _pipe_table(title: str, lines: Sequence[str]) -> Table:
+    """Read a pipe table; bold cells are strong."""
+    cut = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    rows = [
+        TableRow([TableCell(_plain(cell), strong=cell.startswith("**")) for cell in cells])
+        for cells in cut[1:]
+        if not all(re.fullmatch(r":?-+:?", cell) for cell in cells)
+    ]
+    return Table(title, [_plain(cell) for cell in cut[0]], rows)
+
+
+def _plain(text: str) -> str:
+    """Return a text of Markdown without bold, code marks and escapes."""
+    return re.sub(r"\\([^\w\s])", r"\1", re.sub(r"\*\*|(?<!\\)`", "", text))
 
 
 def _read(path: Path) -> bytes:
