@@ -28,6 +28,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ BUDGETS, RATIOS = (128, 64, 32), (0.5, 0.0)
 _ANYRES = ("pope", "gqa")  # benchmarks of the bundled model with crops, which take five times as long
 _QUICK, _ANYRES_LIMIT, _TIMED = 36, 240, 48  # questions
 _LOCAL = {"vqav2": "vqav2_val", "vizwiz": "vizwiz_val"}  # bundled sets are scored here
+_TABLES = "all,fastervlm,others"
 _IMAGES = 24  # of a step that the report shows
 _LARGE_SVG = 1 << 20
 
@@ -95,32 +97,28 @@ def plan(setup: Setup) -> list[PaperStep]:
             environment = {**variables, "OUT_DIR": str(folder)}
             command = ("bash", str(script), *setup.limit)
             title = f"{kind.capitalize().rstrip('s')}: {script.stem}"
-            steps.append(
-                PaperStep(Step(f"{kind}/{script.stem}", title, command, folder, inputs, (), "", environment))
-            )
-    steps += [
-        PaperStep(_flips(setup, sweeps[0].step)),
-        PaperStep(_efficiency(setup)),
-        PaperStep(_tables(setup)),
-    ]
-    return steps
+            step = Step(f"{kind}/{script.stem}", title, command, folder, inputs, environment=environment)
+            steps.append(PaperStep(step))
+    last = [_flips(setup, sweeps[0].step), _efficiency(setup), _tables(setup)]
+    return [*steps, *map(PaperStep, last)]
 
 
 def _bundled_sweeps(setup: Setup) -> list[PaperStep]:
     data = require_bundled(BUNDLED_DATA, "CKPT_DIR and DATA_DIR")
     names = [_LOCAL.get(name, name) for name in _columns(load_published()["llava-1.5-7b"])]
     crops = ["--limit", str(_QUICK if setup.quick else _ANYRES_LIMIT)]
-    every = dict(methods=list_pruners(), tokens=BUDGETS, ratios=RATIOS)
+    every: dict[str, Any] = dict(methods=list_pruners(), tokens=BUDGETS, ratios=RATIOS)
     published = {row.method for row in load_published()["llava-next-7b"].rows}
-    fewer = dict(
-        methods=sorted(published & set(list_pruners()) | {"fastervlm"}), tokens=BUDGETS, ratios=(0.5,)
-    )
+    fewer = sorted(published & set(list_pruners()) | {"fastervlm"})
     title = "All methods, budgets and benchmarks: bundled model"
     found = [_sweep(setup, "llava-tiny", title, BUNDLED_MODEL, data, names, setup.limit, every)]
     title = "Images in crops, as LLaVA-NeXT: bundled model"
     model = BUNDLED_ANYRES_MODEL
     some = _ANYRES[:1] if setup.quick else _ANYRES
-    return [*found, _sweep(setup, "llava-tiny-anyres", title, model, data, some, crops, fewer)]
+    return [
+        *found,
+        _sweep(setup, "llava-tiny-anyres", title, model, data, some, crops, dict(every, methods=fewer)),
+    ]
 
 
 def _published_sweeps(setup: Setup) -> list[PaperStep]:
@@ -139,29 +137,28 @@ def _published_sweeps(setup: Setup) -> list[PaperStep]:
         settings = dict(methods=sorted(names), tokens=sorted(budgets, reverse=True), ratios=(0.5,))
         title = f"{table.title}: {', '.join(map(str, settings['tokens']))} tokens per crop"
         more = ["--preset", "published", *setup.limit]
-        found.append(
-            _sweep(setup, table.name, title, folder, setup.data, _columns(table), more, settings)
-            if folder
-            else PaperStep(
-                Step(
-                    f"scores/{table.name}",
-                    title,
-                    (),
-                    setup.output / "scores" / table.name,
-                    missing=f"no checkpoint {' or '.join(model.checkpoints)} in {setup.checkpoints}",
-                )
-            )
-        )
-        if folder:
+        if folder and setup.data:
             with_all.add(folder)
+            found.append(
+                _sweep(setup, table.name, title, folder, setup.data, _columns(table), more, settings)
+            )
+        else:
+            missing = f"no checkpoint {' or '.join(model.checkpoints)} in {setup.checkpoints}"
+            found.append(_absent(setup, table.name, title, missing))
     if not with_all:
-        known = ", ".join(
-            dict.fromkeys(name for table in tables for m in table.models.values() for name in m.checkpoints)
+        known = dict.fromkeys(
+            name for table in tables for m in table.models.values() for name in m.checkpoints
         )
+        listed = ", ".join(known)
         raise DataError(
-            f"{setup.checkpoints}: none of the published checkpoints ({known}). Correct CKPT_DIR."
+            f"{setup.checkpoints}: none of the published checkpoints is there ({listed}). Correct CKPT_DIR."
         )
     return sorted(found, key=lambda one: bool(one.step.missing))
+
+
+def _absent(setup: Setup, name: str, title: str, missing: str) -> PaperStep:
+    folder = setup.output / "scores" / name
+    return PaperStep(Step(f"scores/{name}", title, (), folder, missing=missing))
 
 
 def _columns(table: PublishedTable) -> list[str]:
@@ -186,46 +183,40 @@ def _sweep(
     settings: dict[str, Any],
 ) -> PaperStep:
     """Return the sweep of one model over the benchmarks whose questions and images are there."""
-    reports = {one: check(get_benchmark(one), data) for one in benchmarks}
+    reports = {one: _report(one, data) for one in benchmarks}
     present = [one for one, report in reports.items() if _can_be_asked(report)]
-    folder = setup.output / "scores" / name
-    lists = [
-        ("--methods", settings["methods"]),
-        ("--tokens", settings["tokens"]),
-        ("--ratios", settings["ratios"]),
-    ]
-    words = [word for option, values in lists for word in (option, ",".join(f"{one}" for one in values))]
-    common = ["--model", model, "--data", data, *more]
-    command = setup.module("llava.eval.sweep", "--benchmarks", ",".join(present), *words, *common)
-    command += tuple(map(str, ("--output", folder, "--report", folder / "tables")))
-    files = [file.find(Path(reports[one]["folder"])) for one in present for file in get_benchmark(one).files]
-    sums = data / "SHA256SUMS"
-    inputs = (model, *([sums] if sums.is_file() else [file for file in files if file and file.is_file()]))
+    if not present:
+        return _absent(setup, name, title, f"no data: python -m llava.eval.data check all --data {data}")
     lacking = [one for one in benchmarks if one not in present]
-    missing = "" if present else f"no benchmark in {data}: python -m llava.eval.data check all --data {data}"
-    step = Step(
-        f"scores/{name}", title + f" (no data: {', '.join(lacking)})" * bool(lacking), command, folder, inputs
-    )
-    first = "pope" if "pope" in present else next(iter(present), "")
-    timed = setup.module(
-        "llava.eval.sweep", "--benchmarks", first, "--methods", "none,vispruner", "--tokens", 64
-    )
-    timed += tuple(map(str, ("--ratios", 0.5, *common)))
-    where = setup.output / "timing" / name
-    timing = Step(
-        f"timing/{name}",
-        f"timing of {name}",
-        (*timed, "--limit", str(_TIMED), "--output", str(where)),
-        where,
-        inputs,
-    )
+    title += f" (no data: {', '.join(lacking)})" * bool(lacking)
+    words = [
+        word
+        for option in ("methods", "tokens", "ratios")
+        for word in (f"--{option}", ",".join(map(str, settings[option])))
+    ]
+    common, folder = ["--model", model, "--data", data, *more], setup.output / "scores" / name
+    command = setup.module("llava.eval.sweep", "--benchmarks", ",".join(present), *words, *common)
+    command += ("--output", str(folder), "--report", str(folder / "tables"))
+    files = [file.find(Path(reports[one]["folder"])) for one in present for file in get_benchmark(one).files]
+    sums = data / "SHA256SUMS"  # of the bundled files
+    known = [sums] if sums.is_file() else [file for file in files if file and file.is_file()]
+    step = Step(f"scores/{name}", title, command, folder, (model, *known))
+    first, where = "pope" if "pope" in present else present[0], setup.output / "timing" / model.name
+    words = ["--methods", "none,vispruner", "--tokens", "64", "--ratios", "0.5"]
+    command = setup.module("llava.eval.sweep", "--benchmarks", first, *words, *common)
+    command += ("--limit", str(_TIMED), "--output", str(where))
+    timing = Step(f"timing/{model.name}", f"timing of {model.name}", command, where, step.inputs)
     limit = int(more[more.index("--limit") + 1]) if "--limit" in more else None
     counts = [(reports[one]["questions"], reports[one]["images"]) for one in present]
-    counts = [(min(n, limit or n), min(images, limit or images)) for n, images in counts]
+    questions = sum(min(count, limit or count) for count, _ in counts)
+    images = sum(min(count, limit or count) for _, count in counts)
     size = len(grid(settings["methods"], settings["tokens"], settings["ratios"], 0))
-    if missing:
-        return PaperStep(Step(step.name, title, (), folder, missing=missing))
-    return PaperStep(step, timing, sum(n for _, n in counts), sum(n for n, _ in counts), size)
+    return PaperStep(step, timing, images, questions, size)
+
+
+@cache
+def _report(benchmark: str, data: Path) -> dict[str, Any]:
+    return check(get_benchmark(benchmark), data)
 
 
 def _can_be_asked(report: dict[str, Any]) -> bool:
@@ -268,7 +259,7 @@ def _efficiency(setup: Setup) -> Step:
 
 def _tables(setup: Setup) -> Step:
     folder, scores = setup.output / "tables" / "published", setup.output / "scores"
-    command = setup.module("llava.eval.tables", "--table", "all,fastervlm,others", "--results", scores)
+    command = setup.module("llava.eval.tables", "--table", _TABLES, "--results", scores)
     command += ("--output", str(folder), *(["--verdict"] if setup.checkpoints else []))
     return Step("tables/published", "Published tables, and what was measured", command, folder, (), (scores,))
 
@@ -305,15 +296,8 @@ def show_plan(runner: StepRunner, steps: Sequence[PaperStep], folder: Path) -> d
         lines.append({"step": one.step.name, "state": state, "seconds": seconds, "bytes": round(needed)})
         lines[-1] |= {"missing": one.step.missing, "command": one.step.shown()}
         shown = "?" if seconds is None else f"{seconds / 60:.1f}" if seconds else ""
-        rows.append(
-            [
-                one.step.name,
-                state,
-                shown,
-                f"{needed / 1e6:.0f}" if needed else "",
-                one.step.missing or one.step.title,
-            ]
-        )
+        texts = [one.step.name, state, shown, f"{needed / 1e6:.0f}" if needed else ""]
+        rows.append([*texts, one.step.missing or one.step.title])
     free = shutil.disk_usage(folder).free
     print(text_table(["step", "state", "minutes", "MB", ""], rows))
     unknown = sum(line["seconds"] is None for line in lines)
@@ -331,11 +315,11 @@ def show_plan(runner: StepRunner, steps: Sequence[PaperStep], folder: Path) -> d
 
 def section_of(runner: StepRunner, step: Step) -> ReportSection:
     """Return what a step wrote as a section of the report, or why it has nothing."""
-    state, record = runner.state(step), runner.record(step) or {}
-    if state != DONE:
-        why = step.missing or "; ".join(record.get("tail", [])[-3:]) or "not run yet"
-        return ReportSection(step.title, [f"{state}: {why}"])
-    found = [step.folder / name for name in record["outputs"]]
+    state, record = runner.state(step), runner.record(step) or {"outputs": {}}
+    why = step.missing or "; ".join(record.get("tail", [])[-3:]) or "not run yet"
+    before = [] if state == DONE else [f"{state}: {why}"]
+    there = [step.folder / name for name in record["outputs"] if state in (DONE, FAILED)]
+    found = [path for path in there if path.is_file()]
     pages = [path for path in found if path.suffix == ".html"]
     written = [read_markdown(path) for path in found if path.suffix == ".md" and not pages]
     drawn: dict[Path, Path] = {}
@@ -349,7 +333,7 @@ def section_of(runner: StepRunner, step: Step) -> ReportSection:
     texts = [text for part in written for text in part.paragraphs]
     tables = [table for part in written for table in part.tables]
     fixed = [text for part in written for text in part.preformatted]
-    return ReportSection(step.title, [*texts, *more], tables, fixed, images, data, pages)
+    return ReportSection(step.title, [*before, *texts, *more], tables, fixed, images, data, pages)
 
 
 def write_report(setup: Setup, runner: StepRunner, steps: Sequence[PaperStep]) -> Path:
@@ -459,6 +443,8 @@ def run_steps(setup: Setup, runner: StepRunner, steps: Sequence[PaperStep]) -> d
         print(f"report: {report}", flush=True)
     states = {one.step.name: runner.state(one.step) for one in steps}
     verdict = runner.document(steps[-1].step).get("verdict", {}).get("counts") if setup.checkpoints else None
+    if verdict:
+        print("verdict: " + "; ".join(f"{status}: {count}" for status, count in verdict.items()), flush=True)
     summary = {"report": str(report), "steps": states, "ran": ran, "verdict": verdict}
     failed = [name for name, state in states.items() if state not in (DONE, MISSING)]
     return {**summary, "failed": failed, "seconds": round(time.monotonic() - start, 1)}

@@ -128,8 +128,8 @@ class StepRunner:
                 raise
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         seconds, wrote = time.monotonic() - start, self._outputs(step)
-        if code:
-            return self._end(step, FAILED, seconds, [*lines[-_TAIL:], f"exit code {code}"], key)
+        if code:  # what it wrote is worth showing: a sweep goes on without a setting that fails
+            return self._end(step, FAILED, seconds, [*lines[-_TAIL:], f"exit code {code}"], key, wrote)
         if not wrote:
             return self._end(
                 step, FAILED, seconds, [*lines[-_TAIL:], f"wrote nothing below {step.folder}"], key

@@ -119,7 +119,7 @@ def _pipe_table(title: str, lines: Sequence[str]) -> Table:
 
 def _plain(text: str) -> str:
     """Return a text of Markdown without bold, code marks and escapes."""
-    return re.sub(r"\\([^\w\s])", r"\1", re.sub(r"\*\*|(?<!\\)`", "", text))
+    return re.sub(r"\\([^\w\s]|_)", r"\1", re.sub(r"\*\*|(?<!\\)`", "", text))
 
 
 def _read(path: Path) -> bytes:

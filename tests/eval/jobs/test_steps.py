@@ -127,7 +127,8 @@ import sys
 sys.path.insert(0, {str(Path(steps.__file__).parents[3])!r})
 from pathlib import Path
 from llava.eval.jobs.steps import Step, StepRunner
-shell = "trap 'echo stopped > {tmp_path}/out/stopped; exit 1' INT; sleep 60 & echo $! > {tmp_path}/out/pid; wait"
+out = {str(tmp_path / "out")!r}
+shell = f"trap 'echo stopped > {{out}}/stopped; exit 1' INT; sleep 60 & echo $! > {{out}}/pid; wait"
 step = Step("one", "One", ("bash", "-c", shell), Path({str(tmp_path)!r}) / "out")
 try:
     StepRunner(Path({str(tmp_path)!r}) / "steps").run(step)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from llava.eval.benchmarks import DataError
 from llava.eval.tables.plots import html_page
-from llava.eval.tables.report import ReportSection, report_page
+from llava.eval.tables.report import ReportSection, read_markdown, report_page
 from llava.table import Table, TableCell, TableRow
 
 SVG = (
@@ -149,3 +149,18 @@ def test_a_browser_shows_it_without_errors(page, tmp_path):
     assert shot.width == 1000  # every image was drawn: SVG, PNG, and the color of the JPEG
     assert (0, 114, 178) in colors and (86, 180, 233) in colors
     assert any(abs(r - 213) + abs(g - 94) + abs(b) < 12 for r, g, b in colors)
+
+
+def test_markdown_becomes_paragraphs_tables_and_code(tmp_path):
+    cells = [[TableCell("a_b|c"), TableCell("95.0", strong=True)], [TableCell("x"), TableCell("")]]
+    table = Table("Scores of *r*", ["method", "F1"], [TableRow(row) for row in cells], ["1. A note, <b>."])
+    (tmp_path / "a.md").write_text(
+        f"# Page\n\nFirst\nline.\n\n{table.markdown(2)}\n```\n| code |\n```\nLast `x`."
+    )
+    found = read_markdown(tmp_path / "a.md")
+    assert (found.title, found.paragraphs) == ("Page", ["First line.", "1. A note, <b>.", "Last x."])
+    (read,) = found.tables
+    assert (read.title, read.header) == ("Scores of *r*", ["method", "F1"])
+    assert [[cell.text for cell in row.cells] for row in read.rows] == [["a_b|c", "95.0"], ["x", ""]]
+    assert read.rows[0].cells[1].strong and not read.rows[0].cells[0].strong
+    assert found.preformatted == ["| code |"]
