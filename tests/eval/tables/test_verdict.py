@@ -139,7 +139,7 @@ def test_forms_and_command(tmp_path, capsys):
     arguments = ["--results", str(tmp_path / "in"), "--output", str(tmp_path / "o"), "--columns", "pope"]
     assert main(["--table", "llava-1.5-7b", "--verdict", *arguments]) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
-    counts = {"inside": 1, "missing": 19 * 3 - 1}  # POPE, Acc. and Rel. over it
+    counts = {"inside": 1, "no interval": 1, "missing": 19 * 3 - 2}  # of POPE, and Acc. and Rel. over it
     assert document["verdict"]["counts"] == counts == document["verdict"]["by_table"]["llava-1.5-7b"]
     assert len(document["verdict"]["cells"]) == 19 * 3
     assert (tmp_path / "o" / "llava-1.5-7b_verdict.csv").is_file()
