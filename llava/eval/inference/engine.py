@@ -433,6 +433,10 @@ class Engine:
 
     def prompt_ids(self, question: Question) -> tuple[int, ...]:
         """Return the token ids of the whole prompt, with IMAGE_TOKEN_INDEX in place of the image."""
+        return tuple(tokenizer_image_token(self.prompt(question), self._tokenize, IMAGE_TOKEN_INDEX))
+
+    def prompt(self, question: Question) -> str:
+        """Return the whole prompt, with <image> in place of the image."""
         text = question.text
         if question.image is not None:
             image = DEFAULT_IMAGE_TOKEN
@@ -442,7 +446,7 @@ class Engine:
         conversation = conv_templates[self.conv_mode].copy()
         conversation.append_message(conversation.roles[0], text)
         conversation.append_message(conversation.roles[1], None)
-        return tuple(tokenizer_image_token(conversation.get_prompt(), self._tokenize, IMAGE_TOKEN_INDEX))
+        return conversation.get_prompt()
 
     # -- images -----------------------------------------------------------------------------------
 

@@ -1,0 +1,26 @@
+"""Attention analysis of a LLaVA model: where the decoder and the vision tower look.
+
+    reader = AttentionReader(engine)
+    found = analyze([reader.read(question) for question in questions])
+
+`rows.py` recomputes the attention of a layer beside its fused kernels, `reader.py` runs one question,
+`records.py` keeps samples on disk so that an analysis resumes, `statistics.py` holds the definitions of all
+curves. Layers, tokens and quarters count from 0.
+"""
+
+from llava.analysis.attention.reader import AttentionReader, UnreadableSample
+from llava.analysis.attention.records import Records
+from llava.analysis.attention.rows import KINDS, AttentionSample
+from llava.analysis.attention.statistics import AttentionStatistics, Curves, analyze, top_mask
+
+__all__ = [
+    "KINDS",
+    "AttentionReader",
+    "AttentionSample",
+    "AttentionStatistics",
+    "Curves",
+    "Records",
+    "UnreadableSample",
+    "analyze",
+    "top_mask",
+]
