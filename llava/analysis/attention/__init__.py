@@ -8,6 +8,7 @@
 curves. Layers, tokens and quarters count from 0.
 """
 
+from llava.analysis.attention.collect import Collected, collect, records_file
 from llava.analysis.attention.reader import AttentionReader, UnreadableSample
 from llava.analysis.attention.records import Records
 from llava.analysis.attention.rows import KINDS, AttentionSample
@@ -18,9 +19,12 @@ __all__ = [
     "AttentionReader",
     "AttentionSample",
     "AttentionStatistics",
+    "Collected",
     "Curves",
     "Records",
     "UnreadableSample",
     "analyze",
+    "collect",
+    "records_file",
     "top_mask",
 ]
