@@ -118,6 +118,7 @@ class Row:
     # (K, D) projected tokens; one for each of several images (only `generate`); None for a text-only prompt
     visual: Tensor | tuple[Tensor, ...] | None
     key: Any = None  # rows of equal key have the same `visual`
+    crops: int = 1  # of the image, by which the budget of a method inside the language model is multiplied
 
     @property
     def length(self) -> int:
