@@ -109,9 +109,7 @@ def draw_fig2(found: Collected, model: str, task: Task, folder: Path) -> tuple[l
     )
     with drawing.new_figure(2.7, caption) as figure:
         grid = figure.add_gridspec(2, 2)
-        fig2.draw_frequency(
-            figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0]), statistics
-        )
+        fig2.draw_frequency(figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0]), statistics)
         axes = figure.add_subplot(grid[:, 1])
         fig2.draw_quartiles(axes, statistics)
         axes.legend(ncols=2, loc="upper right")

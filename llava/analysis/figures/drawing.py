@@ -65,7 +65,13 @@ def new_figure(height: float, caption: str) -> Iterator[Any]:
         figure = Figure(figsize=(7.2, height + below), dpi=200, layout="constrained")
         share = below / (height + below)
         figure.get_layout_engine().set(rect=(0, share, 1, 1 - share), w_pad=0.06, h_pad=0.06)
-        figure.text(0.012, share - 0.04 / (height + below), "\n".join(lines).replace("$", r"\$"), va="top", fontsize=7.5)
+        figure.text(
+            0.012,
+            share - 0.04 / (height + below),
+            "\n".join(lines).replace("$", r"\$"),
+            va="top",
+            fontsize=7.5,
+        )
         yield figure
 
 

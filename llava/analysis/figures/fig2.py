@@ -46,9 +46,15 @@ def draw_frequency(upper: Any, lower: Any, statistics: AttentionStatistics) -> N
     edges = np.linspace(0, tokens, bars + 1)
     group = np.arange(tokens) * bars // tokens
     heights = np.bincount(group, curves.frequency[layer]) / np.bincount(group)
-    upper.bar(edges[:-1], heights, np.diff(edges), align="edge", color="#56b4e9", edgecolor="white", linewidth=0.3)
+    upper.bar(
+        edges[:-1], heights, np.diff(edges), align="edge", color="#56b4e9", edgecolor="white", linewidth=0.3
+    )
     upper.axhline(0.25, color="#444444", linestyle=":", linewidth=1)
-    upper.set(ylabel="selection frequency", ylim=(0, max(1.0, heights.max())), title="(a) top quarter by last attention")
+    upper.set(
+        ylabel="selection frequency",
+        ylim=(0, max(1.0, heights.max())),
+        title="(a) top quarter by last attention",
+    )
     lower.plot(np.arange(tokens), curves.mean[layer], color="#d55e00", linewidth=0.8)
     lower.set(xlabel=f"visual token, 0 to {tokens - 1}", ylabel="mean attention", yscale="log")
     for axes in (upper, lower):
