@@ -96,9 +96,14 @@ def llm_prefill_macs(tokens: int | Sequence[int], shape: LanguageShape) -> int:
     return sum(2 * n * d * d + 2 * n * d * kv + 2 * n * n * d + 3 * n * d * m for n in per_layer)
 
 
-def llm_prefill_gflops(tokens: float, shape: Sequence[int | None]) -> float:
-    """Return GFLOPs of the prefill of `tokens` tokens; `shape` has the fields of `LanguageShape`."""
-    return 2 * llm_prefill_macs(round(tokens), LanguageShape(*shape)) / 1e9
+def llm_prefill_gflops(tokens: float | Sequence[float], shape: Sequence[int | None]) -> float:
+    """Return GFLOPs of the prefill of `tokens` tokens; `shape` has the fields of `LanguageShape`.
+
+    Args:
+        tokens: Mean number of tokens, or one per layer; rounded.
+    """
+    whole = [round(one) for one in tokens] if isinstance(tokens, Sequence) else round(tokens)
+    return 2 * llm_prefill_macs(whole, LanguageShape(*shape)) / 1e9
 
 
 def kv_cache_bytes(tokens: int | Sequence[int], shape: LanguageShape, bytes_per_element: int = 2) -> int:

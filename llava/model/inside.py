@@ -4,10 +4,10 @@
     run.last                          # (B, D) hidden states that give the first token
     run.advance(embeds)               # (B, D) after one more token
 
-The layers run as always, with SDPA or flash attention. At a stage, the few attention rows that the method asks
-for are computed in addition, from the inputs of that one layer. After a stage every layer has fewer tokens, so
-KV caches differ in length between spans of layers. Rows are padded on the left, and a method decides for every
-row alone, so that batches give the answers of single prompts. Methods are in `llava.pruning.inside`.
+The layers run as always, with SDPA or flash attention. At a stage, the few attention rows that the method
+asks for are computed in addition, from the inputs of that one layer. Layers after a stage see fewer tokens,
+so KV caches differ in length between spans of layers. Rows are padded on the left, and a method decides for
+every row alone, so that batches give the answers of single prompts. Methods are in `llava.pruning.inside`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ class Reduction:
     """What a stage did to one row."""
 
     stage: Stage
-    ids: Tensor  # visual tokens that are left: 0 to N - 1 entered the decoder, N and above were made, in order
+    ids: (
+        Tensor  # visual tokens that are left: 0 to N - 1 entered the decoder, N and above were made, in order
+    )
     new: Tensor | None  # (C, D) states of the tokens made here
 
 
@@ -104,7 +106,9 @@ class InsideRun:
         reductions: what every stage did, per row; none for rows without image.
     """
 
-    def __init__(self, decoder: Any, spans: list[Span], last: Tensor, reductions: list[list[Reduction]]) -> None:
+    def __init__(
+        self, decoder: Any, spans: list[Span], last: Tensor, reductions: list[list[Reduction]]
+    ) -> None:
         self.decoder, self.spans, self.last, self.reductions = decoder, spans, last, reductions
 
     def advance(self, embeds: Tensor) -> Tensor:
@@ -180,8 +184,8 @@ def _embed(
     for row in rows:
         if len(row.images) > 1:
             raise ValueError(
-                f"{pruner.name}: a prompt has {len(row.images)} images, and methods inside the language model "
-                "take one. Use a method that prunes before the language model."
+                f"{pruner.name}: a prompt has {len(row.images)} images, and methods inside the language "
+                "model take one. Use a method that prunes before the language model."
             )
         start = row.ids.index(IMAGE_TOKEN_INDEX) if row.images else len(row.ids)
         ids = torch.tensor([one for one in row.ids if one >= 0], dtype=torch.int64, device=weight.device)
@@ -240,7 +244,7 @@ def _run(decoder: Any, span: Span, hidden: Tensor, positions: Tensor) -> tuple[T
 
 
 def _mask(config: Any, span: Span, hidden: Tensor) -> Tensor | None:
-    """Return the mask that a layer takes: the last n = `hidden.shape[1]` cached tokens look at all before them.
+    """Return the mask that a layer takes: each of the n tokens of `hidden`, the last cached ones, is causal.
 
     (B, 1, n, L) to add to scores, (B, L) of padding for flash attention; None where a kernel needs none.
     """
@@ -256,7 +260,7 @@ def _mask(config: Any, span: Span, hidden: Tensor) -> Tensor | None:
 
 
 def _shared(rows: Sequence[Any], blocks: Sequence[_Block | None]) -> list[int] | None:
-    """Return the number of each row's prefix, which is the first row that has it; None if nothing is shared."""
+    """Return the first row that has the same prefix, of every row; None if nothing is shared."""
     if any(block is None or not block.after for block in blocks):
         return None
     seen: dict[Any, int] = {}
@@ -285,7 +289,9 @@ def _run_shared(
     """
     whole = [tokens.row(number) for number in range(len(prefix_of))]
     firsts = list(dict.fromkeys(prefix_of))
-    prefixes = Sequences.of(*zip(*([part[: cuts[one]] for part in whole[one]] for one in firsts), strict=True))
+    prefixes = Sequences.of(
+        *zip(*([part[: cuts[one]] for part in whole[one]] for one in firsts), strict=True)
+    )
     width = prefixes.mask.shape[1]
     span = _span(decoder, layers, prefixes.mask, following, width)
     before, _ = _run(decoder, span, prefixes.hidden, prefixes.positions)

@@ -6,7 +6,7 @@
 
 A new method is one new file in this folder: a subclass of `Pruner` under `@register_pruner("its_name")`.
 Every module of this folder is imported below, so no other file has to change; a method that is defined
-elsewhere only has to be imported. Methods that prune inside the language model are in the sub-package `inside`.
+elsewhere only has to be imported. Methods that prune inside the language model are in `inside`.
 """
 
 import pkgutil

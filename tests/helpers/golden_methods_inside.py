@@ -101,7 +101,7 @@ def pruner_of(case: dict[str, Any]) -> DecoderPruner:
     if method == "sparsevlm":
         if params["preset"] is not None:  # the method's own schedule
             return get_pruner(method, tokens=params["preset"])
-        return get_pruner(method, layers=params["layers"], keep=params["keep"])
+        return get_pruner(method, layers=params["layers"], counts=params["keep"])
     if method == "dart":
         visual = case["inputs"]["n_vis"]
         share = int(visual * (1 - params["ratio"]) / (params["pivots_visual"] + params["pivots_text"]))

@@ -1,8 +1,8 @@
 """Methods that prune inside the language model: the rule of one method per file, pure functions on tensors.
 
-All visual tokens of an image enter the language model; between two of its layers, at prefill, a method shortens
-the visual block (see `base.DecoderPruner`). `llava.model.inside` runs the layers and gives a method what it
-reads. A new method is one new file in this folder.
+All visual tokens of an image enter the language model; between two of its layers, at prefill, a method
+shortens the visual block (see `base.DecoderPruner`). `llava.model.inside` runs the layers and gives a method
+what it reads. A new method is one new file in this folder.
 """
 
 import pkgutil

@@ -8,8 +8,8 @@
         def reduce(self, stage, state):
             return Reduced(strongest(state.attention(), stage.keep))
 
-Layers are counted from 0, and `Stage.layer` is the first layer that gets the shortened sequence, which is also
-the number of layers that run in full. Numbers published for 32 layers are scaled by `scaled_layer`.
+Layers are counted from 0, and `Stage.layer` is the first layer that gets the shortened sequence, which is
+also the number of layers that run in full. Numbers published for 32 layers are scaled by `scaled_layer`.
 """
 
 from __future__ import annotations
@@ -100,6 +100,10 @@ class DecoderPruner(Pruner):
     def has_schedule(self) -> bool:
         """Whether options of the method set its stages, so that no budget is needed."""
         return False
+
+    def config(self) -> dict[str, object]:
+        """Return the settings that affect the result, ready for JSON; options only where they are set."""
+        return {key: one for key, one in super().config().items() if one is not None or key == "tokens"}
 
     def choose(self, features: Tensor, cues: Cues, tokens: int) -> Kept:
         """Keep all patches."""

@@ -19,9 +19,9 @@ class PyramidDrop(DecoderPruner):
     """Keep a share of the original visual tokens before each of several layers.
 
     The share is p, p^2, p^3 of the tokens from layers 2, 8, 16 of 32 on, with the p that makes the mean over
-    all layers the budget. A decoder so shallow that its full layers alone exceed the budget uses the p of 32
-    layers, and its mean is greater than the budget (see `visual_per_layer`). A budget that the two full layers
-    of 32 exceed cannot be had.
+    all layers the budget; layers are scaled to the decoder's depth. A decoder so shallow that its full layers
+    alone exceed the budget uses the p of 32 layers, and its mean is greater than the budget. A budget that
+    the two full layers of 32 exceed cannot be had.
 
     Args:
         layers: The layers before which it acts, instead of a budget.
@@ -37,7 +37,9 @@ class PyramidDrop(DecoderPruner):
         if self.ratios is not None:
             given = tuple(self.ratios) if isinstance(self.ratios, Iterable) else ()
             if not given or not all(isinstance(one, int | float) and 0 <= one <= 1 for one in given):
-                raise ValueError(f"ratios: {self.ratios!r} is not a list of shares in [0, 1]. Pass one per layer.")
+                raise ValueError(
+                    f"ratios: {self.ratios!r} is not a list of shares in [0, 1]. Pass one per layer."
+                )
             object.__setattr__(self, "ratios", given)
         if (self.layers is None) != (self.ratios is None) or len(self.layers or ()) != len(self.ratios or ()):
             raise ValueError(f"ratios: got {self.ratios} for layers {self.layers}. Pass one ratio per layer.")
@@ -53,18 +55,18 @@ class PyramidDrop(DecoderPruner):
             return [Stage(*pair) for pair in zip(self.layers, _shares(visual, self.ratios), strict=True)]
         layers = [scaled_layer(layer, PUBLISHED_DEPTH, depth) for layer in _LAYERS]
         share = budget / visual
-        if (p := solve(layers, depth, share)) is None and (p := solve(_LAYERS, PUBLISHED_DEPTH, share)) is None:
-            least = visual * _LAYERS[0] // PUBLISHED_DEPTH + 1
+        if (p := solve(layers, depth, share)) is None and (
+            p := solve(_LAYERS, PUBLISHED_DEPTH, share)
+        ) is None:
             raise ValueError(
-                f"tokens: 'pyramiddrop' cannot have a mean of {budget} of {visual} visual tokens, because its "
-                f"first {layers[0]} of {depth} layers see all of them. Set at least {least} in total."
+                f"tokens: 'pyramiddrop' cannot have a mean of {budget} of {visual} visual tokens, because "
+                f"its first {_LAYERS[0]} of {PUBLISHED_DEPTH} layers have all of them. Set at least "
+                f"{visual * _LAYERS[0] // PUBLISHED_DEPTH + 1} of {visual}."
             )
-        return [
-            Stage(*pair) for pair in zip(layers, _shares(visual, [p, p**2, p**3]), strict=True)
-        ]
+        return [Stage(*pair) for pair in zip(layers, _shares(visual, [p, p**2, p**3]), strict=True)]
 
     def reduce(self, stage: Stage, state: DecoderState) -> Reduced:
-        """Keep the tokens that the next layer, run on all of them, would attend to most from the last token."""
+        """Keep what the prompt's last token would attend to in the next layer, run without a reduction."""
         return Reduced(strongest(state.attention(ahead=True)[0], stage.keep))
 
 
@@ -76,7 +78,10 @@ def solve(layers: Sequence[int], depth: int, share: float) -> float | None:
 
     def mean(p: float) -> float:
         steps = [0, *layers, depth]
-        return sum((end - start) * p**i for i, (start, end) in enumerate(zip(steps, steps[1:], strict=False))) / depth
+        return (
+            sum((end - start) * p**i for i, (start, end) in enumerate(zip(steps, steps[1:], strict=False)))
+            / depth
+        )
 
     low, high = 0.0, 1.0
     if not mean(low) < share < mean(high):

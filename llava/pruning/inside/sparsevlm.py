@@ -1,4 +1,4 @@
-"""SparseVLM (Zhang et al., 2024), version 1.5: text tokens rate the visual ones, removed tokens are recycled."""
+"""SparseVLM (Zhang et al., 2024), version 1.5: text rates the visual tokens, removed ones are recycled."""
 
 from __future__ import annotations
 
@@ -25,32 +25,33 @@ class SparseVLM(DecoderPruner):
 
     Budgets 192, 128, 96 and 64 of 576 are the published schedules after layers 2, 6 and 15 of 32; their means
     over all layers are 206, 145, 107 and 82 tokens, recycled ones included. For other budgets, and other
-    numbers of tokens, there is one stage after layer 2 of 32, with kept and recycled tokens within the budget.
+    numbers of tokens, there is one stage after layer 2 of 32, with kept and recycled tokens equal to the
+    budget. Layers are scaled to the decoder's depth.
 
     Args:
         layers: The layers after which it acts, instead of a budget.
-        keep: Tokens that stay at each of `layers`, before recycled ones.
+        counts: Tokens that stay at each of `layers`, before recycled ones.
     """
 
     layers: Sequence[int] | None = None
-    keep: Sequence[int] | None = None
+    counts: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("layers", "keep"):
+        for name in ("layers", "counts"):
             object.__setattr__(self, name, integers(name, getattr(self, name)))
-        if (self.layers is None) != (self.keep is None) or len(self.layers or ()) != len(self.keep or ()):
-            raise ValueError(f"keep: got {self.keep} for layers {self.layers}. Pass one number per layer.")
+        if (self.layers is None) != (self.counts is None) or len(self.layers or ()) != len(self.counts or ()):
+            raise ValueError(f"counts: got {self.counts} for layers {self.layers}. Pass one per layer.")
 
     @property
     def has_schedule(self) -> bool:
-        """Whether `layers` and `keep` are set."""
+        """Whether `layers` and `counts` are set."""
         return self.layers is not None
 
     def schedule(self, depth: int, visual: int, budget: int) -> Sequence[Stage]:
         """Return the stages, with their recycled tokens."""
-        if self.layers is not None and self.keep is not None:
-            layers, keep = [after + 1 for after in self.layers], self.keep
+        if self.layers is not None and self.counts is not None:
+            layers, keep = [after + 1 for after in self.layers], self.counts
         else:
             layers = [scaled_layer(after + 1, PUBLISHED_DEPTH, depth) for after in _AFTER]
             preset = _PRESETS.get(budget) if visual == _PRESET_TOKENS else None
@@ -77,7 +78,7 @@ class SparseVLM(DecoderPruner):
 
 
 def raters(visual: Tensor, text: Tensor) -> Tensor | None:
-    """Return the text tokens (R,) that are more relevant to the image than their mean; None if there are none.
+    """Return the text tokens (R,) that are more relevant to the image than the mean; None if there are none.
 
     Relevance is the mean over visual tokens (N, D) of their softmax over the text tokens (T, D). If all are
     equally relevant, as a single word is, the prompt's last token rates (None).
@@ -94,7 +95,7 @@ def recycled(removed: int) -> tuple[int, int]:
 
 
 def single_stage(visual: int, budget: int) -> int:
-    """Return the greatest number of tokens that may stay so that, with the recycled ones, they are the budget.
+    """Return how many tokens may stay so that, with the recycled ones, they are the budget.
 
     Raises:
         ValueError: one token that stays and the recycled ones are more than the budget.
@@ -104,15 +105,15 @@ def single_stage(visual: int, budget: int) -> int:
             return keep
     least = 1 + recycled(visual - 1)[1]
     raise ValueError(
-        f"tokens: 'sparsevlm' cannot have a budget of {budget} of {visual} visual tokens, because it recycles "
-        f"removed ones into {least - 1}. Set at least {least} in total."
+        f"tokens: 'sparsevlm' cannot have a budget of {budget} of {visual} visual tokens, because it "
+        f"recycles removed ones into {least - 1}. Set at least {least} in total."
     )
 
 
 def merge(states: Tensor, centers: int) -> Tensor:
-    """Cluster states (m, D), in the order of falling scores, by density peaks: (centers, D) sums over members.
+    """Cluster states (m, D), in the order of falling scores, by density peaks; return a mean of each cluster.
 
-    The sums are divided by the number of members + 1e-6. Densities that tie go by the order of the scores.
+    The means (centers, D) divide by the number of members + 1e-6. Equal densities go by the order of scores.
     """
     wide = states.float()
     m = len(wide)

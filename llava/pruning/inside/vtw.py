@@ -17,8 +17,8 @@ from .base import DecoderPruner, DecoderState, Reduced, Stage
 class VTW(DecoderPruner):
     """Remove all visual tokens before one layer.
 
-    The budget is the mean over the layers: K layers of D with N tokens are N K / D, and K is the greatest number
-    of layers within the budget. The published K = 15 of 32 is a mean of 270 of 576 tokens.
+    The budget is the mean over the layers: K of D layers with N tokens are N K / D, and K is the greatest
+    number of layers within the budget. The published K = 15 of 32 is a mean of 270 of 576 tokens.
 
     Args:
         layer: Layers that run in full, instead of a budget.
@@ -38,8 +38,8 @@ class VTW(DecoderPruner):
         layer = budget * depth // visual if self.layer is None else self.layer
         if layer < 1:
             raise ValueError(
-                f"tokens: 'vtw' cannot have a mean of {budget} visual tokens over {depth} layers, because one "
-                f"layer with all {visual} is more. Set at least {-(-visual // depth)} of {visual} tokens."
+                f"tokens: 'vtw' cannot have a mean of {budget} visual tokens over {depth} layers, because "
+                f"one layer with all {visual} is more. Set at least {-(-visual // depth)} of {visual} tokens."
             )
         return [Stage(layer, 0)]
 
