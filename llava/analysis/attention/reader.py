@@ -32,6 +32,7 @@ class AttentionReader:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.model = engine, engine.model
+        self.model.set_pruner("none", anyres=engine.anyres)
         self._load = ImageLoader(engine.load_image, engine.image_processor, self.model.config)
         self._image: Any = None
         self._encoded: tuple[torch.Tensor, np.ndarray] | None = None

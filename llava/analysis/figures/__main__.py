@@ -8,8 +8,8 @@ Panels about attention show the first N questions of POPE, or of a question file
 which the first turn is asked) or a question file. The model is unpruned. Samples are kept on disk, so that a
 run resumes after any interruption and both figures read each sample once. Panels about scores evaluate the
 model on benchmarks with visual tokens removed inside the decoder. The paper's curves are dashed. Without
---model or --data the bundled ones are used. Writes PNG, SVG and the data as CSV to OUTPUT/FIGURE; the last line of
-standard output is one JSON document.
+--model or --data the bundled ones are used. Writes PNG, SVG and the data as CSV to OUTPUT/FIGURE; the last
+line of standard output is one JSON document.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from llava import argtypes
-from llava.analysis.attention import AttentionStatistics, Collected, collect
+from llava.analysis.attention import AttentionStatistics, collect
 from llava.analysis.figures import drawing, fig2, fig3
+from llava.analysis.figures.scores import BENCHMARKS, MEAN, PanelScore, evaluate, read_tasks
 from llava.analysis.questions import read_question_file
 from llava.eval import cli
-from llava.eval.benchmarks import DataIssue, get_benchmark
+from llava.eval.benchmarks import DataIssue, benchmark_name, get_benchmark, list_benchmarks
 from llava.eval.jobs.job import Task, common_anyres, read_task
 from llava.eval.jobs.session import Session
-from llava.eval.store.atomic import write_atomically
+from llava.mm_utils import is_anyres
 from llava.model.checkpoint.config import stored_config
 
 SAMPLES = 1000  # of the paper's analysis
+_CACHE = 2 << 30  # bytes for encoded images that several benchmarks show
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,6 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--image-folder", type=cli.user_path, default=Path("."), help="of their images (default: .)")
     limit = f"analyze only the first N questions (default: {SAMPLES})"
     add("--num-questions", type=argtypes.at_least(1), default=SAMPLES, metavar="N", help=limit)
+    known = f"comma-separated, of the panel about scores, or none (default: {','.join(BENCHMARKS)})"
+    add("--benchmarks", type=_benchmarks, default=list(BENCHMARKS), help=known)
     cli.add_source_arguments(parser)
     output = "folder to write to (default: outputs/figures)"
     add("--output", type=cli.path_argument, default=Path("outputs", "figures"), metavar="DIR", help=output)
@@ -52,26 +55,53 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _benchmarks(text: str) -> list[str]:
+    names = [benchmark_name(part.strip()) for part in text.split(",") if part.strip()]
+    if names == ["none"]:
+        return []
+    for name in names:
+        if name not in list_benchmarks():
+            known = ", ".join(list_benchmarks())
+            raise argparse.ArgumentTypeError(f"{name!r}: no such benchmark. Choose from {known}, or none")
+    return list(dict.fromkeys(names))
+
+
 @cli.guarded
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     drawing.check_matplotlib()
-    cli.announce_bundled(args.model is None, args.data is None and args.question_file is None)
+    cli.announce_bundled(args.model is None, args.data is None)
     model = cli.model_folder(args, parser)
-    task = read_samples(args)
+    task, tasks = read_samples(args), read_tasks(args)
     try:
         config = stored_config(model, args.model_base)
         job = cli.job_of(args, model, config, common_anyres(config, args.anyres, args.preset))
     except ValueError as error:
         parser.error(str(error))
-    cli.print_warnings([*task.warnings, *job.warnings])
-    session = Session(job, max_failures=args.max_failures)
+    cli.print_warnings(
+        [*task.warnings, *(warning for one in tasks for warning in one.warnings), *job.warnings]
+    )
+    session = Session(job, _CACHE if len(tasks) > 1 else 0, args.max_failures)
     found = collect(session, task, args.output / "samples")
-    files, caption = DRAW[args.figure](found, job.name, task, args.output / args.figure)
+    statistics = found.statistics
+    crops = 5 if is_anyres(config.get("image_aspect_ratio")) else 1
+    settings = {
+        "fig2": lambda: fig2.pruners(statistics.layers, first=int(crops > 1)),
+        "fig3": lambda: fig3.pruners(statistics.layers, statistics.tokens // crops, args.seed),
+    }
+    command = cli.command_of(parser, args, but=["figure"])
+    command.insert(1, args.figure)
+    folder = args.output / "runs" / job.name
+    scores = evaluate(session, tasks, settings[args.figure](), folder, command) if tasks else []
+    about = [
+        f"{job.name}: {statistics.samples:,} {task.title} questions, {statistics.tokens} visual tokens, "
+        f"{statistics.layers} decoder layers, unpruned."
+    ]
+    draw = {"fig2": draw_fig2, "fig3": draw_fig3}[args.figure]
+    files, caption = draw(statistics, scores, about, args.output / args.figure)
     cli.report_issues(found.issues, "questions have no sample")
     print(f"{args.figure}: {caption}")
-    statistics = found.statistics
     document = {
         "figure": args.figure,
         "model": job.name,
@@ -80,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "computed": found.read,
         "layers": statistics.layers,
         "visual_tokens": statistics.tokens,
+        "benchmarks": {one.benchmark.name: len(one.asked) for one in tasks},
         "files": files,
         "caption": caption,
         "failures": [str(issue) for issue in found.issues],
@@ -97,52 +128,78 @@ def read_samples(args: argparse.Namespace) -> Task:
     return Task(questions, issues, limit=args.num_questions)
 
 
-def draw_fig2(found: Collected, model: str, task: Task, folder: Path) -> tuple[list[str], str]:
+def draw_fig2(
+    statistics: AttentionStatistics, scores: list[PanelScore], about: list[str], folder: Path
+) -> tuple[list[str], str]:
     """Draw and write Figure 2; return its files and its caption."""
-    statistics = found.statistics
-    layer = fig2.shown_layer(statistics.layers)
-    caption = (
-        f"{_about(model, task, statistics)} (a) Layer {layer}, from 0. Above, the share of samples that hold a "
-        "token in the top quarter by the attention of the last prompt token (bars: means of neighbors); below, "
-        "that attention. (b) Where the top quarter lies, by layer. Dashed: LLaVA-1.5-7B, measured from the "
-        f"paper's picture, over the same share of its 32 layers. {drawing.depth_note(statistics.layers)}"
-    )
+    depth = statistics.layers
+    layer = fig2.shown_layer(depth)
+    seen = statistics.means["last"].sum(1)[layer]
+    text = [
+        *about,
+        f"(a) Layer {layer} (from 0), where the last prompt token gives {100 * seen:.2g} % of its attention to the "
+        "image. Above: share of samples in which a token is in the top quarter (means of neighbors; dotted: "
+        "evenly spread). Below: mean attention.",
+        "(b) Share of the top quarter in each quarter of the image.",
+    ]
+    if scores:
+        text += [
+            f"(c) {_names(scores)} if only one quarter of the visual tokens is kept from a layer on, positions "
+            "renumbered; whiskers: 95% intervals; dotted: all tokens."
+        ]
+    text += ["Dashed: LLaVA-1.5-7B, measured from the paper's picture, first to last of 32 layers."]
+    caption = " ".join([*text, drawing.depth_note(depth)]).strip()
     with drawing.new_figure(2.7, caption) as figure:
-        grid = figure.add_gridspec(2, 2)
+        grid = figure.add_gridspec(2, 2 + bool(scores))
         fig2.draw_frequency(figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0]), statistics)
         axes = figure.add_subplot(grid[:, 1])
         fig2.draw_quartiles(axes, statistics)
-        axes.legend(ncols=2, loc="upper right")
-        return drawing.write_figure(figure, folder, "fig2", fig2.tables(statistics)), caption
+        axes.legend(loc="upper right")
+        if scores:
+            fig2.draw_scores(figure.add_subplot(grid[:, 2]), scores, depth)
+        tables = fig2.tables(statistics) | (fig2.score_tables(scores) if scores else {})
+        return drawing.write_figure(figure, folder, "fig2", tables), caption
 
 
-def draw_fig3(found: Collected, model: str, task: Task, folder: Path) -> tuple[list[str], str]:
+def draw_fig3(
+    statistics: AttentionStatistics, scores: list[PanelScore], about: list[str], folder: Path
+) -> tuple[list[str], str]:
     """Draw and write Figure 3; return its files and its caption."""
-    statistics = found.statistics
     layer = fig3.shown_layer(statistics.layers)
-    caption = (
-        f"{_about(model, task, statistics)} [CLS]: attention of the vision tower; last: of the last prompt token, "
-        f"decoder layer {layer} from 0 in (a) and (b); equi last: the same with all visual keys at the position "
-        "of the query. (a) Share of attention that the strongest tokens receive. (b) Densities of attention "
-        "divided by its largest value; rings: the first bin of the paper. (c) Entropy, 1 if all tokens get the same. "
-        f"Dashed: LLaVA-1.5-7B, measured from the paper's picture. {drawing.depth_note(statistics.layers)}"
-    )
-    with drawing.new_figure(2.7, caption) as figure:
-        first, second, third = figure.subplots(1, 3)
-        fig3.draw_cumulative(first, statistics)
-        fig3.draw_densities(second, statistics)
-        fig3.draw_entropy(third, statistics)
-        return drawing.write_figure(figure, folder, "fig3", fig3.tables(statistics)), caption
+    text = [
+        *about,
+        "[CLS]: attention in the vision tower. Last: of the last prompt token, in (a) and (b) in decoder layer "
+        f"{layer} (from 0). Equi last: the same with all visual keys at the position of the query.",
+        "(a) Attention that the strongest tokens receive together.",
+        "(b) Densities of attention divided by its largest value, 200 bins; open markers: the paper's first bin.",
+        "(c) Entropy; 1 is equal attention to all tokens.",
+    ]
+    if scores:
+        one = scores[-1].pruner
+        text += [
+            f"(d) {one.tokens} tokens per crop kept by each score before layer {one.layer}, at their positions; "
+            "whiskers: 95% intervals; dotted: all tokens; open markers: the paper."
+        ]
+    text += ["Dashed: LLaVA-1.5-7B, measured from the paper's picture."]
+    caption = " ".join([*text, drawing.depth_note(statistics.layers)]).strip()
+    with drawing.new_figure(4.9 if scores else 2.7, caption) as figure:
+        panels = list(figure.subplots(*((2, 2) if scores else (1, 3))).flat)
+        for axes, function in zip(
+            panels, (fig3.draw_cumulative, fig3.draw_densities, fig3.draw_entropy), strict=False
+        ):
+            function(axes, statistics)
+        if scores:
+            fig3.draw_scores(panels[3], scores)
+        tables = fig3.tables(statistics) | (fig3.score_tables(scores) if scores else {})
+        return drawing.write_figure(figure, folder, "fig3", tables), caption
 
 
-def _about(model: str, task: Task, statistics: AttentionStatistics) -> str:
-    return (
-        f"{model}, {statistics.samples:,} {task.title} questions, {statistics.tokens} visual tokens, "
-        f"{statistics.layers} decoder layers, unpruned."
-    )
+def _names(scores: list[PanelScore]) -> str:
+    """Return what the last score is: the mean of benchmarks, or the score of the only one."""
+    names = [name for name in dict.fromkeys(one.benchmark for one in scores) if name != MEAN]
+    titles = [get_benchmark(name).title + (" / 20" if name == "mme" else "") for name in names]
+    return f"Mean score of {', '.join(titles)}" if len(names) > 1 else f"Score on {titles[0]}"
 
-
-DRAW: dict[str, Any] = {"fig2": draw_fig2, "fig3": draw_fig3}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,8 +8,10 @@ import numpy as np
 
 from llava.analysis.attention import AttentionStatistics
 from llava.analysis.figures.drawing import PUBLISHED, QUARTER_STYLES, depth_share, label_layers
+from llava.analysis.figures.kept import KeptQuarter
+from llava.analysis.figures.scores import MEAN, PanelScore
 from llava.eval.tables.published import published_figure
-from llava.pruning import scaled_layer
+from llava.pruning import Pruner, get_pruner, scaled_layer
 
 _BARS = 48  # groups of neighbors that the paper draws
 Table = tuple[list[str], list[list[Any]]]
@@ -76,3 +78,49 @@ def draw_quartiles(axes: Any, statistics: AttentionStatistics) -> None:
     axes.axhline(0.25, color="#444444", linestyle=":", linewidth=1)
     label_layers(axes, depth)
     axes.set(ylabel="share of the selected tokens", title="(b) by quarter of the image", ylim=(0, None))
+
+
+def pruners(depth: int, first: int) -> list[Pruner]:
+    """Return the settings of panel (c): no pruning, and every quarter from at most nine layers on."""
+    layers = [layer for layer in range(0, depth, max(1, depth // 8)) if layer >= first]
+    quarters = [KeptQuarter(layer=layer, quarter=quarter) for layer in layers for quarter in range(4)]
+    return [get_pruner("none"), *quarters]
+
+
+def score_tables(scores: list[PanelScore]) -> dict[str, Table]:
+    """Return the data of panel (c), and the published one."""
+    rows: list[list[Any]] = []
+    for one in scores:
+        place = [one.pruner.layer, one.pruner.quarter] if isinstance(one.pruner, KeptQuarter) else ["", "all"]
+        rows.append(["ours", *place, one.benchmark, one.score, one.ci_low, one.ci_high, one.questions])
+    for layer, values in published_figure("figure-2c").rows.items():
+        for quarter, value in enumerate(values):
+            rows.append(["published", layer, quarter, MEAN, value, None, None, None])
+    header = ["source", "layer", "quarter", "benchmark", "score", "ci_low", "ci_high", "questions"]
+    return {"quarters": (header, rows)}
+
+
+def draw_scores(axes: Any, scores: list[PanelScore], depth: int) -> None:
+    """Panel (c): the mean score if only one quarter is kept from a layer on."""
+    last = scores[-1].benchmark  # the mean, or the only benchmark
+    published = published_figure("figure-2c").rows
+    behind = [depth_share(layer, len(published)) for layer in published]
+    for quarter, (_, color, marker) in enumerate(QUARTER_STYLES):
+        curve = [values[quarter] for values in published.values()]
+        axes.plot(
+            behind, [np.nan if one is None else one for one in curve], color=color, alpha=0.75, **PUBLISHED
+        )
+        ours = [
+            one
+            for one in scores
+            if one.benchmark == last and isinstance(one.pruner, KeptQuarter) and one.pruner.quarter == quarter
+        ]
+        shift = 0.012 * (quarter - 1.5)  # whiskers are drawn side by side
+        places = [depth_share(one.pruner.layer, depth) + shift for one in ours]
+        axes.plot(places, [one.score for one in ours], color=color, marker=marker, markersize=4)
+        for place, one in zip(places, ours, strict=True):
+            axes.plot([place, place], [one.ci_low, one.ci_high], color=color, linewidth=1)
+    (full,) = [one.score for one in scores if one.benchmark == last and one.pruner.name == "none"]
+    axes.axhline(full, color="#444444", linestyle=":", linewidth=1)
+    label_layers(axes, depth)
+    axes.set(ylabel="score (%)", title="(c) one quarter kept")

@@ -372,12 +372,15 @@ class Engine:
         return True
 
     def _rows(self, questions: Sequence[Question], visual: dict[Any, VisualTokens]) -> list[Row]:
-        images = {image: (tokens.embeds, len(tokens.kept.indices)) for image, tokens in visual.items()}
-        images[None] = (None, 1)
+        images: dict[Any, Any] = {
+            image: (tokens.embeds, len(tokens.kept.indices), tokens.kept.important.flatten())
+            for image, tokens in visual.items()
+        }
+        images[None] = (None, 1, None)
         rows = []
         for one in questions:
-            embeds, crops = images[one.image]
-            rows.append(Row(self.prompt_ids(one), embeds, one.image, crops))
+            embeds, crops, marked = images[one.image]
+            rows.append(Row(self.prompt_ids(one), embeds, one.image, crops, marked))
         return rows
 
     @torch.inference_mode()
