@@ -17,7 +17,7 @@ def read_question_file(
 ) -> list[Question]:
     """Return the questions of a JSON list or of JSON lines.
 
-    An entry is LLaVA's training format ({"id", "image", "conversations"}, of which the first turn is asked) or
+    An entry is of LLaVA's training format ({"id", "image", "conversations"}; the first turn is asked), or of
     that of question files ({"question_id", "image", "text"}). Entries without an image are issues.
 
     Args:

@@ -27,6 +27,7 @@ COMMANDS = {
     "data": ("llava.eval.data", "check which benchmark data is present"),
     "tables": ("llava.eval.tables.__main__", "compare scores with the published tables"),
     "overlay": ("llava.analysis.overlay", "draw the kept tokens on an image"),
+    "figures": ("llava.analysis.figures.__main__", "draw Figures 2 and 3: where the model looks"),
     "efficiency": ("llava.analysis.efficiency.__main__", "measure time and memory"),
 }
 

@@ -148,8 +148,8 @@ def init_cache_layer(layer: DynamicLayer, keys: Tensor, values: Tensor) -> None:
 def watch_attention(decoder: nn.Module, see: Callable[[nn.Module, Tensor, Any], None]) -> Iterator[None]:
     """Within this context, call see(module, hidden, rotary) before the attention of every decoder layer.
 
-    `hidden` (B, S, D) is the module's input after the norm, `rotary` the cos and sin (B, S, d) that it rotates
-    queries and keys with. Llama and Mistral, with any kernels.
+    `hidden` (B, S, D) is the module's input after the norm, `rotary` the cos and sin (B, S, d) that it
+    rotates queries and keys with. Llama and Mistral, with any kernels.
     """
 
     def hook(module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,4 +1,6 @@
-"""Compare the attention analysis with reference data: PYTHONPATH=.:tests python -m helpers.golden_analysis DIR
+"""Compare the attention analysis with reference data.
+
+    PYTHONPATH=.:tests python -m helpers.golden_analysis DIR
 
 DIR holds analysis.json (definitions and tolerances in its `meta`), analysis_arrays.npz and the question files
 of its groups. Checkpoints are found by name in DIR, DIR/../model and tests/data/model. The last line is
@@ -20,13 +22,13 @@ from helpers.golden_model import DATA, unpack_mask
 from helpers.recipe_images import crc, make_image
 from llava.analysis.attention import (
     KINDS,
-    AttentionReader,
     AttentionSample,
     Records,
     UnreadableSample,
     analyze,
     top_mask,
 )
+from llava.analysis.attention.reader import AttentionReader
 from llava.analysis.attention.statistics import AttentionStatistics
 from llava.analysis.questions import read_question_file
 from llava.eval.benchmarks import Question

@@ -1,5 +1,7 @@
 """Attention analysis of a LLaVA model: where the decoder and the vision tower look.
 
+    from llava.analysis.attention.reader import AttentionReader
+
     reader = AttentionReader(engine)
     found = analyze([reader.read(question) for question in questions])
 
@@ -9,14 +11,12 @@ curves. Layers, tokens and quarters count from 0.
 """
 
 from llava.analysis.attention.collect import Collected, collect, records_file
-from llava.analysis.attention.reader import AttentionReader, UnreadableSample
 from llava.analysis.attention.records import Records
-from llava.analysis.attention.rows import KINDS, AttentionSample
+from llava.analysis.attention.rows import KINDS, AttentionSample, UnreadableSample
 from llava.analysis.attention.statistics import AttentionStatistics, Curves, analyze, top_mask
 
 __all__ = [
     "KINDS",
-    "AttentionReader",
     "AttentionSample",
     "AttentionStatistics",
     "Collected",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from llava.analysis.attention.reader import AttentionReader, UnreadableSample
 from llava.analysis.attention.records import Records
+from llava.analysis.attention.rows import UnreadableSample
 from llava.analysis.attention.statistics import AttentionStatistics, analyze
 from llava.eval.benchmarks import DataError, DataIssue
 from llava.eval.jobs.job import Job, Task
@@ -57,6 +57,8 @@ def collect(session: Session, task: Task, folder: Path, progress: bool = True) -
     with Records(path, header) as records:
         missing = [question for question in task.asked if question.index not in records]
         if missing:
+            from llava.analysis.attention.reader import AttentionReader
+
             reader = AttentionReader(session.engine(task))
             bar = tqdm(
                 missing,

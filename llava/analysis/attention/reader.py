@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llava.analysis.attention.rows import AttentionSample, layer_rows
+from llava.analysis.attention.rows import AttentionSample, UnreadableSample, layer_rows
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.eval.benchmarks import Question
 from llava.eval.inference.engine import Engine, not_finite
@@ -15,10 +15,6 @@ from llava.eval.inference.image_loading import ImageLoader
 from llava.model.splice import ContextLimits
 from llava.model.transformers_compat import watch_attention
 from llava.pruning.base import mean_attention
-
-
-class UnreadableSample(ValueError):
-    """A question whose attention cannot be read; the message says why."""
 
 
 class AttentionReader:

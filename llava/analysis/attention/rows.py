@@ -17,6 +17,10 @@ KINDS = ("last", "full", "image", "text", "equi_last", "cls")
 _CHUNK = 1 << 24  # attention weights of all heads that are in memory at once
 
 
+class UnreadableSample(ValueError):
+    """A question whose attention cannot be read; the message says why."""
+
+
 @dataclass(frozen=True)
 class AttentionSample:
     """Attention to the N visual tokens in the L layers of a decoder for one prompt, mean over heads.

@@ -118,6 +118,6 @@ def depth_note(depth: int, published: int = 32) -> str:
         return ""
     return (
         f"This decoder has {depth} layers: the figure shows where a small trained model looks, and how that "
-        f"differs between its {depth} layers. It cannot show how a shift builds up over {published} layers, and "
-        "neither the size of the effects nor the scores can be compared with LLaVA-1.5-7B's."
+        f"differs between its {depth} layers. It cannot show how a shift builds up over {published} layers, "
+        "and neither the size of the effects nor the scores can be compared with LLaVA-1.5-7B's."
     )

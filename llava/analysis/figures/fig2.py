@@ -55,7 +55,7 @@ def draw_frequency(upper: Any, lower: Any, statistics: AttentionStatistics) -> N
     upper.set(
         ylabel="selection frequency",
         ylim=(0, max(1.0, heights.max())),
-        title="(a) top quarter by last attention",
+        title="(a) last attention",
     )
     lower.plot(np.arange(tokens), curves.mean[layer], color="#d55e00", linewidth=0.8)
     lower.set(xlabel=f"visual token, 0 to {tokens - 1}", ylabel="mean attention", yscale="log")

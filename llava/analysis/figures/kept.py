@@ -1,4 +1,4 @@
-"""What Figures 2c and 3c prune inside the decoder. These are not methods: no name, table or sweep has them."""
+"""What Figures 2c and 3c prune inside the decoder. These are not methods: no table or sweep has them."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ MEAN = "mean"  # over benchmarks
 
 @dataclass(frozen=True)
 class PanelScore:
-    """A score with its 95% interval, in percent; MME in percent of its highest score, as the paper draws it."""
+    """A score with its 95% interval, in percent; MME in percent of its highest score, as in the paper."""
 
     pruner: Pruner
     benchmark: str  # or MEAN
