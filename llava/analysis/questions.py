@@ -18,7 +18,7 @@ def read_question_file(
     """Return the questions of a JSON list or of JSON lines.
 
     An entry is of LLaVA's training format ({"id", "image", "conversations"}; the first turn is asked), or of
-    that of question files ({"question_id", "image", "text"}). Entries without an image are issues.
+    a question file ({"question_id", "image", "text"}). Entries without an image are issues.
 
     Args:
         issues: Receives the entries that cannot be used.

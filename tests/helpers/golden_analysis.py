@@ -162,6 +162,15 @@ def write_images(images: dict, questions: list[Question]) -> None:
         Image.fromarray(pixels).save(file, format="PNG")
 
 
+def make_reader(folder: Path, group: dict, questions: list[Question]) -> AttentionReader:
+    """Load the checkpoint of a group."""
+    model = find_checkpoint(folder, group["ckpt"])
+    config = stored_config(model, None)
+    anyres = common_anyres(config, None)
+    job = resolve_job(model, config, device="cpu", conv_mode=group["conv"], anyres=anyres)
+    return AttentionReader(Session(job).engine(Task(questions)))
+
+
 def run_group(name: str, group: dict, folder: Path, images: dict, cases: list[dict], arrays: dict):
     """Yield (id, None or what differs) of every entry of a group."""
     with tempfile.TemporaryDirectory() as scratch, Records(Path(scratch, "records.bin"), {}) as records:
@@ -170,11 +179,7 @@ def run_group(name: str, group: dict, folder: Path, images: dict, cases: list[di
         if issues:
             raise SystemExit("\n".join(map(str, issues)))
         write_images(images, questions)
-        model = find_checkpoint(folder, group["ckpt"])
-        config = stored_config(model, None)
-        anyres = common_anyres(config, None)
-        job = resolve_job(model, config, device="cpu", conv_mode=group["conv"], anyres=anyres)
-        reader = AttentionReader(Session(job).engine(Task(questions)))
+        reader = make_reader(folder, group, questions)
         by_id = {str(question.question_id): question for question in questions}
 
         def check(case: dict) -> None:

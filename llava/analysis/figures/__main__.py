@@ -9,8 +9,8 @@ which the first turn is asked) or a question file. The model is unpruned. Sample
 run resumes after any interruption and both figures read each sample once. Panels about scores evaluate the
 model on benchmarks with visual tokens removed inside the decoder. The paper's curves are dashed. Without
 --model or --data the bundled ones are used. Writes PNG, SVG and the data as CSV to OUTPUT/FIGURE; the last
-line of standard output is one JSON document. With the bundled data, --limit is 200 by default: the first 200 questions
-of each benchmark; all of them are evaluated with your own.
+line of standard output is one JSON document. Without --limit, the first 200 questions of each bundled benchmark are
+evaluated, and all of your own.
 """
 
 from __future__ import annotations
