@@ -8,9 +8,9 @@ Panels about attention show the first N questions of POPE, or of a question file
 which the first turn is asked) or a question file. The model is unpruned. Samples are kept on disk, so that a
 run resumes after any interruption and both figures read each sample once. Panels about scores evaluate the
 model on benchmarks with visual tokens removed inside the decoder. The paper's curves are dashed. Without
---model or --data the bundled ones are used. Writes PNG, SVG and the data as CSV to OUTPUT/FIGURE; the last
-line of standard output is one JSON document. Without --limit, the first 200 questions of each bundled benchmark are
-evaluated, and all of your own.
+--model or --data the bundled ones are used, and without --limit the first 200 questions of each bundled
+benchmark. Writes PNG, SVG and the data as CSV to OUTPUT/FIGURE; the last line of standard output is one JSON
+document.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     drawing.check_matplotlib()
     if args.limit is None and args.data is None:
         args.limit = _BUNDLED_LIMIT
-    cli.announce_bundled(args.model is None, args.data is None)
+    needs_data = args.question_file is None or bool(args.benchmarks)
+    cli.announce_bundled(args.model is None, args.data is None and needs_data)
     model = cli.model_folder(args, parser)
     task, tasks = read_samples(args), read_tasks(args)
     try:
@@ -142,8 +143,8 @@ def draw_fig2(
     text = [
         *about,
         f"(a) Layer {layer} (from 0), where the last prompt token gives {100 * seen:.2g} % of its attention "
-        "to the image. Above: share of samples in which a token is in the top quarter (means of neighbors; dotted: "
-        "evenly spread). Below: mean attention.",
+        "to the image. Above: share of samples in which a token is in the top quarter (means of neighbors; "
+        "dotted: evenly spread). Below: mean attention.",
         "(b) Share of the top quarter in each quarter of the image.",
     ]
     if scores:

@@ -82,21 +82,26 @@ def write_figure(
 
     Equal figures give equal files.
     """
-    import matplotlib
-
     folder.mkdir(parents=True, exist_ok=True)
-    contents: dict[str, str | bytes] = {}
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        for form in ("png", "svg"):
-            out = io.BytesIO()
-            nothing = ("Creator", "Date") if form == "svg" else ("Software",)
-            figure.savefig(out, format=form, metadata=dict.fromkeys(nothing))
-            contents[f"{name}.{form}"] = out.getvalue()
+    contents: dict[str, str | bytes] = render(figure, name)
     for table, (header, rows) in tables.items():
         contents[f"{table}.csv"] = csv_text(header, rows)
     for file, content in contents.items():
         write_atomically(folder / file, content)
     return [str(folder / file) for file in contents]
+
+
+def render(figure: Any, name: str) -> dict[str, str | bytes]:
+    """Return NAME.png and NAME.svg."""
+    import matplotlib
+
+    found: dict[str, str | bytes] = {}
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        for form, facts in (("png", ("Software",)), ("svg", ("Creator", "Date"))):
+            out = io.BytesIO()
+            figure.savefig(out, format=form, metadata=dict.fromkeys(facts))
+            found[f"{name}.{form}"] = out.getvalue()
+    return found
 
 
 def depth_share(layer: int, depth: int) -> float:

@@ -32,7 +32,7 @@ def decoder(kind, heads, groups, window, attention):
 
 
 def plain(model, embeds):
-    """Means over heads by their definitions, from the attention matrices of an eager run, (layers, N) each."""
+    """Means over heads by their definitions, from the matrices of an eager run, (layers, N) each."""
     states, matrices = {}, model(inputs_embeds=embeds, output_attentions=True).attentions
 
     def see(module, hidden, rotary):
