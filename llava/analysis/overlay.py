@@ -337,7 +337,9 @@ def _show_images(parser: argparse.ArgumentParser, args: argparse.Namespace) -> i
         parser.error(str(error))
     for pruner in pruners:
         if pruner.needs_question or pruner.acts_in == "decoder":
-            parser.error(f"--method {pruner.name}: depends on the question. Show two runs with --answers")
+            why = "prunes inside the language model, where what it keeps depends on the question"
+            why = why if pruner.acts_in == "decoder" else "chooses by the question"
+            parser.error(f"--method: {pruner.name!r} {why}. Show two of its runs with --answers.")
     single = len(args.image) * len(pruners) == 1
     name = f"{args.image[0].stem}_{'_'.join(methods)}_{'_'.join(map(str, budgets))}.png"
     output = args.output or Path(name)

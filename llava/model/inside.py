@@ -241,7 +241,8 @@ def _run(decoder: Any, span: Span, hidden: Tensor, positions: Tensor) -> tuple[T
     entering = hidden
     for number, held in zip(span.layers, span.held, strict=True):
         entering = hidden
-        hidden = run_decoder_layer(decoder.layers[number], hidden, mask, rotary, positions, held)
+        # No positions: flash attention would take gaps in them for several sequences in one row.
+        hidden = run_decoder_layer(decoder.layers[number], hidden, mask, rotary, None, held)
     return hidden, entering
 
 

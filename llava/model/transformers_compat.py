@@ -94,9 +94,9 @@ def run_decoder_layers(
 
 
 def run_decoder_layer(
-    layer: nn.Module, hidden: Tensor, mask: Tensor | None, rotary: Any, positions: Tensor, held: Any
+    layer: nn.Module, hidden: Tensor, mask: Tensor | None, rotary: Any, positions: Tensor | None, held: Any
 ) -> Tensor:
-    """Run one layer of a decoder; `held` is its layer of the cache."""
+    """Run one layer of a decoder; `held` is its layer of the cache, `rotary` has the angles of positions."""
     result = layer(
         hidden,
         attention_mask=mask,

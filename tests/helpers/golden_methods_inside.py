@@ -104,9 +104,10 @@ def pruner_of(case: dict[str, Any]) -> DecoderPruner:
         return get_pruner(method, layers=params["layers"], counts=params["keep"])
     if method == "dart":
         visual = case["inputs"]["n_vis"]
-        share = int(visual * (1 - params["ratio"]) / (params["pivots_visual"] + params["pivots_text"]))
-        keep = params["pivots_visual"] + share * (params["pivots_visual"] + params["pivots_text"])
-        return get_pruner(method, tokens=keep, layer=params["K"])
+        pivots = {name: params[name] for name in ("pivots_visual", "pivots_text")}
+        share = int(visual * (1 - params["ratio"]) / sum(pivots.values()))
+        keep = params["pivots_visual"] + share * sum(pivots.values())
+        return get_pruner(method, tokens=keep, layer=params["K"], **pivots)
     raise Mismatch(f"method {method!r} is not implemented")
 
 

@@ -130,14 +130,19 @@ class DecoderPruner(Pruner):
             return []
         found = self.schedule(depth, visual, budget)
         last = {stage.layer: stage for stage in found}  # stages that fall on one layer: the last one counts
-        kept = [stage for _, stage in sorted(last.items()) if stage.layer < depth]
-        if not kept or kept[0].layer < 1:
+        inside = [stage for _, stage in sorted(last.items()) if stage.layer < depth]
+        if not inside or inside[0].layer < 1:
             raise ValueError(
                 f"{self.name}: it would act before layer {found[0].layer} of {depth}. A method inside the "
                 f"language model acts before one of the layers 1 to {depth - 1} (from 0). Choose another "
                 "layer, or a method that prunes before the language model."
             )
-        return kept
+        stages, live = [], visual
+        for stage in inside:
+            if stage.new or stage.keep < live:  # others change nothing
+                stages.append(stage)
+                live = stage.visual
+        return stages
 
     def visual_per_layer(self, depth: int, visual: int, crops: int = 1) -> list[int]:
         """Return the visual tokens that enter each layer, without running it; arguments as of `stages`."""
@@ -165,6 +170,14 @@ class DecoderPruner(Pruner):
 def strongest(score: Tensor, keep: int) -> Tensor:
     """Return the columns of the `keep` greatest scores (n,), ascending; ties go to the lower column."""
     return descending(score[None])[0, :keep].sort().values
+
+
+def check_positive(pruner: DecoderPruner, *names: str) -> None:
+    """Raise `ValueError` for an option that is neither None nor an integer of at least 1."""
+    for name in names:
+        value = getattr(pruner, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name}: {value!r} is not an integer >= 1. Pass one, or leave it out.")
 
 
 def integers(name: str, value: Iterable[int] | None) -> tuple[int, ...] | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from llava.pruning.base import scaled_layer
 from llava.pruning.registry import register_pruner
 
-from .base import PUBLISHED_DEPTH, DecoderPruner, DecoderState, Reduced, Stage, strongest
+from .base import PUBLISHED_DEPTH, DecoderPruner, DecoderState, Reduced, Stage, check_positive, strongest
 
 
 @register_pruner("fastv")
@@ -25,6 +25,10 @@ class FastV(DecoderPruner):
     layer: int | None = None
 
     positions = "original"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "layer")
 
     def schedule(self, depth: int, visual: int, budget: int) -> Sequence[Stage]:
         """Return the one stage."""

@@ -24,7 +24,7 @@ class SparseVLM(DecoderPruner):
     """Keep the tokens that the relevant words attend to, and merge the best of the removed ones.
 
     Budgets 192, 128, 96 and 64 of 576 are the published schedules after layers 2, 6 and 15 of 32; their means
-    over all layers are 206, 145, 107 and 82 tokens, recycled ones included. For other budgets, and other
+    over all layers are 206, 145, 114 and 82 tokens, recycled ones included. For other budgets, and other
     numbers of tokens, there is one stage after layer 2 of 32, with kept and recycled tokens equal to the
     budget. Layers are scaled to the decoder's depth.
 
