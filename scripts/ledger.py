@@ -5,9 +5,9 @@
         --machine "2 cores of an AMD EPYC" --raw docs/results/quickstart.json
     python scripts/ledger.py add docs/evaluation.md Output --table 2 --source configuration
 
-`check` lists the numbers that the ledger does not have, and entries without a table; `add` writes the entry of
-one table, named by its file, the heading above it and its place below this heading. A table that was edited
-needs `add` again. Numbers in code (`x`) do not count. Exit code 1 if `check` finds something.
+`check` lists the numbers that the ledger does not have, and entries without a table. `add` writes the entry
+of one table, which is named by its file, the heading above it and its place below this heading. A table that
+was edited needs `add` again. Numbers in code (`x`) do not count. Exit code 1 if `check` finds something.
 
 An entry has `source`: measured, published (numbers of others) or configuration (settings, sizes, limits); and
 if measured, the `command`, the `commit`, the `machine` and `raw`, the output file that the numbers were taken

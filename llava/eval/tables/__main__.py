@@ -14,7 +14,7 @@ an interval, reprinted, not comparable (another model or part of the set) or mis
 OUTPUT/TABLE_verdict.md and .csv.
 
 --table fastervlm shows the tables of the paper's predecessor, and --table others the runs of other people,
-which are second hand. Neither is part of "all".
+which are second hand and get no verdict. Neither is part of "all".
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         form, stem = one.table(), args.output / one.published.name
         print(form.text() + "\n")
         parts.append(one.html())
-        if args.verdict:
+        if args.verdict and not one.published.second_hand:
             own = verdicts(one)
             judged = verdict_table(one, own)
             print(judged.text() + "\n")
@@ -180,7 +180,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"written: {', '.join(map(str, files))}")
     document: dict[str, Any] = {"tables": [one.document() for one in tables], "results": len(results)}
     if args.verdict:
-        document["verdict"] = {"counts": count_statuses(found), "cells": verdict_documents(found)}
+        by_table = {name: [cell for cell in found if cell.table == name] for name in {c.table for c in found}}
+        document["verdict"] = {
+            "counts": count_statuses(found),
+            "by_table": {name: count_statuses(cells) for name, cells in sorted(by_table.items())},
+            "cells": verdict_documents(found),
+        }
     print(json.dumps({**document, "files": [str(path) for path in files], "warnings": warnings}))
     return 0
 

@@ -136,19 +136,11 @@ def test_forms_and_command(tmp_path, capsys):
     assert f"inside: 1; missing: {ALL - 1}." in text
     rows = list(csv.DictReader(verdict_csv(list(found.values())).splitlines()))
     assert len(rows) == ALL and [row["status"] for row in rows].count("inside") == 1
-    arguments = [
-        "--table",
-        "llava-1.5-7b",
-        "--results",
-        str(tmp_path / "in"),
-        "--output",
-        str(tmp_path / "o"),
-    ]
-    assert main([*arguments, "--verdict"]) == 0
+    arguments = ["--results", str(tmp_path / "in"), "--output", str(tmp_path / "o"), "--columns", "pope"]
+    assert main(["--table", "llava-1.5-7b", "--verdict", *arguments]) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert document["verdict"]["counts"] == {"inside": 1, "missing": ALL - 1}
-    assert len(document["verdict"]["cells"]) == ALL
+    counts = {"inside": 1, "missing": 19 * 3 - 1}  # POPE, Acc. and Rel. over it
+    assert document["verdict"]["counts"] == counts == document["verdict"]["by_table"]["llava-1.5-7b"]
+    assert len(document["verdict"]["cells"]) == 19 * 3
     assert (tmp_path / "o" / "llava-1.5-7b_verdict.csv").is_file()
     assert "measured against published" in (tmp_path / "o" / "llava-1.5-7b.html").read_text()
-    assert main(arguments) == 0
-    assert "verdict" not in json.loads(capsys.readouterr().out.splitlines()[-1])
