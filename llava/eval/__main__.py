@@ -28,6 +28,7 @@ COMMANDS = {
     "tables": ("llava.eval.tables.__main__", "compare scores with the published tables"),
     "paper": ("llava.eval.paper", "run everything that the paper reports, into one report"),
     "overlay": ("llava.analysis.overlay", "draw the kept tokens on an image"),
+    "figures": ("llava.analysis.figures.__main__", "draw Figures 2 and 3: where the model looks"),
     "efficiency": ("llava.analysis.efficiency.__main__", "measure time and memory"),
 }
 

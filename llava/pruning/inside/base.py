@@ -59,16 +59,20 @@ class DecoderState(ABC):
     prepared: Tensor | None  # what `DecoderPruner.prepare` returned for this prompt
     visual: Tensor  # (n, D) states after the last layer, before the next one
     text: Tensor  # (T, D) the same of the text after the image
+    marked: (
+        Tensor | None
+    )  # (N,) bool, tokens that `DecoderPruner.choose` marked as important; None if unknown
     start: int  # place of the first visual token in the prompt
 
     @abstractmethod
-    def attention(self, rows: Tensor | None = None, ahead: bool = False) -> Tensor:
+    def attention(self, rows: Tensor | None = None, ahead: bool = False, level: bool = False) -> Tensor:
         """Return attention to the visual block, (R, n) float32, mean over query heads.
 
         Args:
             rows: (R,) int64, which tokens of the text after the image look; None is the prompt's last token.
             ahead: False for the attention of the last layer; True for the one that the next layer would
                 compute without a reduction.
+            level: True with every visual key at the position of the query, for the last layer and token.
         """
 
     @abstractmethod
