@@ -199,7 +199,7 @@ def answer_task(
             folder = output / task.benchmark.name / name
             runs.append(SettingRun.open(session.job, task, pruner, folder, together=pruners))
             execute.record_start(task, runs[-1], command)
-        except (AnswerFileError, OSError) as error:
+        except (AnswerFileError, DataError, OSError) as error:
             failures.note(f"{task.title}, {name}", error)
     finished = sum(not run.missing(task) for run in runs)
     print(

@@ -32,6 +32,11 @@ from llava.model.settings import PRESETS, Preset
 from llava.pruning import Kept, Pruner, TextCue, get_pruner
 from llava.pruning.base import NO_TOKEN
 
+
+class MethodUnavailableError(ValueError):
+    """A pruning method needs what a model does not have; the message says what."""
+
+
 USE_CURRENT = "use current"  # default of visual_tokens(pruner=): the model's own pruner
 
 
@@ -93,6 +98,19 @@ class VisualTokenMixin:
         self._anyres = None if anyres == "auto" else anyres or self._anyres
         self.config.anyres_protocol = self.anyres
         return pruner
+
+    def check_pruner(self, pruner: Pruner) -> None:
+        """Raise `MethodUnavailableError` if this model does not have what a method reads."""
+        tower = self.get_vision_tower()
+        try:
+            if tower is not None and tower.is_loaded:
+                tower.prepare(tower_cues(pruner.cues))
+                if "text_embeds" in pruner.cues:
+                    tower.clip.text_embeds("")
+                if pruner.acts_in == "decoder":
+                    pruner.visual_per_layer(self.config.num_hidden_layers, tower.num_patches)
+        except ValueError as error:
+            raise MethodUnavailableError(f"{pruner.name}: {error}") from error
 
     def get_visual_token_num(self) -> int:
         """Return the visual tokens that are kept per crop; all of them without pruning."""

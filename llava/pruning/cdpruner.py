@@ -64,15 +64,15 @@ class CDPruner(Pruner):
 
 def _relevance(image: Tensor, text: Tensor) -> Tensor:
     """Return minus the mean cosine of every token with the texts: (B, N, E), (M, E) -> (B, N) float64."""
-    image, text = _unit(image), _unit(text)
-    total = torch.zeros(image.shape[:2], dtype=torch.float64, device=image.device)
+    image, text = image.to(torch.float64), text.to(torch.float64)
+    norm = _norm(image)
+    total = torch.zeros_like(norm)
     for part in text:
-        total -= (image * part).sum(dim=2)
+        total -= (image * (part / _norm(part))).sum(dim=2) / norm
     return total / max(len(text), 1)
 
 
-def _unit(x: Tensor) -> Tensor:
-    """Normalize the last dimension in float64; vectors of zero norm stay zero."""
-    x = x.to(torch.float64)
-    norm = (x * x).sum(dim=-1, keepdim=True).sqrt_()
-    return (x / norm).masked_fill_(norm * norm < MIN_SQUARE, 0.0)
+def _norm(x: Tensor) -> Tensor:
+    """Return the norm of the last dimension; infinite for vectors of zero norm, which have cosine 0 then."""
+    square = (x * x).sum(dim=-1)
+    return square.sqrt().masked_fill_(square < MIN_SQUARE, torch.inf)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from .base import Kept, Pruner
-from .diversity import MIN_SQUARE
-from .greedy import cosines, gram_flops, min_max, nearest_other, spread
+from .greedy import gram, gram_flops, min_max, nearest_other, spread, to_cosines
 from .registry import register_pruner
+
+_AT_MEAN = 1e-12  # squared distance to the mean over squared norm: below, a token counts as the mean
 
 
 @register_pruner("divprune_cen")
@@ -19,35 +20,35 @@ class DivPruneCentered(Pruner):
     """Run DivPrune on tokens minus their mean, with distances times a weight per token.
 
     The weight is minus the mean cosine of the uncentered token with all others, scaled to [0, 1] by the
-    smallest and largest of the image (1 for all if they are equal). The first token is DivPrune's.
+    smallest and largest of the image (1 for all if they are equal). The first token is DivPrune's. A token
+    that is nearer to the mean than a millionth of its norm has cosine 0 with all.
     """
 
     cues = ("projected",)
     per_image = True
 
     def choose(self, features, cues, tokens):
-        x = cues["projected"].to(torch.float64)
-        similarity = cosines(x - column_sums(x)[:, None] / x.shape[1])
-        weight = min_max(-_mean_cosine(x))
+        products = gram(cues["projected"])
+        similarity = _centered(products)
+        weight = min_max(-_mean_of_others(to_cosines(products)))
         first = 1 - nearest_other(similarity)
         chosen = spread(similarity, first, tokens, lambda closest: weight * (1 - closest))
         return Kept.from_selected(chosen, 0)
 
     def flops(self, patches, channels, projected):
-        return gram_flops(patches, projected) + 2.0 * patches * projected
+        return gram_flops(patches, projected)
 
 
-def _mean_cosine(x: Tensor) -> Tensor:
-    """Return the mean cosine of every token with the others: (B, N, C) float64 -> (B, N).
-
-    The sum of the cosines is one product with the sum of the normalized tokens.
-    """
-    norm = (x * x).sum(dim=2, keepdim=True).sqrt_()
-    unit = (x / norm).masked_fill_(norm * norm < MIN_SQUARE, 0.0)
-    own = (unit * unit).sum(dim=2)
-    return ((unit * column_sums(unit)[:, None]).sum(dim=2) - own) / max(x.shape[1] - 1, 1)
+def _centered(products: Tensor) -> Tensor:
+    """Return cosines of tokens minus their mean m, from dot products: x_i x_j - x_i m - x_j m + m m."""
+    n = products.shape[1]
+    with_mean = products.sum(dim=2) / n
+    mean = torch.stack([row.sum() for row in with_mean]) / n if len(products) else with_mean.sum(dim=1)
+    centered = products + (mean[:, None, None] - (with_mean[:, :, None] + with_mean[:, None, :]))
+    return to_cosines(centered, _AT_MEAN * products.diagonal(dim1=1, dim2=2))
 
 
-def column_sums(x: Tensor) -> Tensor:
-    """Add the tokens of each row, by itself: (B, N, C) -> (B, C)."""
-    return torch.stack([row.sum(dim=0) for row in x]) if len(x) else x.sum(dim=1)
+def _mean_of_others(similarity: Tensor) -> Tensor:
+    """Return each token's mean similarity to the other tokens: (B, N, N) -> (B, N)."""
+    own = similarity.diagonal(dim1=1, dim2=2)
+    return (similarity.sum(dim=2) - own) / max(similarity.shape[1] - 1, 1)

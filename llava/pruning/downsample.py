@@ -37,7 +37,7 @@ class Downsample(Pruner):
         return 2.0 * patches * channels
 
 
-@functools.cache  # without a bound: a captured CUDA graph may read the tensors, which must stay where they are
+@functools.cache  # without a bound: a captured CUDA graph may read the tensors, which must stay in place
 def _cells(n: int, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the cell of every patch (N,) and the middle patch of every cell (K,), int64."""
     groups = _divide(n, k)
@@ -46,9 +46,9 @@ def _cells(n: int, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
         members[cell].append(patch)
     side = isqrt(n)
     if side * side == n:
-        places = [
-            _middle({i // side for i in one}) * side + _middle({i % side for i in one}) for one in members
-        ]
+        rows = [_middle({i // side for i in one}) for one in members]
+        columns = [_middle({i % side for i in one}) for one in members]
+        places = [row * side + column for row, column in zip(rows, columns, strict=True)]
     else:
         places = [_middle(set(one)) for one in members]
     return tuple(torch.tensor(one, dtype=torch.int64, device=device) for one in (groups, places))

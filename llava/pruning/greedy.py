@@ -22,41 +22,69 @@ from .base import defer
 from .diversity import MAX_SQUARE, MIN_SQUARE, NEARLY_EQUAL, dot_products
 
 
-def cosines(x: Tensor) -> Tensor:
+def cosines(x: Tensor, change: Callable[[Tensor], object] | None = None) -> Tensor:
     """Compute the cosine of all pairs of tokens of each row: (B, N, C) -> (B, N, N) float64.
 
     A token whose norm is zero has cosine 0 with every token. Tokens with equal features have equal cosines to
     the bit, and 1 with each other.
 
+    Args:
+        x: (B, N, C) floating point.
+        change: An elementwise function that overwrites the cosines of a row.
+    Raises:
+        ValueError: for features whose squared norm is not below 1e100.
+    """
+
+    def finish(products: Tensor) -> None:
+        to_cosines(products)
+        if change is not None:
+            change(products)
+
+    return gram(x, finish)
+
+
+def gram(x: Tensor, change: Callable[[Tensor], object] | None = None) -> Tensor:
+    """Compute all dot products: (B, N, C) -> (B, N, N) float64; tokens with equal features have equal ones.
+
+    Args:
+        x: (B, N, C) floating point.
+        change: A function that overwrites the products (n, n) of a row, of which equal tokens share one line.
     Raises:
         ValueError: for features whose squared norm is not below 1e100.
     """
     x = x.to(torch.float64)
-    found, exceptional = _cosines(dot_products(x))
-    if defer(exceptional):
-        return found
-    for row in exceptional.nonzero().flatten().tolist():
-        # An entry at the edge of a block of BLAS may be summed in another order: equal tokens share one.
+    found = dot_products(x)
+    square = found.diagonal(dim1=1, dim2=2)
+    equal = (found - square[:, :, None]).abs_() < NEARLY_EQUAL * square[:, :, None]
+    more = equal.sum((1, 2)) > (square > 0).sum(1)  # more than the diagonal
+    exceptional = more | ~(square < MAX_SQUARE).all(1)
+    special = [] if defer(exceptional) else exceptional.nonzero().flatten().tolist()
+    for row in range(len(x)):
+        if row not in special:
+            if change is not None:
+                change(found[row])
+            continue
+        # An entry at the edge of a block of BLAS may be summed in another order, so equal tokens share one.
         distinct, place = torch.unique(x[row], dim=0, return_inverse=True)
-        gram = dot_products(distinct[None])
-        largest = gram.diagonal(dim1=1, dim2=2).max().item()
+        shared = dot_products(distinct[None])[0]
+        largest = shared.diagonal().max().item()
         if not largest < MAX_SQUARE:
             raise ValueError(
                 "features too large for float64 similarities: "
                 f"the largest squared norm is {largest:.3g}, the limit is 1e100"
             )
-        found[row] = _cosines(gram)[0][0][place][:, place]
+        if change is not None:
+            change(shared)
+        found[row] = shared[place][:, place]
     return found
 
 
-def _cosines(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn dot products (B, N, N) into cosines, in place; tell which rows may have equal tokens (B,)."""
-    square = gram.diagonal(dim1=1, dim2=2).clone()
-    zero = square < MIN_SQUARE
-    found = gram.div_((square[:, :, None] * square[:, None, :]).sqrt_())  # s / sqrt(s * s) is exactly 1
-    found.masked_fill_(zero[:, :, None] | zero[:, None, :], 0.0)
-    equal = (found > 1 - NEARLY_EQUAL).sum((1, 2)) > (~zero).sum(1)  # more than the diagonal
-    return found, equal | ~(square < MAX_SQUARE).all(1)
+def to_cosines(products: Tensor, least: Tensor | float = MIN_SQUARE) -> Tensor:
+    """Turn dot products (..., N, N) into cosines in place; tokens of a squared norm below `least` have 0."""
+    square = products.diagonal(dim1=-2, dim2=-1).clone()
+    zero = square < least
+    products.div_((square[..., :, None] * square[..., None, :]).sqrt_())  # s / sqrt(s * s) is exactly 1
+    return products.masked_fill_(zero[..., :, None] | zero[..., None, :], 0.0)
 
 
 def greedy(score: Tensor, tokens: int, update: Callable[[Tensor], Tensor]) -> Tensor:
@@ -129,20 +157,17 @@ def min_max(x: Tensor) -> Tensor:
     return ((x - least) / (most - least)).masked_fill_(most == least, 1.0)
 
 
-def elementwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply a function such as exp so that equal values of a row have equal results: (B, N) -> (B, N).
+def power(x: Tensor, exponent: float) -> Tensor:
+    """Raise (B, N) to a power; equal values of a row have equal results.
 
     Libraries compute the last few elements of an array by other code than the rest, which may round another
     way; so every value is looked up in its row's sorted values.
     """
+    if exponent == 1:
+        return x
     ordered = x.sort(dim=1).values
-    results = torch.stack([function(row) for row in ordered]) if len(x) else ordered
+    results = torch.stack([row.pow(exponent) for row in ordered]) if len(x) else ordered
     return results.gather(1, torch.searchsorted(ordered, x.contiguous()))
-
-
-def power(x: Tensor, exponent: float) -> Tensor:
-    """Raise (B, N) to a power; equal values of a row have equal results."""
-    return x if exponent == 1 else elementwise(lambda row: row.pow(exponent), x)
 
 
 def row_products(a: Tensor, b: Tensor) -> Tensor:

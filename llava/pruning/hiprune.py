@@ -20,9 +20,9 @@ class HiPrune(Pruner):
     """Keep anchors with their four neighbors, then the tokens that receive most attention until T are kept.
 
     The anchors are the round(alpha * T / 5) tokens that receive most attention in layer 9 of 24 (Python's
-    round). Neighbors are the indices one less and more, and one grid row less and more, clamped to [0, N - 1];
-    if N is not a square number there are no grid rows. If anchors and neighbors are more than T, anchors come
-    first, then neighbors, each by the attention of the select layer.
+    round). Neighbors are the indices one less and more, and one grid row less and more, clamped to
+    [0, N - 1]; if N is not a square number there are no grid rows. If anchors and neighbors are more than T,
+    anchors come first, then neighbors, each by the attention of the select layer.
 
     Args:
         alpha: Share of the budget for anchors and their neighbors, in [0, 1].
@@ -42,10 +42,8 @@ class HiPrune(Pruner):
         n = features.shape[1]
         side = isqrt(n)
         anchors = descending(cues[_OBJECT].to(torch.float64))[:, : round(self.alpha * tokens / 5)]
-        offsets = (1, side) if side * side == n else (1,)
-        neighbors = torch.cat(
-            [(anchors + sign * step).clamp(0, n - 1) for step in offsets for sign in (-1, 1)], 1
-        )
+        steps = (-1, 1, -side, side) if side * side == n else (-1, 1)
+        neighbors = torch.cat([(anchors + step).clamp(0, n - 1) for step in steps], dim=1)
         rank = descending(cues["received"].to(torch.float64)).argsort(dim=1)
         priority = torch.zeros_like(rank).scatter_(1, neighbors, 1).scatter_(1, anchors, 2)
         order = (rank - n * priority).argsort(dim=1)

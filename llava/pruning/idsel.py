@@ -5,10 +5,8 @@ Implemented from its formulas; no official code is known.
 
 from __future__ import annotations
 
-import torch
-
 from .base import Kept, Pruner, mean_attention
-from .greedy import cosines, elementwise, gram_flops, greedy, line
+from .greedy import cosines, gram_flops, greedy, line
 from .registry import register_pruner
 
 
@@ -20,12 +18,11 @@ class IDSelection(Pruner):
     """
 
     def choose(self, features, cues, tokens):
-        similarity = cosines(features)
+        nearness = cosines(features, lambda s: s.sub_(1).square_().mul_(-20).exp_())
         score = mean_attention(cues.attention)
 
         def update(last):
-            nearness = elementwise(lambda d: torch.exp(-20 * (d * d)), 1 - line(similarity, last))
-            return score.sub_(nearness * score.gather(1, last))
+            return score.sub_(line(nearness, last) * score.gather(1, last))
 
         return Kept.from_selected(greedy(score, tokens, update), 0)
 

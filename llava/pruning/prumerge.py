@@ -165,7 +165,7 @@ def _padded(rows: list[Kept], features: Tensor) -> Kept:
         count = row.indices.shape[1]
         places[number, :count], important[number, :count] = row.indices[0], row.important[0]
         merged[number, :count] = row.features[0]
-    groups = [row.groups for row in rows]
-    return Kept(
-        places, important, merged, torch.cat(groups) if groups else places.new_empty(features.shape[:2])
-    )
+    groups = torch.empty(features.shape[:2], dtype=torch.int64, device=features.device)
+    for number, row in enumerate(rows):
+        groups[number] = row.groups[0]
+    return Kept(places, important, merged, groups)

@@ -1,4 +1,4 @@
-"""SCoRe (CVPR 2026): farthest tokens, weighted by a power of [CLS] attention; and farthest point sampling.
+"""SCoRe (CVPR 2026): the tokens farthest from the chosen ones, weighted by a power of [CLS] attention.
 
 Implemented from its formulas; no official code is known. Its notes take [CLS] of the last layer; here both
 features and attention are those of the select layer, as for the other methods.
@@ -16,7 +16,7 @@ from .registry import register_pruner
 @register_pruner("score")
 @dataclass(frozen=True)
 class Score(Pruner):
-    """Choose the most attended token, then always the largest distance to the chosen ones times a ** exponent.
+    """Choose the most attended token, then always the largest distance to the chosen ones x a ** exponent.
 
     Args:
         exponent: Of the [CLS] attention a, averaged over the heads; 0 ignores it after the first token.
@@ -36,14 +36,3 @@ class Score(Pruner):
 
     def flops(self, patches, channels, projected):
         return gram_flops(patches, channels)
-
-
-@register_pruner("farthest")
-@dataclass(frozen=True)
-class Farthest(Score):
-    """Choose the most attended token, then always the farthest from the chosen ones: "score" with exponent 0.
-
-    A control: it shows what is left of a diverse method without its importance.
-    """
-
-    exponent: float = 0.0

@@ -1,4 +1,4 @@
-"""VisionZip (CVPR 2025): [CLS] and the most attended patches, and the others merged into contextual tokens."""
+"""VisionZip (CVPR 2025): [CLS], the most attended patches, and contextual tokens merged from the others."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ class VisionZip(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("dominant", "contextual"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ValueError(f"{name} must be an integer, got {value!r}")
         if self.tokens:
             _split(self.tokens, self.dominant, self.contextual)
 

@@ -30,3 +30,12 @@ class VisPruner(Pruner):
         important, residual = order[:, :n_important], order[:, n_important:]
         diverse = most_diverse(features, residual, tokens - n_important)
         return Kept.from_selected(torch.cat([important, diverse], dim=1), n_important)
+
+    def flops(self, patches, channels, projected):
+        if self.tokens is None or self.tokens >= patches:
+            return 0.0
+        n_important = int(self.tokens * self.important_ratio)
+        residual = patches - n_important
+        if self.tokens == n_important:
+            return 0.0
+        return float(residual * (residual + 1) * channels)  # half of the dot products, 2 per multiplication

@@ -60,7 +60,7 @@ class Outputs:
         return found.shape == wanted.shape and bool((found.double() - wanted).abs().max() <= TOLERANCE)
 
     def kept(self, kept: Kept, order: Tensor | None) -> bool:
-        """Whether the patches are the recorded ones, and were chosen in the recorded order, if it is known."""
+        """Whether the patches are the recorded ones, chosen in the recorded order (if it is known)."""
         in_order = order is None or self.equal_if_recorded("order", order.tolist())
         return self.equal("kept", kept.indices.tolist()) and in_order
 
@@ -85,7 +85,7 @@ def keep(name: str, tokens: int, options: dict, features: Tensor, attention: Ten
     return kept, chosen[0] if chosen else None
 
 
-# --- one function per method: whether a case's inputs give its outputs ------------------------------------------
+# --- one function per method: whether a case's inputs give its outputs -------------------------------------
 def divprune(case: dict, inputs: Inputs, outputs: Outputs) -> bool:
     x = inputs["projected"]
     return outputs.kept(*keep("divprune", round(case["ratio"] * case["N"]), {}, x, None, {"projected": x}))
@@ -192,7 +192,7 @@ def tome_blocks(case: dict, inputs: Inputs, outputs: Outputs) -> bool:
 
 
 def anyres_order(case: dict, inputs: Inputs, outputs: Outputs) -> bool:
-    """Compare the order of a grid's tokens; the base image, which the case leaves out, is added and ignored."""
+    """Compare the order of a grid's tokens; the base image, which the case leaves out, is added first."""
     (wanted,) = outputs.rows
     merges = case["of"] == "visionzip"
     places = [
@@ -226,7 +226,7 @@ def tower(case: dict, inputs: Inputs, outputs: Outputs) -> bool:
     read = {cue: f"received@{case['object_layer']}" if "@9/24" in cue else cue for cue in names}
     model, wanted = vision_tower(case["checkpoint"]), tower_cues(list(read.values()))
     features, attention, *found = model(inputs["pixels"], cues=wanted)
-    found = dict(zip(wanted, found, strict=True))
+    found = {"projected": features, **dict(zip(wanted, found, strict=True))}  # no projector
     kept, order = keep(name, tokens, options, features, attention, {cue: found[read[cue]] for cue in read})
     if name == "visionzip":
         return same_visionzip(case, kept, outputs)
@@ -249,7 +249,7 @@ METHODS = {
 }
 
 
-# --- folders ----------------------------------------------------------------------------------------------------
+# --- folders -----------------------------------------------------------------------------------------------
 def load_recipe(folder: Path) -> ModuleType:
     """Import recipe.py of a folder, which makes the inputs."""
     spec = importlib.util.spec_from_file_location(f"recipe_{folder.name}", folder / "recipe.py")
