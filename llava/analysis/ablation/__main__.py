@@ -74,7 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.tokens = list(dict.fromkeys(args.tokens))
     if not args.tokens or args.benchmarks == []:
         parser.error("nothing to do: --tokens and --benchmarks must each name at least one")
-    benchmarks = [get_benchmark(name) for name in _benchmarks(args, ablation)]
+    try:
+        benchmarks = [get_benchmark(name) for name in _benchmarks(args, ablation)]
+    except ValueError as error:
+        parser.error(str(error))
     for benchmark in benchmarks:
         benchmark.allow_outside = args.allow_outside_images
     if args.data is not None and len(benchmarks) > 1 and any(one.owns(args.data) for one in benchmarks):
@@ -119,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 name = setting_name(pruner)
                 if name in scored:
                     found[task.benchmark.name][key] = (runs[name], scored[name])
-            if len(jobs) > 1:
+            if ablation.agreement:
                 here = [key for key in wanted if key in found[task.benchmark.name]]
                 selected = kept_tokens(session, task, [found[task.benchmark.name][key][0] for key in here])
                 kept |= {(task.benchmark.name, *key): one for key, one in zip(here, selected, strict=True)}
@@ -160,7 +163,7 @@ def _jobs(args: argparse.Namespace, ablation: Ablation, job: Job) -> list[tuple[
         ValueError: An argument sets what the ablation changes.
     """
     found = []
-    for options, labels in ablation.model_options().items():
+    for options, labels in ablation.job_options().items():
         chosen, name = dict(options), job.name
         if chosen:
             if args.tower_dtype or job.preset == "published" or args.attn_implementation != "sdpa":
@@ -195,9 +198,9 @@ def _rows(
                 difference = paired_bootstrap(
                     scored.counts, default[1].counts, task.benchmark.score_counts, *draws
                 )
-            if kept:
+            if ablation.agreement:
                 extra = {"kept IoU": None, "changed": None}
-            if kept and is_compared:
+            if ablation.agreement and is_compared:
                 selected = [kept[task.benchmark.name, one, tokens] for one in (label, ablation.default)]
                 extra["kept IoU"] = kept_iou(*selected, *draws)
                 extra["changed"] = changed_answers(run.answers, default[0].answers, task, *draws)

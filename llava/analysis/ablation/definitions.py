@@ -9,8 +9,7 @@ from typing import Any
 from llava.analysis.ablation.variant import VisPrunerVariant
 from llava.pruning import Pruner, get_pruner
 
-# Options that are not of the pruner: of the loaded model, or of the pass
-MODEL_OPTIONS = ("tower_dtype", "attn_implementation")
+JOB_OPTIONS = ("tower_dtype", "attn_implementation")  # options of `jobs.job.Job`, not of the pruner
 _SMALL = ("pope", "gqa", "vqav2_val")
 
 
@@ -22,11 +21,12 @@ class Ablation:
         title: Heading of its tables.
         axis: What changes: title of the first column, label of the plot's x axis.
         values: Label -> options: fields of `VisPrunerVariant`, "method" for another method, or
-            `MODEL_OPTIONS`.
+            `JOB_OPTIONS`.
         default: Label of the value that all others are compared with.
         about: What the reader has to know, below the tables.
         numeric: The labels are numbers, so that the plot has a linear axis.
         crops: The bundled model that cuts images into crops is the default.
+        agreement: Kept tokens and answers are compared with those of the default, too.
         benchmarks: The default of --benchmarks.
     """
 
@@ -37,20 +37,21 @@ class Ablation:
     about: str = ""
     numeric: bool = False
     crops: bool = False
+    agreement: bool = False
     benchmarks: tuple[str, ...] = _SMALL
 
-    def model_options(self) -> dict[tuple[tuple[str, str], ...], list[str]]:
-        """Return the labels by the options of the model that they need, those of the default first."""
+    def job_options(self) -> dict[tuple[tuple[str, str], ...], list[str]]:
+        """Return the labels by the `JOB_OPTIONS` that they need, those of the default first."""
         found: dict[tuple[tuple[str, str], ...], list[str]] = {}
         for label in (self.default, *(label for label in self.values if label != self.default)):
             chosen = self.values[label]
-            key = tuple((name, chosen[name]) for name in MODEL_OPTIONS if name in chosen)
+            key = tuple((name, chosen[name]) for name in JOB_OPTIONS if name in chosen)
             found.setdefault(key, []).append(label)
         return found
 
     def pruner(self, label: str, tokens: int, seed: int = 0) -> Pruner:
         """Return the method of a value at one budget."""
-        options = {key: value for key, value in self.values[label].items() if key not in MODEL_OPTIONS}
+        options = {key: value for key, value in self.values[label].items() if key not in JOB_OPTIONS}
         if "method" in options:
             return get_pruner(options["method"], tokens, seed=seed)
         return VisPrunerVariant(tokens, seed=seed, **options)
@@ -159,8 +160,9 @@ ABLATIONS = {
         _towers(),
         "float32, sdpa",
         "The language model stays in its own dtype; the kernel is that of tower and language model. Kept "
-        "IoU: intersection over union of the kept tokens of an image with those of the default, mean over the "
-        "images. Changed: share of the answers that differ from those of the default.",
+        "IoU: intersection over union of the kept tokens of an image with those of the default, mean over "
+        "the images. Changed: share of the answers that differ from those of the default.",
+        agreement=True,
         benchmarks=("pope",),
     ),
 }

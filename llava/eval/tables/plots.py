@@ -1,8 +1,8 @@
 """The HTML page and its line charts as SVG, drawn by matplotlib (extra `plot`), imported when it is used.
 
-Scores over a logarithmic axis of tokens or FLOPs, or over the values of an ablation. Published points are open
-rings on dashed lines, measured points are filled dots on solid lines with 95% intervals as whiskers. Every
-method has one color on all pages. A page is one file that loads nothing from elsewhere.
+Scores over a logarithmic axis of tokens or FLOPs, or over the values of an ablation. Published points are
+open rings on dashed lines, measured points are filled dots on solid lines with 95% intervals as whiskers.
+Every method has one color on all pages. A page is one file that loads nothing from elsewhere.
 """
 
 from __future__ import annotations
