@@ -208,6 +208,9 @@ def command_of(
         if isinstance(value, Path) or (action.dest in _PATHS and Path(value).expanduser().exists()):
             value = os.path.abspath(os.path.expanduser(value))
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        if not action.option_strings:
+            command.append(text)
+            continue
         # An option and its value are one argument where the value may look like an option.
         option = action.option_strings[0]
         command += [f"{option}={text}"] if text.startswith("-") else [option, text]

@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--data is the folder of one benchmark; for several give the folder above")
     cli.announce_bundled(args.model is None, args.data is None)
     model, failures = cli.model_folder(args, parser), Failures()
-    tasks = _read(args, benchmarks, failures)
+    tasks = read_tasks(args, benchmarks, failures)
     try:
         pruners = grid(args.methods, args.tokens, args.ratios, args.seed)
         config = stored_config(model, args.model_base)
@@ -143,8 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     unscored, scored = [], []
     for task in tasks:
         try:
-            runs, vision = _answer(args, session, task, pruners, failures, command)
-            found = _score(args, task, runs, failures)
+            runs, vision = answer_task(args.output, session, task, pruners, failures, command)
+            found = score_task(args, task, runs, failures)
             if found is None:
                 unscored.append(task.benchmark)
                 continue
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failures or any(not table["cells"] for table in tables) else 0
 
 
-def _read(args: argparse.Namespace, benchmarks: Sequence[Any], failures: Failures) -> list[Task]:
+def read_tasks(args: argparse.Namespace, benchmarks: Sequence[Any], failures: Failures) -> list[Task]:
     """Read every benchmark that can be read; a single one that cannot raises DataError."""
     tasks = []
     for benchmark in benchmarks:
@@ -195,8 +195,8 @@ def _read(args: argparse.Namespace, benchmarks: Sequence[Any], failures: Failure
     return tasks
 
 
-def _answer(
-    args: argparse.Namespace,
+def answer_task(
+    output: Path,
     session: Session,
     task: Task,
     pruners: Sequence[Any],
@@ -208,7 +208,7 @@ def _answer(
     for pruner in pruners:
         name = setting_name(pruner)
         try:
-            folder = args.output / task.benchmark.name / name
+            folder = output / task.benchmark.name / name
             runs.append(SettingRun.open(session.job, task, pruner, folder, together=pruners))
             execute.record_start(task, runs[-1], command)
         except MethodUnavailable as error:
@@ -244,7 +244,7 @@ def _answer(
     return [run for run in runs if run.error is None], vision
 
 
-def _score(
+def score_task(
     args: argparse.Namespace, task: Task, runs: Sequence[SettingRun], failures: Failures
 ) -> list[ScoredSetting] | None:
     """Score all settings that have answers; return None if the benchmark has no score here."""

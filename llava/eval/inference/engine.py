@@ -232,6 +232,13 @@ class Engine:
         stats.seconds += time.monotonic() - start
         return stats
 
+    def encoded(self, images: Sequence[Any], pruner: Pruner) -> Iterator[tuple[Any, Any]]:
+        """Yield (image, features) with the cues of a method; skip images that cannot be read."""
+        self._adopt([SimpleNamespace(pruner=pruner)])
+        with self._read_ahead(images, 0) as loaded:
+            for image in images:
+                yield from self._encode([image], loaded, {}, InferenceStats()).items()
+
     # -- one group --------------------------------------------------------------------------------
 
     def _run_group(
@@ -536,7 +543,7 @@ class Engine:
         protocol = getattr(self.model.config, "anyres_protocol", None) if anyres else None
         return image_key(image, self.load_image, protocol)
 
-    def _adopt(self, settings: Sequence[PassSetting]) -> None:
+    def _adopt(self, settings: Sequence[Any]) -> None:
         """Set the anyres protocol of the model; one for all settings, because it decides the crops."""
         chosen = self.anyres or getattr(getattr(self.model, "preset", None), "anyres", None)
         protocols = {
