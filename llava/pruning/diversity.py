@@ -28,21 +28,24 @@ _STREAMS = 4  # of a GPU, which compute products of rows at the same time; each 
 MIN_SQUARE, MAX_SQUARE = 1e-100, 1e100  # squared norms: below counts as zero, above is refused
 
 
-def most_diverse(features: Tensor, residual: Tensor, target: int) -> Tensor:
+def most_diverse(
+    features: Tensor, residual: Tensor, target: int, drop_per_round: int = DROP_PER_ROUND
+) -> Tensor:
     """Reduce each row of `residual` to `target` patches that are dissimilar to each other.
 
     Args:
         features: (B, N, C) floating point.
         residual: (B, R) int64, patch indices in the order of attention, which decides the even/odd split.
         target: Patches to keep per row.
+        drop_per_round: Evens to drop per round; kernels exist for the default only.
     Returns:
         (B, min(target, R)) int64, in the order of the last round's list.
     """
     if target == 0 or residual.shape[1] <= target:
         return residual[:, :target]
     similarity = _similarity_of_rows(features, residual)
-    if residual.shape[1] > kernels.MAX_RESIDUAL:
-        return remove_duplicates_in_torch(similarity, residual, target)
+    if residual.shape[1] > kernels.MAX_RESIDUAL or drop_per_round != DROP_PER_ROUND:
+        return remove_duplicates_in_torch(similarity, residual, target, drop_per_round)
     return kernels.run("rounds.remove_duplicates", remove_duplicates_in_torch, similarity, residual, target)
 
 
