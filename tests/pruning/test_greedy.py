@@ -6,6 +6,7 @@ import torch
 from llava.pruning import get_pruner, greedy
 
 SIMILAR = ["cdpruner", "divprune", "divprune_cen", "farthest", "idsel", "mmr", "prumerge", "scope", "score"]
+SIMILAR.append("vispruner+")
 
 
 def test_equal_tokens_have_equal_cosines_to_the_bit_and_one_with_each_other():
