@@ -19,7 +19,7 @@ from llava.pruning import register_pruner
 from llava.pruning.base import Kept, Pruner, mean_attention
 from llava.pruning.greedy import cosines, greedy, line, min_max, power, sum_of_heads
 from llava.pruning.scope import cover
-from llava.pruning.score import Score
+from llava.pruning.score import WeightedFarthest
 
 _last: list[tuple[float, Tensor]] = []
 
@@ -192,7 +192,7 @@ class ProjectedUnlike(Projected):
 
 @register_pruner("score-half")
 @dataclass(frozen=True)
-class ScoreHalf(Score):
+class ScoreHalf(WeightedFarthest):
     """A competitor: "score" with the exponent 0.5."""
 
     exponent: float = 0.5
