@@ -17,7 +17,7 @@ from torch import Tensor
 from llava.eval import sweep
 from llava.pruning import register_pruner
 from llava.pruning.base import Kept, Pruner, mean_attention
-from llava.pruning.greedy import cosines, greedy, line, min_max, power, sum_of_heads
+from llava.pruning.greedy import cosines, greedy, line, min_max, power, spread, sum_of_heads
 from llava.pruning.scope import cover
 from llava.pruning.score import WeightedFarthest
 
@@ -190,6 +190,40 @@ class ProjectedUnlike(Projected):
         return mean_attention(cues.attention) * unlike(cues["projected"])
 
 
+class Far(Pruner):
+    """Round 3: the largest weight first, then always weight times the distance to the kept ones (centered)."""
+
+    def weight(self, features: Tensor, attention: Tensor) -> Tensor:
+        return power(attention, 0.5) * unlike(features)
+
+    def choose(self, features, cues, tokens):
+        weight = self.weight(features, mean_attention(cues.attention))
+        chosen = spread(centered_cosines(features), weight, tokens, lambda closest: weight * (1 - closest))
+        return Kept.from_selected(chosen, 0)
+
+
+@register_pruner("far-a-u")
+class FarBoth(Far):
+    pass
+
+
+@register_pruner("far-a")
+class FarAttention(Far):
+    def weight(self, features, attention):
+        return power(attention, 0.5)
+
+
+@register_pruner("far-u")
+class FarUnlike(Far):
+    def weight(self, features, attention):
+        return unlike(features)
+
+
+@register_pruner("fl4-spread")
+class FourthSpread(Spread, Fourth):
+    pass
+
+
 @register_pruner("score-half")
 @dataclass(frozen=True)
 class ScoreHalf(WeightedFarthest):
@@ -198,7 +232,11 @@ class ScoreHalf(WeightedFarthest):
     exponent: float = 0.5
 
 
-NOT_NESTED = {"vispruner", "fl2-spread"}  # a larger budget is not a continuation of a smaller one
+NOT_NESTED = {
+    "vispruner",
+    "fl2-spread",
+    "fl4-spread",
+}  # a larger budget is not a continuation of a smaller one
 NESTED_TO = 64
 
 
