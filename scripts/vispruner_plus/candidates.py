@@ -191,7 +191,7 @@ class ProjectedUnlike(Projected):
 
 
 class Far(Pruner):
-    """Round 3: the largest weight first, then always weight times the distance to the kept ones (centered)."""
+    """Round 3: the largest weight first, then always weight times distance to the kept ones (centered)."""
 
     def weight(self, features: Tensor, attention: Tensor) -> Tensor:
         return power(attention, 0.5) * unlike(features)
