@@ -125,11 +125,12 @@ def scope(row: Row, tokens: int, alpha: float = 1.0) -> list[int]:
 
 
 def vispruner_plus(row: Row, tokens: int) -> list[int]:
-    x, attention = row["features"].astype(np.float64), mean_attention(row)
+    x, attention = row["projected"].astype(np.float64), mean_attention(row)
     centered = x - x.mean(axis=0)
     centered[(centered**2).sum(axis=1) < 1e-12 * (x**2).sum(axis=1)] = 0
     kernel = np.maximum(cosines(centered), 0) ** 2
-    units = np.rint(kernel * (attention * (2.0**40 / max(attention.sum(), 1e-100)))[:, None])
+    demand = attention / max(attention.sum(), 1e-100) * scaled(-np.rint(cosines(x).mean(axis=1) * 2.0**40))
+    units = np.rint(kernel * demand[:, None] * 2.0**40)
     n, chosen = len(x), []
 
     def objective(kept: list[int]) -> int:
