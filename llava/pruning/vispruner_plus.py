@@ -36,11 +36,13 @@ class VisPrunerPlus(Pruner):
     cues = ("projected",)
 
     def choose(self, features, cues, tokens):
-        x, unlike, directed = _parts(cues["projected"])
+        products = gram(cues["projected"])
+        unlike = _unlike(products)
+        represented, directed = _explained(products)
         attention = mean_attention(cues.attention)
         total = torch.stack([row.sum() for row in attention]) if len(attention) else attention.sum(dim=1)
         demand = attention * unlike * directed * (_UNITS / total.clamp(min=MIN_SQUARE))[:, None]
-        represented = gram(x, _to_explained).mul_(demand[:, None]).round_()
+        represented.mul_(demand[:, None]).round_()
         return Kept.from_selected(cover(represented, directed.to(torch.float64), tokens), 0)
 
     def flops(self, patches, channels, projected):
@@ -48,28 +50,23 @@ class VisPrunerPlus(Pruner):
         return gram_flops(patches, projected) + 2.0 * budget * patches * patches
 
 
-def _parts(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return tokens minus their mean (B, N, D) float64, u (B, N), and which are not at the mean (B, N)."""
-    x = tokens.to(torch.float64)
-    if not len(x):
-        none = x.new_ones(x.shape[:2])
-        return x, none, none
-    norm = torch.linalg.vector_norm(x, dim=2)
-    unit = (x / norm[:, :, None]).masked_fill_((norm * norm < MIN_SQUARE)[:, :, None], 0.0)
+def _unlike(products: Tensor) -> Tensor:
+    """Return u from the dot products of all tokens: (B, N, N) -> (B, N)."""
+    square = products.diagonal(dim1=1, dim2=2)
+    inverse = torch.where(square < MIN_SQUARE, 0.0, square.clamp(min=MIN_SQUARE).rsqrt())
     # Not a matrix product: equal tokens have equal sums. Rounded, so that noise is not scaled to [0, 1].
-    likeness = (unit * _mean(unit)).sum(dim=2).mul_(_UNITS).round_()
-    centered = x - _mean(x)
-    distance = torch.linalg.vector_norm(centered, dim=2)
-    directed = (distance > _AT_MEAN * norm) & (distance * distance > MIN_SQUARE)
-    return centered, min_max(-likeness), directed
+    likeness = (products * inverse[:, None]).sum(dim=2) * inverse * (_UNITS / products.shape[1])
+    return min_max(-likeness.round_())
 
 
-def _mean(x: Tensor) -> Tensor:
-    """Average the tokens of each row, by itself: (B, N, D) -> (B, 1, D)."""
-    return torch.stack([row.mean(dim=0, keepdim=True) for row in x])
-
-
-def _to_explained(products: Tensor) -> Tensor:
-    """Turn dot products (n, n) into squared positive cosines in place, 0 for a token of zero norm."""
-    square = products.diagonal().clamp(min=MIN_SQUARE)
-    return products.clamp_(min=0).square_().div_(square[:, None] * square)  # s * s / (s * s) is exactly 1
+def _explained(products: Tensor) -> tuple[Tensor, Tensor]:
+    """Return K from the dot products of all tokens, and which tokens are not at the mean (B, N)."""
+    n = products.shape[1]
+    with_mean = products.sum(dim=2) / n
+    mean = torch.stack([row.sum() for row in with_mean]) / n if len(products) else with_mean.sum(dim=1)
+    centered = products - (with_mean[:, :, None] + with_mean[:, None]).sub_(mean[:, None, None])
+    distance = centered.diagonal(dim1=1, dim2=2).clone()
+    directed = distance > (_AT_MEAN * products.diagonal(dim1=1, dim2=2)).clamp(min=MIN_SQUARE)
+    distance.clamp_(min=MIN_SQUARE)
+    # s * s / (s * s) is exactly 1
+    return centered.clamp_(min=0).square_().div_(distance[:, :, None] * distance[:, None]), directed

@@ -188,25 +188,29 @@ def worlds(encode: Encoder, args: argparse.Namespace) -> dict:
 
 
 def time(encode: Encoder, args: argparse.Namespace) -> dict:
-    """Return the median CPU time of a selection in ms, one thread: by channels, budget and method.
+    """Return the median CPU time of a selection in ms, one thread: by shape, budget and method.
 
-    C = 384: features of the tower on development images. C = 1024: their float32 product with a random
-    384 x 1024 matrix, since there is no larger tower here. Methods take turns.
+    C = 384, D = 192: features and projected tokens of the bundled model, on development images. C = 1024,
+    D = 4096 (LLaVA-1.5-7B): their products with random matrices, since there is no such model here. Methods
+    take turns. Projecting all tokens, which the cue "projected" needs, is not part of it.
     """
     torch.set_num_threads(1)
     seen = [encode(image) for _, _, image, _ in development_images(max(1, args.num_images // 3))]
-    widen = torch.randn(384, 1024, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    wider = torch.randn(384, 1024, generator=generator), torch.randn(192, 4096, generator=generator)
     found: dict = {}
-    for channels in (384, 1024):
+    for shape in ("C = 384, D = 192", "C = 1024, D = 4096"):
         for tokens in args.tokens:
             taken: dict[str, list[float]] = {}
             for features, attention, cues in [*seen[:1], *seen]:  # the first one warms up
-                x = features if channels == 384 else features @ widen
+                x, projected = features, cues["projected"]
+                if shape != "C = 384, D = 192":
+                    x, projected = x @ wider[0], projected @ wider[1]
                 for name, pruner in methods_of(args.methods, tokens).items():
                     before = process_time()
-                    pruner.keep(x, attention, cues=cues)
+                    pruner.keep(x, attention, cues={"projected": projected})
                     taken.setdefault(name, []).append(1000 * (process_time() - before))
-            found[f"C = {channels}, T = {tokens}"] = {m: median(times[1:]) for m, times in taken.items()}
+            found[f"{shape}, T = {tokens}"] = {m: median(times[1:]) for m, times in taken.items()}
     rows = [[key, *_numbers(values)] for key, values in found.items()]
     print(text_table(["CPU ms", *next(iter(found.values()))], rows))
     return found
