@@ -16,9 +16,7 @@ from .scope import cover
 # The largest possible demand of all patches. Demands and what a token represents are rounded to whole units,
 # whose sums are exact in any order: every device and order of evaluation agrees, and equal gains tie.
 _UNITS = 2.0**40
-_AT_MEAN = (
-    1e-6  # a distance from the mean, by the norm: below, a token has no direction and counts for nothing
-)
+_AT_MEAN = 1e-12  # squared distance from the mean over squared norm: below, a token counts for nothing
 
 
 @register_pruner("vispruner+")
