@@ -4,7 +4,8 @@
 
 DATA is the folder of all benchmarks, SWEEP the output of a sweep over them. Acc. is the mean over benchmarks.
 Images are resampled, the same draws for all settings and all benchmarks of one SWEEP; over several ones the
-mean is taken. Every setting of `--ours` is compared with every other one of its budget.
+mean is taken. Every setting of `--ours` is compared with every other one of its budget. The JSON file has
+every SWEEP by its name, and "mean", which is printed.
 """
 
 from __future__ import annotations
@@ -132,8 +133,10 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="JSON file")
     args = parser.parse_args()
     several = [read(*map(Path, pair.split("=")), seed) for seed, pair in enumerate(args.pairs)]
-    document = report(mean_of(several), args.ours.split(","))
-    show(document)
+    ours, names = args.ours.split(","), [Path(pair.split("=")[1]).name for pair in args.pairs]
+    document = {name: report(one, ours) for name, one in zip(names, several, strict=True)}
+    document["mean"] = report(mean_of(several), ours)
+    show(document["mean"])
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(_rounded(document)) + "\n", encoding="utf-8")
