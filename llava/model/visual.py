@@ -32,6 +32,7 @@ from llava.model.settings import PRESETS, Preset
 from llava.pruning import Kept, Pruner, TextCue, get_pruner
 from llava.pruning.base import NO_TOKEN
 
+POSITIONS = ("contiguous", "original")
 USE_CURRENT = "use current"  # default of visual_tokens(pruner=): the model's own pruner
 
 
@@ -42,6 +43,7 @@ class VisualTokenMixin:
         """Start without pruning. Called once by the constructor."""
         self._pruner = get_pruner("none")
         self._anyres: str | None = None
+        self.positions = "contiguous"
         self.preset: Preset = PRESETS["exact"]
         self._told_unshrunk = False
         self._read_ids: set[type[Pruner]] = set()  # methods that read the identities of crops
@@ -64,6 +66,7 @@ class VisualTokenMixin:
         tokens: int | None = None,
         important_ratio: float = 0.5,
         anyres: str | None = None,
+        positions: str | None = None,
     ) -> Pruner:
         """Change the pruning of a loaded model, starting with the next image.
 
@@ -73,10 +76,14 @@ class VisualTokenMixin:
             important_ratio: share of them selected by attention.
             anyres: "paper", "llava" or "auto" (the preset's, else "paper" if tokens are pruned and "llava" if
                 not); None keeps an earlier choice.
+            positions: of kept tokens in the prompt, "contiguous" (as in the released code) or "original",
+                those of the unpruned prompt, for which decoding is greedy; None keeps an earlier choice.
 
         Raises:
             ValueError: unknown name or invalid value.
         """
+        if positions not in (None, *POSITIONS):
+            raise ValueError(f"positions: {positions!r} is unknown. Choose one of {', '.join(POSITIONS)}.")
         if anyres not in (None, "auto", *PROTOCOLS):
             raise ValueError(f"anyres: {anyres!r} is unknown. Choose one of {', '.join(PROTOCOLS)}, auto.")
         if pruner is None:
@@ -91,6 +98,7 @@ class VisualTokenMixin:
             )
         self._pruner = pruner
         self._anyres = None if anyres == "auto" else anyres or self._anyres
+        self.positions = positions or self.positions
         self.config.anyres_protocol = self.anyres
         return pruner
 
@@ -196,7 +204,45 @@ class VisualTokenMixin:
         asked = {"question": question} if pruner.needs_question else {}
         kept = pooled.keep(*rows[:2], vision.keys if pooled is pruner else None, cues=rows[2], **asked)
         embeds = self._project(vision.features, kept, pruner, vision.image_size, vision.as_crops, cues)
-        return VisualTokens(embeds, kept)
+        if not self.keeps_positions(pruner):
+            return VisualTokens(embeds, kept)
+        return VisualTokens(embeds, kept, *self._places(vision, kept, pruner))
+
+    def keeps_positions(self, pruner: Pruner) -> bool:
+        """Return whether tokens that a method keeps have their positions in the unpruned prompt."""
+        chosen = pruner.positions or self.positions
+        return chosen == "original" and pruner.acts_in == "image" and pruner.tokens is not None
+
+    def _places(self, vision: VisionFeatures, kept: Kept, pruner: Pruner) -> tuple[Tensor, int]:
+        """Return the places (L,) of the kept tokens among those of the unpruned image, and their number."""
+        crops, patches = vision.features.shape[:2]
+        newlines = self._has_newlines(crops, vision.as_crops)
+        if (crops > 1 and newlines) or (kept.features is not None and bool((kept.indices < 0).any())):
+            what = "newlines" if newlines else "merged tokens"
+            raise ValueError(
+                f"positions: {what} of {pruner.name!r} have no original position. Set positions='contiguous'"
+                + (", or anyres='paper'." if newlines else ".")
+            )
+        layout = partial(
+            token_layout,
+            side=self.get_vision_tower().num_patches_per_side,
+            protocol=self.anyres if crops > 1 else "paper",
+            merge_type=getattr(self.config, "mm_patch_merge_type", None) or "flat",
+            image_size=vision.image_size,
+            grid=self._grid(crops, vision.image_size),
+            as_crops=vision.as_crops,
+            crops=crops,
+        )
+        indices, device = kept.indices, kept.indices.device
+        if len(indices) == crops:
+            indices = indices + torch.arange(crops, device=device)[:, None] * patches
+        place = torch.empty(crops * patches, dtype=torch.int64, device=device)
+        full = torch.arange(patches, device=device).expand(crops, -1)
+        place[layout(full)] = torch.arange(crops * patches, device=device)
+        places = place[indices.flatten()[layout(kept.indices)]]
+        if newlines:  # of a single crop: one, at the end
+            places = torch.cat([places, places.new_tensor([patches])])
+        return places, crops * patches + newlines
 
     def _cues(
         self,
@@ -290,7 +336,8 @@ class VisualTokenMixin:
         Methods that choose by the question or draw at random are computed by `visual_tokens`.
         """
         pruner = self._chosen(pruner)
-        if self._asks_the_host(pruner) or any(self._pools_newlines(pruner, one) for one in visions):
+        careful = self._asks_the_host(pruner) or self.keeps_positions(pruner)
+        if careful or any(self._pools_newlines(pruner, one) for one in visions):
             return [self.visual_tokens(vision, pruner) for vision in visions]
         found: dict[int, VisualTokens] = {}
         for places in self._of_one_shape(visions):

@@ -141,6 +141,7 @@ class Pruner:
 
     name: ClassVar[str] = ""  # set by register_pruner
     cues: ClassVar[tuple[str, ...]] = ()  # names of `CUES` that the method reads besides "attention"
+    positions: ClassVar[str | None] = None  # "original", "contiguous"; None: as the model is set
     acts_in: ClassVar[str] = "image"  # or "decoder": prunes inside the language model (see `inside`)
     per_image: ClassVar[bool] = False  # True: all crops of an image are one row, with one budget
     needs_question: ClassVar[bool] = False  # True: the selection is not shared by the questions of one image
