@@ -11,10 +11,10 @@ that fails does not stop the others; failures are listed at the end, and the exi
 scored by a server or a judge keep their answers. Without --model or --data the bundled ones are used. The
 last line of standard output is one JSON document.
 
-Columns: score with its 95% bootstrap interval over images; mean number of visual tokens fed to the language
-model; GFLOPs of its prefill per question (2 per multiply-accumulate, visual and text tokens, nothing shared);
-questions/s of the setting alone (pruning, projection and answers, plus loading and encoding its images), and
-without loading and encoding.
+Columns: score with its 95% bootstrap interval over images; mean number of visual tokens that enter a layer of
+the language model; GFLOPs of its prefill per question (2 per multiply-accumulate, visual and text tokens,
+nothing shared); questions/s of the setting alone (pruning, projection and answers, plus loading and encoding
+its images), and without loading and encoding.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from torch import Tensor
 from llava.pruning.base import Cues, Kept, Pruner, descending
 
 PUBLISHED_DEPTH = 32  # layers of the decoders that the methods were published for
+WORDS = 40  # text tokens after the image with which the cost of a method is counted
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,11 @@ class DecoderPruner(Pruner):
 def strongest(score: Tensor, keep: int) -> Tensor:
     """Return the columns of the `keep` greatest scores (n,), ascending; ties go to the lower column."""
     return descending(score[None])[0, :keep].sort().values
+
+
+def row_flops(rows: int, visual: int, width: int) -> float:
+    """Return FLOPs of `rows` attention rows over a visual block: queries, and products with cached keys."""
+    return 2.0 * rows * (width**2 + visual * width)
 
 
 def check_positive(pruner: DecoderPruner, *names: str) -> None:

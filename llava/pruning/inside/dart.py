@@ -44,6 +44,10 @@ class DART(DecoderPruner):
         layer = scaled_layer(2, PUBLISHED_DEPTH, depth) if self.layer is None else self.layer
         return [Stage(layer, budget)]
 
+    def flops(self, patches: int, channels: int, projected: int) -> float:
+        """Return FLOPs of the similarities to the pivots."""
+        return sum(2.0 * 2 * _PIVOTS * patches * projected for _ in self.stages(PUBLISHED_DEPTH, patches))
+
     def reduce(self, stage: Stage, state: DecoderState) -> Reduced:
         """Keep the pivots among the visual tokens and what is least similar to all pivots."""
         pivots = [_PIVOTS if one is None else one for one in (self.pivots_visual, self.pivots_text)]
@@ -77,12 +81,13 @@ def duplicates_removed(
     second = descending(size[None, visual:])[0, :pivots_text] + visual
     pivots = list(set((torch.cat([first, second]) + start).tolist()))
     unit = torch.nn.functional.normalize(states.float(), dim=1)
-    likeness = unit @ unit[:visual].T  # (n + T, n)
+    columns = torch.tensor(pivots, device=keys.device) - start
+    likeness = unit[columns] @ unit[:visual].T  # (pivots, n)
     used = torch.zeros(visual, dtype=torch.bool, device=keys.device)
     used[first] = True
     share, more = divmod(keep - len(first), len(pivots))
-    for number, pivot in enumerate(pivots):
+    for number in range(len(pivots)):
         count = share + (number < more)
-        order = (-likeness[pivot - start]).masked_fill(used, -torch.inf)
+        order = (-likeness[number]).masked_fill(used, -torch.inf)
         used[descending(order[None])[0, :count]] = True
     return used.nonzero().flatten()

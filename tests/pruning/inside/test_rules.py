@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.oracle_inside import recycle
+from llava.model.flops import LanguageShape, llm_prefill_macs
 from llava.pruning import get_pruner, list_pruners
 from llava.pruning.inside import DecoderPruner
 from llava.pruning.inside.base import strongest
@@ -177,3 +178,19 @@ def test_dart_keeps_the_budget_for_any_number_of_tokens():
         keys, states = torch.randn(2, visual + words, 8, generator=draw)
         kept = duplicates_removed(keys, states, visual, keep, start=4).tolist()
         assert len(kept) == len(set(kept)) == keep and kept == sorted(kept) and kept[-1] < visual
+
+
+def test_flops_are_small_beside_the_prefill_and_zero_without_a_reduction():
+    prefill = 2 * llm_prefill_macs(576 + 60, LanguageShape(32, 4096, 11008))
+    for method, most in {
+        "fastv": 1e-5,
+        "dart": 1e-5,
+        "vtw": 0,
+        "sparsevlm": 1e-3,
+        "pyramiddrop": 1e-2,
+    }.items():
+        cost = get_pruner(method, 64).flops(576, 1024, 4096)
+        assert (0 < cost or method == "vtw") and cost <= most * prefill
+        assert get_pruner(method).flops(576, 1024, 4096) == 0
+    keys = 576 * 4096**2  # pyramiddrop: those of the first stage alone
+    assert get_pruner("pyramiddrop", 64).flops(576, 1024, 4096) > 2 * keys
