@@ -93,3 +93,16 @@ def test_another_bundled_model_or_benchmark_has_another_folder(sandbox: Sandbox,
     bundle(sandbox, "retrained", "other images")
     assert len({first, second, folder()}) == 3
     assert folder(OUT_DIR=f"{tmp_path}/out").startswith(f"{tmp_path}/out/tiny/")
+
+
+@pytest.mark.parametrize("words, folder", [([], "paper"), (["--list", "--quick"], "paper-quick")])
+def test_everything_in_one_command(words: list[str], folder: str, sandbox: Sandbox) -> None:
+    sandbox.log.unlink(missing_ok=True)
+    done = sandbox.run(*words, script="paper.sh", **UNSET)
+    assert done.returncode == 0, done.stderr
+    calls = [line.replace(f"{sandbox.repo}/", "") for line in sandbox.calls("module")]
+    assert any("llava.tiny.tower" in call for call in calls)
+    assert calls[-1] == " ".join(["module -m llava.eval.paper --output", f"outputs/{folder}", *words])
+    sandbox.log.unlink()
+    done = sandbox.run(script="paper.sh", **{**UNSET, "CKPT_DIR": "c", "DATA_DIR": "d"})
+    assert done.returncode == 0 and not any("llava.tiny.tower" in line for line in sandbox.calls("module"))
