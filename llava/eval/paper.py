@@ -91,6 +91,8 @@ def plan(setup: Setup) -> list[PaperStep]:
     variables = {}
     if setup.checkpoints and setup.data:
         variables = {"CKPT_DIR": str(setup.checkpoints), "DATA_DIR": str(setup.data)}
+        if inputs and inputs[0] != setup.checkpoints:  # the model of the first sweep
+            variables["CKPT"] = inputs[0].name
     for kind in ("ablation", "figures"):
         for script in sorted((REPOSITORY / "scripts" / kind).glob("[!_]*.sh")):
             folder = setup.output / kind / script.stem
@@ -288,7 +290,8 @@ def show_plan(runner: StepRunner, steps: Sequence[PaperStep], folder: Path) -> d
         if one.timing and runner.state(one.step) != DONE and runner.state(one.timing) != DONE:
             print(f"{one.timing.title}: {_TIMED} questions", flush=True)
             shutil.rmtree(one.timing.folder, ignore_errors=True)  # a part of it would be no timing
-            runner.run(one.timing)
+            for line in runner.run(one.timing)["tail"]:
+                print(f"    | {line}", file=sys.stderr)
     rows, lines, total, size = [], [], 0.0, 0.0
     for one in steps:
         state, (seconds, needed) = runner.state(one.step), estimate(runner, one)
@@ -350,7 +353,7 @@ def write_report(setup: Setup, runner: StepRunner, steps: Sequence[PaperStep]) -
         kind = "failed" if state in (FAILED, MISSING) else ""
         rows.append(TableRow([TableCell(text) for text in texts], kind))
     header = ["step", "state", "seconds", "commit", "machine", "command"]
-    facts = Table("Steps", header, rows, kinds=["left"] * 2)
+    facts = Table("Steps", header, rows, kinds=["left", "left", "", "", "text", "text"])
     about = [
         f"Written on {time.strftime('%Y-%m-%d')} at commit {commit()}. This machine: {machine()}.",
     ]

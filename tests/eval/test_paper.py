@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from helpers.score_files import write_score
 from llava.eval import paper
 from llava.eval.jobs import steps
 from llava.eval.paper import PaperStep, Setup, main, plan
+from llava.eval.tables.__main__ import build_parser, choose_tables
 from llava.paths import BUNDLED_DATA
 from llava.pruning import list_pruners
 
+TABLES = paper._tables
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect width="9" height="9"/></svg>'
 DRAW = f"""#!/usr/bin/env bash
 mkdir -p "$OUT_DIR"
@@ -200,19 +201,23 @@ def test_wrong_folders_are_named(checkpoints, data, message, tmp_path, monkeypat
     assert message in capsys.readouterr().err
 
 
-def test_it_ends_in_a_verdict(tmp_path, monkeypatch, capsys):
-    """The last step is the real command, over scores that were made up."""
+def test_it_ends_in_a_verdict(repo, tmp_path, monkeypatch, capsys):
     setup = Setup(tmp_path / "out", False, tmp_path, tmp_path)
-    score = {"model": "Video-LLaVA-7B", "tokens": 227, "ci_low": 69.0, "ci_high": 71.0}
-    write_score(setup.output / "scores" / "a", "msvd", 70.0, **score)
-    monkeypatch.setattr(paper, "plan", lambda given: [PaperStep(paper._tables(given))])
+    words = [word for word in TABLES(setup).command if not word.endswith((".py", "python"))]
+    args = build_parser().parse_args(words[words.index("llava.eval.tables") + 1 :])
+    assert args.verdict and args.results == [setup.output / "scores"]
+    assert {"other-vlms", "fastervlm-llava-1.5-13b", "others-visco-1-token"} <= {
+        table.name for table in choose_tables(args.table)
+    }
+    verdict = json.dumps({"verdict": {"counts": {"inside": 1, "missing": 55}}})
+    command = ("bash", "-c", f"touch {tmp_path}/out/p/a.csv; echo text; echo '{verdict}'")
+    last = PaperStep(steps.Step("published", "Published", command, setup.output / "p"))
+    monkeypatch.setattr(paper, "plan", lambda given: [last])
     monkeypatch.setattr(paper, "_setup", lambda args: setup)
-    monkeypatch.setattr(paper, "_TABLES", "video-llava-7b,others-visco-1-token")  # a quick part
     code, document, out = run(tmp_path, capsys)
-    assert code == 0 and document["verdict"] == {"inside": 1, "missing": 55}  # none for second hand
+    assert code == 0 and document["verdict"] == {"inside": 1, "missing": 55}
     assert "verdict: inside: 1; missing: 55" in out
-    page = (setup.output / "index.html").read_text()
-    assert "measured against published" in page and "Second hand: VisCo" in page
+    assert "The verdict on every published number" in (setup.output / "index.html").read_text()
 
 
 def test_two_runs_do_not_share_a_folder(repo, tmp_path, capsys):

@@ -45,8 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("figure", choices=("fig2", "fig3"), help="fig2: attention shift; fig3: attention dispersion")
     add("--question-file", type=cli.path_argument, help="questions to analyze (default: those of POPE)")
     add("--image-folder", type=cli.user_path, default=Path("."), help="of their images (default: .)")
-    limit = f"analyze only the first N questions (default: {SAMPLES})"
-    add("--num-questions", type=argtypes.at_least(1), default=SAMPLES, metavar="N", help=limit)
+    limit = f"analyze only the first N questions (default: that of --limit, at most {SAMPLES})"
+    add("--num-questions", type=argtypes.at_least(1), metavar="N", help=limit)
     known = f"comma-separated, of the panel about scores, or none (default: {','.join(BENCHMARKS)})"
     add("--benchmarks", type=_benchmarks, default=list(BENCHMARKS), help=known)
     cli.add_source_arguments(parser)
@@ -73,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     drawing.check_matplotlib()
+    if args.num_questions is None:
+        args.num_questions = min(SAMPLES, args.limit or SAMPLES)
     if args.limit is None and args.data is None:
         args.limit = _BUNDLED_LIMIT
     needs_data = args.question_file is None or bool(args.benchmarks)
@@ -164,7 +166,7 @@ def draw_fig2(
         if scores:
             fig2.draw_scores(figure.add_subplot(grid[:, 2]), scores, depth)
         tables = fig2.tables(statistics) | (fig2.score_tables(scores) if scores else {})
-        return drawing.write_figure(figure, folder, "fig2", tables), caption
+        return drawing.write_figure(figure, folder, "fig2", caption, tables), caption
 
 
 def draw_fig3(
@@ -197,7 +199,7 @@ def draw_fig3(
         if scores:
             fig3.draw_scores(panels[3], scores)
         tables = fig3.tables(statistics) | (fig3.score_tables(scores) if scores else {})
-        return drawing.write_figure(figure, folder, "fig3", tables), caption
+        return drawing.write_figure(figure, folder, "fig3", caption, tables), caption
 
 
 def _names(scores: list[PanelScore]) -> str:

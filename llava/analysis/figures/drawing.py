@@ -76,14 +76,18 @@ def new_figure(height: float, caption: str) -> Iterator[Any]:
 
 
 def write_figure(
-    figure: Any, folder: Path, name: str, tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]]
+    figure: Any,
+    folder: Path,
+    name: str,
+    caption: str,
+    tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]],
 ) -> list[str]:
-    """Write NAME.png, NAME.svg and one CSV per table (header, rows); return their paths.
+    """Write NAME.png, NAME.svg, the caption as NAME.md, and a CSV per table (header, rows); return the paths.
 
     Equal figures give equal files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    contents: dict[str, str | bytes] = render(figure, name)
+    contents: dict[str, str | bytes] = {**render(figure, name), f"{name}.md": caption + "\n"}
     for table, (header, rows) in tables.items():
         contents[f"{table}.csv"] = csv_text(header, rows)
     for file, content in contents.items():

@@ -52,7 +52,7 @@ def read(path):
 
 def test_both_figures_of_a_question_file(questions, tmp_path, capsys):
     found = run(capsys, "fig2", *of_questions(questions, tmp_path, "--benchmarks", "none"))
-    names = ["fig2.png", "fig2.svg", "frequency.csv", "quartiles.csv"]
+    names = ["fig2.png", "fig2.svg", "fig2.md", "frequency.csv", "quartiles.csv"]
     assert [Path(file).name for file in found["files"]] == names
     assert (found["samples"], found["computed"], found["layers"], found["visual_tokens"]) == (6, 6, 3, 64)
     assert "3 layers" in found["caption"] and "cannot show" in found["caption"]
