@@ -200,12 +200,17 @@ def _generate(job: Job, pruner: Pruner, images: Sequence[Image.Image], query: st
     ids = tuple(tokenizer_image_token(conversation.get_prompt(), tokenizer, IMAGE_TOKEN_INDEX))
     with torch.inference_mode():
         pixels = process_images(images, engine.image_processor, model.config)
-        visual = tuple(model.encode_images(list(pixels), [image.size for image in images]))
-    row, limits = Row(ids, visual), ContextLimits.of(model.config)
+        visions = model.encode_vision(list(pixels), [image.size for image in images])
+        tokens = [model.visual_tokens(one) for one in visions]
+    visual = tuple(one.embeds for one in tokens)
+    row, limits = Row(ids, visual, crops=len(tokens[0].kept.indices)), ContextLimits.of(model.config)
     if reason := limits.refuse(row.length, sum(map(len, visual))):
         raise DataError(f"--query: {reason}.")
     torch.manual_seed(job.seed)
-    (answer,) = generate(model, tokenizer, [row], engine.decoding)
+    try:
+        (answer,) = generate(model, tokenizer, [row], engine.decoding, pruner)
+    except ValueError as error:  # a method inside the language model that cannot do this
+        raise DataError(str(error)) from error
     reason = not_finite(model) if answer is None else limits.overrun(row.length, len(answer))
     if reason is not None:
         raise DataError(f"--query: {reason}.")

@@ -3,13 +3,14 @@
 `generate` calls the model's own `generate` and handles everything (sampling, beams, text-only rows).
 `generate_shared` is greedy only: it prefills the prompt up to and including the image once per image, copies
 the KV cache to each of the image's questions, and computes only their short suffixes. Both give the same ids
-in float32. `Decoding` alone decides: of the checkpoint's generation_config.json, only the ids that end an
+in float32. With a method that prunes inside the language model, both are greedy, and what is shared is less
+(see `inside`). `Decoding` alone decides: of the checkpoint's generation_config.json, only the ids that end an
 answer are used. Independent of files and benchmarks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,10 @@ import torch
 from torch import Tensor
 
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.inside import acts_inside, prefill
 from llava.model.runtime.generation import Doubtful, answer_rows, answer_shared
 from llava.model.runtime.stages import INVALID, repeatable_attention
+from llava.pruning import Pruner
 
 _ROOM = 16  # tokens of an answer that the copied cache has room for from the start
 TOP_K = 50  # of sampling: transformers' default, which LLaVA's scripts leave as it is
@@ -118,6 +121,8 @@ class Row:
     # (K, D) projected tokens; one for each of several images (only `generate`); None for a text-only prompt
     visual: Tensor | tuple[Tensor, ...] | None
     key: Any = None  # rows of equal key have the same `visual`
+    crops: int = 1  # of the image, by which the budget of a method inside the language model is multiplied
+    marked: Tensor | None = None  # (K,) bool, tokens that such a method chose before the language model
 
     @property
     def length(self) -> int:
@@ -173,15 +178,26 @@ def only_asked(model: Any, tokenizer: Any) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def generate(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding) -> list[list[int] | None]:
+def generate(
+    model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding, pruner: Pruner | None = None
+) -> list[list[int] | None]:
     """Decode all rows, by captured stages or by one call of `model.generate`, left-padded.
+
+    Args:
+        pruner: of the setting; matters only if it acts inside the language model.
 
     Returns:
         New token ids per row, without the stop token; None for a row with NaN or infinite logits.
+
+    Raises:
+        ValueError: sampling or beams with a method that acts inside the language model.
     """
     from transformers import LogitsProcessorList
 
     stops = stop_ids(model, tokenizer)
+    if acts_inside(pruner):
+        check_greedy(pruner, decoding)
+        return _texts(stops, generate_inside(model, rows, pruner, decoding.max_new_tokens, stops))
     if decoding.greedy and _is_captured(model):
         with suppress(Doubtful):
             return _texts(stops, answer_rows(model, rows, decoding.max_new_tokens, stops))
@@ -198,6 +214,7 @@ def generate(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding
             ids.to(model.device),
             attention_mask=mask.to(model.device),
             visual=visual or None,
+            **({"pruner": None} if acts_inside(getattr(model, "pruner", None)) else {}),
             pad_token_id=pad,
             logits_processor=LogitsProcessorList([check := _FiniteCheck()]),
             **decoding.arguments(),
@@ -229,7 +246,7 @@ class _FiniteCheck:
 
 @torch.inference_mode()
 def generate_shared(
-    model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding
+    model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding, pruner: Pruner | None = None
 ) -> list[list[int] | None]:
     """Decode all rows greedily, prefilling each shared prefix (text and image) once.
 
@@ -239,6 +256,8 @@ def generate_shared(
 
     Args:
         rows: Prompts with exactly one image each (see `can_share`).
+        pruner: of the setting. If it acts inside the language model, only the layers before its first
+            reduction are shared.
 
     Returns:
         New token ids per row, without the stop token; None for a row with NaN or infinite logits.
@@ -249,6 +268,8 @@ def generate_shared(
 
     decoder, head = model.get_model(), model.get_output_embeddings()
     embed, device, stops = decoder.embed_tokens, model.device, stop_ids(model, tokenizer)
+    if acts_inside(pruner):
+        return _texts(stops, generate_inside(model, rows, pruner, decoding.max_new_tokens, stops, share=True))
     at = [row.ids.index(IMAGE_TOKEN_INDEX) for row in rows]
     order = sorted(range(len(rows)), key=lambda line: len(rows[line].ids) - at[line])  # short suffixes first
     rows, at = [rows[line] for line in order], [at[line] for line in order]
@@ -299,10 +320,79 @@ def generate_shared(
         join(cache, prefix_width + longest)
     del caches
 
-    said: list[list[int]] = [[] for _ in rows]
-    alive = list(range(len(rows)))  # rows in the batch, ended ones too until they are many
+    def advance(chosen: Tensor) -> Tensor:
+        nonlocal mask, seen
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        hidden = _forward(decoder, embed(chosen)[:, None], mask, seen, cache)[:, -1]
+        seen = seen + 1
+        return hidden
+
+    def select(keep: Tensor) -> None:
+        nonlocal mask, seen
+        for layer in cache.layers:
+            layer.batch_select_indices(keep)
+        mask, seen = mask[keep], seen[keep]
+
+    said = _greedily(head, last, advance, select, decoding.max_new_tokens, stops)
+    found = _texts(stops, said)
+    return [found[order.index(line)] for line in range(len(rows))]
+
+
+@torch.inference_mode()
+def generate_inside(
+    model: Any,
+    rows: Sequence[Row],
+    pruner: Pruner,
+    max_new_tokens: int,
+    stops: set[int],
+    share: bool = False,
+) -> list[list[int]]:
+    """Decode all rows greedily with a method that prunes inside the language model.
+
+    Args:
+        share: Run each shared prefix once in the layers before the first reduction.
+
+    Returns:
+        New token ids per row, with the stop token; INVALID for a token whose logits are not finite.
+    """
+    embed = model.get_model().embed_tokens
+    run = prefill(model, rows, pruner, min(max_new_tokens, _ROOM), share)
+
+    def advance(chosen: Tensor) -> Tensor:
+        return run.advance(embed(chosen)[:, None])
+
+    return _greedily(model.get_output_embeddings(), run.last, advance, run.select, max_new_tokens, stops)
+
+
+def check_greedy(pruner: Pruner, decoding: Decoding) -> None:
+    """Raise `ValueError` unless decoding is greedy, which methods inside the language model need."""
+    if not decoding.greedy:
+        raise ValueError(
+            f"{pruner.name}: prunes inside the language model, where only greedy decoding is supported, got "
+            f"temperature {decoding.temperature:g} and {decoding.num_beams} beams. Set temperature 0 and 1 "
+            "beam."
+        )
+
+
+def _greedily(
+    head: Any,
+    last: Tensor,
+    advance: Callable[[Tensor], Tensor],
+    select: Callable[[Tensor], None],
+    max_new_tokens: int,
+    stops: set[int],
+) -> list[list[int]]:
+    """Return the most likely tokens of every row, with the stop token.
+
+    Args:
+        last: (B, D) final hidden states of the prompts.
+        advance: Appends tokens (B,) to the rows; returns their final hidden states (B, D).
+        select: Drops all rows except those of given indices (int64).
+    """
+    said: list[list[int]] = [[] for _ in last]
+    alive = list(range(len(said)))  # rows in the batch, ended ones too until they are many
     ended: set[int] = set()
-    for step in range(decoding.max_new_tokens):
+    for step in range(max_new_tokens):
         best, chosen = head(last).max(-1)  # (B,) each; the maximum of a row with NaN is NaN
         chosen = torch.where(torch.isfinite(best), chosen, INVALID)
         for line, token in zip(alive, chosen.tolist(), strict=True):
@@ -310,18 +400,14 @@ def generate_shared(
             if token in stops or token == INVALID:
                 ended.add(line)
         left = [place for place, line in enumerate(alive) if line not in ended]
-        if step + 1 == decoding.max_new_tokens or not left:
+        if step + 1 == max_new_tokens or not left:
             break
         if 2 * len(left) <= len(alive):  # halves: what is copied for it stays little
-            keep = torch.tensor(left, device=device)
-            for layer in cache.layers:
-                layer.batch_select_indices(keep)
-            mask, seen, chosen, alive = mask[keep], seen[keep], chosen[keep], [alive[one] for one in left]
-        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-        last = _forward(decoder, embed(chosen.clamp(min=0))[:, None], mask, seen, cache)[:, -1]
-        seen = seen + 1
-    found = _texts(stops, said)
-    return [found[order.index(line)] for line in range(len(rows))]
+            keep = torch.tensor(left, device=last.device)
+            select(keep)
+            chosen, alive = chosen[keep], [alive[one] for one in left]
+        last = advance(chosen.clamp(min=0))
+    return said
 
 
 def _is_captured(model: Any) -> bool:

@@ -23,21 +23,25 @@ from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_PATCH_TOKEN,
+    IMAGE_TOKEN_INDEX,
 )
 from llava.model.checkpoint import CheckpointError
 from llava.model.checkpoint.entries import CONFIG, check_entries
 from llava.model.checkpoint.find import is_hub_name
 from llava.model.checkpoint.keys import translate
 from llava.model.checkpoint.read import check_finite, listing, read_file
-from llava.model.decode import SWITCHES
+from llava.model.decode import SWITCHES, Row, generate_inside, id_set
+from llava.model.inside import acts_inside
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.runtime.answers import CapturedAnswers
 from llava.model.runtime.cache import CapturedGeneration
-from llava.model.runtime.stages import repeatable_attention
+from llava.model.runtime.stages import INVALID, repeatable_attention
 from llava.model.splice import ContextLimits, Spliced, check_tags, splice
-from llava.model.visual import VisualTokenMixin
+from llava.model.visual import USE_CURRENT, VisualTokenMixin
+from llava.pruning import Pruner
+from llava.pruning.inside import DecoderPruner
 
 _TRAINING_ARGUMENTS = (
     "mm_vision_select_layer",
@@ -306,6 +310,7 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
             if images is None:
                 check_tags([input_ids.flatten()], 0)
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
+        self._refuse_inside("prepare_inputs_labels_for_multimodal")
         side = getattr(self.config, "tokenizer_padding_side", None) or "right"
         visual = self.encode_images(images, image_sizes)
         batch = self._splice(input_ids, attention_mask, labels, visual, side)
@@ -317,6 +322,14 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
             batch.embeds,
             None if labels is None else batch.labels,
         )
+
+    def _refuse_inside(self, function: str) -> None:
+        """Raise `ValueError` if the pruner acts inside the language model, which `function` would not do."""
+        if acts_inside(self.pruner):
+            raise ValueError(
+                f"{function}: {self.pruner.name!r} prunes inside the language model, which only generate "
+                "does. Call generate, or set another pruner with set_pruner."
+            )
 
     def _splice(
         self, input_ids, attention_mask, labels, visual: list[Tensor], side: str, truncate=True, new=0
@@ -362,10 +375,12 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
         with labels), as in LLaVA.
 
         Raises:
-            ValueError: a prompt without labels does not fit the checkpoint's limits.
+            ValueError: a prompt without labels does not fit the checkpoint's limits, or the pruner acts
+                inside the language model.
         """
         first = input_ids is not None and inputs_embeds is None and input_ids.shape[1] > 1
         if first and (images is not None or visual is not None):
+            self._refuse_inside("forward")
             if visual is None:
                 visual = self.encode_images(images, image_sizes)
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -404,6 +419,7 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
         attention_mask: Tensor | None = None,
         visual: list[Tensor] | None = None,
         inputs: Tensor | None = None,
+        pruner: Pruner | str | None = USE_CURRENT,
         **kwargs,
     ) -> Tensor:
         """Answer prompts.
@@ -413,6 +429,9 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
                 side and marked in `attention_mask`.
             images, image_sizes: as for `encode_vision`.
             visual: instead of images, one (K, D) per <image> tag in reading order over the batch.
+            pruner: another `Pruner` than the model's own, or None for no pruning. With `visual`, it matters
+                only if it acts inside the language model: then decoding is greedy, and a budget per crop is
+                multiplied by the number of crops, for `visual` by its length in crops, rounded.
             kwargs: of transformers' `generate`. None counts as not given, but switches off what filters or
                 penalizes tokens (top_p, repetition_penalty ...), as in LLaVA, whatever the checkpoint's
                 generation_config.json sets.
@@ -421,8 +440,10 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
             New ids only, (B, new). A warning is given if they run past max_position_embeddings.
 
         Raises:
-            ValueError: a prompt does not fit tokenizer_model_max_length or max_position_embeddings.
+            ValueError: a prompt does not fit tokenizer_model_max_length or max_position_embeddings; sampling,
+                beams and the like with a pruner that acts inside the language model.
         """
+        pruner = self._chosen(pruner)
         input_ids = inputs if input_ids is None else input_ids
         kwargs = {k: v for k, v in kwargs.items() if v is not None or k in SWITCHES}
         if not kwargs.get("do_sample", kwargs.get("temperature", 1) != 0):
@@ -440,14 +461,17 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
         if images is not None and visual is not None:
             raise ValueError("images and visual are both given. Pass one of them.")
         kwargs.pop("position_ids", None)  # those of the prompt before splicing
-        if self.is_plain_greedy(kwargs):
-            given = input_ids, attention_mask, images, image_sizes, visual
+        given = input_ids, attention_mask, images, image_sizes, visual
+        if isinstance(pruner, DecoderPruner) and (images is not None or visual):
+            return self._generate_inside(*given, pruner, kwargs)
+        if self.is_plain_greedy(kwargs) and pruner == self.pruner:
             with self.runtime.checked(self):
                 found = self.answer_greedily(*given, **kwargs) if self.runtime.decodes(self) else None
             if found is not None:
                 return found
         if visual is None:
-            visual = [] if images is None else self.encode_images(images, image_sizes)
+            visions = [] if images is None else self.encode_vision(images, image_sizes)
+            visual = [self.visual_tokens(one, pruner).embeds for one in visions]
         batch = self._splice(input_ids, attention_mask, None, visual, "left", truncate=False, new=1)
         with repeatable_attention(batch.embeds.device):
             found = super().generate(inputs_embeds=batch.embeds, attention_mask=batch.mask.long(), **kwargs)
@@ -460,6 +484,54 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
             if reason := limits.overrun(int(length[worst]), int(count[worst])):
                 warnings.warn(reason, stacklevel=2)
         return found
+
+    def _generate_inside(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        images: Tensor | list[Tensor] | None,
+        image_sizes: object,
+        visual: list[Tensor] | None,
+        pruner: DecoderPruner,
+        kwargs: dict[str, Any],
+    ) -> Tensor:
+        """Answer prompts as `generate` with a method that prunes inside the language model."""
+        if not self.is_plain_greedy(kwargs):
+            raise ValueError(
+                f"generate: {pruner.name!r} prunes inside the language model, where only greedy search is "
+                f"supported, got {', '.join(sorted(kwargs))}. Pass do_sample=False and max_new_tokens=N, and "
+                "nothing else that changes the search."
+            )
+        if visual is None:
+            tokens = [self.visual_tokens(one, pruner) for one in self.encode_vision(images, image_sizes)]
+            visual, crops = [one.embeds for one in tokens], [len(one.kept.indices) for one in tokens]
+        else:
+            tower = self.get_vision_tower()
+            patches = None if tower is None else tower.num_patches
+            crops = [1 if patches is None else max(1, round(len(one) / patches)) for one in visual]
+        spliced = self._splice(input_ids, attention_mask, None, visual, "left", truncate=False, new=1)
+        keep = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        found, rows = iter(zip(visual, crops, strict=True)), []
+        for ids, mask in zip(input_ids.cpu(), keep.bool().cpu(), strict=True):
+            ids = tuple(ids[mask].tolist())
+            of_row = [next(found) for _ in range(ids.count(IMAGE_TOKEN_INDEX))]
+            rows.append(Row(ids, tuple(one for one, _ in of_row), crops=of_row[0][1] if of_row else 1))
+        eos = kwargs.get("eos_token_id", self.generation_config.eos_token_id)
+        stops = id_set(eos.tolist() if isinstance(eos, Tensor) else eos)
+        said = generate_inside(self, rows, pruner, kwargs["max_new_tokens"], stops)
+        if any(INVALID in ids for ids in said):
+            raise ValueError(
+                "generate: the language model computed NaN or infinite logits. Use another dtype or weights."
+            )
+        limits = ContextLimits.of(self.config)
+        lengths = spliced.mask.sum(1).tolist()
+        worst = max(zip(lengths, map(len, said), strict=True), key=sum)
+        if reason := limits.overrun(*worst):
+            warnings.warn(reason, stacklevel=3)
+        pad, width = kwargs["pad_token_id"] or 0, max(map(len, said))
+        device = spliced.mask.device
+        padded = [[*ids, *[pad] * (width - len(ids))] for ids in said]
+        return torch.tensor(padded, dtype=torch.long, device=device)
 
     def _pad_token_id(self) -> int | None:
         eos = self.generation_config.eos_token_id

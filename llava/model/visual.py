@@ -94,6 +94,19 @@ class VisualTokenMixin:
         self.config.anyres_protocol = self.anyres
         return pruner
 
+    def check_pruner(self, pruner: Pruner) -> None:
+        """Raise `ValueError` if this model does not have what a method reads."""
+        tower = self.get_vision_tower()
+        try:
+            if tower is not None and tower.is_loaded:
+                tower.prepare(tower_cues(pruner.cues))
+                if "text_embeds" in pruner.cues:
+                    tower.clip.text_embeds("")
+                if pruner.acts_in == "decoder":
+                    pruner.visual_per_layer(self.config.num_hidden_layers, tower.num_patches)
+        except ValueError as error:
+            raise ValueError(f"{pruner.name}: {error}") from error
+
     def get_visual_token_num(self) -> int:
         """Return the visual tokens that are kept per crop; all of them without pruning."""
         tower, budget = self.get_vision_tower(), self._pruner.tokens

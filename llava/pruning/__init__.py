@@ -6,8 +6,7 @@
 
 A new method is one new file in this folder: a subclass of `Pruner` under `@register_pruner("its_name")`.
 Every module of this folder is imported below, so no other file has to change; a method that is defined
-elsewhere only has to be imported. Sub-packages are not imported: methods that prune inside the language model
-have another interface.
+elsewhere only has to be imported. Methods that prune inside the language model are in `inside`.
 """
 
 import pkgutil
@@ -17,8 +16,7 @@ from .base import CUES, Cues, Kept, Pruner, TextCue, attention_order, has_float6
 from .registry import get_pruner, list_pruners, register_pruner
 
 for _module in pkgutil.iter_modules(__path__):
-    if not _module.ispkg:
-        import_module(f"{__name__}.{_module.name}")
+    import_module(f"{__name__}.{_module.name}")
 
 
 __all__ = [

@@ -196,7 +196,7 @@ def test_pruning_of_the_fork(jobs, capsys, monkeypatch):
     monkeypatch.setattr(
         decode,
         "generate",
-        lambda model, tokenizer, new, how: (rows.extend(new), generate(model, tokenizer, new, how))[1],
+        lambda model, tokenizer, new, *how: (rows.extend(new), generate(model, tokenizer, new, *how))[1],
     )
     run_llava.eval_model(given(visual_token_num=16, important_ratio=0.5))
     run_llava.eval_model(given())

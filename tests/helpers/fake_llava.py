@@ -54,7 +54,7 @@ class FakeLlava:
         self.batches: list[int] = []
         self.out_of_memory_above = out_of_memory_above
 
-    def encode_vision(self, images: Any, image_sizes: Any, cues: Any = ()) -> list[Any]:
+    def encode_vision(self, images: Any, image_sizes: Any) -> list[Any]:
         found = []
         for pixels in images:
             key = float(pixels.double().sum())

@@ -83,11 +83,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """The model's answer to one question, and the number of visual tokens behind it."""
+    """The model's answer to one question, and its visual tokens in the language model, mean over layers."""
 
     index: int  # Question.index
     text: str
-    visual_tokens: int
+    visual_tokens: int | float
 
 
 def check_file(path: Path, what: str = "file") -> None:

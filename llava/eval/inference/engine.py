@@ -49,6 +49,7 @@ from llava.model.multimodal_encoder.cues import tower_cues
 from llava.model.runtime.graphs import is_out_of_memory
 from llava.model.splice import ContextLimits
 from llava.pruning import Pruner, TextCue
+from llava.pruning.inside import DecoderPruner
 
 _REMEMBERED = 4096  # texts whose ids are kept
 _IMAGES_AHEAD = 64  # most images in memory before a GPU needs them, up to 7 MB each
@@ -179,6 +180,8 @@ class Engine:
         self._watch = Stopwatch(device)
         self._cues: tuple[str, ...] = ()  # of the tower, which the methods of a run read
         self._tokenize = _RememberingTokenizer(self.tokenizer)
+        # visual tokens of an image in every layer, of settings that prune inside the language model
+        self.visual_per_layer: dict[Pruner, list[int]] = {}
 
     def run(
         self,
@@ -331,14 +334,13 @@ class Engine:
         Not only the missing answers: in half precision an answer may depend on the batch it is computed in.
         """
         if setting.pruner.needs_question:
-            return self._answer(
-                questions, [self._row_by_question(one, features, setting.pruner) for one in questions]
-            )
-        answers = self._answer(questions, self._rows(questions, visual[setting.name]))
+            rows = [self._row_by_question(one, features, setting.pruner) for one in questions]
+            return self._answer(questions, rows, setting.pruner)
+        answers = self._answer(questions, self._rows(questions, visual[setting.name]), setting.pruner)
         changed = [self._settle(one, shared, visual) for one in waiting]
         waiting.clear()
         if any(changed):
-            answers = self._answer(questions, self._rows(questions, visual[setting.name]))
+            answers = self._answer(questions, self._rows(questions, visual[setting.name]), setting.pruner)
         return answers
 
     @torch.inference_mode()
@@ -372,8 +374,16 @@ class Engine:
         return True
 
     def _rows(self, questions: Sequence[Question], visual: dict[Any, VisualTokens]) -> list[Row]:
-        images = {image: tokens.embeds for image, tokens in visual.items()}
-        return [Row(self.prompt_ids(one), images.get(one.image), one.image) for one in questions]
+        images: dict[Any, Any] = {
+            image: (tokens.embeds, len(tokens.kept.indices), tokens.kept.important.flatten())
+            for image, tokens in visual.items()
+        }
+        images[None] = (None, 1, None)
+        rows = []
+        for one in questions:
+            embeds, crops, marked = images[one.image]
+            rows.append(Row(self.prompt_ids(one), embeds, one.image, crops, marked))
+        return rows
 
     @torch.inference_mode()
     def _row_by_question(self, question: Question, features: dict[Any, Any], pruner: Pruner) -> Row:
@@ -390,14 +400,16 @@ class Engine:
         visual = self.model.visual_tokens(features[question.image], pruner, asked).embeds
         return Row(self.prompt_ids(question), visual, (question.image, question.text))
 
-    def _answer(self, questions: Sequence[Question], rows: Sequence[Row]) -> list[Answer | str]:
+    def _answer(
+        self, questions: Sequence[Question], rows: Sequence[Row], pruner: Pruner
+    ) -> list[Answer | str]:
         """Return one answer per question, or the reason why it has none."""
         if not self.decoding.greedy and questions:  # the same draws whether or not the run was interrupted
             torch.manual_seed(zlib.crc32(f"{self.seed}/{questions[0].index}".encode()))
         visual = [0 if row.visual is None else len(row.visual) for row in rows]
         too_long = [self._limits.refuse(row.length, count) for row, count in zip(rows, visual, strict=True)]
         fitting = [row for row, reason in zip(rows, too_long, strict=True) if reason is None]
-        generated = iter(self._generate(fitting))
+        generated = iter(self._generate(fitting, pruner))
         answers: list[Answer | str] = []
         for question, row, count, reason in zip(questions, rows, visual, too_long, strict=True):
             if reason is None:
@@ -410,10 +422,19 @@ class Engine:
                 answers.append(reason)
                 continue
             text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            answers.append(Answer(question.index, text, count))
+            answers.append(Answer(question.index, text, self._entering(row, count, pruner)))
         return answers
 
-    def _generate(self, rows: Sequence[Row]) -> list[list[int] | None]:
+    def _entering(self, row: Row, count: int, pruner: Pruner) -> int | float:
+        """Return the visual tokens that enter a layer of the language model, the mean over its layers."""
+        if not isinstance(pruner, DecoderPruner):
+            return count
+        layers = pruner.visual_per_layer(self.model.config.num_hidden_layers, count, row.crops)
+        if any(layers):
+            self.visual_per_layer.setdefault(pruner, layers)
+        return sum(layers) / len(layers)
+
+    def _generate(self, rows: Sequence[Row], pruner: Pruner) -> list[list[int] | None]:
         """Generate ids for all rows; halve the batch when the device runs out of memory."""
         found: list[list[int] | None] = []
         begin = 0
@@ -422,7 +443,7 @@ class Engine:
             try:
                 share = self.share_prefix and can_share(part, self.decoding)
                 generated = (generate_shared if share else generate)(
-                    self.model, self.tokenizer, part, self.decoding
+                    self.model, self.tokenizer, part, self.decoding, pruner
                 )
                 found += generated
                 begin += len(part)
@@ -437,6 +458,10 @@ class Engine:
 
     def prompt_ids(self, question: Question) -> tuple[int, ...]:
         """Return the token ids of the whole prompt, with IMAGE_TOKEN_INDEX in place of the image."""
+        return tuple(tokenizer_image_token(self.prompt(question), self._tokenize, IMAGE_TOKEN_INDEX))
+
+    def prompt(self, question: Question) -> str:
+        """Return the whole prompt, with <image> in place of the image."""
         text = question.text
         if question.image is not None:
             image = DEFAULT_IMAGE_TOKEN
@@ -446,7 +471,7 @@ class Engine:
         conversation = conv_templates[self.conv_mode].copy()
         conversation.append_message(conversation.roles[0], text)
         conversation.append_message(conversation.roles[1], None)
-        return tuple(tokenizer_image_token(conversation.get_prompt(), self._tokenize, IMAGE_TOKEN_INDEX))
+        return conversation.get_prompt()
 
     # -- images -----------------------------------------------------------------------------------
 
@@ -469,8 +494,9 @@ class Engine:
             here = slice(len(found), len(found) + self._images_per_call)
             count = len(pixels[here])
             try:
+                extra = {"cues": self._cues} if self._cues else {}  # other models do not know them
                 with torch.inference_mode():
-                    found += self.model.encode_vision(list(pixels[here]), list(sizes[here]), self._cues)
+                    found += self.model.encode_vision(list(pixels[here]), list(sizes[here]), **extra)
                 continue
             except RuntimeError as error:
                 if not is_out_of_memory(error) or count == 1:
@@ -493,7 +519,7 @@ class Engine:
         if cache is not None:
 
             def known(image: Any) -> Any | None:
-                return cache.get(self._key(image))
+                return cache.get(self._key(image), self._cues)
 
         return read_ahead(
             images,
@@ -508,7 +534,7 @@ class Engine:
     def _key(self, image: Any) -> Any:
         anyres = is_anyres(getattr(self.model.config, "image_aspect_ratio", None))
         protocol = getattr(self.model.config, "anyres_protocol", None) if anyres else None
-        return image_key(image, self.load_image, protocol, self._cues)
+        return image_key(image, self.load_image, protocol)
 
     def _adopt(self, settings: Sequence[PassSetting]) -> None:
         """Set the anyres protocol of the model; one for all settings, because it decides the crops."""

@@ -15,10 +15,12 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
+
+from llava.eval.inference.vision_store import VisionStore
 
 
 class VisionCache:
@@ -26,12 +28,16 @@ class VisionCache:
 
     device: where features wait, "cpu" to spare an accelerator's memory; None (default) leaves them where they
     were made. An image larger than the whole limit is not kept. Raises ValueError for a negative limit.
+    store: a second cache on disk, which later commands can use.
     """
 
-    def __init__(self, limit_bytes: int, device: str | torch.device | None = None) -> None:
+    def __init__(
+        self, limit_bytes: int, device: str | torch.device | None = None, store: VisionStore | None = None
+    ) -> None:
         if limit_bytes < 0:
             raise ValueError(f"limit_bytes must be 0 or more, not {limit_bytes}")
         self.limit_bytes = limit_bytes
+        self.store = store
         self.device = None if device is None else torch.device(device)
         self.bytes = 0
         self.hits = self.misses = 0
@@ -50,20 +56,36 @@ class VisionCache:
                 self.bytes = 0
                 self._model = weakref.ref(model)
 
-    def get(self, key: Hashable) -> Any | None:
-        """Return the features stored under `key`, on the device they came from, or None."""
+    def get(self, key: Hashable, cues: Sequence[str] = ()) -> Any | None:
+        """Return the features stored under `key`, on their device; None if one of `cues` is missing."""
         with self._lock:
             item = self._items.get(key)
-            if item is None:
+            if item is not None and set(cues) <= set(getattr(item[0], "cues", ())):
+                self._items.move_to_end(key)
+                self.hits += 1
+            else:
+                item = None
+        if item is None and self.store is not None:
+            features = self.store.get(key, cues)
+            if features is not None:
+                self._keep(key, features)
+                with self._lock:
+                    self.hits += 1
+                return features
+        if item is None:
+            with self._lock:
                 self.misses += 1
-                return None
-            self._items.move_to_end(key)
-            self.hits += 1
+            return None
         features, device, _ = item
         return features if self.device is None else _moved(features, device)
 
     def put(self, key: Hashable, features: Any) -> None:
         """Store `features` (a dataclass of tensors), dropping the least recently used ones to make room."""
+        if self.store is not None:
+            self.store.put(key, features)
+        self._keep(key, features)
+
+    def _keep(self, key: Hashable, features: Any) -> None:
         tensors = [tensor for value in vars(features).values() for tensor in _tensors(value).values()]
         size = sum(tensor.nbytes for tensor in tensors)
         if size > self.limit_bytes:
@@ -83,26 +105,24 @@ class VisionCache:
         return len(self._items)
 
 
-def image_key(
-    image: Any, load_image: Callable[[Any], Any], protocol: str | None, cues: tuple[str, ...] = ()
-) -> Hashable:
+def image_key(image: Any, load_image: Callable[[Any], Any], protocol: str | None) -> Hashable:
     """Return the cache key of an image's features.
 
     Args:
         image: A question's `image`; a path is resolved and keyed by its file's time and size.
         load_image: How it is loaded; benchmarks that inherit one loader share it.
         protocol: How it is cut into crops; None if there is only one way.
-        cues: Further cues of the tower that its features come with.
     """
     reader = getattr(load_image, "__func__", load_image)
+    reader = f"{reader.__module__}.{reader.__qualname__}"
     if isinstance(image, str | os.PathLike):
         place = os.path.realpath(image)
         try:
             state = os.stat(place)
-            return place, state.st_mtime_ns, state.st_size, reader, protocol, cues
+            return place, state.st_mtime_ns, state.st_size, reader, protocol
         except OSError:  # it will be reported as unreadable when it is read
-            return place, reader, protocol, cues
-    return type(image), image, reader, protocol, cues
+            return place, reader, protocol
+    return type(image), image, reader, protocol
 
 
 def _moved(features: Any, device: torch.device) -> Any:

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from llava.eval.inference.memory import most_crops, question_bytes, questions_per_batch, weight_bytes
 from llava.eval.jobs.job import Job, Task
-from llava.eval.jobs.session import ModelError
+from llava.eval.jobs.session import MethodUnavailable, ModelError
 from llava.eval.store.provenance import Configuration
 from llava.eval.store.run_record import recorded_batch_size
 
 if TYPE_CHECKING:
+    from llava.model.checkpoint.tower import TowerSource
     from llava.pruning import Pruner
 
 _USUAL = {"cpu": 64}  # by kind of device, where the memory is not looked at
@@ -67,12 +68,16 @@ def size_by_memory(job: Job, task: Task, together: Sequence[Pruner]) -> tuple[in
     from llava.model.flops import LanguageShape, VisionShape
     from llava.model.settings import parse_dtype
 
-    config, tower = _sizes(job)
+    config, source = _sizes(job)
+    tower = source.config
     language, vision = LanguageShape.from_config(config), VisionShape.from_config(tower)
     element, tower_element = (parse_dtype(one).itemsize for one in (job.dtype, job.tower_dtype))
     crops = most_crops(config, vision.patch_size * round(vision.patches**0.5))
-    budgets = [vision.patches if one.tokens is None else one.tokens for one in together]
-    visual = [crops * min(budget, vision.patches) for budget in budgets]
+    everything = [one.tokens is None or one.acts_in == "decoder" for one in together]
+    visual = [
+        crops * (vision.patches if all_enter else min(one.tokens or 0, vision.patches))
+        for one, all_enter in zip(together, everything, strict=True)
+    ]
     held = sum(visual) * language.width * element
     if any(one.needs_question for one in together):
         held += crops * vision.patches * vision.width * element
@@ -110,8 +115,30 @@ def text_tokens(job: Job, task: Task) -> int:
     return (longest + system) // _BYTES_A_TOKEN + _TEMPLATE
 
 
-def _sizes(job: Job) -> tuple[Any, dict]:
-    """Return the model's configuration and that of its tower, as they will be loaded."""
+def check_inside(job: Job, task: Task, pruner: Pruner) -> None:
+    """Refuse what a method that prunes inside the language model cannot do, before the model is loaded.
+
+    Raises:
+        MethodUnavailable: sampling, beams, or a budget that cannot be had with the model's layers.
+        ModelError: The sizes of the model cannot be read.
+    """
+    if pruner.acts_in != "decoder":
+        return
+    from llava.model.decode import check_greedy
+    from llava.model.flops import LanguageShape, VisionShape
+
+    config, source = _sizes(job)
+    try:
+        check_greedy(pruner, job.decoding(task.benchmark))
+        vision = VisionShape.from_config(source.config)
+        side = vision.patch_size * round(vision.patches**0.5) if source.side is None else source.side
+        pruner.stages(LanguageShape.from_config(config).layers, (side // vision.patch_size) ** 2)
+    except ValueError as error:
+        raise MethodUnavailable(f"method {error}") from error
+
+
+def _sizes(job: Job) -> tuple[Any, TowerSource]:
+    """Return the model's configuration and what its tower is made from, as they will be loaded."""
     from llava.model.checkpoint.config import stored_config, understand
     from llava.model.checkpoint.find import resolve_config
     from llava.model.checkpoint.folder import CheckpointFolder
@@ -127,4 +154,4 @@ def _sizes(job: Job) -> tuple[Any, dict]:
             _, config, source = understand(folder, stored_config(job.model, job.model_base), base)
         except ValueError as error:
             raise ModelError(str(error)) from error
-    return config, source.config
+    return config, source

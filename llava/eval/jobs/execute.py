@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 from llava.environment import PREFIX
 from llava.eval.benchmarks import DataError, DataIssue, Question
 from llava.eval.jobs import processes
-from llava.eval.jobs.batches import with_batch_size
+from llava.eval.jobs.batches import check_inside, with_batch_size
 from llava.eval.jobs.job import Job, Task, setting_name
 from llava.eval.jobs.processes import ALONE, RankInfo
-from llava.eval.jobs.session import Session, TooManyFailures
+from llava.eval.jobs.session import MethodUnavailable, Session, TooManyFailures
 from llava.eval.metrics.scorecard import Scorecard, ScoredSetting
 from llava.eval.metrics.statistics import bootstrap_interval
 from llava.eval.store.answer_file import AnswerFile, AnswerFileError
@@ -102,8 +102,10 @@ class SettingRun:
 
         Raises:
             AnswerFileError: They are of another configuration, inconsistent, or being written by another run.
+            DataError: The method prunes inside the language model and cannot do what is asked.
             ModelError: The sizes of the model, on which the batch size depends, cannot be read.
         """
+        check_inside(job, task, pruner)
         before, record = answer_files(folder), folder / RUN
         of_this = (job, task, pruner, together or [pruner], record, before)
         configuration, batch_line = with_batch_size(*of_this)
@@ -231,6 +233,13 @@ def _pass(
     with ExitStack() as stack:
         settings: dict[str, PassSetting] = {}
         for run in runs:
+            try:
+                session.check_method(run.pruner)
+            except MethodUnavailable as error:
+                if len(runs) == 1:
+                    raise
+                run.error = error
+                continue
             path = run.shards.path(rank.rank, rank.size)
             only = share - run.found.elsewhere(path)
             retried = failed_before(run.failures_file, task.questions)
@@ -276,6 +285,8 @@ def _pass(
             setting = settings[run.name]
             setting.writer.finalize()
             run.prefill = prefill
+            if (layers := engine.visual_per_layer.get(run.pruner)) is not None:
+                run.prefill = {**prefill, "visual_per_layer": layers}
             run.add_cost(setting, stats, per_image * setting.images, len(runs) == 1)
     return {
         "images": stats.images,
@@ -336,11 +347,13 @@ def answer_chunk(
 
     Raises:
         AnswerFileError: The answer file is of another configuration or cannot be written.
+        DataError: The method prunes inside the language model and cannot do what is asked.
         ModelError: The model cannot be loaded.
         TooManyFailures: More questions failed than the session allows.
     """
     from llava.eval.inference.engine import InferenceStats, PassSetting
 
+    check_inside(session.job, task, pruner)
     failed, record, stats = beside(path, FAILURES), beside(path, RUN), InferenceStats()
     configuration, line = with_batch_size(session.job, task, pruner, [pruner], record, [path])
     with AnswerFile(path, chunk, configuration, retried=failed_before(failed, chunk)) as file:
@@ -505,11 +518,19 @@ def score(
         extra=extra or {},
     )
     if run.prefill and card.visual_tokens is not None:
-        tokens = run.prefill["text_tokens"] + card.visual_tokens
-        card = card.replace(llm_gflops=llm_prefill_gflops(tokens, run.prefill["shape"]))
+        card = card.replace(llm_gflops=_gflops(run.prefill, card.visual_tokens))
     if len(rows) == len(every) or not (run.folder / "score.json").is_file():
         card.write(run.folder)
     return ScoredSetting(run.name, card, counts)
+
+
+def _gflops(prefill: dict[str, Any], visual: float) -> float:
+    """Return GFLOPs of the prefill with a mean of `visual` visual tokens over layers and answers."""
+    layers = prefill.get("visual_per_layer")
+    if not layers:
+        return llm_prefill_gflops(prefill["text_tokens"] + visual, prefill["shape"])
+    share = visual * len(layers) / sum(layers)  # 1 unless prompts have no image, or images differ in size
+    return llm_prefill_gflops([prefill["text_tokens"] + share * one for one in layers], prefill["shape"])
 
 
 def _prefill(engine: Any, task: Task) -> dict[str, Any]:

@@ -68,9 +68,10 @@ class Scorecard:
         important_ratio: r of methods that have one.
         setting: Name of the pruning setting, e.g. "vispruner-r0.5-64".
         ci_low, ci_high: 95% bootstrap interval over images.
-        visual_tokens: Mean number of visual tokens fed to the language model.
+        visual_tokens: Mean number of visual tokens that enter a layer of the language model.
         llm_gflops: Prefill of the language model for one question, 2 per multiply-accumulate.
-        prefill: Shape of the language model and mean text tokens, from which `llm_gflops` follows.
+        prefill: Shape of the language model and mean text tokens, from which `llm_gflops` follows; for a
+            method inside the language model also visual tokens per layer.
         empty, unreadable: Numbers of answers without text, and of answers that the official rule does not
             read as a person would.
         answered, questions: Number of answers, and of questions in the run.
@@ -258,6 +259,11 @@ def _validated(known: dict[str, Any]) -> dict[str, Any]:
         if None in sizes[:3] or not all(one is None or (is_number(one) and one > 0) for one in sizes):
             raise _invalid("prefill.shape", shape, "3 or 4 sizes")
         _check_numbers({"text_tokens": prefill.get("text_tokens", "missing")}, {}, "prefill.")
+        layers = prefill.get("visual_per_layer", [])
+        if not isinstance(layers, list) or not all(is_number(one) and one >= 0 for one in layers):
+            raise _invalid("prefill.visual_per_layer", layers, "a list of numbers from 0 up")
+        if layers and len(layers) != sizes[0]:
+            raise _invalid("prefill.visual_per_layer", layers, f"one number for each of {sizes[0]} layers")
     return {**found, "benchmark": name}
 
 

@@ -206,9 +206,7 @@ def _check_crops(where: Path, config: object, source: TowerSource) -> None:
 
     if not str(getattr(config, "image_aspect_ratio", None)).startswith("anyres"):
         return
-    crop = source.processor.get("crop_size")
-    side = crop.get("height") if isinstance(crop, dict) else crop
-    side = side or (source.config.get("vision_config") or source.config).get("image_size")
+    side = source.side
     try:
         pairs = read_pinpoints(getattr(config, "image_grid_pinpoints", None), side)
     except ValueError as error:

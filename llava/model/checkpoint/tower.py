@@ -53,6 +53,13 @@ class TowerSource:
     processor: dict  # entries of preprocessor_config.json
     why_no_folder: str = ""
 
+    @property
+    def side(self) -> int | None:
+        """Side of a crop in pixels."""
+        crop = self.processor.get("crop_size")
+        side = crop.get("height") if isinstance(crop, dict) else crop
+        return side or (self.config.get("vision_config") or self.config).get("image_size")
+
 
 def find_tower(name: str | list[str], checkpoint: Path | None, base: Path | None = None) -> TowerSource:
     """Find the tower that config.json names, given as a text or a list of one.

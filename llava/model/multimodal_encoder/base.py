@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from llava.model.multimodal_encoder.clip_text import ClipTexts
-from llava.model.multimodal_encoder.cues import CueReader, cls_row
+from llava.model.multimodal_encoder.cues import CueReader, budgets, cls_row
+from llava.model.multimodal_encoder.merging import check_merging, merged_features
 from llava.model.transformers_compat import attention_of, layer_function, run_layer
 
 # Crops that share a pass in half precision on CUDA, where a crop has the same bits in any pass. A number of
@@ -89,6 +90,14 @@ class VisionTower(nn.Module, ABC):
     @abstractmethod
     def attention_parts(self, layer: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
         """Return (norm before attention, query projection, key projection) of a layer."""
+
+    @abstractmethod
+    def attend(self, layer: nn.Module, hidden: Tensor, bias: Tensor) -> Tensor:
+        """Run the first half of a layer: (B, T, C) -> (B, T, C), `bias` (B, 1, 1, T) added to the logits."""
+
+    @abstractmethod
+    def feed(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """Run the second half of a layer, the MLP: (B, T, C) -> (B, T, C)."""
 
     # --- loading -----------------------------------------------------------------------------------------
     def load_model(self, device_map: object = None) -> None:
@@ -228,10 +237,10 @@ class VisionTower(nn.Module, ABC):
     def prepare(self, cues: Sequence[str]) -> None:
         """Check that the tower has `cues`, and read weights that only they need. Raises `ValueError`."""
         CueReader(self, cues)
-        if (
-            any(cue.startswith("last_") for cue in cues)
-            and len(self.layers()) < self.config.num_hidden_layers
-        ):
+        for tokens in budgets(cues):
+            check_merging(self, tokens)
+        is_short = len(self.layers()) < self.config.num_hidden_layers
+        if is_short and any(cue.startswith("last_") for cue in cues):
             self.next_layer()
 
     @property
@@ -266,6 +275,9 @@ class VisionTower(nn.Module, ABC):
             reader.before(len(layers), hidden)
             hidden = self.run_layer(layers[-1], hidden)
             reader.before(len(layers) + 1, hidden)
+            for tokens in budgets(cues):
+                merged = merged_features(self, images, tokens)
+                reader.found |= zip((f"merged@{tokens}", f"merged_groups@{tokens}"), merged, strict=True)
         return hidden[:, 1:], row, *(reader.found[cue] for cue in cues)
 
     @property

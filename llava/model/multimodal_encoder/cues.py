@@ -37,6 +37,11 @@ def tower_cues(cues: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted({cue for cue in cues if cue.partition("@")[0] in TOWER_CUES} - {"attention"}))
 
 
+def budgets(cues: Sequence[str]) -> list[int]:
+    """Return the numbers of tokens that the tower itself has to merge its patches to ("merged@64")."""
+    return sorted({int(cue.partition("@")[2]) for cue in cues if cue.startswith("merged")})
+
+
 class CueReader:
     """Collects cues of one pass through a tower; `found` has them under their names.
 

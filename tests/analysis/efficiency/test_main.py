@@ -17,6 +17,7 @@ from llava.analysis.efficiency.__main__ import COMMANDS, build_parser, main, wit
         (["--vs", "nothing"], "invalid choice"),
         (["--model", "/nowhere"], "no config.json"),
         (["--dummy-model", "tiny", "--methods", "visprune"], "visprune"),
+        (["--dummy-model", "tiny", "--methods", "fastv"], "'fastv' prunes inside the language model"),
         (["--device", "cuda:99"], "CUDA devices"),
         (["--device", "abacus"], "no such device"),
         (["selection", "--tokens", "900"], "fewer than --patches"),

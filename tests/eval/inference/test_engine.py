@@ -184,12 +184,12 @@ def test_out_of_memory_in_the_tower_halves_the_images_and_loses_none(questions, 
     class Full(FakeLlava):
         calls: list[int] = []
 
-        def encode_vision(self, images, image_sizes, cues=()):
+        def encode_vision(self, images, image_sizes):
             assert len(images) == len(image_sizes)
             self.calls.append(len(images))
             if len(images) > 1:
                 raise torch.OutOfMemoryError("the fake device is full")
-            return super().encode_vision(images, image_sizes, cues)
+            return super().encode_vision(images, image_sizes)
 
     expected = texts(ask(questions, GRID[:1], batch_size=64)[1][0])
     model, writer = Full(), Memory()

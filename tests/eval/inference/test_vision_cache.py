@@ -121,8 +121,8 @@ def test_a_path_stands_for_its_file(tmp_path):
 @pytest.mark.parametrize("fits", [5, 2])
 def test_a_second_run_encodes_only_what_is_not_kept(tmp_path, fits):
     class Model(FakeLlava):
-        def encode_vision(self, images, image_sizes, cues=()):
-            return [Seen(one.features, one.key) for one in super().encode_vision(images, image_sizes, cues)]
+        def encode_vision(self, images, image_sizes):
+            return [Seen(one.features, one.key) for one in super().encode_vision(images, image_sizes)]
 
     @dataclasses.dataclass
     class Seen:
