@@ -19,7 +19,7 @@ vispruner_table() {
     results=$(_vp_absolute "${OUT_DIR:-$ROOT/outputs}")
     shift
     if [ -z "$model" ] && [ -n "${CKPT_DIR:-}" ] && [ -f "$CKPT_DIR/config.json" ]; then model=$CKPT_DIR; fi
-    [ "$table" != other-vlms ] || model=""
+    case $table in other-vlms | fastervlm) model="" ;; esac # tables of several models
     vispruner_env plot
     _vp_folder "$results" OUT_DIR
     exec "$PY" "$ROOT/scripts/_launch.py" llava.eval.tables --table "$table" --results "$results" --output "$results/tables" \

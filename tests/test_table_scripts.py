@@ -9,13 +9,14 @@ import pytest
 
 from helpers.script_sandbox import ROOT, Sandbox
 from llava.eval.sweep import build_parser
-from llava.eval.tables.published import load_published
+from llava.eval.tables.__main__ import choose_tables
 
 PAPER = {
     "llava_1_5_7b": "llava-1.5-7b",
     "llava_next_7b": "llava-next-7b",
     "video_llava_7b": "video-llava-7b",
     "other_vlms": "other-vlms",
+    "fastervlm": "fastervlm",
 }
 UNSET = {"CKPT_DIR": "", "CKPT": "", "OUT_DIR": "", "VISPRUNER_SYSTEM_PYTHON": "1"}
 
@@ -48,7 +49,7 @@ def command(sandbox: Sandbox, script: str, *arguments: str, **variables: str) ->
 
 @pytest.mark.parametrize("script, table", PAPER.items())
 def test_the_papers_tables(script: str, table: str, sandbox: Sandbox) -> None:
-    assert table in load_published()
+    assert choose_tables(table)
     assert command(sandbox, script, "--ratio", "0.2") == (
         f"llava.eval.tables --table {table} --results outputs --output outputs/tables --ratio 0.2"
     )
@@ -92,3 +93,16 @@ def test_another_bundled_model_or_benchmark_has_another_folder(sandbox: Sandbox,
     bundle(sandbox, "retrained", "other images")
     assert len({first, second, folder()}) == 3
     assert folder(OUT_DIR=f"{tmp_path}/out").startswith(f"{tmp_path}/out/tiny/")
+
+
+@pytest.mark.parametrize("words, folder", [([], "paper"), (["--list", "--quick"], "paper-quick")])
+def test_everything_in_one_command(words: list[str], folder: str, sandbox: Sandbox) -> None:
+    sandbox.log.unlink(missing_ok=True)
+    done = sandbox.run(*words, script="paper.sh", **UNSET)
+    assert done.returncode == 0, done.stderr
+    calls = [line.replace(f"{sandbox.repo}/", "") for line in sandbox.calls("module")]
+    assert any("llava.tiny.tower" in call for call in calls)
+    assert calls[-1] == " ".join(["module -m llava.eval.paper --output", f"outputs/{folder}", *words])
+    sandbox.log.unlink()
+    done = sandbox.run(script="paper.sh", **{**UNSET, "CKPT_DIR": "c", "DATA_DIR": "d"})
+    assert done.returncode == 0 and not any("llava.tiny.tower" in line for line in sandbox.calls("module"))

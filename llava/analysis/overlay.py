@@ -3,10 +3,15 @@
     python -m llava.analysis.overlay --image photo.jpg --tokens 64
     python -m llava.analysis.overlay --image a.jpg b.jpg --method random vispruner --tokens 128 64 32 \\
         --output sheet.png                                     # several make a contact sheet
+    python -m llava.analysis.overlay --question-file llava_pope_test.jsonl --answers RUN_A RUN_B --only-flips
+
+The second form shows the questions that two answer files answer differently: image, what each method kept,
+and both answers, marked right or wrong where the ground truth is beside the question file. Method and budget
+come from the metadata of the answers; --model has to be the checkpoint that gave them.
 
 The image that is drawn is the input of the model: the padded square, or the crops of an anyres checkpoint.
 The selection comes from the model's own `visual_tokens`, so it is the one that an evaluation uses. Methods
-that depend on the question are not supported.
+that depend on the question, or that act inside the language model, can be shown with answer files only.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -24,10 +29,14 @@ from llava.argtypes import at_least, ratio
 from llava.paths import BUNDLED_MODEL, require_bundled
 
 if TYPE_CHECKING:
+    from llava.analysis.flips import AnswerSet, AskedQuestions, Flip
+    from llava.eval.benchmarks import Question
+    from llava.eval.inference.engine import Engine
     from llava.pruning import Kept, Pruner
 
 IMPORTANT, DIVERSE = (255, 128, 0), (0, 140, 255)
 GAP, HEADER = 8, 22
+ROWS = 20  # questions on a sheet, unless --limit is given
 
 
 def shade(
@@ -49,6 +58,8 @@ def shade(
     step = size / side
     pen = ImageDraw.Draw(shaded)
     for index, is_important in zip(kept.tolist(), important.tolist(), strict=True):
+        if index < 0:  # a token that stands for no patch
+            continue
         row, column = divmod(index, side)
         box = [round(column * step), round(row * step), round((column + 1) * step), round((row + 1) * step)]
         shaded.paste(sharp.crop(box), box[:2])
@@ -82,22 +93,37 @@ def panel(crops: list[Image.Image], side: int, kept: Kept | None, scale: int = 2
     return sheet
 
 
-def contact_sheet(rows: list[list[Image.Image]], titles: list[str], width: int) -> Image.Image:
-    """Draw rows of panels under titles, each panel scaled to `width` pixels, with a legend below."""
+def contact_sheet(
+    rows: list[list[Image.Image]], titles: list[str], width: int, texts: list[list[str]] | None = None
+) -> Image.Image:
+    """Draw rows of panels under titles, each panel scaled to `width` pixels, with a legend below.
+
+    Args:
+        texts: Of every row: a line above it, then a line above each panel. Lines are cut to fit.
+    """
     scaled = [
         [p.resize((width, round(p.height * width / p.width)), Image.Resampling.LANCZOS) for p in row]
         for row in rows
     ]
     heights = [max(p.height for p in row) for row in scaled]
     total = max(len(titles) * (width + GAP) + GAP, 460)
-    sheet = Image.new("RGB", (total, HEADER * 2 + sum(heights) + GAP * (len(rows) + 1)), "white")
+    above = HEADER * 2 if texts else 0  # of a row: its text, and those of its panels
+    height = HEADER * 2 + sum(heights) + (GAP + above) * len(rows) + GAP
+    sheet = Image.new("RGB", (total, height), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     top = HEADER
-    for column, title in enumerate(titles):
-        pen.text(
-            (GAP + column * (width + GAP) + width / 2, HEADER / 2 + 2), title, "black", font, anchor="mm"
-        )
-    for row, height in zip(scaled, heights, strict=True):
+    lefts = [GAP + column * (width + GAP) for column in range(len(titles))]
+    for left, title in zip(lefts, titles, strict=True):
+        pen.text((left + width / 2, HEADER / 2 + 2), title, "black", font, anchor="mm")
+    for number, (row, height) in enumerate(zip(scaled, heights, strict=True)):
+        if texts:
+            whole, *own = texts[number]
+            shown = _fitted(pen, whole, font, total - 2 * GAP)
+            pen.text((GAP, top + HEADER / 2), shown, "black", font, anchor="lm")
+            for left, text in zip(lefts, own, strict=True):
+                shown = _fitted(pen, text, font, width)
+                pen.text((left + width / 2, top + HEADER * 1.5), shown, "black", font, anchor="mm")
+            top += above
         for column, image in enumerate(row):
             sheet.paste(image, (GAP + column * (width + GAP), top))
         top += height + GAP
@@ -111,6 +137,17 @@ def contact_sheet(rows: list[list[Image.Image]], titles: list[str], width: int) 
         pen.text((left + 18, top + 11), text, "black", font, anchor="lm")
         left += 34 + int(pen.textlength(text, font))
     return sheet
+
+
+def _fitted(pen: ImageDraw.ImageDraw, text: str, font: Any, width: float) -> str:
+    """Return a text on one line, cut to `width` pixels."""
+    text = " ".join(text.split())
+    if pen.textlength(text, font) <= width:
+        return text
+    end = len(text)
+    while end and pen.textlength(text[:end] + "...", font) > width:
+        end -= 1
+    return text[:end] + "..."
 
 
 def draw(model, processor, files: list[Path], pruners: list[Pruner], width: int):
@@ -146,87 +183,231 @@ def draw(model, processor, files: list[Path], pruners: list[Pruner], width: int)
     return contact_sheet(rows, ["input of the tower", *map(_title, pruners)], width), panels
 
 
+def draw_flips(model, tokenizer, processor, asked: AskedQuestions, shown: list[Flip],
+               sets: list[AnswerSet], width: int):  # fmt: skip
+    """Draw a row per question: the image, then what the method of each answer file kept.
+
+    Returns:
+        The image, and a dict per question that describes it.
+    """
+    from llava.eval.inference.engine import Engine
+
+    side = model.get_vision_tower().num_patches_per_side
+    engine = Engine(model, tokenizer, processor, sets[0].metadata.get("conv_mode", "vicuna_v1"))
+    rows, texts, found = [], [], []
+    for flip in shown:
+        panels: list[Image.Image] = []
+        document = {
+            "question_id": flip.question.question_id,
+            "image": str(flip.question.image),
+            "question": flip.question.text,
+        }
+        words = [f"{flip.question.question_id}: {flip.question.text}", Path(str(flip.question.image)).name]
+        for name, one, text, credit in zip("ab", sets, flip.texts, flip.credits, strict=True):
+            crops, kept = _kept(engine, one, flip.question, asked.load_image)
+            if not panels:
+                panels.append(panel(crops, side, None))
+            panels.append(panel(crops, side, kept))
+            mark = "" if credit is None else " (right)" if credit == 1 else f" (credit {credit:.2g})"
+            words.append(text.strip() + (" (wrong)" if credit == 0 else mark))
+            count = int((kept.indices >= 0).sum())
+            document[name] = {"answer": text, "credit": credit, "kept": count}
+        rows.append(panels)
+        texts.append(words)
+        found.append(document)
+    titles = [
+        "input of the tower",
+        *(f"{name}: {_title(one.pruner)}" for name, one in zip("AB", sets, strict=True)),
+    ]
+    return contact_sheet(rows, titles, width, texts), found
+
+
+def _kept(engine: Engine, answers: AnswerSet, question: Question, load) -> tuple[list[Image.Image], Kept]:
+    """Return the crops of a question's image, and what the method of an answer file keeps of them."""
+    import torch
+
+    from llava.mm_utils import process_images
+    from llava.model.decode import Row
+    from llava.model.inside import acts_inside, prefill
+    from llava.pruning import Kept, TextCue
+    from llava.pruning.base import NO_TOKEN
+
+    model, pruner = engine.model, answers.pruner
+    model.set_pruner(pruner, anyres=answers.anyres or "auto")
+    image = load(question.image)
+    pixels = process_images([image], engine.image_processor, model.config)[0]
+    crops = crops_as_images(pixels if pixels.ndim == 4 else pixels[None], engine.image_processor)
+    with torch.inference_mode():
+        vision = model.encode_vision([pixels], [image.size])[0]
+        cue = None
+        if pruner.needs_question:
+            ids = torch.tensor(engine.tokenizer(question.text, add_special_tokens=False).input_ids)
+            cue = TextCue(question.text, model.get_input_embeddings()(ids.long().to(model.device)))
+        tokens = model.visual_tokens(vision, pruner, cue)
+        kept, count = tokens.kept, len(crops)
+        if acts_inside(pruner) and len(tokens.embeds) == kept.indices.numel():
+            run = prefill(model, [Row(engine.prompt_ids(question), tokens.embeds, None, count)], pruner)
+            for reduction in run.reductions[0][-1:]:
+                left = reduction.ids[reduction.ids < kept.indices.numel()]
+                flat = torch.full((kept.indices.numel(),), NO_TOKEN, device=left.device)
+                flat[left] = left % kept.indices.shape[1]
+                indices = flat.view(kept.indices.shape)
+                kept = Kept(indices, torch.zeros_like(indices, dtype=torch.bool))
+    return crops, kept
+
+
 def _title(pruner: Pruner) -> str:
     ratio_shown = pruner.uses_ratio and pruner.important_ratio != 0.5
-    return f"{pruner.name} {pruner.tokens}" + (f" r={pruner.important_ratio:g}" if ratio_shown else "")
+    budget = "" if pruner.tokens is None else f" {pruner.tokens}"
+    return f"{pruner.name}{budget}" + (f" r={pruner.important_ratio:g}" if ratio_shown else "")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    from llava.pruning import list_pruners
+
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.analysis.overlay",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--image", type=Path, nargs="+", metavar="FILE", help="one or more image files")
+    budgets = "visual tokens to keep per crop, one or more budgets (default: 64)"
+    add("--tokens", type=at_least(0), nargs="+", metavar="N", help=budgets)
+    names = f"one or more of {', '.join(list_pruners())} (default: vispruner)"
+    add("--method", nargs="+", choices=list_pruners(), metavar="NAME", help=names)
+    add("--ratio", type=ratio, help="share of tokens kept for their attention, in [0, 1] (default: 0.5)")
+    add("--seed", type=int, help="seed for random pruning (default: 0)")
+    add("--question-file", type=Path, metavar="FILE", help="questions of the answers, instead of --image")
+    add("--answers", type=Path, nargs=2, metavar=("A", "B"), help="two answer files, or their folders")
+    add("--only-flips", action="store_true", help="show only questions that A and B answer differently")
+    folder = "images of --question-file (default: the benchmark's, else the folder of the file)"
+    add("--image-folder", type=Path, metavar="DIR", help=folder)
+    add("--allow-outside-images", action="store_true", help="accept images outside that folder")
+    add("--limit", type=at_least(1), metavar="N", help=f"show only the first N questions (default: {ROWS})")
+    add("--model", help="checkpoint folder or Hub name (default: the bundled model)")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: %(default)s)")
+    width = "pixels per panel (default: 672, 200 on contact sheets, 300 with --answers)"
+    add("--width", type=at_least(32), help=width)
+    output = "PNG or JPEG file to write (default: ./IMAGE_METHOD_TOKENS.png, ./flips.png with --answers)"
+    add("--output", type=Path, help=output)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    from llava.pruning import get_pruner, list_pruners
-
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.analysis.overlay", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument(
-        "--image", type=Path, nargs="+", required=True, metavar="FILE", help="one or more image files"
-    )
-    parser.add_argument(
-        "--tokens",
-        type=at_least(0),
-        nargs="+",
-        default=[64],
-        metavar="N",
-        help="visual tokens to keep per crop, one or more budgets (default: 64)",
-    )
-    parser.add_argument(
-        "--method",
-        nargs="+",
-        default=["vispruner"],
-        choices=list_pruners(),
-        metavar="NAME",
-        help=f"one or more of {', '.join(list_pruners())} (default: vispruner)",
-    )
-    parser.add_argument(
-        "--ratio",
-        type=ratio,
-        default=0.5,
-        help="share of tokens kept for their attention, in [0, 1] (default: %(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed for random pruning (default: %(default)s)")
-    parser.add_argument("--model", help="checkpoint folder or Hub name (default: the bundled model)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: %(default)s)")
-    parser.add_argument(
-        "--width", type=at_least(32), help="pixels per panel (default: 672, 200 on contact sheets)"
-    )
-    parser.add_argument(
-        "--output", type=Path, help="PNG or JPEG file to write (default: ./IMAGE_METHOD_TOKENS.png)"
-    )
-    args = parser.parse_args(argv)
-    missing = [str(file) for file in args.image if not file.is_file()]
-    if missing:
-        parser.error(f"--image: no such file: {', '.join(missing)}")
-    try:
-        pruners = [
-            get_pruner(method, tokens, args.ratio, args.seed)
-            for method in args.method
-            for tokens in args.tokens
-        ]
-    except ValueError as error:
-        parser.error(str(error))
-    single = len(args.image) * len(pruners) == 1
-    output = args.output or Path(
-        f"{args.image[0].stem}_{'_'.join(args.method)}_{'_'.join(map(str, args.tokens))}.png"
-    )
-    if output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        parser.error(f"--output {output}: the name must end in .png or .jpg")
-    from llava.mm_utils import get_model_name_from_path
-    from llava.model.builder import load_pretrained_model
     from llava.model.checkpoint import CheckpointError
 
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    forms = {"--image": args.image, "--answers": args.answers}
+    if (args.image is None) == (args.answers is None):
+        found = "both" if args.image else "neither"
+        parser.error(f"{', '.join(forms)}: expected one of them, got {found}")
+    of_images = {f"--{name}": getattr(args, name) for name in ("tokens", "method", "ratio", "seed")}
+    of_answers = {"--question-file": args.question_file, "--only-flips": args.only_flips or None}
+    of_answers |= {"--image-folder": args.image_folder, "--limit": args.limit}
+    for option, value in (of_answers if args.image else of_images).items():
+        if value is not None:
+            why = "only with --answers" if args.image else "the answers' metadata names it"
+            parser.error(f"{option}: {why}. Leave it out")
+    if args.answers and args.question_file is None:
+        parser.error("--question-file: missing. Pass the questions that the answers belong to")
+    output = args.output or Path("flips.png")
+    if output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        parser.error(f"--output {output}: the name must end in .png or .jpg")
     try:
-        path = str(args.model or require_bundled(BUNDLED_MODEL, "--model"))
-        _, model, processor, _ = load_pretrained_model(
-            path, None, get_model_name_from_path(path), device=args.device
-        )
-        sheet, panels = draw(model, processor, args.image, pruners, args.width or (672 if single else 200))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(output, quality=88)
+        return (_show_images if args.image else _show_answers)(parser, args)
     except (CheckpointError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _show_images(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    """Draw what methods keep of images."""
+    from llava.pruning import get_pruner
+
+    missing = [str(file) for file in args.image if not file.is_file()]
+    if missing:
+        parser.error(f"--image: no such file: {', '.join(missing)}")
+    methods, budgets = args.method or ["vispruner"], args.tokens or [64]
+    share = 0.5 if args.ratio is None else args.ratio
+    try:
+        pruners = [get_pruner(name, tokens, share, args.seed or 0) for name in methods for tokens in budgets]
+    except ValueError as error:
+        parser.error(str(error))
+    for pruner in pruners:
+        if pruner.needs_question or pruner.acts_in == "decoder":
+            why = "prunes inside the language model, where what it keeps depends on the question"
+            why = why if pruner.acts_in == "decoder" else "chooses by the question"
+            parser.error(f"--method: {pruner.name!r} {why}. Show two of its runs with --answers.")
+    single = len(args.image) * len(pruners) == 1
+    name = f"{args.image[0].stem}_{'_'.join(methods)}_{'_'.join(map(str, budgets))}.png"
+    output = args.output or Path(name)
+    _, model, processor = _load(args)
+    sheet, panels = draw(model, processor, args.image, pruners, args.width or (672 if single else 200))
+    _save(sheet, output)
     print(f"panels: {len(panels)}; orange = important, blue = diverse or sampled, gray = pruned")
     print(json.dumps({"output": str(output), "panels": panels}))
     return 0
+
+
+def _show_answers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    """Draw the questions that two answer files answer, or answer differently."""
+    from llava.analysis.flips import flips, read_answer_set, read_asked
+    from llava.model.checkpoint.fingerprint import fingerprint_checkpoint
+
+    asked = read_asked(args.question_file, args.image_folder, args.allow_outside_images)
+    sets = [read_answer_set(path, asked) for path in args.answers]
+    found = flips(asked, *sets, args.only_flips)
+    shown = found[: args.limit or ROWS]
+    output = args.output or Path("flips.png")
+    documents: list[dict[str, Any]] = []
+    if shown:
+        folder, made = Path(_model(args)), sets[0].metadata.get("weights")
+        if folder.is_dir() and made not in (None, "hub", fingerprint_checkpoint(folder)):
+            raise ValueError(
+                f"{sets[0].path}: the answers are of {sets[0].metadata.get('model')}, weights {made}, not of "
+                f"{folder}. Pass --model with that checkpoint"
+            )
+        preset = sets[0].metadata.get("preset")
+        tokenizer, model, processor = _load(args, preset=preset)
+        sheet, documents = draw_flips(model, tokenizer, processor, asked, shown, sets, args.width or 300)
+        _save(sheet, output)
+    what = "questions with different answers" if args.only_flips else "questions"
+    print(f"{what}: {len(found)}, shown: {len(shown)}; A = {sets[0].path}, B = {sets[1].path}")
+    document = {
+        "output": str(output) if shown else None,
+        "questions": len(found),
+        "flips": sum(one.differs for one in found),
+        "a": _setting(sets[0]),
+        "b": _setting(sets[1]),
+        "shown": documents,
+    }
+    print(json.dumps(document))
+    return 0
+
+
+def _setting(answers: AnswerSet) -> dict[str, Any]:
+    return {"answers_file": str(answers.path), **answers.pruner.config()}
+
+
+def _model(args: argparse.Namespace) -> str:
+    return str(args.model or require_bundled(BUNDLED_MODEL, "--model"))
+
+
+def _load(args: argparse.Namespace, **options: Any) -> tuple[Any, Any, Any]:
+    """Return tokenizer, model and image processor."""
+    from llava.mm_utils import get_model_name_from_path
+    from llava.model.builder import load_pretrained_model
+
+    path = _model(args)
+    name = get_model_name_from_path(path)
+    return load_pretrained_model(path, None, name, device=args.device, **options)[:3]
+
+
+def _save(sheet: Image.Image, output: Path) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(output, quality=88)
 
 
 if __name__ == "__main__":

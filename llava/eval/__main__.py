@@ -26,7 +26,9 @@ COMMANDS = {
     "compare": ("llava.eval.compare", "compare two answer files question by question"),
     "data": ("llava.eval.data", "check which benchmark data is present"),
     "tables": ("llava.eval.tables.__main__", "compare scores with the published tables"),
+    "paper": ("llava.eval.paper", "run everything that the paper reports, into one report"),
     "overlay": ("llava.analysis.overlay", "draw the kept tokens on an image"),
+    "figures": ("llava.analysis.figures.__main__", "draw Figures 2 and 3: where the model looks"),
     "efficiency": ("llava.analysis.efficiency.__main__", "measure time and memory"),
 }
 

@@ -122,6 +122,7 @@ class Row:
     visual: Tensor | tuple[Tensor, ...] | None
     key: Any = None  # rows of equal key have the same `visual`
     crops: int = 1  # of the image, by which the budget of a method inside the language model is multiplied
+    marked: Tensor | None = None  # (K,) bool, tokens that such a method chose before the language model
 
     @property
     def length(self) -> int:

@@ -92,6 +92,7 @@ class _Block:
     prepared: Tensor | None
     ids: Tensor  # (count,)
     made: int  # number of the next new token
+    marked: Tensor | None  # (N,) bool of the tokens that entered the decoder
 
     def columns(self) -> slice:
         return slice(self.start, self.start + self.count)
@@ -202,6 +203,7 @@ def _embed(
                 pruner.prepare(visual, after) if stages and len(after) else None,
                 torch.arange(len(visual), device=weight.device),
                 len(visual),
+                row.marked,
             )
             if stages
             else None
@@ -239,7 +241,8 @@ def _run(decoder: Any, span: Span, hidden: Tensor, positions: Tensor) -> tuple[T
     entering = hidden
     for number, held in zip(span.layers, span.held, strict=True):
         entering = hidden
-        hidden = run_decoder_layer(decoder.layers[number], hidden, mask, rotary, positions, held)
+        # No positions: flash attention would take gaps in them for several sequences in one row.
+        hidden = run_decoder_layer(decoder.layers[number], hidden, mask, rotary, None, held)
     return hidden, entering
 
 
@@ -372,11 +375,11 @@ class _State(DecoderState):
         """`hidden` (S, D) with `positions` (S,) is the row; the last tokens of `entering` are its text."""
         self._decoder, self._span, self._number, self._block = decoder, span, number, block
         self._hidden, self._positions, self._entering = hidden, positions, entering
-        self.prepared, self.start = block.prepared, block.start
+        self.prepared, self.start, self.marked = block.prepared, block.start, block.marked
         self.visual = hidden[block.columns()]
         self.text = hidden[block.start + block.count :]
 
-    def attention(self, rows: Tensor | None = None, ahead: bool = False) -> Tensor:
+    def attention(self, rows: Tensor | None = None, ahead: bool = False, level: bool = False) -> Tensor:
         """Return attention (R, n) of the rows to the visual block (see `DecoderState`)."""
         length, device = len(self._hidden), self._hidden.device
         if rows is None:
@@ -391,6 +394,10 @@ class _State(DecoderState):
             keys = self._rotated(layer, "k_proj", self._hidden, self._positions)
         else:
             keys = self._cached_keys()
+        if level:
+            keys, block = keys.clone(), self._block.columns()
+            keys[:, block] = self._turned(keys[:, block], positions - self._positions[block])
+            keys[:, block] /= self._decoder.rotary_emb.attention_scaling  # which they had already
         group = queries.shape[0] // keys.shape[0]  # query heads that share a key head
         shape = (keys.shape[0], group, *queries.shape[1:])
         scores = queries.float().view(shape) @ keys.float().transpose(1, 2)[:, None]  # (Hkv, group, R, S)
@@ -417,6 +424,10 @@ class _State(DecoderState):
         attention = layer.self_attn
         found = getattr(attention, projection)(layer.input_layernorm(hidden))
         found = found.view(len(hidden), -1, attention.head_dim).transpose(0, 1).to(hidden.device)
-        cos, sin = self._decoder.rotary_emb(hidden[None], position_ids=positions[None])
-        first, second = found.chunk(2, dim=-1)
-        return found * cos + torch.cat([-second, first], dim=-1) * sin
+        return self._turned(found, positions)
+
+    def _turned(self, states: Tensor, positions: Tensor) -> Tensor:
+        """Rotate queries or keys (H, R, d) by positions (R,)."""
+        cos, sin = self._decoder.rotary_emb(states, position_ids=positions[None])
+        first, second = states.chunk(2, dim=-1)
+        return states * cos + torch.cat([-second, first], dim=-1) * sin

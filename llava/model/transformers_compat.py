@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -93,9 +94,9 @@ def run_decoder_layers(
 
 
 def run_decoder_layer(
-    layer: nn.Module, hidden: Tensor, mask: Tensor | None, rotary: Any, positions: Tensor, held: Any
+    layer: nn.Module, hidden: Tensor, mask: Tensor | None, rotary: Any, positions: Tensor | None, held: Any
 ) -> Tensor:
-    """Run one layer of a decoder; `held` is its layer of the cache."""
+    """Run one layer of a decoder; `held` is its layer of the cache, `rotary` has the angles of positions."""
     result = layer(
         hidden,
         attention_mask=mask,
@@ -141,3 +142,22 @@ def is_growing_layer(layer: Any) -> bool:
 def init_cache_layer(layer: DynamicLayer, keys: Tensor, values: Tensor) -> None:
     """Make a cache layer that was just created ready for keys and values like these."""
     layer.lazy_initialization(keys, values)
+
+
+@contextmanager
+def watch_attention(decoder: nn.Module, see: Callable[[nn.Module, Tensor, Any], None]) -> Iterator[None]:
+    """Within this context, call see(module, hidden, rotary) before the attention of every decoder layer.
+
+    `hidden` (B, S, D) is the module's input after the norm, `rotary` the cos and sin (B, S, d) that it
+    rotates queries and keys with. Llama and Mistral, with any kernels.
+    """
+
+    def hook(module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        see(module, kwargs["hidden_states"], kwargs["position_embeddings"])
+
+    handles = [layer.self_attn.register_forward_pre_hook(hook, with_kwargs=True) for layer in decoder.layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

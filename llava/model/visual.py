@@ -32,11 +32,6 @@ from llava.model.settings import PRESETS, Preset
 from llava.pruning import Kept, Pruner, TextCue, get_pruner
 from llava.pruning.base import NO_TOKEN
 
-
-class MethodUnavailableError(ValueError):
-    """A pruning method needs what a model does not have; the message says what."""
-
-
 USE_CURRENT = "use current"  # default of visual_tokens(pruner=): the model's own pruner
 
 
@@ -100,7 +95,7 @@ class VisualTokenMixin:
         return pruner
 
     def check_pruner(self, pruner: Pruner) -> None:
-        """Raise `MethodUnavailableError` if this model does not have what a method reads."""
+        """Raise `ValueError` if this model does not have what a method reads."""
         tower = self.get_vision_tower()
         try:
             if tower is not None and tower.is_loaded:
@@ -110,7 +105,7 @@ class VisualTokenMixin:
                 if pruner.acts_in == "decoder":
                     pruner.visual_per_layer(self.config.num_hidden_layers, tower.num_patches)
         except ValueError as error:
-            raise MethodUnavailableError(f"{pruner.name}: {error}") from error
+            raise ValueError(f"{pruner.name}: {error}") from error
 
     def get_visual_token_num(self) -> int:
         """Return the visual tokens that are kept per crop; all of them without pruning."""

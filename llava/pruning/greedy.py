@@ -53,7 +53,7 @@ def gram(x: Tensor, change: Callable[[Tensor], object] | None = None) -> Tensor:
         ValueError: for features whose squared norm is not below 1e100.
     """
     x = x.to(torch.float64)
-    found = dot_products(x)
+    found = _symmetric(dot_products(x))
     square = found.diagonal(dim1=1, dim2=2)
     equal = (found - square[:, :, None]).abs_() < NEARLY_EQUAL * square[:, :, None]
     more = equal.sum((1, 2)) > (square > 0).sum(1)  # more than the diagonal
@@ -66,7 +66,7 @@ def gram(x: Tensor, change: Callable[[Tensor], object] | None = None) -> Tensor:
             continue
         # An entry at the edge of a block of BLAS may be summed in another order, so equal tokens share one.
         distinct, place = torch.unique(x[row], dim=0, return_inverse=True)
-        shared = dot_products(distinct[None])[0]
+        shared = _symmetric(dot_products(distinct[None]))[0]
         largest = shared.diagonal().max().item()
         if not largest < MAX_SQUARE:
             raise ValueError(
@@ -77,6 +77,11 @@ def gram(x: Tensor, change: Callable[[Tensor], object] | None = None) -> Tensor:
             change(shared)
         found[row] = shared[place][:, place]
     return found
+
+
+def _symmetric(products: Tensor) -> Tensor:
+    """Make entries (i, j) and (j, i) equal to the bit: tokens that are nearest to each other have to tie."""
+    return torch.maximum(products, products.transpose(1, 2))
 
 
 def to_cosines(products: Tensor, least: Tensor | float = MIN_SQUARE) -> Tensor:
@@ -91,19 +96,21 @@ def greedy(score: Tensor, tokens: int, update: Callable[[Tensor], Tensor]) -> Te
     """Choose the token of the largest score, `tokens` times, each token once.
 
     Args:
-        score: (B, N) float64, of the first choice; no infinite values.
+        score: (B, N) float64, of the first choice.
         tokens: At most N.
         update: Called with the last chosen tokens (B, 1); returns the scores (B, N) of the next choice.
     Returns:
         (B, tokens) int64, in the order of choice.
     """
-    taken = torch.zeros_like(score)
+    taken = torch.zeros_like(score, dtype=torch.bool)
     chosen: list[Tensor] = []
     for step in range(tokens):
         if step:
             score = update(chosen[-1])
-        chosen.append((score + taken).argmax(dim=1, keepdim=True))  # the first of equal ones
-        taken.scatter_(1, chosen[-1], -math.inf)
+        # Not finite within `Pruner.keep_deferred` only, where indices have to be distinct nevertheless
+        free = torch.nan_to_num(score).masked_fill_(taken, -math.inf)
+        chosen.append(free.argmax(dim=1, keepdim=True))  # the first of equal ones
+        taken.scatter_(1, chosen[-1], True)
     return torch.cat(chosen, dim=1)
 
 
@@ -175,10 +182,9 @@ def row_products(a: Tensor, b: Tensor) -> Tensor:
 
     Each row has its own product, because a batched one may round differently at another batch size.
     """
-    found = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
-    for row in range(len(a)):
-        torch.mm(a[row], b[row], out=found[row])
-    return found
+    if len(a) == 0:
+        return a.new_empty(0, a.shape[1], b.shape[2])
+    return torch.stack([left @ right for left, right in zip(a, b, strict=True)])
 
 
 def at_least_zero(name: str, value: object) -> float:

@@ -15,7 +15,7 @@ from .registry import register_pruner
 
 @register_pruner("score")
 @dataclass(frozen=True)
-class Score(Pruner):
+class WeightedFarthest(Pruner):
     """Choose the most attended token, then always the largest distance to the chosen ones x a ** exponent.
 
     Args:

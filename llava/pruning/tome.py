@@ -82,6 +82,7 @@ def schedule(patches: int, tokens: int, layers: int) -> list[int]:
     )
 
 
+@torch.no_grad()
 def match(metric: Tensor, r: int, class_token: bool = True) -> Matching:
     """Match r tokens of even columns with their most similar ones of odd columns.
 
@@ -101,7 +102,7 @@ def match(metric: Tensor, r: int, class_token: bool = True) -> Matching:
     unit = (metric / norm).masked_fill_(norm * norm < MIN_SQUARE, 0.0)
     similarity = row_products(unit[:, 0::2], unit[:, 1::2].transpose(1, 2)).mul_(_TIE).round_()
     if class_token:
-        similarity[:, :1] = -torch.inf
+        similarity[:, 0].fill_(-torch.inf)
     order = similarity.amax(dim=2).argsort(dim=1, descending=True, stable=True)
     merged, unmerged = order[:, :r], order[:, r:]
     if class_token:

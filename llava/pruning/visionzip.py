@@ -53,8 +53,8 @@ class VisionZip(Pruner):
         groups.scatter_(1, rest, target + dominant if contextual else target)
         groups.scatter_(1, patches, torch.arange(1, dominant, device=features.device).repeat(rows, 1))
         places = torch.full((rows, tokens), NO_PLACE, dtype=torch.int64, device=features.device)
-        places[:, 0] = CLS_PLACE
-        places[:, 1:dominant] = patches
+        places[:, 0].fill_(CLS_PLACE)
+        places[:, 1:dominant].copy_(patches)
         return Kept(places, places >= 0, torch.cat(columns, dim=1).to(features.dtype), groups)
 
     def flops(self, patches, channels, projected):
@@ -92,12 +92,12 @@ def merge_into_targets(values: Tensor, keys: Tensor, contextual: int) -> tuple[T
     similarity = row_products(unit, unit[:, at].transpose(1, 2))
     # A product may round the columns of equal targets differently: all of them share the first one's.
     number = torch.arange(contextual, device=keys.device)
-    equal = torch.stack([(one[:, None] == one).all(dim=2) for one in keys[:, at]]) if rows else similarity
-    first = equal.to(torch.int64).argmax(dim=-1) if rows else number.expand(0, -1)
+    equal = (keys[:, at, None] == keys[:, None, at]).all(dim=3)
+    first = equal.to(torch.int64).argmax(dim=2)
     target = similarity.gather(2, first[:, None].expand(-1, n, -1)).argmax(dim=2)
-    target[:, at] = number
+    target[:, at].copy_(number)
     member = (target[:, :, None] == number).to(values.dtype)
-    member[:, at] = 0
+    member[:, at].zero_()
     total = row_products(member.transpose(1, 2), values)
     return values[:, at] + total / member.sum(dim=1).clamp_(min=1)[:, :, None], target
 

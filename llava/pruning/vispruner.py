@@ -6,6 +6,7 @@ import torch
 
 from .base import Kept, Pruner, attention_order
 from .diversity import most_diverse
+from .greedy import gram_flops
 from .kernels import rounds_backend
 from .registry import register_pruner
 
@@ -34,8 +35,5 @@ class VisPruner(Pruner):
     def flops(self, patches, channels, projected):
         if self.tokens is None or self.tokens >= patches:
             return 0.0
-        n_important = int(self.tokens * self.important_ratio)
-        residual = patches - n_important
-        if self.tokens == n_important:
-            return 0.0
-        return float(residual * (residual + 1) * channels)  # half of the dot products, 2 per multiplication
+        important = int(self.tokens * self.important_ratio)
+        return gram_flops(patches - important, channels) if important < self.tokens else 0.0

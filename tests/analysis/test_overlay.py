@@ -66,6 +66,7 @@ def test_contact_sheet_and_anyres(photo, tmp_path, capsys):
     (["--image", "nowhere.png"], "nowhere.png"),
     (["--image", __file__, "--output", "x.gif"], ".png"),
     (["--image", __file__, "--method", "nonsense"], "nonsense"),
+    (["--image", __file__, "--method", "fastv"], "'fastv' prunes inside the language model"),
 ])  # fmt: skip
 def test_invalid_arguments_are_refused_before_loading(arguments, expected, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -11,6 +11,7 @@ import argparse
 import functools
 import importlib.util
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,7 @@ import torch
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.decode import Row
 from llava.model.inside import prefill
-from llava.pruning import get_pruner
+from llava.pruning import get_pruner, list_pruners
 from llava.pruning.inside import DecoderPruner
 
 FEATURES, LOGITS = 2e-5, 1e-4  # absolute tolerances
@@ -33,13 +34,13 @@ class Mismatch(Exception):
 
 
 def inside_cases(folder: Path, only: str | None = None) -> Iterator[tuple[str, str, bool]]:
-    """Yield method, id and equality of every case that binds ("robust")."""
+    """Yield method, id and equality of every case that binds ("robust") and whose method exists here."""
     for method, name, reason in compared(folder, only):
         yield method, name, reason is None
 
 
 def compared(folder: Path, only: str | None = None) -> Iterator[tuple[str, str, str | None]]:
-    """Yield method, id, and the first difference (None: equal) of every case that binds."""
+    """Yield method, id, and the first difference (None: equal) of the cases of `inside_cases`."""
     document = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
     recipe = _recipe(folder / "recipe.py")
     arrays = np.load(folder / "arrays.npz")
@@ -47,16 +48,24 @@ def compared(folder: Path, only: str | None = None) -> Iterator[tuple[str, str, 
     for case in document["cases"]:
         if not case.get("robust", True) or only not in (None, case["method"]):
             continue
+        if case["method"] not in list_pruners():
+            continue
         name = case["inputs"]["model"]
         try:
             if name not in models:
                 models[name] = _model(recipe, name, document["models"][name])
             with torch.inference_mode():
                 _compare(case, models[name], recipe, arrays)
-        except Mismatch as error:
+        except (Mismatch, RuntimeError, ValueError) as error:
             yield case["method"], case["id"], str(error)
         else:
             yield case["method"], case["id"], None
+
+
+def not_implemented(folder: Path) -> dict[str, int]:
+    """Return the number of cases by method that does not exist here."""
+    cases = json.loads((folder / "cases.json").read_text(encoding="utf-8"))["cases"]
+    return dict(Counter(one["method"] for one in cases if one["method"] not in list_pruners()))
 
 
 def _recipe(path: Path) -> ModuleType:
@@ -104,10 +113,11 @@ def pruner_of(case: dict[str, Any]) -> DecoderPruner:
         return get_pruner(method, layers=params["layers"], counts=params["keep"])
     if method == "dart":
         visual = case["inputs"]["n_vis"]
-        share = int(visual * (1 - params["ratio"]) / (params["pivots_visual"] + params["pivots_text"]))
-        keep = params["pivots_visual"] + share * (params["pivots_visual"] + params["pivots_text"])
-        return get_pruner(method, tokens=keep, layer=params["K"])
-    raise Mismatch(f"method {method!r} is not implemented")
+        pivots = {name: params[name] for name in ("pivots_visual", "pivots_text")}
+        share = int(visual * (1 - params["ratio"]) / sum(pivots.values()))
+        keep = params["pivots_visual"] + share * sum(pivots.values())
+        return get_pruner(method, tokens=keep, layer=params["K"], **pivots)
+    raise Mismatch(f"method {method!r}: its params {params} have no settings here")
 
 
 def _compare(case: dict[str, Any], model: Any, recipe: ModuleType, arrays: Any) -> None:
@@ -215,6 +225,7 @@ def main() -> None:
             failed.append(name)
             print(f"{name}: {reason[:300]}")
     cases, equal = (sum(one[key] for one in by_method.values()) for key in ("cases", "equal"))
+    print(f"not implemented: {not_implemented(args.folder)}")
     print(json.dumps({"cases": cases, "equal": equal, "failed": failed, "by_method": by_method}))
 
 

@@ -142,3 +142,15 @@ def test_hooks_that_transformers_leaves_behind_are_known():
     hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
     assert compat.all_idle(hooks), "transformers.utils.output_capturing moved"
     assert not compat.all_idle([*hooks, lambda *_: None])
+
+
+@pytest.mark.parametrize("kernels", ["sdpa", "eager"])
+def test_the_input_of_every_attention_is_seen(kernels):
+    model, seen = llama(attn_implementation=kernels), []
+    with compat.watch_attention(model.model, lambda *given: seen.append(given)):
+        states = model(torch.arange(5)[None], output_hidden_states=True).hidden_states
+    assert len(seen) == len(model.model.layers), "decoder layers have no self_attn, or call it otherwise"
+    for (module, hidden, (cos, sin)), layer, before in zip(seen, model.model.layers, states, strict=False):
+        assert module is layer.self_attn and torch.equal(hidden, layer.input_layernorm(before))
+        assert cos.shape == sin.shape == (1, 5, module.head_dim)
+    assert not any(layer.self_attn._forward_pre_hooks for layer in model.model.layers)

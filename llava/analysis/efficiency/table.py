@@ -9,7 +9,8 @@ and are empty without one. The time is that of captured graphs where they were m
 
 The published FLOPs equal those of the language model with about 80 text tokens, plus 0.7 T for everything
 else. The computed FLOPs are given in the same way, followed by their parts. The published rows of 640 tokens
-can be reproduced only with 720 tokens.
+can be reproduced only with 720 tokens: they repeat numbers that the predecessor (arXiv:2412.01818v1) prints
+for 720. Such numbers are marked with ^.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 from llava.analysis.efficiency.dummy_models import DUMMY_MODELS
 from llava.analysis.efficiency.options import table
+from llava.eval.tables.paper import REPRINTED
 from llava.eval.tables.published import TEXT_TOKENS, load_published
 from llava.model import flops
 
@@ -150,6 +152,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 "method": row.method,
                 "tokens": row.tokens,
                 "published": dict(row.values),
+                "reprinted": [name for name in row.values if row.is_reprinted(name)],
                 "analytic": ours,
                 "flops_difference": round(difference, 4),
                 "measured": measured.get((row.method, row.tokens)),
@@ -175,20 +178,23 @@ def render(document: dict[str, Any]) -> str:
     def measured(name: str) -> Any:
         return lambda row: (row["measured"] or {}).get(name)
 
+    def published(name: str) -> Any:
+        return lambda row: f"{row['published'][name]}{REPRINTED * (name in row['reprinted'])}"
+
     columns = {
         "setting": lambda row: f"{row['method']} {row['tokens']}",
-        "TFLOPs published": lambda row: row["published"]["flops_T"],
+        "TFLOPs published": published("flops_T"),
         "computed": lambda row: round(row["analytic"]["flops_as_published"] / 1e12, 2),
         "difference": lambda row: f"{100 * row['flops_difference']:+.1f} %",
         "LLM": parts("language_model"),
         "tower": parts("vision_tower"),
         "selection": parts("selection"),
         "projector": parts("projector"),
-        "KV MiB published": lambda row: row["published"]["kv_cache_MB"],
+        "KV MiB published": published("kv_cache_MB"),
         "KV computed": lambda row: round(row["analytic"]["kv_bytes"] / 2**20),
-        "GB published": lambda row: row["published"]["gpu_memory_GB"],
+        "GB published": published("gpu_memory_GB"),
         "GB measured": measured("memory_GB"),
-        "ms published": lambda row: row["published"]["cuda_time_ms"],
+        "ms published": published("cuda_time_ms"),
         "ms measured": measured("first_token_ms"),
     }
     text = [
@@ -203,6 +209,8 @@ def render(document: dict[str, Any]) -> str:
         flops_T = analytic(method, 720)["flops_as_published"] / 1e12
         text.append(f"  {method} with 720 instead of 640: {flops_T:.1f} T")
     text += [
+        f"{REPRINTED} repeats what the predecessor (arXiv:2412.01818v1) prints for 720 (rows of 640) or "
+        "145 tokens (rows of 160).",
         "KV cache: of the visual tokens, in half precision. FastV's follows from the lengths of its layers.",
         "Measured: weights and peak of activations; vision, selection, projector and prefill of one image.",
     ]

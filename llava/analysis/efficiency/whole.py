@@ -103,7 +103,11 @@ def check(args: argparse.Namespace) -> None:
     from llava.pruning import get_pruner
 
     for method in args.methods:
-        get_pruner(method, 1)
+        if get_pruner(method, 1).acts_in == "decoder":
+            raise ValueError(
+                f"--methods: {method!r} prunes inside the language model, which these stages do not run. "
+                "Compare its prefill GFLOPs with llava.eval.sweep."
+            )
     if args.image is not None and not args.image.is_file():
         raise ValueError(f"--image {args.image}: no such file")
     if args.model is None and args.dummy_model is None:

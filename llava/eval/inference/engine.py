@@ -381,12 +381,15 @@ class Engine:
         return True
 
     def _rows(self, questions: Sequence[Question], visual: dict[Any, VisualTokens]) -> list[Row]:
-        images = {image: (tokens.embeds, len(tokens.kept.indices)) for image, tokens in visual.items()}
-        images[None] = (None, 1)
+        images: dict[Any, Any] = {
+            image: (tokens.embeds, len(tokens.kept.indices), tokens.kept.important.flatten())
+            for image, tokens in visual.items()
+        }
+        images[None] = (None, 1, None)
         rows = []
         for one in questions:
-            embeds, crops = images[one.image]
-            rows.append(Row(self.prompt_ids(one), embeds, one.image, crops))
+            embeds, crops, marked = images[one.image]
+            rows.append(Row(self.prompt_ids(one), embeds, one.image, crops, marked))
         return rows
 
     @torch.inference_mode()
@@ -462,6 +465,10 @@ class Engine:
 
     def prompt_ids(self, question: Question) -> tuple[int, ...]:
         """Return the token ids of the whole prompt, with IMAGE_TOKEN_INDEX in place of the image."""
+        return tuple(tokenizer_image_token(self.prompt(question), self._tokenize, IMAGE_TOKEN_INDEX))
+
+    def prompt(self, question: Question) -> str:
+        """Return the whole prompt, with <image> in place of the image."""
         text = question.text
         if question.image is not None:
             image = DEFAULT_IMAGE_TOKEN
@@ -471,7 +478,7 @@ class Engine:
         conversation = conv_templates[self.conv_mode].copy()
         conversation.append_message(conversation.roles[0], text)
         conversation.append_message(conversation.roles[1], None)
-        return tuple(tokenizer_image_token(conversation.get_prompt(), self._tokenize, IMAGE_TOKEN_INDEX))
+        return conversation.get_prompt()
 
     # -- images -----------------------------------------------------------------------------------
 

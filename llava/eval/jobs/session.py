@@ -18,6 +18,10 @@ class ModelError(RuntimeError):
     """The checkpoint cannot be loaded as asked; the message says why and what to do."""
 
 
+class MethodUnavailable(RuntimeError):
+    """The model does not have what a pruning method reads; the message says what."""
+
+
 class TooManyFailures(RuntimeError):
     """More questions failed than --max-failures allows; the message counts them and names the first."""
 
@@ -62,6 +66,15 @@ class Session:
         if benchmark is not None:
             engine.load_image = benchmark.load_image
         return engine
+
+    def check_method(self, pruner: Any) -> None:
+        """Raise MethodUnavailable if the loaded model does not have what a pruning method reads."""
+        model = self.loaded[0]
+        if hasattr(model, "check_pruner"):  # not a model of another origin
+            try:
+                model.check_pruner(pruner)
+            except ValueError as error:
+                raise MethodUnavailable(str(error)) from error
 
     def check_failures(self, task: Task, asked: int, failures: Sequence[DataIssue] = ()) -> None:
         """Raise TooManyFailures if there are too many, lines that cannot be read included.

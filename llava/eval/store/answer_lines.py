@@ -40,7 +40,7 @@ class AnswerLines:
         own |= {"retried": True} if retried else {}
         record = {
             "question_id": question.question_id,
-            "prompt": _prompt(question),
+            "prompt": asked_prompt(question),
             "text": answer.text,
             "answer_id": shortuuid.uuid(),
             "model_id": self._configuration.model,
@@ -92,7 +92,7 @@ class AnswerLines:
                 f"{where}: answers question number {index!r}, but {len(self.questions)} questions "
                 "are known (another question file or chunk?). Use a new --output or --answers-file"
             )
-        if (record["question_id"], record["prompt"]) != (question.question_id, _prompt(question)):
+        if (record["question_id"], record["prompt"]) != (question.question_id, asked_prompt(question)):
             raise ForeignAnswerError(
                 f"{where}: the question of this answer is not question number {metadata['index']} of this "
                 "question file. Use a new --output or --answers-file"
@@ -100,5 +100,6 @@ class AnswerLines:
         return question.index
 
 
-def _prompt(question: Question) -> str:
+def asked_prompt(question: Question) -> str:
+    """Return the prompt that an answer line records for a question."""
     return question.extra.get("prompt", question.text)

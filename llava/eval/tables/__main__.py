@@ -8,6 +8,13 @@ against tokens and FLOPs. A cell that was not measured is empty; Acc. and Rel. a
 column is. Measured Rel. is relative to the same model with all tokens as measured here. Only results of the
 table's own checkpoints are compared with its numbers; --model names others. The last line of standard output
 is one JSON document. No model is run; scripts/v1_5/eval measures what is missing.
+
+--verdict adds a verdict on every published number: equal, inside or outside of the measured interval, without
+an interval, reprinted, not comparable (another model or part of the set) or missing; also as
+OUTPUT/TABLE_verdict.md and .csv.
+
+--table fastervlm shows the tables of the paper's predecessor, and --table others the runs of other people,
+which are second hand and get no verdict. Neither is part of "all".
 """
 
 from __future__ import annotations
@@ -17,6 +24,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from llava import argtypes
 from llava.eval.cli import guarded, new_parser
@@ -25,16 +33,28 @@ from llava.eval.store.atomic import write_atomically
 from llava.eval.tables.collect import read_results
 from llava.eval.tables.paper import build_paper_table
 from llava.eval.tables.plots import html_page
-from llava.eval.tables.published import RATIO, PublishedTable, load_published, restrict
+from llava.eval.tables.published import RATIO, PublishedTable, load_further, load_published, restrict
+from llava.eval.tables.verdict import (
+    CellVerdict,
+    count_statuses,
+    verdict_csv,
+    verdict_documents,
+    verdict_table,
+    verdicts,
+)
 
 ALL = "all"
+GROUPS = ("fastervlm", "others")  # prefixes of the names of further tables
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of this command."""
     parser = new_parser("tables", __doc__)
     parser.add_argument(
-        "--table", default=ALL, help=f"{', '.join(load_published())}, several by commas, or all (default)"
+        "--table",
+        default=ALL,
+        help=f"{', '.join(load_published())}, several by commas, or all of these (default); "
+        f"{' or '.join(GROUPS)}, or one of {', '.join(load_further())}",
     )
     parser.add_argument(
         "--results",
@@ -65,6 +85,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="ratio of the measured rows to compare with the published ones (default: %(default)s)",
     )
     parser.add_argument(
+        "--verdict", action="store_true", help="also give a verdict on every published number"
+    )
+    parser.add_argument(
         "--columns",
         metavar="NAMES",
         help="show only these benchmarks, by commas, with Acc. and Rel. over them (default: all)",
@@ -76,18 +99,24 @@ def _names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def choose_tables(text: str, tables: dict[str, PublishedTable]) -> list[PublishedTable]:
+def choose_tables(text: str) -> list[PublishedTable]:
     """Return the tables that --table names, as llava_1_5_7b or LLaVA-1.5-7B. Raises ValueError."""
 
     def plain(name: str) -> str:
         return "".join(character for character in name.lower() if character.isalnum())
 
-    by_name = {plain(name): table for name, table in tables.items()}
-    given = list(tables) if text.strip().lower() == ALL else list(dict.fromkeys(_names(text)))
-    for name in given or [text]:
+    paper, further = load_published(), load_further()
+    groups = {ALL: list(paper.values())}
+    for group in GROUPS:
+        groups[group] = [table for name, table in further.items() if name.startswith(f"{group}-")]
+    groups |= {name: [table] for name, table in (paper | further).items()}
+    by_name = {plain(name): tables for name, tables in groups.items()}
+    found: dict[str, PublishedTable] = {}
+    for name in _names(text) or [text]:
         if plain(name) not in by_name:
-            raise ValueError(f"--table {name}: no such table. Choose from {', '.join(tables)} and {ALL}.")
-    return [by_name[plain(name)] for name in given]
+            raise ValueError(f"--table {name}: no such table. Choose from {', '.join(groups)}.")
+        found |= {table.name: table for table in by_name[plain(name)]}
+    return list(found.values())
 
 
 def _checkpoints(given: Sequence[str], table: PublishedTable) -> dict[str, set[str]]:
@@ -107,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     try:
-        chosen = choose_tables(args.table, load_published())
+        chosen = choose_tables(args.table)
         if args.columns is not None:
             chosen = [restrict(table, _names(args.columns)) for table in chosen]
         known = dict.fromkeys(f"{model}=NAME" for table in chosen for model in table.models)
@@ -125,20 +154,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     args.output.mkdir(parents=True, exist_ok=True)
     files: dict[Path, str] = {}
+    found: list[CellVerdict] = []
+    parts: list[str] = []
     for one in tables:
         form, stem = one.table(), args.output / one.published.name
         print(form.text() + "\n")
+        parts.append(one.html())
+        if args.verdict and not one.published.second_hand:
+            own = verdicts(one)
+            judged = verdict_table(one, own)
+            print(judged.text() + "\n")
+            parts.append(judged.html())
+            files[Path(f"{stem}_verdict.md")] = judged.markdown()
+            files[Path(f"{stem}_verdict.csv")] = verdict_csv(own)
+            found += own
         files[Path(f"{stem}.md")] = form.markdown()
         files[Path(f"{stem}.csv")] = one.csv()
         files[Path(f"{stem}.tex")] = form.latex()
     single = tables[0].published if len(tables) == 1 else None
     title = "Measured and published scores" + (f": {single.title}" if single else "")
     page = args.output / f"{single.name if single else 'tables'}.html"
-    files[page] = html_page(title, [one.html() for one in tables])
+    files[page] = html_page(title, parts)
     for path, text in files.items():
         write_atomically(path, text)
     print(f"written: {', '.join(map(str, files))}")
-    document = {"tables": [one.document() for one in tables], "results": len(results)}
+    document: dict[str, Any] = {"tables": [one.document() for one in tables], "results": len(results)}
+    if args.verdict:
+        by_table = {name: [cell for cell in found if cell.table == name] for name in {c.table for c in found}}
+        document["verdict"] = {
+            "counts": count_statuses(found),
+            "by_table": {name: count_statuses(cells) for name, cells in sorted(by_table.items())},
+            "cells": verdict_documents(found),
+        }
     print(json.dumps({**document, "files": [str(path) for path in files], "warnings": warnings}))
     return 0
 

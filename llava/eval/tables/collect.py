@@ -165,7 +165,11 @@ def _read(path: Path, warnings: list[str]) -> MeasuredResult:
                 warnings.append(
                     f"{server}: its score {of_server.score:g} is used, not {card.score:g} of {NAME}"
                 )
-            card, scored_by_server = card.replace(score=of_server.score), True
+            interval = {
+                "ci_low": of_server.ci_low,
+                "ci_high": of_server.ci_high,
+            }  # that of the local score is not its
+            card, scored_by_server = card.replace(score=of_server.score, **interval), True
     return MeasuredResult(path, card, card.details.get("split") == "validation" and not scored_by_server)
 
 

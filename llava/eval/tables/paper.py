@@ -21,6 +21,7 @@ from llava.eval.tables.published import (
     NOTES,
     RATIO,
     PublishedModel,
+    PublishedRow,
     PublishedTable,
     derived_columns,
     prefill_flops,
@@ -31,9 +32,10 @@ _SETTING = ("model", "method", "important_ratio", "tokens")
 _FIELDS = (
     *("table", *_SETTING, "column", "published", "measured", "difference", "low", "high"),
     *("visual_tokens", "answered", "full_set", "official_rule", "file"),
-    *("marks", *FACTS),
+    *("marks", *FACTS, "reprinted"),
 )
 _MARKS = "*+#~"
+REPRINTED = "^"  # mark of published cells
 
 
 @dataclass
@@ -44,6 +46,7 @@ class PaperLine:
     method: str
     important_ratio: float | None  # None: the published one, or a method without
     tokens: int  # in total
+    row: PublishedRow | None = None
     published: dict[str, float] = field(default_factory=dict)
     measured: dict[str, float] = field(default_factory=dict)
     results: dict[str, MeasuredResult] = field(default_factory=dict)  # of the measured scores
@@ -66,6 +69,20 @@ class PaperLine:
         found += "".join(self.unusual.get(name, "") for name in {column, *names})
         return "".join(mark for mark in _MARKS if mark in found)
 
+    def is_reprinted(self, column: str) -> bool:
+        """True if the published number is one of the predecessor, measured at another number of tokens."""
+        return self.row is not None and self.row.is_reprinted(column)
+
+    def interval(self, column: str) -> tuple[float | None, float | None]:
+        """Return the interval of a measured score; (None, None) for other columns."""
+        one, spec = self.results.get(column), COLUMNS[column]
+        known = one is not None and spec.benchmark is not None and not spec.detail
+        return (one.card.ci_low, one.card.ci_high) if known else (None, None)
+
+    def label(self) -> str:
+        """Return the method as papers write it, with a ratio that is not the published one."""
+        return method_label(self.method, self.important_ratio)
+
 
 @dataclass
 class PaperTable:
@@ -85,18 +102,42 @@ class PaperTable:
             same_model = before is not None and line.model == before.model
             group = not same_model or line.tokens != before.tokens
             front = ["" if same_model else self.published.models[line.model].title] if several else []
-            front += [method_label(line.method, line.important_ratio), str(line.tokens)]
+            front += [line.label(), str(line.tokens)]
             for kind in ("published", "measured", "difference"):
                 if getattr(line, kind):
-                    texts = [*front, kind, *(_text(line, kind, name) for name in self.published.columns)]
+                    texts = [*front, kind, *(self._text(line, kind, name) for name in self.published.columns)]
                     cells = [TableCell(text, strong=kind == "measured") for text in texts]
                     rows.append(TableRow(cells, kind, group))
                     before, front, group = line, [""] * len(front), False
         header = ["model"] * several + ["method", "tokens", ""]
         header += [COLUMNS[name].title for name in self.published.columns]
         marks = {mark for line in self.lines for name in line.measured for mark in line.marks(name)}
-        notes = self.notes + [NOTES[mark] for mark in _MARKS if mark in marks]
+        notes = self.notes + [NOTES[mark] for mark in _MARKS if mark in marks] + self._reprints()
         return Table(self.published.title, header, rows, notes, ["left"] * (1 + several))
+
+    def _reprints(self) -> list[str]:
+        """Explain the mark of reprinted cells, if there are any."""
+        found = []
+        for line in self.lines:
+            columns = [name for name in self.published.scored if line.is_reprinted(name)]
+            if columns and line.row is not None and (of := line.row.reprint):
+                shown = ", ".join(COLUMNS[name].title for name in columns)
+                source = f"{method_label(of.method, None)} at {of.tokens}"
+                found.append(f"{line.label()} at {line.tokens} ({shown}) is its {source}")
+        return [NOTES[REPRINTED].format(reprints="; ".join(found))] if found else []
+
+    def _text(self, line: PaperLine, kind: str, column: str) -> str:
+        """Return the text of a cell with its marks."""
+        value = getattr(line, kind).get(column)
+        if value is None:
+            return ""
+        digits = self.published.digits(column)
+        text = format(value, f"{'+' if kind == 'difference' else ''}.{digits}f")
+        if float(text) == 0:
+            text = text.lstrip("+-")
+        if kind == "published":
+            return text + REPRINTED * line.is_reprinted(column)
+        return text + line.marks(column)
 
     def csv(self) -> str:
         """Return one row per cell of every line."""
@@ -105,12 +146,13 @@ class PaperTable:
             for name in self.published.columns:
                 row = [self.published.name, *(getattr(line, key) for key in _SETTING), name]
                 row += [values.get(name) for values in (line.published, line.measured, line.difference)]
-                row += _interval(line, name)
+                row += line.interval(name)
                 if one := line.results.get(name):
                     row += [one.card.visual_tokens, one.card.answered, str(one.full_set).lower()]
                     row += [str(not one.fixed).lower(), one.path, line.marks(name)]
                     row += [getattr(one.card, fact) for fact in FACTS]
-                rows.append(row + [None] * (len(_FIELDS) - len(row)))
+                row += [None] * (len(_FIELDS) - 1 - len(row))
+                rows.append([*row, str(line.is_reprinted(name)).lower()])
         return csv_text(_FIELDS, rows)
 
     def html(self) -> str:
@@ -122,7 +164,8 @@ class PaperTable:
         lines = [line for line in self.lines if line.model == model]
         measured = {name for line in lines for name in line.measured}
         charts = []
-        for mean in {"acc", "avg_acc"} & set(self.published.columns):
+        means = [name for name in ("acc", "avg_acc", "rel", "rel_acc") if name in self.published.columns]
+        for mean in means[:1]:
             charts = [self._chart(lines, mean, f" against {axis}") for axis in ("tokens", "FLOPs")]
             shown = [name for name in self.published.scored if name in measured]
             charts += [self._chart(lines, name, size=SMALL) for name in shown]
@@ -132,13 +175,13 @@ class PaperTable:
     def _chart(self, lines: Sequence[PaperLine], column: str, against: str = "", **options: Any) -> Chart:
         flops, points = against.endswith("FLOPs"), []
         for line in lines:
-            label = method_label(line.method, line.important_ratio)
+            label = line.label()
             for measured, values in ((False, line.published), (True, line.measured)):
                 x = flops_of(self.published, line, measured) if flops else float(line.tokens)
                 if measured and "#" in line.marks(column):
                     continue  # not a point of these tokens
                 if column in values and x:
-                    interval = _interval(line, column) if measured else (None, None)
+                    interval = line.interval(column) if measured else (None, None)
                     points.append(ChartPoint(label, x, values[column], *interval, measured))
         full = [line.published[column] for line in lines if line.method == "none" and line.published]
         title, unit = COLUMNS[column].title, "score" if column.endswith("_score") else "%"
@@ -163,6 +206,7 @@ class PaperTable:
             "rows": [
                 {key: getattr(line, key) for key in keys}
                 | {"marks": {name: marks for name in line.measured if (marks := line.marks(name))}}
+                | {"reprinted": [name for name in line.published if line.is_reprinted(name)]}
                 for line in self.lines
             ],
         }
@@ -186,7 +230,7 @@ def build_paper_table(
     lines: dict[Any, PaperLine] = {}
     for row in table.rows:
         key = (row.model, row.method, None, row.tokens)
-        lines[key] = PaperLine(*key, published=dict(row.values))
+        lines[key] = PaperLine(*key, row=row, published=dict(row.values))
     used: set[Path] = set()
     warnings: list[str] = []
     for model in table.models.values():
@@ -230,8 +274,8 @@ def build_paper_table(
         all_tokens = full.get(line.model)
         derived = derived_columns(table.columns, line.measured, all_tokens and all_tokens.measured)
         line.measured |= derived
-        if "rel" in derived:
-            line.unusual["rel"] = all_tokens.marks("rel")
+        for name in (name for name in derived if COLUMNS[name].relative):
+            line.unusual[name] = all_tokens.marks(name)
     return PaperTable(table, ordered, _notes(table, results, used, ratio), warnings)
 
 
@@ -277,14 +321,14 @@ def _cells(table: PublishedTable, model: PublishedModel, result: MeasuredResult)
     if "flops_T" in table.columns and card.benchmark == "pope":
         # one benchmark, because prompts differ in length; POPE is the most common one
         found["flops_T"] = None if card.llm_gflops is None else card.llm_gflops / 1000
-        shape = 2 * model.language[0] * model.language[1] if _is_own(model, result) else None
+        shape = 2 * model.language[0] * model.language[1] if is_own(model, result) else None
         elements = result.kv_elements or shape
         if card.visual_tokens is not None and elements:
             found["kv_cache_MB"] = 2 * elements * card.visual_tokens / 2**20  # half precision
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
-def _is_own(model: PublishedModel, result: MeasuredResult) -> bool:
+def is_own(model: PublishedModel, result: MeasuredResult) -> bool:
     """True if the result is of the published checkpoint, so that the shapes of its model hold."""
     return result.card.model.lower() in {name.lower() for name in model.checkpoints}
 
@@ -298,6 +342,8 @@ def _notes(
     validation = {one.card.benchmark for one in other if one.validation and one.card.model in shown}
     explained = {*table.columns, *(row.method for row in table.rows)}
     notes = [f"Published: {table.source}."]
+    notes += [f"{table.certainty[0].upper()}{table.certainty[1:]}."] if table.certainty else []
+    notes += [NOTES["second hand"]] if table.second_hand else []
     notes += [text.format(ratio=ratio) for about, text in NOTES.items() if about in explained]
     notes += [f"Measured: {', '.join(shown)}."] if shown else []
     if validation:
@@ -318,22 +364,6 @@ def flops_of(table: PublishedTable, line: PaperLine, measured: bool) -> float | 
     if recorded:
         return sum(recorded) / len(recorded) / 1000
     model = table.models[line.model]  # the shapes of another model are unknown
-    own = all(_is_own(model, one) for one in results)
+    own = all(is_own(model, one) for one in results)
     found = prefill_flops(line.method, line.tokens, model) if own else None
     return None if found is None else found / 1e12
-
-
-def _interval(line: PaperLine, column: str) -> tuple[float | None, float | None]:
-    """Return the interval of a measured score; (None, None) for other columns."""
-    one, spec = line.results.get(column), COLUMNS[column]
-    return (one.card.ci_low, one.card.ci_high) if one and spec.benchmark and not spec.detail else (None, None)
-
-
-def _text(line: PaperLine, kind: str, column: str) -> str:
-    value = getattr(line, kind).get(column)
-    if value is None:
-        return ""
-    text = format(value, f"{'+' if kind == 'difference' else ''}.{COLUMNS[column].digits}f")
-    if float(text) == 0:
-        text = text.lstrip("+-")
-    return text if kind == "published" else text + line.marks(column)

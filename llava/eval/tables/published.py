@@ -2,6 +2,12 @@
 
     from llava.eval.tables.published import load_published, accuracy, relative
     table = load_published()["llava-1.5-7b"]
+    table = load_further()["fastervlm-llava-1.5-13b"]
+    curves = published_figure("figure-3a").rows
+
+`more.json` has what the paper does not print: the tables of its predecessor (FasterVLM), runs of other
+people, curves measured from the authors' pictures, and which cells of the paper repeat numbers of the
+predecessor.
 
 Scores are in percent, MME in perception points (at most 2,000). Token counts are totals fed to the language
 model. The numbers were read from the printed tables and are rounded as printed. FLOPs are not printed for
@@ -14,19 +20,24 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 PUBLISHED = Path(__file__).with_name("published.json")
+MORE = Path(__file__).with_name("more.json")
 _DOCUMENT = json.loads(PUBLISHED.read_bytes())
+_MORE = json.loads(MORE.read_bytes())
 # Names as papers write them. The colors are those of Okabe and Ito, which most color-blind people can tell
 # apart, and some darker ones.
-METHODS = _DOCUMENT["methods"]
-NOTES = _DOCUMENT["notes"]  # by the column, method, mark or chart that they explain
+METHODS = _DOCUMENT["methods"] | _MORE["methods"]
+# by the column, method, mark or chart that they explain
+NOTES = _DOCUMENT["notes"] | _MORE["notes"]
 TEXT_TOKENS = 80  # of a prompt; the paper's efficiency table follows from the shapes with this number
 RATIO = 0.5  # share of important tokens in all published rows of VisPruner
 _MME_TASK_POINTS = 200
 _FASTV_LAYERS = 2  # that process all tokens
+_UNKNOWN_LAYERS = ("sparsevlm", "fitprune")  # methods whose tokens per layer are not published
 
 
 @dataclass(frozen=True)
@@ -37,10 +48,11 @@ class ColumnSpec:
     benchmark: str | None = None  # its score.json has the number
     detail: str | None = None  # a key of `details` there instead of the score
     mean_of: str | None = None  # derived from the columns of benchmarks with this ending
+    relative: bool = False  # a derived column in percent of the scores with all tokens
     digits: int = 1
 
 
-COLUMNS = {name: ColumnSpec(**spec) for name, spec in _DOCUMENT["columns"].items()}
+COLUMNS = {name: ColumnSpec(**spec) for name, spec in (_DOCUMENT["columns"] | _MORE["columns"]).items()}
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,15 @@ class PublishedModel:
 
 
 @dataclass(frozen=True)
+class Reprint:
+    """Numbers of a row that the predecessor printed for another method and another number of tokens."""
+
+    method: str
+    tokens: int
+    columns: frozenset[str]
+
+
+@dataclass(frozen=True)
 class PublishedRow:
     """One printed line."""
 
@@ -62,6 +83,15 @@ class PublishedRow:
     method: str
     tokens: int  # in total
     values: Mapping[str, float]  # by column
+    reprint: Reprint | None = None
+
+    def is_reprinted(self, column: str) -> bool:
+        """True if the number is one of the predecessor, or a mean of such numbers and others."""
+        if self.reprint is None or column not in self.values:
+            return False
+        ending = COLUMNS[column].mean_of
+        parts = {column} if ending is None else {name for name in self.values if name.endswith(ending)}
+        return bool(parts & self.reprint.columns)
 
 
 @dataclass(frozen=True)
@@ -75,6 +105,14 @@ class PublishedTable:
     models: Mapping[str, PublishedModel]
     columns: tuple[str, ...]
     rows: tuple[PublishedRow, ...]
+    certainty: str = ""  # how the numbers were read, where not from a printed table
+    second_hand: bool = False  # measured by others than the authors
+
+    def digits(self, column: str) -> int:
+        """Return the digits after the point with which a column is printed."""
+        values = [row.values[column] for row in self.rows if column in row.values]
+        printed = [len(str(value).partition(".")[2]) for value in values if value != int(value)]
+        return max([COLUMNS[column].digits, *printed])
 
     @property
     def scored(self) -> list[str]:
@@ -82,17 +120,70 @@ class PublishedTable:
         return [name for name in self.columns if COLUMNS[name].benchmark]
 
 
+@dataclass(frozen=True)
+class PublishedFigure:
+    """Curves or bars of a figure, measured from the authors' picture.
+
+    Attributes:
+        what: What is drawn, and the picture.
+        certainty: Measuring error, or how else the numbers were read.
+        note: Peculiarities of the picture; may be empty.
+        columns: Names or x values of the numbers of a row; empty where there is only a description.
+        rows: Numbers by method (text) or layer (int). None is hidden in the picture.
+    """
+
+    name: str
+    what: str
+    certainty: str
+    note: str
+    columns: tuple[str | int, ...]
+    rows: Mapping[str | int, tuple[float | None, ...]]
+
+
+def published_figure(name: str) -> PublishedFigure:
+    """Return a figure of the paper, such as "figure-3a". Raises ValueError for an unknown name."""
+    figures = _MORE["figures"]
+    if name not in figures:
+        raise ValueError(f"{name}: no such figure. Choose from {', '.join(figures)}.")
+    raw = figures[name]
+    rows = {row.get("method", row.get("layer")): tuple(row["values"]) for row in raw["rows"]}
+    note = raw.get("note", "")
+    return PublishedFigure(name, raw["what"], raw["certainty"], note, tuple(raw["columns"]), rows)
+
+
 def load_published() -> dict[str, PublishedTable]:
-    """Return all published tables by name. The file is part of the package, and a test validates it."""
+    """Return all tables of the paper by name. The file is part of the package, and a test validates it."""
+    reprints = {
+        (one["table"], one["v2_method"], one["v2_tokens"]): Reprint(
+            one["v1_method"], one["v1_tokens"], frozenset(one["equal_columns"])
+        )
+        for one in _MORE["reprints"]["rows"]
+    }
+    return _tables(_DOCUMENT, reprints)
+
+
+def load_further() -> dict[str, PublishedTable]:
+    """Return the tables that are not the paper's by name: fastervlm-... (the predecessor) and others-....
+
+    Tables of others are second hand: they follow other protocols and are never shown in one table with the
+    paper's averages.
+    """
+    return _tables(_MORE, {})
+
+
+def _tables(
+    document: Mapping[str, Any], reprints: Mapping[tuple[str, str, int], Reprint]
+) -> dict[str, PublishedTable]:
     tables = {}
-    for name, raw in _DOCUMENT["tables"].items():
+    for name, raw in document["tables"].items():
         models = {key: PublishedModel(key, **one) for key, one in raw["models"].items()}
         rows = []
         for row in raw["rows"]:
             values = dict(zip(raw["columns"], row["values"], strict=True))
-            rows.append(PublishedRow(row["model"], row["method"], row["tokens"], values))
-        known = {"columns": tuple(raw["columns"]), "source": _DOCUMENT["source"]}
-        tables[name] = PublishedTable(name, **{**raw, **known, "models": models, "rows": tuple(rows)})
+            reprint = reprints.get((name, row["method"], row["tokens"]))
+            rows.append(PublishedRow(row["model"], row["method"], row["tokens"], values, reprint))
+        known = {"columns": tuple(raw["columns"]), "models": models, "rows": tuple(rows)}
+        tables[name] = PublishedTable(name, **{"source": document["source"], **raw, **known})
     return tables
 
 
@@ -135,7 +226,7 @@ def derived_columns(
         parts = [part for part in columns if COLUMNS[part].benchmark and part.endswith(ending)]
         if parts and all(part in values for part in parts):
             own = {part: values[part] for part in parts}
-            if name != "rel":
+            if not COLUMNS[name].relative:
                 found[name] = accuracy(own)
             elif full and all(full.get(part) for part in parts):
                 found[name] = relative(own, {part: full[part] for part in parts})
@@ -160,12 +251,12 @@ def restrict(table: PublishedTable, columns: Sequence[str]) -> PublishedTable:
 def prefill_flops(method: str, tokens: float, model: PublishedModel) -> float | None:
     """Compute FLOPs (2 per multiply-accumulate) of the language model's prefill; None if unknown.
 
-    FastV's first two layers process all tokens. SparseVLM's budget is a mean over layers, and its tokens per
-    layer are not published.
+    FastV's first two layers process all tokens. The budgets of SparseVLM and FitPrune are means over layers,
+    and their tokens per layer are not published.
     """
     from llava.model.flops import LanguageShape, llm_prefill_macs
 
-    if method == "sparsevlm":
+    if method in _UNKNOWN_LAYERS:
         return None
     early = _FASTV_LAYERS if method == "fastv" else 0
     visual = [model.full_tokens] * early + [round(tokens)] * (model.language[0] - early)

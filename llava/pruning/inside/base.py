@@ -25,6 +25,7 @@ from torch import Tensor
 from llava.pruning.base import Cues, Kept, Pruner, descending
 
 PUBLISHED_DEPTH = 32  # layers of the decoders that the methods were published for
+WORDS = 40  # text tokens after the image with which the cost of a method is counted
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,20 @@ class DecoderState(ABC):
     prepared: Tensor | None  # what `DecoderPruner.prepare` returned for this prompt
     visual: Tensor  # (n, D) states after the last layer, before the next one
     text: Tensor  # (T, D) the same of the text after the image
+    marked: (
+        Tensor | None
+    )  # (N,) bool, tokens that `DecoderPruner.choose` marked as important; None if unknown
     start: int  # place of the first visual token in the prompt
 
     @abstractmethod
-    def attention(self, rows: Tensor | None = None, ahead: bool = False) -> Tensor:
+    def attention(self, rows: Tensor | None = None, ahead: bool = False, level: bool = False) -> Tensor:
         """Return attention to the visual block, (R, n) float32, mean over query heads.
 
         Args:
             rows: (R,) int64, which tokens of the text after the image look; None is the prompt's last token.
             ahead: False for the attention of the last layer; True for the one that the next layer would
                 compute without a reduction.
+            level: True with every visual key at the position of the query, for the last layer and token.
         """
 
     @abstractmethod
@@ -126,14 +131,19 @@ class DecoderPruner(Pruner):
             return []
         found = self.schedule(depth, visual, budget)
         last = {stage.layer: stage for stage in found}  # stages that fall on one layer: the last one counts
-        kept = [stage for _, stage in sorted(last.items()) if stage.layer < depth]
-        if not kept or kept[0].layer < 1:
+        inside = [stage for _, stage in sorted(last.items()) if stage.layer < depth]
+        if not inside or inside[0].layer < 1:
             raise ValueError(
                 f"{self.name}: it would act before layer {found[0].layer} of {depth}. A method inside the "
                 f"language model acts before one of the layers 1 to {depth - 1} (from 0). Choose another "
                 "layer, or a method that prunes before the language model."
             )
-        return kept
+        stages, live = [], visual
+        for stage in inside:
+            if stage.new or stage.keep < live:  # others change nothing
+                stages.append(stage)
+                live = stage.visual
+        return stages
 
     def visual_per_layer(self, depth: int, visual: int, crops: int = 1) -> list[int]:
         """Return the visual tokens that enter each layer, without running it; arguments as of `stages`."""
@@ -161,6 +171,19 @@ class DecoderPruner(Pruner):
 def strongest(score: Tensor, keep: int) -> Tensor:
     """Return the columns of the `keep` greatest scores (n,), ascending; ties go to the lower column."""
     return descending(score[None])[0, :keep].sort().values
+
+
+def row_flops(rows: int, visual: int, width: int) -> float:
+    """Return FLOPs of `rows` attention rows over a visual block: queries, and products with cached keys."""
+    return 2.0 * rows * (width**2 + visual * width)
+
+
+def check_positive(pruner: DecoderPruner, *names: str) -> None:
+    """Raise `ValueError` for an option that is neither None nor an integer of at least 1."""
+    for name in names:
+        value = getattr(pruner, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name}: {value!r} is not an integer >= 1. Pass one, or leave it out.")
 
 
 def integers(name: str, value: Iterable[int] | None) -> tuple[int, ...] | None:

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from llava.pruning.base import scaled_layer
 from llava.pruning.registry import register_pruner
 
-from .base import PUBLISHED_DEPTH, DecoderPruner, DecoderState, Reduced, Stage, strongest
+from .base import (
+    PUBLISHED_DEPTH,
+    DecoderPruner,
+    DecoderState,
+    Reduced,
+    Stage,
+    check_positive,
+    row_flops,
+    strongest,
+)
 
 
 @register_pruner("fastv")
@@ -26,10 +35,18 @@ class FastV(DecoderPruner):
 
     positions = "original"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "layer")
+
     def schedule(self, depth: int, visual: int, budget: int) -> Sequence[Stage]:
         """Return the one stage."""
         layer = scaled_layer(2, PUBLISHED_DEPTH, depth) if self.layer is None else self.layer
         return [Stage(layer, budget)]
+
+    def flops(self, patches: int, channels: int, projected: int) -> float:
+        """Return FLOPs of one attention row."""
+        return sum(row_flops(1, patches, projected) for _ in self.stages(PUBLISHED_DEPTH, patches))
 
     def reduce(self, stage: Stage, state: DecoderState) -> Reduced:
         """Keep the tokens of the greatest attention in the last full layer."""

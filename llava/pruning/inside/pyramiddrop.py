@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from llava.pruning.base import scaled_layer
 from llava.pruning.registry import register_pruner
 
-from .base import PUBLISHED_DEPTH, DecoderPruner, DecoderState, Reduced, Stage, integers, strongest
+from .base import PUBLISHED_DEPTH, DecoderPruner, DecoderState, Reduced, Stage, integers, row_flops, strongest
 
 _LAYERS = (2, 8, 16)  # its author's advice for budgets other than the published one
 
@@ -64,6 +64,14 @@ class PyramidDrop(DecoderPruner):
                 f"{visual * _LAYERS[0] // PUBLISHED_DEPTH + 1} of {visual}."
             )
         return [Stage(*pair) for pair in zip(layers, _shares(visual, [p, p**2, p**3]), strict=True)]
+
+    def flops(self, patches: int, channels: int, projected: int) -> float:
+        """Return FLOPs of one attention row per stage, for which the layer's keys are computed twice."""
+        total, live = 0.0, patches
+        for stage in self.stages(PUBLISHED_DEPTH, patches):
+            total += row_flops(1, live, projected) + 2.0 * live * projected**2
+            live = stage.visual
+        return total
 
     def reduce(self, stage: Stage, state: DecoderState) -> Reduced:
         """Keep what the prompt's last token would attend to in the next layer, run without a reduction."""

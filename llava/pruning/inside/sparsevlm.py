@@ -11,7 +11,17 @@ from torch import Tensor
 from llava.pruning.base import descending, scaled_layer
 from llava.pruning.registry import register_pruner
 
-from .base import PUBLISHED_DEPTH, DecoderPruner, DecoderState, Reduced, Stage, integers, strongest
+from .base import (
+    PUBLISHED_DEPTH,
+    WORDS,
+    DecoderPruner,
+    DecoderState,
+    Reduced,
+    Stage,
+    integers,
+    row_flops,
+    strongest,
+)
 
 _AFTER = (2, 6, 15)  # layers of 32 after which it acts
 _PRESETS = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
@@ -63,6 +73,16 @@ class SparseVLM(DecoderPruner):
             stages.append(Stage(layer, kept, recycled(live - kept)[1]))
             live = stages[-1].visual
         return stages
+
+    def flops(self, patches: int, channels: int, projected: int) -> float:
+        """Return FLOPs of choosing raters, of attention rows (half of the words rate), and of recycling."""
+        stages, live = self.stages(PUBLISHED_DEPTH, patches), patches
+        total = 2.0 * patches * WORDS * projected if stages else 0.0
+        for stage in stages:
+            candidates = recycled(live - stage.keep)[0]
+            total += row_flops(WORDS // 2, live, projected) + 2.0 * candidates**2 * projected
+            live = stage.visual
+        return total
 
     def prepare(self, visual: Tensor, text: Tensor) -> Tensor | None:
         """Return the raters."""

@@ -9,7 +9,7 @@ import torch
 
 from llava.pruning.registry import register_pruner
 
-from .base import DecoderPruner, DecoderState, Reduced, Stage
+from .base import DecoderPruner, DecoderState, Reduced, Stage, check_positive
 
 
 @register_pruner("vtw")
@@ -27,6 +27,10 @@ class VTW(DecoderPruner):
     layer: int | None = None
 
     positions = "original"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "layer")
 
     @property
     def has_schedule(self) -> bool:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.oracle_inside import recycle
+from llava.model.flops import LanguageShape, llm_prefill_macs
 from llava.pruning import get_pruner, list_pruners
 from llava.pruning.inside import DecoderPruner
 from llava.pruning.inside.base import strongest
@@ -63,6 +64,11 @@ def test_layers_scale_with_depth_and_stages_on_one_layer_merge():
     assert get_pruner("fastv", 64).stages(40, 576)[0].layer == 3
 
 
+def test_stages_that_change_nothing_are_left_out():
+    pruner = get_pruner("pyramiddrop", layers=[2, 4, 6], ratios=[1.0, 0.5, 0.5])
+    assert [(stage.layer, stage.keep) for stage in pruner.stages(8, 20)] == [(4, 10)]
+
+
 def test_crops_multiply_the_budget():
     assert get_pruner("fastv", 64).visual_per_layer(32, 2880, crops=5)[2] == 320
     assert get_pruner("sparsevlm", 64).visual_per_layer(32, 2880, crops=5)[3:] == [320] * 29
@@ -92,7 +98,8 @@ def test_the_least_budgets_can_be_had():
     "method, options, says",
     [
         ("fastv", {"layer": 8}, "before layer 8 of 8"),
-        ("fastv", {"layer": 0}, "before layer 0 of 8"),
+        ("fastv", {"layer": 0}, "layer: 0 is not an integer >= 1"),
+        ("dart", {"pivots_text": 2.5}, "pivots_text: 2.5 is not an integer >= 1"),
         ("pyramiddrop", {"layers": [2]}, "ratios: got None for layers"),
         ("pyramiddrop", {"layers": [2], "ratios": [1.5]}, "not a list of shares"),
         ("sparsevlm", {"layers": [2, 6], "counts": [9]}, "counts: got"),
@@ -171,3 +178,19 @@ def test_dart_keeps_the_budget_for_any_number_of_tokens():
         keys, states = torch.randn(2, visual + words, 8, generator=draw)
         kept = duplicates_removed(keys, states, visual, keep, start=4).tolist()
         assert len(kept) == len(set(kept)) == keep and kept == sorted(kept) and kept[-1] < visual
+
+
+def test_flops_are_small_beside_the_prefill_and_zero_without_a_reduction():
+    prefill = 2 * llm_prefill_macs(576 + 60, LanguageShape(32, 4096, 11008))
+    for method, most in {
+        "fastv": 1e-5,
+        "dart": 1e-5,
+        "vtw": 0,
+        "sparsevlm": 1e-3,
+        "pyramiddrop": 1e-2,
+    }.items():
+        cost = get_pruner(method, 64).flops(576, 1024, 4096)
+        assert (0 < cost or method == "vtw") and cost <= most * prefill
+        assert get_pruner(method).flops(576, 1024, 4096) == 0
+    keys = 576 * 4096**2  # pyramiddrop: those of the first stage alone
+    assert get_pruner("pyramiddrop", 64).flops(576, 1024, 4096) > 2 * keys
