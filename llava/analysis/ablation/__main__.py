@@ -36,6 +36,7 @@ from llava.eval.sweep import Failures, answer_task, read_tasks, score_task
 from llava.mm_utils import is_anyres
 from llava.model.checkpoint.config import stored_config
 
+_CACHE_BYTES = 2 << 30  # of encoded images that several passes need
 _Key = tuple[str, int]  # label and budget
 
 
@@ -109,8 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         task.benchmark.name: {} for task in tasks
     }
     kept: dict[tuple[str, str, int], Any] = {}
+    several = len(tasks) > 1 or ablation.agreement  # passes over the same images
     for own, labels, folder in jobs:
-        session = Session(own, 0, args.max_failures)
+        session = Session(own, _CACHE_BYTES if several else 0, args.max_failures)
         wanted = {key: pruner for key, pruner in pruners.items() if key[0] in labels}
         for task in tasks:
             done, _ = answer_task(
@@ -130,6 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = AblationReport(args.ablation, ablation, job.name, rows)
     written = _write(args.output / args.ablation, report)
     print(f"\n{report.text()}\n\nwritten: {', '.join(written)}")
+    for name, reason in failures.unavailable.items():
+        print(f"{name}: not available: {reason}")
     cli.report_issues(failures, "failures", str(args.output / "answers" / "..." / FAILURES))
     document = {
         "ablation": args.ablation,
@@ -137,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "default": ablation.default,
         "rows": [row.document() for row in rows],
         "files": written,
+        "unavailable": failures.unavailable,
         "failures": failures,
     }
     print(json.dumps(document))

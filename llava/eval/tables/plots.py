@@ -136,7 +136,8 @@ def draw(chart: Chart, colors: Mapping[str, str], legend: bool = False) -> str:
         if chart.scale == "log":
             _set_ticks(axes, chart.ticks)
         elif chart.ticks is not None:
-            axes.set_xticks(chart.ticks, chart.names or [f"{tick:g}" for tick in chart.ticks])
+            names = [name.replace(", ", ",\n") for name in chart.names]  # short enough for a tick
+            axes.set_xticks(chart.ticks, names or [f"{tick:g}" for tick in chart.ticks])
         if legend:
             shown = [name for name in colors if name in {point.name for point in chart.points}]
             marks = [Line2D([], [], color=colors[name], marker="o") for name in shown]
