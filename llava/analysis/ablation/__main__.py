@@ -69,6 +69,13 @@ def _list(kind: Any) -> Any:
 
 @cli.guarded
 def main(argv: Sequence[str] | None = None) -> int:
+    code, document = run(argv)
+    print(json.dumps(document))
+    return code
+
+
+def run(argv: Sequence[str] | None = None) -> tuple[int, dict[str, Any]]:
+    """Run or resume an ablation; return the exit code and the document of its last line."""
     parser = build_parser()
     args = parser.parse_args(argv)
     ablation: Ablation = ABLATIONS[args.ablation]
@@ -144,8 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "unavailable": failures.unavailable,
         "failures": failures,
     }
-    print(json.dumps(document))
-    return 1 if failures or not rows else 0
+    return (1 if failures or not rows else 0), document
 
 
 def _benchmarks(args: argparse.Namespace, ablation: Ablation) -> list[str]:

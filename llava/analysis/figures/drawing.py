@@ -26,7 +26,9 @@ QUARTER_STYLES = (
     ("third quarter", "#e69f00", "^"),
     ("last quarter", "#d55e00", "D"),
 )
+Table = tuple[list[str], list[list[Any]]]  # header and rows of a CSV file
 PUBLISHED = {"linestyle": (0, (4, 2.5)), "linewidth": 1.0}
+LEGEND = 0.25  # inches of a legend below all panels
 _WIDTH = 130  # characters of a caption's line in a figure of 7.2 inches
 _STYLE = {
     "font.size": 8,
@@ -80,7 +82,7 @@ def write_figure(
     folder: Path,
     name: str,
     caption: str,
-    tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]],
+    tables: Mapping[str, Table],
 ) -> list[str]:
     """Write NAME.png, NAME.svg, the caption as NAME.md, and a CSV per table (header, rows); return the paths.
 
@@ -106,6 +108,27 @@ def render(figure: Any, name: str) -> dict[str, str | bytes]:
             figure.savefig(out, format=form, metadata=dict.fromkeys(facts))
             found[f"{name}.{form}"] = out.getvalue()
     return found
+
+
+def blocks_above_legend(
+    figure: Any, count: int, styles: Sequence[tuple[str, tuple[int, int, int], tuple[int, int, int] | None]]
+) -> list[Any]:
+    """Divide a figure into `count` blocks, one below the other, above a legend of patches; return the blocks.
+
+    Args:
+        styles: Label, RGB of the frame, and of the area (None: white), of every entry.
+    """
+    from matplotlib.patches import Patch
+
+    colors = [[tuple(value / 255 for value in one or (255,) * 3) for one in style[1:]] for style in styles]
+    handles = [
+        Patch(label=style[0], edgecolor=edge, facecolor=face, linewidth=1.5)
+        for style, (edge, face) in zip(styles, colors, strict=True)
+    ]
+    share = count * LEGEND / (figure.get_figheight() - LEGEND)
+    *blocks, last = figure.subfigures(count + 1, 1, height_ratios=[*[1] * count, share])
+    last.legend(handles=handles, loc="center left", ncols=len(handles), handlelength=1.2)
+    return blocks
 
 
 def depth_share(layer: int, depth: int) -> float:
