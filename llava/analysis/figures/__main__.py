@@ -74,8 +74,8 @@ def _add_attention(parser: argparse.ArgumentParser) -> None:
 
 def _add_examples(parser: argparse.ArgumentParser) -> None:
     _add_questions(parser, "show")
-    budget = "visual tokens to keep per crop (default: 32)"
-    parser.add_argument("--tokens", type=argtypes.at_least(0), default=32, metavar="N", help=budget)
+    budget = "visual tokens to keep per crop (default: 64)"
+    parser.add_argument("--tokens", type=argtypes.at_least(0), default=64, metavar="N", help=budget)
     known = [name for name in list_pruners() if name != "none"]
     methods = f"comma-separated (default: all, {','.join(known)})"
     parser.add_argument("--methods", type=_methods, default=_methods(",".join(known)), help=methods)

@@ -206,11 +206,11 @@ def heading(one: Example) -> str:
 def _draw_method(axes: Any, one: Example, found: ShownAnswer) -> None:
     is_full = found.pruner.name == "none"
     tokens = None if is_full else found.tokens
-    axes.imshow(panel(list(one.crops), one.side, tokens), interpolation="antialiased")
+    axes.imshow(panel(list(one.crops), one.side, tokens, scale=1), interpolation="antialiased")
     number = counts(found.tokens)
     name = "all tokens" if is_full else found.pruner.name
     axes.set_title(
-        f"{name}\n{count_text(number)}",
+        f"{name}\n{count_text(number | {'unplaced': 0} if number['merged'] else number)}",
         loc="center",
         fontsize=6.2,
         fontweight="normal",

@@ -94,13 +94,13 @@ def caption(rows: Sequence[Row], model: str, is_bundled: bool) -> str:
         f"{model}: VisPruner with some of its parts, by benchmark and budget (tokens per crop). Important: "
         "r = 1; diverse: r = 0; both: r = 0.5; random: tokens drawn at random. Whiskers: 95% bootstrap "
         f"intervals over images. Vertical axes do not start at 0. Questions: {sizes}.",
-        f"Of {compared} comparisons with both, paired over images, {below} are lower and {above} are higher "
+        f"Of {compared} differences to both, paired over images, {below} are negative and {above} positive "
         "with an interval that excludes 0.",
     ]
     if is_bundled:
         text.append(
-            "A small model on drawn scenes: the order of the parts depends on how many objects a scene has "
-            "and what is asked, and neither it nor the scores carry over to LLaVA-1.5-7B."
+            "A small model on drawn scenes: it shows that the parts differ, but neither their order nor the "
+            "scores carry over to LLaVA-1.5-7B."
         )
     return " ".join(text)
 
