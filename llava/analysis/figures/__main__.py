@@ -101,8 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.insert(1, args.figure)
     folder = args.output / "runs" / job.name
     scores = evaluate(session, tasks, settings[args.figure](), folder, command) if tasks else []
+    source = task.title if args.question_file is None else args.question_file.name
     about = [
-        f"{job.name}: {statistics.samples:,} {task.title} questions, {statistics.tokens} visual tokens, "
+        f"{job.name}: {statistics.samples:,} questions of {source}, {statistics.tokens} visual tokens, "
         f"{statistics.layers} decoder layers, unpruned."
     ]
     draw = {"fig2": draw_fig2, "fig3": draw_fig3}[args.figure]

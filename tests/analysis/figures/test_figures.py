@@ -55,7 +55,11 @@ def test_both_figures_of_a_question_file(questions, tmp_path, capsys):
     names = ["fig2.png", "fig2.svg", "fig2.md", "frequency.csv", "quartiles.csv"]
     assert [Path(file).name for file in found["files"]] == names
     assert (found["samples"], found["computed"], found["layers"], found["visual_tokens"]) == (6, 6, 3, 64)
-    assert "3 layers" in found["caption"] and "cannot show" in found["caption"]
+    assert (
+        "6 questions of mix.jsonl" in found["caption"]
+        and "3 layers" in found["caption"]
+        and "cannot show" in found["caption"]
+    )
     assert (tmp_path / "fig2" / "fig2.png").read_bytes().startswith(b"\x89PNG")
     svg = (tmp_path / "fig2" / "fig2.svg").read_text(encoding="utf-8")
     assert "share of the selected tokens" in svg and "last quarter" in svg  # text stays text
