@@ -123,7 +123,7 @@ def test_scores_inside_the_decoder(figure, questions, tmp_path, capsys, no_pictu
     runs = list((tmp_path / "out" / "runs").rglob("answers.jsonl"))
     assert len(runs) == len(ours) and not list((tmp_path / "out").rglob("score.json"))
     before = {path: path.read_bytes() for path in (tmp_path / "out" / figure).iterdir()}
-    run(capsys, figure, *given)
+    assert run(capsys, figure, *given)["failures"] == []
     assert before == {path: path.read_bytes() for path in before}
 
 
@@ -135,6 +135,7 @@ def test_a_broken_image_is_reported_and_its_question_left_out(questions, tmp_pat
     assert figures.main(["fig2", *map(str, given)]) == 1
     printed = capsys.readouterr()
     found = json.loads(printed.out.splitlines()[-1])
+    assert "--max-failures is 0" in run(capsys, "fig2", *given, "--max-failures", "0", code=1)
     assert found["samples"] == 5 and "mix.jsonl:4" in printed.err and "d123x57.png" in found["failures"][0]
 
 
