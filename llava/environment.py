@@ -37,6 +37,13 @@ def _is_share(text: str) -> bool:
         return False
 
 
+def _is_size(text: str) -> bool:
+    try:
+        return math.isfinite(float(text)) and float(text) >= 0
+    except ValueError:
+        return False
+
+
 def _one_of(*choices: str) -> tuple[str, Callable[[str], bool]]:
     return "one of " + ", ".join(choices), lambda text: text in choices
 
@@ -66,6 +73,9 @@ VARIABLES = {
     ),
     "VISPRUNER_GRAPHS": EnvironmentVariable("0: no CUDA graphs", *_one_of("0", "1")),
     "VISPRUNER_CACHE": EnvironmentVariable("cache folder", "a folder", lambda text: bool(text.strip())),
+    "VISPRUNER_VISION_CACHE": EnvironmentVariable(
+        "GiB of encoded images that are kept on disk", "a number >= 0, 0 for none", _is_size
+    ),
     "VISPRUNER_ALLOW_OUTSIDE": EnvironmentVariable(
         "1: weight indices may name files outside of the checkpoint", *_one_of("0", "1")
     ),

@@ -45,6 +45,14 @@ _vp_checkpoint() { # default name in CKPT_DIR
     MODEL_=$(_vp_path "$MODEL_")
 }
 
+# Your own checkpoints run as the published numbers were measured; the bundled models keep exact pixels.
+_vp_published() {
+    if ! [ "$MODEL_" -ef "$ROOT/playground/tiny/llava-tiny" ] \
+        && ! [ "$MODEL_" -ef "$ROOT/playground/tiny/llava-tiny-anyres" ]; then
+        export VISPRUNER_PRESET=${VISPRUNER_PRESET:-published}
+    fi
+}
+
 # Number of processes to start: one if a launcher has already started several.
 _vp_processes() {
     local gpus=() count
@@ -84,11 +92,7 @@ vispruner_eval() { # v1_5 or v1_6, benchmark, arguments
     processes=$(_vp_processes ${EXTRA_ARGS_[@]+"${EXTRA_ARGS_[@]}"})
     if [ "$processes" != 1 ]; then flags+=(--processes "$processes"); fi
     if [ -n "$MODEL_" ]; then
-        # As the published numbers were measured; the bundled models keep exact pixels.
-        if ! [ "$MODEL_" -ef "$ROOT/playground/tiny/llava-tiny" ] \
-            && ! [ "$MODEL_" -ef "$ROOT/playground/tiny/llava-tiny-anyres" ]; then
-            export VISPRUNER_PRESET=${VISPRUNER_PRESET:-published}
-        fi
+        _vp_published
         vispruner_env
     else
         vispruner_env tiny

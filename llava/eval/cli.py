@@ -19,7 +19,7 @@ from llava.environment import check_environment
 from llava.eval.benchmarks import Benchmark, DataError, DataIssue, Score, benchmark_name
 from llava.eval.inference.memory import MOST_QUESTIONS
 from llava.eval.jobs.job import Job, resolve_job, resolve_pruner
-from llava.eval.jobs.session import ModelError, TooManyFailures
+from llava.eval.jobs.session import MethodUnavailable, ModelError, TooManyFailures
 from llava.eval.metrics.scorecard import Scorecard
 from llava.eval.store.answer_file import AnswerFileError
 from llava.model.checkpoint import CheckpointError
@@ -89,7 +89,7 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
         except BrokenPipeError:  # the reader of our output is gone: `... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
-        except (AnswerFileError, DataError, ModelError, OSError, TooManyFailures) as error:
+        except (AnswerFileError, DataError, MethodUnavailable, ModelError, OSError, TooManyFailures) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
 
@@ -208,6 +208,9 @@ def command_of(
         if isinstance(value, Path) or (action.dest in _PATHS and Path(value).expanduser().exists()):
             value = os.path.abspath(os.path.expanduser(value))
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        if not action.option_strings:
+            command.append(text)
+            continue
         # An option and its value are one argument where the value may look like an option.
         option = action.option_strings[0]
         command += [f"{option}={text}"] if text.startswith("-") else [option, text]

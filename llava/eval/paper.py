@@ -26,7 +26,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -109,9 +109,9 @@ def _bundled_sweeps(setup: Setup) -> list[PaperStep]:
     data = require_bundled(BUNDLED_DATA, "CKPT_DIR and DATA_DIR")
     names = [_LOCAL.get(name, name) for name in _columns(load_published()["llava-1.5-7b"])]
     crops = ["--limit", str(_QUICK if setup.quick else _ANYRES_LIMIT)]
-    every: dict[str, Any] = dict(methods=list_pruners(), tokens=BUDGETS, ratios=RATIOS)
+    every: dict[str, Any] = dict(methods=_ordered(list_pruners()), tokens=BUDGETS, ratios=RATIOS)
     published = {row.method for row in load_published()["llava-next-7b"].rows}
-    fewer = sorted(published & set(list_pruners()) | {"fastervlm"})
+    fewer = _ordered(published & set(list_pruners()) | {"fastervlm"})
     title = "All methods, budgets and benchmarks: bundled model"
     found = [_sweep(setup, "llava-tiny", title, BUNDLED_MODEL, data, names, setup.limit, every)]
     title = "Images in crops, as LLaVA-NeXT: bundled model"
@@ -121,6 +121,10 @@ def _bundled_sweeps(setup: Setup) -> list[PaperStep]:
         *found,
         _sweep(setup, "llava-tiny-anyres", title, model, data, some, crops, dict(every, methods=fewer)),
     ]
+
+
+def _ordered(methods: Iterable[str]) -> list[str]:
+    return sorted(methods, key=lambda name: (name != "none", name))  # tables start with all tokens
 
 
 def _published_sweeps(setup: Setup) -> list[PaperStep]:
@@ -136,7 +140,7 @@ def _published_sweeps(setup: Setup) -> list[PaperStep]:
         if folder in with_all:  # the table before has its scores with all tokens
             names.discard("none")
         budgets = {row.tokens // table.tokens_per_budget for row in table.rows if row.method != "none"} - {0}
-        settings = dict(methods=sorted(names), tokens=sorted(budgets, reverse=True), ratios=(0.5,))
+        settings = dict(methods=_ordered(names), tokens=sorted(budgets, reverse=True), ratios=(0.5,))
         title = f"{table.title}: {', '.join(map(str, settings['tokens']))} tokens per crop"
         more = ["--preset", "published", *setup.limit]
         if folder and setup.data:

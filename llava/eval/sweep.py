@@ -8,8 +8,9 @@ The model is loaded once. Every image is loaded and encoded once for all setting
 the methods that have one. Every setting has its own folder OUTPUT/BENCHMARK/SETTING with answers.jsonl and
 score.json; rerunning the command skips finished settings and resumes interrupted ones. A setting or benchmark
 that fails does not stop the others; failures are listed at the end, and the exit code is then 1. Benchmarks
-scored by a server or a judge keep their answers. Without --model or --data the bundled ones are used. The
-last line of standard output is one JSON document.
+scored by a server or a judge keep their answers. A method that needs what the model does not have is named,
+and its cells stay empty. Without --model or --data the bundled ones are used. The last line of standard
+output is one JSON document.
 
 Columns: score with its 95% bootstrap interval over images; mean number of visual tokens that enter a layer of
 the language model; GFLOPs of its prefill per question (2 per multiply-accumulate, visual and text tokens,
@@ -34,7 +35,7 @@ from llava.eval.cli import ModelError
 from llava.eval.jobs import execute
 from llava.eval.jobs.execute import SettingRun
 from llava.eval.jobs.job import Task, common_anyres, read_task, setting_name
-from llava.eval.jobs.session import Session, TooManyFailures
+from llava.eval.jobs.session import MethodUnavailable, Session, TooManyFailures
 from llava.eval.metrics.scorecard import ScoredSetting
 from llava.eval.metrics.statistics import paired_bootstrap
 from llava.eval.store.answer_file import AnswerFileError
@@ -95,7 +96,15 @@ def grid(
 
 
 class Failures(list[str]):
-    """Failures so far, announced as they happen and listed at the end."""
+    """Failures so far, announced as they happen and listed at the end.
+
+    Attributes:
+        unavailable: Why the model cannot run a setting, by its name; its cells stay empty.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unavailable: dict[str, str] = {}
 
     def note(self, what: str, error: Exception) -> None:
         """Record a failure; print the traceback of unexpected errors."""
@@ -119,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--data is the folder of one benchmark; for several give the folder above")
     cli.announce_bundled(args.model is None, args.data is None)
     model, failures = cli.model_folder(args, parser), Failures()
-    tasks = _read(args, benchmarks, failures)
+    tasks = read_tasks(args, benchmarks, failures)
     try:
         pruners = grid(args.methods, args.tokens, args.ratios, args.seed)
         config = stored_config(model, args.model_base)
@@ -134,8 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     unscored, scored = [], []
     for task in tasks:
         try:
-            runs, vision = _answer(args, session, task, pruners, failures, command)
-            found = _score(args, task, runs, failures)
+            runs, vision = answer_task(args.output, session, task, pruners, failures, command)
+            found = score_task(args, task, runs, failures)
             if found is None:
                 unscored.append(task.benchmark)
                 continue
@@ -148,6 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = {}
     if args.report is not None and any(one.settings for one in scored):
         summary = _summarize(args, job.name, scored, [benchmark.title for benchmark in unscored])
+    for name, reason in failures.unavailable.items():
+        print(f"{name}: not available: {reason}")
     everywhere = args.output / "BENCHMARK" / "SETTING" / FAILURES
     cli.report_issues(failures, "failures", str(everywhere))
     document = {
@@ -156,13 +167,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "output": str(args.output),
         "unscored": [benchmark.name for benchmark in unscored],
         **summary,
+        "unavailable": failures.unavailable,
         "failures": failures,
     }
     print(json.dumps(document))
     return 1 if failures or any(not table["cells"] for table in tables) else 0
 
 
-def _read(args: argparse.Namespace, benchmarks: Sequence[Any], failures: Failures) -> list[Task]:
+def read_tasks(args: argparse.Namespace, benchmarks: Sequence[Any], failures: Failures) -> list[Task]:
     """Read every benchmark that can be read; a single one that cannot raises DataError."""
     tasks = []
     for benchmark in benchmarks:
@@ -183,8 +195,8 @@ def _read(args: argparse.Namespace, benchmarks: Sequence[Any], failures: Failure
     return tasks
 
 
-def _answer(
-    args: argparse.Namespace,
+def answer_task(
+    output: Path,
     session: Session,
     task: Task,
     pruners: Sequence[Any],
@@ -196,9 +208,11 @@ def _answer(
     for pruner in pruners:
         name = setting_name(pruner)
         try:
-            folder = args.output / task.benchmark.name / name
+            folder = output / task.benchmark.name / name
             runs.append(SettingRun.open(session.job, task, pruner, folder, together=pruners))
             execute.record_start(task, runs[-1], command)
+        except MethodUnavailable as error:
+            failures.unavailable[name] = str(error)
         except (AnswerFileError, DataError, OSError) as error:
             failures.note(f"{task.title}, {name}", error)
     finished = sum(not run.missing(task) for run in runs)
@@ -213,19 +227,24 @@ def _answer(
         vision = execute.answer(session, task, runs)
     except (ModelError, TooManyFailures):
         raise
+    except MethodUnavailable as error:
+        failures.unavailable[runs[0].name] = str(error)
+        return [], {}
     except Exception as error:  # of a single setting
         if len(runs) > 1:
             raise
         failures.note(f"{task.title}, {runs[0].name}", error)
         return [], {}
     for run in runs:
-        if run.error is not None:
+        if isinstance(run.error, MethodUnavailable):
+            failures.unavailable[run.name] = str(run.error)
+        elif run.error is not None:
             failures.note(f"{task.title}, {run.name}", run.error)
     failures += dict.fromkeys(str(issue) for run in runs for issue in run.failures)
     return [run for run in runs if run.error is None], vision
 
 
-def _score(
+def score_task(
     args: argparse.Namespace, task: Task, runs: Sequence[SettingRun], failures: Failures
 ) -> list[ScoredSetting] | None:
     """Score all settings that have answers; return None if the benchmark has no score here."""

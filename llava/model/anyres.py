@@ -31,17 +31,23 @@ def token_layout(
     image_size: tuple[int, int] | None = None,
     grid: tuple[int, int] | None = None,
     as_crops: bool = True,
+    crops: int | None = None,
 ) -> Tensor:
     """Return the final order of the kept tokens of one image.
 
+    Merged tokens are in `indices` by the places they stand for; those of the tiles that have no place
+    (CLS_PLACE, NO_PLACE) come after all others, crop by crop. The base image's tokens keep their order.
+
     Args:
-        indices: (crops, K) kept patches per crop, ascending.
+        indices: (crops, K) kept places per crop, patches ascending; or (1, K) of all crops together, patch p
+            of crop c being c * side**2 + p, with `crops`.
         side: patches along a crop's side.
         protocol: "paper" or "llava".
         merge_type: the checkpoint's `mm_patch_merge_type`.
         image_size: (width, height) in pixels; needed for protocol "llava".
         grid: (columns, rows) of tiles; needed for more than one crop.
         as_crops: False for a plain batch of images, which is never merged.
+        crops: number of crops, if `indices` is of all crops together.
 
     Returns:
         (L,) int64, positions in `indices.flatten()`, `NEWLINE` for an image_newline: on CPU if there are any
@@ -50,18 +56,19 @@ def token_layout(
     Raises:
         ValueError: the number of crops does not fit the grid, or an argument is missing.
     """
-    crops, kept = indices.shape
+    rows, kept = indices.shape
+    crops = rows if crops is None else crops
     newlines = has_newlines(protocol, merge_type, crops, as_crops)
     if newlines and crops == 1:
         return torch.cat([torch.arange(kept), torch.tensor([NEWLINE])])
     if newlines:
         indices = indices.cpu()  # which patches are padding decides the number of tokens
     device = indices.device
-    base = torch.arange(kept, device=device)
+    place = torch.arange(rows * kept, device=device)
     if crops == 1:
-        return base
+        return place
     if protocol == "llava" and not merge_type.startswith("spatial"):  # flat: crop after crop
-        return torch.arange(crops * kept, device=device)
+        return place
     if protocol == "llava" and image_size is None:
         raise ValueError(
             f"image_sizes: missing, but needed to merge {crops} crops and remove their padding. Pass "
@@ -73,22 +80,41 @@ def token_layout(
             + (f", which expects 1 + {grid[0]} x {grid[1]}" if grid else "")
             + ". Preprocess with the model's current config: process_images(..., model.config)."
         )
-    columns, rows = grid
-    tile = torch.arange(crops - 1, device=device)[:, None]
-    row = tile // columns * side + indices[1:] // side
-    column = tile % columns * side + indices[1:] % side
-    value = torch.arange(kept, crops * kept, device=device)
-    row, column = row.flatten(), column.flatten()
-    width = columns * side + 1  # one more for the newline's column
+    columns, height = grid[0], grid[1] * side
+    if rows == crops:
+        crop, patch = place // kept, indices.flatten()
+    else:
+        crop, patch = indices.flatten() // side**2, indices.flatten() % side**2
+    tile = crop - 1  # -1: the base image
+    row = torch.where(tile < 0, tile, tile // columns * side + patch // side)
+    column = torch.where(tile < 0, place, tile % columns * side + patch % side)
+    unplaced = (patch < 0) & (tile >= 0)
+    row = torch.where(unplaced, height - patch, row)  # after the grid: CLS_PLACE is -1, NO_PLACE -2
+    column = torch.where(unplaced, place, column)
+    width = max(columns * side, rows * kept) + 1  # one more for the newline's column
     if newlines:
-        top, bottom, left, right = unpadded_window(rows * side, columns * side, image_size)
-        inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)
-        row, column, value = row[inside], column[inside], value[inside]
+        top, bottom, left, right = unpadded_window(height, columns * side, image_size)
+        inside = (row >= top) & (row < bottom) & (column >= left) & (column < right) | (tile < 0) | unplaced
+        row, column, place = row[inside], column[inside], place[inside]
         ends = torch.arange(top, bottom, device=device)
         row = torch.cat([row, ends])
         column = torch.cat([column, torch.full_like(ends, width - 1)])
-        value = torch.cat([value, torch.full_like(ends, NEWLINE)])
-    return torch.cat([base, value[(row * width + column).argsort()]])
+        place = torch.cat([place, torch.full_like(ends, NEWLINE)])
+    return place[(row * width + column).argsort()]
+
+
+def merged_layout(places: list[Tensor], side: int, grid: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return the order of an image's tokens as (crop, column) under protocol "paper".
+
+    Args:
+        places: (K,) places of each crop's columns, the base image first (see `token_layout`).
+        side: patches along a crop's side.
+        grid: (columns, rows) of tiles.
+    """
+    indices = torch.stack(places)
+    layout = token_layout(indices, side, "paper", "flat", grid=grid)
+    kept = indices.shape[1]
+    return [(place // kept, place % kept) for place in layout.tolist()]
 
 
 def shrunk_grid(height: int, width: int, most: int, side: int) -> tuple[int, int] | None:

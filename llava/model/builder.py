@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from llava.model.checkpoint.find import resolve_checkpoint
 from llava.model.checkpoint.folder import CheckpointFolder, has_tokenizer
 from llava.model.checkpoint.placement import connect, main_device, place
 from llava.model.checkpoint.quantize import Quantizer
+from llava.model.checkpoint.tower import tower_weights
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.settings import (
     ENVIRONMENT,
@@ -190,6 +192,8 @@ def load_pretrained_model(
             checkpoint.adapter(),
             raw.get("quantization_config") or (raw.get("text_config") or {}).get("quantization_config"),
         )
+        read_weights = partial(tower_weights, tower_source, checkpoint.weights)
+        model.get_vision_tower().read_weights = read_weights
         model.preset = resolve_preset(preset)
         model.set_pruner(settings.pruner, anyres=settings.anyres)
         if generation is not None:

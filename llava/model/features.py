@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class VisionFeatures:
     image_size: tuple[int, int] | None  # (width, height) of the image before preprocessing
     keys: Sequence[str]  # one identity per crop, see `crop_key`; `CropKeys` until they are needed
     as_crops: bool = True  # False: came as a plain (B, 3, H, W) batch, which is never merged
+    cues: dict[str, Tensor] = field(default_factory=dict)  # further cues of the tower, (crops, ...) each
 
 
 @dataclass
@@ -28,7 +29,13 @@ class VisualTokens:
     """What enters the language model for one image."""
 
     embeds: Tensor  # (K, D) projected, in final order, image_newline rows included
-    kept: Kept  # (crops, T) patch indices per crop, before unpadding cuts any
+    # (crops, T) patches per crop, before unpadding cuts any; for a method that selects per image (1, T),
+    # patch p of crop c being c * N + p
+    kept: Kept
+    # (K,) int64, places of the tokens among those of the unpruned image, of which there are `span`; None if
+    # positions are contiguous
+    places: Tensor | None = None
+    span: int = 0
     # () bool on the device, True: the tokens may be wrong, call `visual_tokens`; None: they are right
     doubt: Tensor | None = None
 

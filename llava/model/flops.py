@@ -123,10 +123,14 @@ def vision_tower_macs(shape: VisionShape, select_layer: int = -2) -> int:
     n_layers = select_layer if select_layer >= 0 else shape.layers + 1 + select_layer
     if not 0 <= n_layers <= shape.layers:
         raise ValueError(f"select_layer {select_layer} is outside a tower of {shape.layers} layers")
-    n, d = shape.patches + 1, shape.width
-    mlp_matrices = 3 if shape.gated else 2
-    layer = 4 * n * d * d + 2 * n * n * d + mlp_matrices * n * d * shape.mlp
-    return shape.patches * 3 * shape.patch_size**2 * d + n_layers * layer
+    embedding = shape.patches * 3 * shape.patch_size**2 * shape.width
+    return embedding + n_layers * sum(vision_layer_macs(shape, shape.patches + 1))
+
+
+def vision_layer_macs(shape: VisionShape, tokens: int) -> tuple[int, int]:
+    """Count MACs of one layer over `tokens` tokens, [CLS] included: (attention, MLP)."""
+    n, d = tokens, shape.width
+    return 4 * n * d * d + 2 * n * n * d, (3 if shape.gated else 2) * n * d * shape.mlp
 
 
 def cls_row_macs(shape: VisionShape) -> int:

@@ -7,7 +7,8 @@ that only kept tokens are projected. Independent of prompts.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,9 +27,12 @@ from llava.model.features import (
     as_image_list,
     as_size_list,
 )
+from llava.model.multimodal_encoder.cues import tower_cues
 from llava.model.settings import PRESETS, Preset
 from llava.pruning import Kept, Pruner, TextCue, get_pruner
+from llava.pruning.base import NO_TOKEN
 
+POSITIONS = ("contiguous", "original")
 USE_CURRENT = "use current"  # default of visual_tokens(pruner=): the model's own pruner
 
 
@@ -39,6 +43,7 @@ class VisualTokenMixin:
         """Start without pruning. Called once by the constructor."""
         self._pruner = get_pruner("none")
         self._anyres: str | None = None
+        self.positions = "contiguous"
         self.preset: Preset = PRESETS["exact"]
         self._told_unshrunk = False
         self._read_ids: set[type[Pruner]] = set()  # methods that read the identities of crops
@@ -61,6 +66,7 @@ class VisualTokenMixin:
         tokens: int | None = None,
         important_ratio: float = 0.5,
         anyres: str | None = None,
+        positions: str | None = None,
     ) -> Pruner:
         """Change the pruning of a loaded model, starting with the next image.
 
@@ -70,10 +76,14 @@ class VisualTokenMixin:
             important_ratio: share of them selected by attention.
             anyres: "paper", "llava" or "auto" (the preset's, else "paper" if tokens are pruned and "llava" if
                 not); None keeps an earlier choice.
+            positions: of kept tokens in the prompt, "contiguous" (as in the released code) or "original",
+                those of the unpruned prompt, for which decoding is greedy; None keeps an earlier choice.
 
         Raises:
             ValueError: unknown name or invalid value.
         """
+        if positions not in (None, *POSITIONS):
+            raise ValueError(f"positions: {positions!r} is unknown. Choose one of {', '.join(POSITIONS)}.")
         if anyres not in (None, "auto", *PROTOCOLS):
             raise ValueError(f"anyres: {anyres!r} is unknown. Choose one of {', '.join(PROTOCOLS)}, auto.")
         if pruner is None:
@@ -88,8 +98,22 @@ class VisualTokenMixin:
             )
         self._pruner = pruner
         self._anyres = None if anyres == "auto" else anyres or self._anyres
+        self.positions = positions or self.positions
         self.config.anyres_protocol = self.anyres
         return pruner
+
+    def check_pruner(self, pruner: Pruner) -> None:
+        """Raise `ValueError` if this model does not have what a method reads."""
+        tower = self.get_vision_tower()
+        try:
+            if tower is not None and tower.is_loaded:
+                tower.prepare(tower_cues(pruner.cues))
+                if "text_embeds" in pruner.cues:
+                    tower.clip.text_embeds("")
+                if pruner.acts_in == "decoder":
+                    pruner.visual_per_layer(self.config.num_hidden_layers, tower.num_patches)
+        except ValueError as error:
+            raise ValueError(f"{pruner.name}: {error}") from error
 
     def get_visual_token_num(self) -> int:
         """Return the visual tokens that are kept per crop; all of them without pruning."""
@@ -103,15 +127,24 @@ class VisualTokenMixin:
 
     # --- images -> visual tokens -------------------------------------------------------------------------
     def encode_vision(
-        self, images: Tensor | list[Tensor], image_sizes: object = None
+        self,
+        images: Tensor | list[Tensor],
+        image_sizes: object = None,
+        cues: Sequence[str] | None = None,
     ) -> list[VisionFeatures]:
-        """Run the tower once for every image, independent of the pruner and the question.
+        """Run the tower once for every image, independent of budget and question.
 
         Args:
             images: (B, 3, H, W), (B, crops, 3, H, W), a single (3, H, W), or a list of (3, H, W) or
                 (crops, 3, H, W); any float dtype, any device.
             image_sizes: (width, height) of each original image.
+            cues: what methods read besides features and [CLS] attention (default: what the model's own
+                pruner reads); cues that the tower does not compute are ignored.
+
+        Raises:
+            ValueError: the tower does not have a cue.
         """
+        cues = tower_cues(self._pruner.cues if cues is None else cues)
         tower = self.get_vision_tower()
         if tower is None:
             raise ValueError("the model has no vision tower. Load it with load_pretrained_model.")
@@ -128,14 +161,15 @@ class VisualTokenMixin:
             )
         counts = [len(image) for image in crops]
         pixels = torch.cat([image.to(tower.device, non_blocking=True) for image in crops])
-        features, attention = tower(pixels, counts, self.runtime.runner(self, "vision tower"))
+        features, attention, *found = tower(pixels, counts, self.runtime.runner(self, "vision tower"), cues)
         # The projector needs features in its own dtype, and selection uses the same values as the projector.
         features = features.to(device=self._projector_place[0], dtype=self._projector_place[1])
         attention = attention.to(features.device)
+        parts = [cue.to(features.device).split(counts) for cue in found]
         return [
-            VisionFeatures(f, a, size, CropKeys(image), as_crops)
-            for f, a, size, image in zip(
-                features.split(counts), attention.split(counts), sizes, crops, strict=True
+            VisionFeatures(f, a, size, CropKeys(image), as_crops, dict(zip(cues, rest, strict=True)))
+            for f, a, size, image, *rest in zip(
+                features.split(counts), attention.split(counts), sizes, crops, *parts, strict=True
             )
         ]
 
@@ -163,10 +197,134 @@ class VisualTokenMixin:
             question: for a pruner that needs it.
         """
         pruner = self._chosen(pruner)
+        if self._pools_newlines(pruner, vision):
+            return self._tokens_of_pool(vision, pruner)
+        cues = self._cues(pruner, vision.features, vision.cues, question)
+        rows, pooled = self._rows(pruner, vision.features, vision.attention, cues, crops=len(vision.features))
         asked = {"question": question} if pruner.needs_question else {}
-        kept = pruner.keep(vision.features, vision.attention, vision.keys, **asked)
-        embeds = self._project(vision.features, kept.indices, pruner, vision.image_size, vision.as_crops)
-        return VisualTokens(embeds, kept)
+        kept = pooled.keep(*rows[:2], vision.keys if pooled is pruner else None, cues=rows[2], **asked)
+        embeds = self._project(vision.features, kept, pruner, vision.image_size, vision.as_crops, cues)
+        if not self.keeps_positions(pruner):
+            return VisualTokens(embeds, kept)
+        return VisualTokens(embeds, kept, *self._places(vision, kept, pruner))
+
+    def keeps_positions(self, pruner: Pruner) -> bool:
+        """Return whether tokens that a method keeps have their positions in the unpruned prompt."""
+        chosen = pruner.positions or self.positions
+        return chosen == "original" and pruner.acts_in == "image" and pruner.tokens is not None
+
+    def _places(self, vision: VisionFeatures, kept: Kept, pruner: Pruner) -> tuple[Tensor, int]:
+        """Return the places (L,) of the kept tokens among those of the unpruned image, and their number."""
+        crops, patches = vision.features.shape[:2]
+        newlines = self._has_newlines(crops, vision.as_crops)
+        if (crops > 1 and newlines) or (kept.features is not None and bool((kept.indices < 0).any())):
+            what = "newlines" if newlines else "merged tokens"
+            raise ValueError(
+                f"positions: {what} of {pruner.name!r} have no original position. Set positions='contiguous'"
+                + (", or anyres='paper'." if newlines else ".")
+            )
+        layout = partial(
+            token_layout,
+            side=self.get_vision_tower().num_patches_per_side,
+            protocol=self.anyres if crops > 1 else "paper",
+            merge_type=getattr(self.config, "mm_patch_merge_type", None) or "flat",
+            image_size=vision.image_size,
+            grid=self._grid(crops, vision.image_size),
+            as_crops=vision.as_crops,
+            crops=crops,
+        )
+        indices, device = kept.indices, kept.indices.device
+        if len(indices) == crops:
+            indices = indices + torch.arange(crops, device=device)[:, None] * patches
+        place = torch.empty(crops * patches, dtype=torch.int64, device=device)
+        full = torch.arange(patches, device=device).expand(crops, -1)
+        place[layout(full)] = torch.arange(crops * patches, device=device)
+        places = place[indices.flatten()[layout(kept.indices)]]
+        if newlines:  # of a single crop: one, at the end
+            places = torch.cat([places, places.new_tensor([patches])])
+        return places, crops * patches + newlines
+
+    def _cues(
+        self,
+        pruner: Pruner,
+        features: Tensor,
+        cues: Mapping[str, Tensor],
+        question: TextCue | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the cues that a method reads: those of the tower, and those that follow from its features.
+
+        Args:
+            features: (n, N, C).
+            cues: of the tower, (n, ...) each.
+
+        Raises:
+            ValueError: the image was encoded without a cue, or the model does not have it.
+        """
+        found = {}
+        for cue in pruner.cues:
+            if cue == "projected":
+                projector = self.get_model().mm_projector
+                found[cue] = torch.stack([projector(one) for one in features])  # one shape per crop
+            elif cue == "image_embeds":
+                found[cue] = self.get_vision_tower().clip.image_embeds(features)
+            elif cue == "text_embeds":
+                if question is not None:
+                    text = question.text if question.bare is None else question.bare
+                    found[cue] = self.get_vision_tower().clip.text_embeds(text).to(features.device)
+            elif cue in cues:
+                found[cue] = cues[cue]
+            elif cue != "attention":
+                raise ValueError(
+                    f"cues: the image was encoded without {cue!r}, which {pruner.name!r} reads. Encode it "
+                    "with encode_vision(images, cues=pruner.cues)."
+                )
+        return found
+
+    @staticmethod
+    def _rows(
+        pruner: Pruner, features: Tensor, attention: Tensor, cues: dict[str, Tensor], crops: int
+    ) -> tuple[tuple[Tensor, Tensor, dict[str, Tensor]], Pruner]:
+        """Return what `Pruner.keep` gets; a method that selects per image gets all crops as one row.
+
+        Args:
+            features, attention, cues: (n crops, ...) of n images.
+        """
+        if not pruner.per_image or crops == 1:
+            return (features, attention, cues), pruner
+
+        def join(tensor: Tensor, dim: int) -> Tensor:
+            images = tensor.view(-1, crops, *tensor.shape[1:]).movedim(1, dim)
+            return images.flatten(dim, dim + 1)
+
+        budget = None if pruner.tokens is None else pruner.tokens * crops
+        joined = {name: join(cue, 1) for name, cue in cues.items()}
+        return (join(features, 1), join(attention, 2), joined), replace(pruner, tokens=budget)
+
+    def _pools_newlines(self, pruner: Pruner, vision: VisionFeatures) -> bool:
+        crops = len(vision.features)
+        return pruner.per_image and crops > 1 and self._has_newlines(crops, vision.as_crops)
+
+    def _tokens_of_pool(self, vision: VisionFeatures, pruner: Pruner) -> VisualTokens:
+        """Prune the whole sequence of an image, newlines included, to the same share of tokens.
+
+        As DivPrune does on LLaVA-NeXT. Only methods that read nothing but projected tokens can.
+        """
+        if tuple(pruner.cues) != ("projected",):
+            raise ValueError(
+                f"anyres: {pruner.name!r} selects per image by cues that newlines do not have. Set "
+                "anyres='paper'."
+            )
+        crops, patches = vision.features.shape[:2]
+        every = torch.arange(patches, device=vision.features.device).expand(crops, -1)
+        whole = Kept(every, torch.zeros_like(every, dtype=torch.bool))
+        unpruned = get_pruner("none")
+        embeds = self._project(vision.features, whole, unpruned, vision.image_size, vision.as_crops, {})
+        count = len(embeds)
+        if pruner.tokens is not None:
+            pruner = replace(pruner, tokens=round(pruner.tokens / patches * count))
+        row = embeds[None]  # (1, L, D)
+        kept = pruner.keep(row, row.new_zeros(1, 1, count), cues={"projected": row})
+        return VisualTokens(embeds[kept.indices[0]], kept)
 
     def visual_tokens_deferred(
         self, visions: Sequence[VisionFeatures], pruner: Pruner | str | None = USE_CURRENT
@@ -178,7 +336,8 @@ class VisualTokenMixin:
         Methods that choose by the question or draw at random are computed by `visual_tokens`.
         """
         pruner = self._chosen(pruner)
-        if self._asks_the_host(pruner):
+        careful = self._asks_the_host(pruner) or self.keeps_positions(pruner)
+        if careful or any(self._pools_newlines(pruner, one) for one in visions):
             return [self.visual_tokens(vision, pruner) for vision in visions]
         found: dict[int, VisualTokens] = {}
         for places in self._of_one_shape(visions):
@@ -197,17 +356,24 @@ class VisualTokenMixin:
         groups: dict[Any, list[int]] = {}
         for place, one in enumerate(visions):
             size = one.image_size if len(one.features) > 1 else None
-            key = (one.features.shape, one.attention.shape, size, one.as_crops)
+            key = (one.features.shape, one.attention.shape, size, one.as_crops, tuple(one.cues))
             groups.setdefault(key, []).append(place)
         return list(groups.values())
 
     def _tokens_of_one_shape(self, group: Sequence[VisionFeatures], pruner: Pruner) -> list[VisualTokens]:
         first = group[0]
         crops = len(first.features)
+        names = tower_cues(pruner.cues)
         select = partial(
-            self._select, pruner=pruner, size=first.image_size, as_crops=first.as_crops, crops=crops
+            self._select,
+            names=names,
+            pruner=pruner,
+            size=first.image_size,
+            as_crops=first.as_crops,
+            crops=crops,
         )
         inputs = [torch.cat([getattr(one, name) for one in group]) for name in ("features", "attention")]
+        inputs += [torch.cat([one.cues[name] for one in group]) for name in names]
         run = (
             self.runtime.runner(self, "selection")
             if self._is_capturable(pruner, crops, first.as_crops)
@@ -218,13 +384,16 @@ class VisualTokenMixin:
         else:
             key = (pruner, self.anyres, crops, first.image_size if crops > 1 else None, first.as_crops)
             *embeds, indices, important, doubt = run(key, select, *inputs)
-        rows = zip(indices.split(crops), important.split(crops), strict=True)
+        each = 1 if pruner.per_image else crops
+        rows = zip(indices.split(each), important.split(each), strict=True)
         return [VisualTokens(e, Kept(*row), doubt) for e, row in zip(embeds, rows, strict=True)]
 
     def _select(
         self,
         features: Tensor,
         attention: Tensor,
+        *cues: Tensor,
+        names: Sequence[str],
         pruner: Pruner,
         size: tuple[int, int] | None,
         as_crops: bool,
@@ -235,15 +404,21 @@ class VisualTokenMixin:
         Args:
             features: (n crops, N, C) of n images.
             attention: (n crops, H, N).
+            cues: the tower's cues `names`, (n crops, ...) each.
 
         Returns:
             The visual tokens (L, D) of every image, kept indices and important (n crops, K), doubt ().
         """
-        kept, doubt = pruner.keep_deferred(features, attention, UnreadableIds(len(features)))
-        embeds = [
-            self._project(of_image, indices, pruner, size, as_crops)
-            for of_image, indices in zip(features.split(crops), kept.indices.split(crops), strict=True)
-        ]
+        read = self._cues(pruner, features, dict(zip(names, cues, strict=True)))
+        rows, pooled = self._rows(pruner, features, attention, read, crops)
+        kept, doubt = pooled.keep_deferred(*rows[:2], UnreadableIds(len(rows[0])), cues=rows[2])
+        images, each = len(features) // crops, len(kept.indices) // (len(features) // crops)
+        embeds = []
+        for image in range(images):
+            here = slice(image * crops, (image + 1) * crops)
+            part = kept[image * each : (image + 1) * each]
+            of_image = {name: cue[here] for name, cue in read.items()}
+            embeds.append(self._project(features[here], part, pruner, size, as_crops, of_image))
         return *embeds, kept.indices, kept.important, doubt
 
     def _is_capturable(self, pruner: Pruner, crops: int, as_crops: bool) -> bool:
@@ -251,7 +426,13 @@ class VisualTokenMixin:
         return not self._asks_the_host(pruner) and not self._has_newlines(crops, as_crops)
 
     def _asks_the_host(self, pruner: Pruner) -> bool:
-        return pruner.needs_question or pruner.uses_seed or type(pruner) in self._read_ids
+        return (
+            pruner.needs_question
+            or pruner.uses_seed
+            or pruner.reads_values
+            or pruner.is_adaptive
+            or type(pruner) in self._read_ids
+        )
 
     def image_tokens_deferred(
         self, images: Tensor | list[Tensor], image_sizes: object = None
@@ -288,11 +469,23 @@ class VisualTokenMixin:
         if tower.passes(pixels, [count]) != [(0, count, count)]:
             return None
         device, dtype = self._projector_place
+        names = tower_cues(pruner.cues)
+        tower.prepare(names)
 
         def see(pixels: Tensor) -> tuple[Tensor, Tensor]:
-            features, attention = tower.forward_features(pixels)
+            features, attention, *cues = tower.forward_features(pixels, names)
             features, attention = features.to(device=device, dtype=dtype), attention.to(device)
-            found = self._select(features, attention, pruner, size, as_crops, count)
+            cues = [cue.to(device) for cue in cues]
+            found = self._select(
+                features,
+                attention,
+                *cues,
+                names=names,
+                pruner=pruner,
+                size=size,
+                as_crops=as_crops,
+                crops=count,
+            )
             return found[0], found[-1]
 
         key = (pruner, self.anyres, size if count > 1 else None, as_crops)
@@ -310,19 +503,23 @@ class VisualTokenMixin:
     def _project(
         self,
         features: Tensor,
-        indices: Tensor,
+        kept: Kept,
         pruner: Pruner,
         image_size: tuple[int, int] | None,
         as_crops: bool,
+        cues: Mapping[str, Tensor],
     ) -> Tensor:
-        """Project the kept patches `indices` (crops, K) of `features` (crops, N, C), in final order: (L, D).
+        """Project the kept tokens of `features` (crops, N, C), in final order: (L, D).
 
         Waits for the device only where the kept patches decide the number of tokens: pruned crops without
-        their padding (protocol "llava").
+        their padding (protocol "llava"), and methods that choose their number.
         """
         crops, patches = features.shape[:2]
+        indices, pooled = kept.indices, len(kept.indices) != crops
         newlines = self._has_newlines(crops, as_crops)
-        if indices.shape[1] == patches:  # all of them: known without asking the device
+        if kept.features is not None:
+            return self._project_merged(kept, pruner, image_size, as_crops)
+        if indices.shape[1] == patches and not pooled:  # all of them: known without asking the device
             place = "cpu" if newlines else indices.device
             indices = torch.arange(patches, device=place).expand(crops, -1)
         layout = token_layout(
@@ -333,12 +530,18 @@ class VisualTokenMixin:
             image_size=image_size,
             grid=self._grid(crops, image_size),
             as_crops=as_crops,
+            crops=crops,
         )
         indices = indices.to(layout.device)
-        rows = (indices + torch.arange(crops, device=layout.device)[:, None] * patches).flatten()
+        if not pooled:
+            indices = indices + torch.arange(crops, device=layout.device)[:, None] * patches
         newline = layout == NEWLINE  # (L,), on CPU if there are any
-        rows = rows[layout[~newline] if newlines else layout].to(features.device, non_blocking=True)
-        embeds = self.get_model().mm_projector(features.flatten(0, 1)[rows])  # (n, D)
+        rows = indices.flatten()[layout[~newline] if newlines else layout]
+        rows = rows.to(features.device, non_blocking=True)
+        if "projected" in cues:  # all patches were projected already, for the method
+            embeds = cues["projected"].flatten(0, 1)[rows]
+        else:
+            embeds = self.get_model().mm_projector(features.flatten(0, 1)[rows])  # (n, D)
         if not newlines:
             return embeds
         if crops > 1 and (shape := self._shrunk(pruner, crops, newline)) is not None:
@@ -350,6 +553,34 @@ class VisualTokenMixin:
         embeds = torch.cat([embeds, self.get_model().image_newline.to(embeds)[None]])
         place = torch.where(newline, len(embeds) - 1, (~newline).cumsum(0) - 1)
         return embeds[place.to(embeds.device, non_blocking=True)]
+
+    def _project_merged(
+        self, kept: Kept, pruner: Pruner, image_size: tuple[int, int] | None, as_crops: bool
+    ) -> Tensor:
+        """Project merged features in final order: (L, D)."""
+        crops = len(kept.indices)
+        if crops > 1 and self._has_newlines(crops, as_crops):
+            raise ValueError(
+                f"anyres: {pruner.name!r} merges tokens, which have no rows that a newline could end. Set "
+                "anyres='paper'."
+            )
+        layout = token_layout(
+            kept.indices,
+            side=self.get_vision_tower().num_patches_per_side,
+            protocol=self.anyres if crops > 1 else "paper",
+            merge_type=getattr(self.config, "mm_patch_merge_type", None) or "flat",
+            image_size=image_size,
+            grid=self._grid(crops, image_size),
+            as_crops=as_crops,
+        )
+        if pruner.is_adaptive:
+            layout = layout[kept.indices.flatten()[layout] != NO_TOKEN]
+        rows = kept.features.flatten(0, 1)[layout]
+        weight = self._projector_place
+        embeds = self.get_model().mm_projector(rows.to(device=weight[0], dtype=weight[1]))
+        if self._has_newlines(crops, as_crops):  # of a single crop: one, at the end
+            embeds = torch.cat([embeds, self.get_model().image_newline.to(embeds)[None]])
+        return embeds
 
     def _has_newlines(self, crops: int, as_crops: bool) -> bool:
         merge_type = getattr(self.config, "mm_patch_merge_type", None) or "flat"

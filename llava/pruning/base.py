@@ -5,9 +5,9 @@
         def score(self, features, cues):
             return features.double().norm(dim=-1)
 
-A method defines `score`; a method that is not a top-k of scores defines `choose` instead. What it reads besides
-the features is declared in `cues` (see `CUES`). Independent of how features and cues are computed, and of how
-the result is used.
+A method defines `score`; a method that is not a top-k of scores defines `choose` instead. What it reads
+besides the features is declared in `cues` (see `CUES`). Independent of how features and cues are computed,
+and of how the result is used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import ClassVar
@@ -42,7 +42,7 @@ CUES = {
     "projected": "(B, N, D) features after the projector",
     "image_embeds": "(B, N, E) features in the space that CLIP compares with texts",
     "text_embeds": "(M, E) the question's parts in that space",
-    "merged": "(B, L, C) features of a tower that merges N patches to L = the number after '@' inside its layers",
+    "merged": "(B, L, C) features of a tower whose layers merge N patches to L, the number after @",
     "merged_groups": "(B, N) int64, the column of `merged` that each patch is part of",
 }
 # Places of kept tokens that are not patches, in `Kept.indices`
@@ -68,8 +68,14 @@ class Kept:
 
     def to(self, device: torch.device) -> Kept:
         """Return the same on another device."""
-        moved = {name: one.to(device) for name, one in vars(self).items() if one is not None}
-        return Kept(**moved)
+        return self._each(lambda one: one.to(device))
+
+    def __getitem__(self, rows: slice) -> Kept:
+        """Return some of the rows."""
+        return self._each(lambda one: one[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Kept:
+        return Kept(**{name: change(one) for name, one in vars(self).items() if one is not None})
 
     @classmethod
     def from_selected(cls, selected: Tensor, n_important: int) -> Kept:
@@ -84,10 +90,11 @@ class TextCue:
 
     text: str  # the question in the benchmark's words, without the conversation around it
     embeds: Tensor | None  # (L, D) input embeddings of that text in the language model; None if not available
+    bare: str | None = None  # the question without instructions about the answer; None: as `text`
 
     def cpu(self) -> TextCue:
         """Return the cue with its embeddings on the CPU."""
-        return TextCue(self.text, None if self.embeds is None else self.embeds.cpu())
+        return TextCue(self.text, None if self.embeds is None else self.embeds.cpu(), self.bare)
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,7 @@ class Pruner:
 
     name: ClassVar[str] = ""  # set by register_pruner
     cues: ClassVar[tuple[str, ...]] = ()  # names of `CUES` that the method reads besides "attention"
+    positions: ClassVar[str | None] = None  # "original", "contiguous"; None: as the model is set
     acts_in: ClassVar[str] = "image"  # or "decoder": prunes inside the language model (see `inside`)
     per_image: ClassVar[bool] = False  # True: all crops of an image are one row, with one budget
     needs_question: ClassVar[bool] = False  # True: the selection is not shared by the questions of one image
@@ -177,8 +185,8 @@ class Pruner:
             question: The question about all rows; passed on only to methods with `needs_question`.
             cues: The tensors that the method declares in its own `cues`; others are ignored.
         Raises:
-            ValueError: for wrong shapes, dtypes or devices, for NaN or infinite values, for a missing cue, and
-                for a method that needs a question and gets none.
+            ValueError: for wrong shapes, dtypes or devices, for NaN or infinite values, for a missing cue,
+                and for a method that needs a question and gets none.
         """
         given = self._given(features, attention, crop_ids, question, cues)
         device = features.device
@@ -391,8 +399,8 @@ def attention_order(attention: Tensor) -> Tensor:
 def scaled_layer(layer: int, of: int, depth: int) -> int:
     """Scale a layer number that was published for `of` layers to a model of `depth` layers.
 
-    The number of layers up to there, in proportion, rounded to the nearest (a half up), at least 1: 2 of 32 is
-    1 of 3, and 9 of 24 is 5 of 12. Layers count from 1.
+    The number of layers up to there, in proportion, rounded to the nearest (a half up), at least 1: 2 of 32
+    is 1 of 3, and 9 of 24 is 5 of 12. Layers count from 1.
     """
     return min(depth, max(1, int(layer * depth / of + 0.5)))
 

@@ -23,26 +23,29 @@ from . import kernels
 from .base import defer, deferring
 
 DROP_PER_ROUND = 8
-_NEARLY_EQUAL = 1e-9  # tokens nearer than this may be equal ones, which have to tie exactly
+NEARLY_EQUAL = 1e-9  # tokens nearer than this may be equal ones, which have to tie exactly
 _STREAMS = 4  # of a GPU, which compute products of rows at the same time; each has a workspace of cuBLAS
-_MIN_SQUARE, _MAX_SQUARE = 1e-100, 1e100  # squared norms: below counts as zero, above is refused
+MIN_SQUARE, MAX_SQUARE = 1e-100, 1e100  # squared norms: below counts as zero, above is refused
 
 
-def most_diverse(features: Tensor, residual: Tensor, target: int) -> Tensor:
+def most_diverse(
+    features: Tensor, residual: Tensor, target: int, drop_per_round: int = DROP_PER_ROUND
+) -> Tensor:
     """Reduce each row of `residual` to `target` patches that are dissimilar to each other.
 
     Args:
         features: (B, N, C) floating point.
         residual: (B, R) int64, patch indices in the order of attention, which decides the even/odd split.
         target: Patches to keep per row.
+        drop_per_round: Evens to drop per round; kernels exist for the default only.
     Returns:
         (B, min(target, R)) int64, in the order of the last round's list.
     """
     if target == 0 or residual.shape[1] <= target:
         return residual[:, :target]
     similarity = _similarity_of_rows(features, residual)
-    if residual.shape[1] > kernels.MAX_RESIDUAL:
-        return remove_duplicates_in_torch(similarity, residual, target)
+    if residual.shape[1] > kernels.MAX_RESIDUAL or drop_per_round != DROP_PER_ROUND:
+        return remove_duplicates_in_torch(similarity, residual, target, drop_per_round)
     return kernels.run("rounds.remove_duplicates", remove_duplicates_in_torch, similarity, residual, target)
 
 
@@ -97,8 +100,8 @@ def _similarity_of_rows_without_syncs(features: Tensor, residual: Tensor) -> Ten
     Within `Pruner.keep_deferred` there is no sync, and those rows are left to a later call.
     """
     x = features.gather(1, residual[..., None].expand(-1, -1, features.shape[2])).to(torch.float64)
-    products = _products(x)
-    limits = 1 - _NEARLY_EQUAL, _MIN_SQUARE, _MAX_SQUARE
+    products = dot_products(x)
+    limits = 1 - NEARLY_EQUAL, MIN_SQUARE, MAX_SQUARE
     if residual.shape[1] > kernels.MAX_RESIDUAL:
         similarity, exceptional = _similarity_of_products(products, *limits)
     else:
@@ -113,7 +116,7 @@ def _similarity_of_rows_without_syncs(features: Tensor, residual: Tensor) -> Ten
     return similarity
 
 
-def _products(x: Tensor) -> Tensor:
+def dot_products(x: Tensor) -> Tensor:
     """Compute the dot products of all pairs of tokens of each row: (B, R, C) -> (B, R, R).
 
     Each row has its own matrix product, because a batched one may round differently at another batch size.
@@ -170,18 +173,18 @@ def _similarity(x: Tensor) -> Tensor:
     nearly equal, the product runs over distinct features only, and equal tokens share its entries.
     """
     similarity, square = _signed_square_cosines(x)
-    # Not "> 1 - _NEARLY_EQUAL": a zero-norm token gives NaN, which has to count as well.
-    if (~(similarity <= 1 - _NEARLY_EQUAL)).sum() > len(x):  # more than the diagonal
+    # Not "> 1 - NEARLY_EQUAL": a zero-norm token gives NaN, which has to count as well.
+    if (~(similarity <= 1 - NEARLY_EQUAL)).sum() > len(x):  # more than the diagonal
         distinct, place = torch.unique(x, dim=0, return_inverse=True)
         similarity, square = _signed_square_cosines(distinct)
         similarity = torch.maximum(similarity, similarity.T)[place][:, place]  # equal for (i, j) and (j, i)
         square = square[place]
-    if (square > _MAX_SQUARE).any():
+    if (square > MAX_SQUARE).any():
         raise ValueError(
             "features too large for float64 similarities: "
             f"the largest squared norm is {square.max().item():.3g}, the limit is 1e100"
         )
-    zero = square < _MIN_SQUARE
+    zero = square < MIN_SQUARE
     if zero.any():  # carries no information: as an odd it matches no token, as an even it is dropped first
         infinity = float("inf")
         similarity = similarity.masked_fill(zero[:, None], -infinity).masked_fill(zero[None, :], infinity)

@@ -1,14 +1,24 @@
-"""Names of the pruning methods: lower-case, and the same in code, command lines, answer files and tables."""
+"""Names of the pruning methods: lower-case, and the same in code, command lines, answer files and tables.
+
+Other packages add methods by entry points of the group "vispruner.methods", which name a `Pruner` subclass:
+
+    [project.entry-points."vispruner.methods"]
+    norm = "my_package.norm:LargestNorm"
+"""
 
 from __future__ import annotations
 
+import functools
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
 
 from .base import Pruner
 
+ENTRY_POINTS = "vispruner.methods"
 _PRUNERS: dict[str, type[Pruner]] = {}
 
 
@@ -33,8 +43,32 @@ def register_pruner(name: str) -> Callable[[type[Pruner]], type[Pruner]]:
 
 
 def list_pruners() -> list[str]:
-    """Return all registered names, sorted."""
+    """Return all names, sorted, with those of other installed packages."""
+    _add_installed()
     return sorted(_PRUNERS)
+
+
+@functools.cache
+def _add_installed() -> None:
+    """Register the methods of other packages, once. One that cannot be used is left out, with a warning."""
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            _add_entry_point(point)
+        except Exception as error:  # of a foreign module, which may raise anything
+            package = "" if point.dist is None else f" of package {point.dist.name!r}"
+            warnings.warn(
+                f"pruning method {point.name!r}{package} is not available: {point.value}: "
+                f"{type(error).__name__}: {error}. Update or uninstall the package.",
+                stacklevel=4,
+            )
+
+
+def _add_entry_point(point: EntryPoint) -> None:
+    cls = point.load()
+    if not (isinstance(cls, type) and issubclass(cls, Pruner)):
+        raise TypeError(f"expected a subclass of llava.pruning.Pruner, got {cls!r}")
+    if _PRUNERS.get(point.name) is not cls:
+        register_pruner(point.name)(cls)
 
 
 def get_pruner(
@@ -51,6 +85,8 @@ def get_pruner(
     Raises:
         ValueError: for an unknown name or option, and for invalid settings.
     """
+    if name not in _PRUNERS:
+        _add_installed()
     if name not in _PRUNERS:
         near = get_close_matches(str(name).lower(), _PRUNERS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -6,6 +6,7 @@ import torch
 
 from .base import Kept, Pruner, attention_order
 from .diversity import most_diverse
+from .greedy import gram_flops
 from .kernels import rounds_backend
 from .registry import register_pruner
 
@@ -30,3 +31,9 @@ class VisPruner(Pruner):
         important, residual = order[:, :n_important], order[:, n_important:]
         diverse = most_diverse(features, residual, tokens - n_important)
         return Kept.from_selected(torch.cat([important, diverse], dim=1), n_important)
+
+    def flops(self, patches, channels, projected):
+        if self.tokens is None or self.tokens >= patches:
+            return 0.0
+        important = int(self.tokens * self.important_ratio)
+        return gram_flops(patches - important, channels) if important < self.tokens else 0.0

@@ -90,11 +90,14 @@ def test_what_cannot_be_done_is_refused_before_loading(data, tmp_path, capsys, j
 
 
 def test_a_setting_of_a_sweep_that_cannot_be_had_stops_no_other(data, tmp_path, capsys):
-    argv = ["--benchmarks", "pope", "--methods", "pyramiddrop,fastv", "--tokens", "4"]
-    assert sweep.main(given(data, tmp_path, *argv, "--bootstrap-iters", "100")) == 1
-    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    argv = ["--benchmarks", "pope", "--methods", "pyramiddrop,fastv,cdpruner", "--tokens", "4"]
+    assert sweep.main(given(data, tmp_path, *argv, "--bootstrap-iters", "100")) == 0
+    *_, line, last = capsys.readouterr().out.splitlines()
+    document = json.loads(last)
     assert [cell["setting"] for cell in document["tables"][0]["cells"]] == ["fastv-4"]
-    assert len(document["failures"]) == 1 and "pyramiddrop-4: method" in document["failures"][0]
+    assert not document["failures"] and "'pyramiddrop' cannot" in document["unavailable"]["pyramiddrop-4"]
+    assert "Download the whole CLIP" in document["unavailable"]["cdpruner-4"]
+    assert line.startswith("cdpruner-4: not available: ")
 
 
 def test_run_llava_prunes_inside(monkeypatch):

@@ -228,6 +228,6 @@ def test_a_setting_with_only_empty_answers_does_not_hide_the_others(monkeypatch,
     monkeypatch.setattr(sweep.execute, "score", score)
     args = SimpleNamespace(fixed=False, bootstrap_iters=100, seed=0)
     failures = sweep.Failures()
-    found = sweep._score(args, SimpleNamespace(title="POPE", partial=False), runs, failures)
+    found = sweep.score_task(args, SimpleNamespace(title="POPE", partial=False), runs, failures)
     assert [one.name for one in found] == ["random-64"]
     assert failures == ["POPE, none: answers.jsonl: all 5 answers are empty"]

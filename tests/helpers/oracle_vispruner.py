@@ -36,8 +36,11 @@ def attention_ranking(attention):
     return sorted(range(n), key=lambda patch: -mean[patch])  # sorted() is stable
 
 
-def select_row(features, attention, T, r, product=dot, exact=False):
-    """Select in one row: (N, C), (H, N) -> (kept indices ascending, set of the important ones)."""
+def select_row(features, attention, T, r, product=dot, exact=False, drop=8, listed=None):
+    """Select in one row: (N, C), (H, N) -> (kept indices ascending, set of the important ones).
+
+    `drop` is the number of tokens to drop per round; `listed` sorts the residual list.
+    """
     x = np.asarray(features, dtype=np.float64)
     if exact:
         x = np.vectorize(Fraction, otypes=[object])(x)
@@ -50,10 +53,11 @@ def select_row(features, attention, T, r, product=dot, exact=False):
     important, rho = order[:t_imp], order[t_imp:]
     if t_div == 0:
         return sorted(important), set(important)
+    rho = sorted(rho, key=listed) if listed else rho
     square = [product(x[i : i + 1], x[i : i + 1])[0, 0] for i in range(n)]
     while len(rho) > t_div:
         evens, odds = rho[0::2], rho[1::2]
-        k = min(8, len(rho) - t_div, len(evens))
+        k = min(drop, len(rho) - t_div, len(evens))
         products = product(x[evens], x[odds])
         s = []
         for i, even in enumerate(evens):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import warnings
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from helpers.checkpoints import NEXT, load, write
 from helpers.golden_model import golden_image
 from llava.mm_utils import get_anyres_image_grid_shape, process_images
-from llava.model.anyres import NEWLINE, shrunk_grid, token_layout, unpadded_window
+from llava.model.anyres import NEWLINE, merged_layout, shrunk_grid, token_layout, unpadded_window
 
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 ALL = torch.arange(4)  # 2 x 2 patches per crop
@@ -189,3 +190,23 @@ def test_anyres_max_under_pruning(tmp_path):
         assert torch.equal(found[0], plain.encode_images(pixels, [size])[0])
         said = [str(one.message) for one in caught if "anyres_max_1" in str(one.message)]
         assert len(said) == (protocol == "llava")
+
+
+def test_merged_tokens_follow_the_grid_of_patches_crop_by_crop():
+    """The base image's tokens as they are, patches of the tiles in raster order, [CLS] tokens, the others."""
+    places = [torch.tensor(row) for row in ([-1, 3, -2], [-1, 0, -2], [-1, 2, -2], [-1, 1, -2], [-1, 3, -2])]
+    base, patches = [(0, 0), (0, 1), (0, 2)], [(1, 1), (2, 1), (3, 1), (4, 1)]
+    others = [(crop, column) for column in (0, 2) for crop in range(1, 5)]
+    assert merged_layout(places, 2, (2, 2)) == base + patches + others
+
+
+@pytest.mark.parametrize("crops", [1, 5])
+def test_a_pool_of_all_crops_is_ordered_like_its_patches(crops):
+    side, patches = 3, 9
+    kept = torch.tensor([sorted(random.Random(crops).sample(range(crops * patches), 7))])
+    grid = None if crops == 1 else (2, 2)
+    every = torch.arange(patches).expand(crops, -1)
+    whole = token_layout(every, side, "paper", "flat", grid=grid).tolist()
+    want = [place for place in whole if place in kept[0].tolist()]
+    found = token_layout(kept, side, "paper", "flat", grid=grid, crops=crops)
+    assert kept[0][found].tolist() == want

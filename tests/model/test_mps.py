@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers.checkpoints import IDS, IMAGE, SOURCE, load, logits, write
+from helpers.cues import make_cues
 from helpers.fake_mps import MpsTensor, fake_mps
 from helpers.synthetic_pope import make_pope
 from llava.eval import model_vqa_loader, run, sweep
@@ -48,10 +49,12 @@ def test_every_method_keeps_the_tokens_that_it_keeps_on_a_cpu(method, dtype):
     features, attention = FEATURES.to(dtype), ATTENTION.to(dtype)
     pruner = get_pruner(method, tokens=None if method == "none" else 16)
     cue = TextCue("what?", torch.ones(2, 8))
-    expected = pruner.keep(features, attention, ["a", "b", "c"], cue)
+    cues = make_cues(pruner, features, attention)
+    expected = pruner.keep(features, attention, ["a", "b", "c"], cue, cues)
     with fake_mps():
         cue = TextCue("what?", torch.ones(2, 8).to("mps"))
-        kept = pruner.keep(features.to("mps"), attention.to("mps"), ["a", "b", "c"], cue)
+        cues = {name: tensor.to("mps") for name, tensor in cues.items()}
+        kept = pruner.keep(features.to("mps"), attention.to("mps"), ["a", "b", "c"], cue, cues)
         assert kept.indices.device.type == kept.important.device.type == "mps"
         assert kept.indices.tolist() == expected.indices.tolist()
         assert kept.important.tolist() == expected.important.tolist()
@@ -62,7 +65,7 @@ def test_a_method_of_a_user_gets_cpu_tensors():
         needs_question = True
 
         def score(self, features, cues):
-            assert features.device == attention.device == question.embeds.device == CPU
+            assert features.device == cues.attention.device == cues.question.embeds.device == CPU
             return features.double().norm(dim=-1)
 
     with fake_mps():

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from helpers.cues import keep
 from llava.pruning import Kept, Pruner, get_pruner, list_pruners
 
 
@@ -85,12 +86,13 @@ def test_empty_batches_empty_grids_and_no_budget(method, tokens):
     pruner = get_pruner(method, tokens)
     k = 9 if tokens is None or method == "none" else min(tokens, 9)
     k = 9 if pruner.acts_in == "decoder" and k else k  # all of them enter the language model
-    assert pruner.select(torch.zeros(0, 9, 3), torch.zeros(0, 2, 9)).shape == (0, k)
-    assert pruner.keep(torch.zeros(0, 9, 3), torch.zeros(0, 2, 9)).important.shape == (0, k)
-    assert pruner.select(torch.zeros(2, 0, 3), torch.zeros(2, 2, 0)).shape == (2, 0)
-    assert pruner.select(*good()).shape == (2, k)
+    none = keep(pruner, torch.zeros(0, 9, 3), torch.zeros(0, 2, 9))
+    assert none.indices.shape == none.important.shape == (0, k)
+    assert keep(pruner, torch.zeros(2, 0, 3), torch.zeros(2, 2, 0)).indices.shape == (2, 0)
+    kept = keep(pruner, *good())
+    assert kept.indices.shape == (2, k)
     if k == 9:
-        assert pruner.select(*good()).tolist() == [list(range(9))] * 2
+        assert kept.indices.tolist() == [list(range(9))] * 2 and kept.features is None
 
 
 def test_config_contains_what_affects_the_result_and_is_json():

@@ -5,24 +5,29 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.cues import QUESTION, keep, make_cues
 from helpers.no_syncs import NoSyncs
 from helpers.selection_inputs import EXACT_TIES, make_inputs
 from llava.pruning import Kept, Pruner, TextCue, base, diversity, get_pruner, list_pruners
+from llava.pruning.base import NO_PLACE
 
 METHODS = [name for name in list_pruners() if name != "random"]  # it reads identities on the host
 
 
 def deferred(pruner, features, attention):
     """Call `keep_deferred` under `NoSyncs`, after a first call that may fill caches as a warm-up does."""
-    pruner.keep_deferred(features, attention)
+    cues = make_cues(pruner, features, attention)
+    pruner.keep_deferred(features, attention, None, QUESTION, cues)
     with NoSyncs():
-        kept, doubt = pruner.keep_deferred(features, attention)
+        kept, doubt = pruner.keep_deferred(features, attention, None, QUESTION, cues)
     assert doubt.shape == () and doubt.dtype == torch.bool
     return kept, bool(doubt)
 
 
 def assert_same(kept, expected):
     assert torch.equal(kept.indices, expected.indices) and torch.equal(kept.important, expected.important)
+    if expected.features is not None:
+        assert torch.equal(kept.features, expected.features) and torch.equal(kept.groups, expected.groups)
 
 
 def inputs(kind="gauss", rows=2, n=100, channels=48, heads=3):
@@ -48,13 +53,15 @@ def test_the_mode_notices_syncs():
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["gauss", "cluster", "spatial", "outlier", "tie_attn"])
-@pytest.mark.parametrize(("tokens", "ratio"), [(64, 0.5), (33, 0.1), (20, 1), (7, 0), (0, 0.5), (200, 0.5)])
-def test_ordinary_inputs_keep_the_same_without_doubt(method, kind, tokens, ratio):
+def test_ordinary_inputs_keep_the_same_without_doubt(method, kind):
     features, attention = inputs(kind)
-    pruner = get_pruner(method, tokens, ratio)
-    kept, doubt = deferred(pruner, features, attention)
-    assert not doubt
-    assert_same(kept, pruner.keep(features, attention))
+    for tokens, ratio in [(64, 0.5), (33, 0.1), (20, 1), (7, 0), (0, 0.5), (200, 0.5)]:
+        if ratio in (0, 0.1, 1) and not get_pruner(method).uses_ratio and tokens != 33:
+            continue
+        pruner = get_pruner(method, tokens, ratio)
+        kept, doubt = deferred(pruner, features, attention)
+        assert not doubt
+        assert_same(kept, keep(pruner, features, attention))
 
 
 @st.composite
@@ -80,9 +87,11 @@ def test_tokens_are_equal_where_there_is_no_doubt_and_valid_everywhere(case, met
     pruner = get_pruner(method, tokens, ratio)
     kept, doubt = deferred(pruner, features, attention)
     n = features.shape[1]
-    assert (kept.indices.diff(dim=1) > 0).all() and ((kept.indices >= 0) & (kept.indices < n)).all()
+    if kept.features is None:
+        assert (kept.indices.diff(dim=1) > 0).all() and (kept.indices >= 0).all()
+    assert ((kept.indices >= NO_PLACE) & (kept.indices < n)).all()
     try:
-        expected = pruner.keep(features, attention)
+        expected = keep(pruner, features, attention)
     except ValueError:
         assert doubt
     else:

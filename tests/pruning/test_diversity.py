@@ -166,6 +166,6 @@ def test_a_captured_selection_keeps_the_same(backend, monkeypatch):
 @pytest.mark.parametrize("rows", [2, 5, 9])
 def test_products_of_a_row_do_not_depend_on_the_batch(rows):
     x = torch.randn(rows, 544, 1024, generator=torch.Generator().manual_seed(rows)).double().cuda()
-    together = diversity._products(x)
+    together = diversity.dot_products(x)
     for row in range(rows):
-        assert torch.equal(diversity._products(x[row : row + 1])[0], together[row])
+        assert torch.equal(diversity.dot_products(x[row : row + 1])[0], together[row])

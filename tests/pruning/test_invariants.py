@@ -5,8 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.cues import keep
 from helpers.oracle_vispruner import attention_ranking, select
 from llava.pruning import get_pruner, list_pruners
+from llava.pruning.base import CLS_PLACE, NO_PLACE
 
 RATIOS = [tenth / 10 for tenth in range(11)]
 QUICK = settings(max_examples=60, deadline=None)
@@ -32,14 +34,24 @@ def cases(draw, min_rows=1):
 @given(cases(), st.sampled_from(list_pruners()))
 def test_count_order_and_uniqueness(case, method):
     features, attention, tokens, ratio = case
-    kept = get_pruner(method, tokens, ratio).keep(features, attention)
+    kept = keep(get_pruner(method, tokens, ratio), features, attention)
     n = features.shape[1]
     count = n if method == "none" else min(tokens, n)
     count = n if get_pruner(method).acts_in == "decoder" and count else count
     assert kept.indices.shape == kept.important.shape == (len(features), count)
     assert kept.indices.dtype == torch.int64 and kept.important.dtype == torch.bool
-    assert (kept.indices.diff(dim=1) > 0).all()  # ascending, hence unique
-    assert ((kept.indices >= 0) & (kept.indices < n)).all()
+    if kept.features is None:
+        assert (kept.indices.diff(dim=1) > 0).all()  # ascending, hence unique
+        assert ((kept.indices >= 0) & (kept.indices < n)).all()
+        return
+    assert 0 < count < n and kept.features.isfinite().all()
+    assert kept.features.shape == (*kept.indices.shape, features.shape[2])
+    assert kept.features.dtype == features.dtype and kept.groups.shape == features.shape[:2]
+    assert ((kept.groups >= -1) & (kept.groups < count)).all()
+    for places in kept.indices.tolist():
+        patches = [place for place in places if place >= 0]
+        assert len(set(patches)) == len(patches) and all(place < n for place in patches)
+        assert {place for place in places if place < 0} <= {CLS_PLACE, NO_PLACE}
 
 
 @QUICK
@@ -65,12 +77,15 @@ def test_equals_the_oracle(case):
 def test_rows_are_independent_and_batch_order_is_irrelevant(case, method, random):
     features, attention, tokens, ratio = case
     pruner = get_pruner(method, tokens, ratio, seed=3)
-    together = pruner.select(features, attention)
+    together = keep(pruner, features, attention)
     order = list(range(len(features)))
     random.shuffle(order)
-    assert torch.equal(pruner.select(features[order], attention[order]), together[order])
-    for row in order:
-        assert torch.equal(pruner.select(features[row, None], attention[row, None])[0], together[row])
+    for rows in (order, *([row] for row in order)):
+        some = keep(pruner, features[rows], attention[rows])
+        assert torch.equal(some.indices, together.indices[rows])
+        if some.features is not None:
+            assert torch.equal(some.features, together.features[rows])
+            assert torch.equal(some.groups, together.groups[rows])
 
 
 @QUICK
@@ -78,9 +93,12 @@ def test_rows_are_independent_and_batch_order_is_irrelevant(case, method, random
 def test_float16_selects_what_its_exact_copies_select(case, method):
     features, attention, tokens, ratio = case
     pruner = get_pruner(method, tokens, ratio)
-    expected = pruner.select(features, attention)
+    expected = keep(pruner, features, attention)
     for dtype in (torch.float32, torch.float64):
-        assert torch.equal(pruner.select(features.to(dtype), attention.to(dtype)), expected)
+        kept = keep(pruner, features.to(dtype), attention.to(dtype))
+        assert torch.equal(kept.indices, expected.indices)
+        if kept.features is not None:
+            assert torch.equal(kept.features.half(), expected.features)
 
 
 @QUICK

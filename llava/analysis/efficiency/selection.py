@@ -1,12 +1,16 @@
 """Measure token selection, compared with the algorithm line by line: one float32 product per round.
 
     python -m llava.analysis.efficiency selection --device cpu --vs baseline
+    python -m llava.analysis.efficiency selection --device cpu --methods all
 
 Features and attention are random, because the time does not depend on their values. The optimized selection
 computes in float64 whatever its inputs. Before anything is timed, its indices are compared with those of the
 baseline in float64 for every row; a difference is an error. The speedup is the time of the baseline over the
 optimized time; the document's `speedup` is the smallest of all rows. On CUDA the selection is also captured
 in a graph (`graph`); its checks of unusual inputs then become a flag.
+
+--methods times other methods that prune before the language model, and compares them with VisPruner's time
+and with the prefill of --dummy-model.
 """
 
 from __future__ import annotations
@@ -15,7 +19,14 @@ import argparse
 from functools import partial
 from typing import Any
 
-from llava.analysis.efficiency.options import add_measuring, add_ratio, check_device, numbers, table
+from llava.analysis.efficiency.options import (
+    add_dummy_model,
+    add_measuring,
+    add_ratio,
+    check_device,
+    numbers,
+    table,
+)
 from llava.argtypes import at_least
 from llava.model import flops
 
@@ -42,16 +53,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--heads", type=at_least(1), default=16, help="attention heads H (default: %(default)s)"
     )
+    group.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="time these methods, or all, next to vispruner"
+    )
+    group.add_argument(
+        "--text-tokens",
+        type=at_least(0),
+        default=60,
+        help="text tokens of the prefill that --methods compares with (default: %(default)s)",
+    )
+    add_dummy_model(group, default="llava-1.5-7b")
 
 
 def check(args: argparse.Namespace) -> None:
     if max(args.tokens) >= args.patches:
         raise ValueError(f"--tokens {max(args.tokens)}: expected fewer than --patches {args.patches}")
     check_device(args)
+    if args.methods and args.vs:
+        raise ValueError("--methods: compares with vispruner, not with --vs baseline. Use one of them")
+    args.methods = args.methods and _methods(args.methods)
     args.batch_sizes = args.batch_sizes or ([1, 5] if args.device == "cpu" else [1, 5, 32])
 
 
+def _methods(names: list[str]) -> list[str]:
+    """Return the names of methods that prune before the language model; "all" is all of them."""
+    from llava.pruning import get_pruner, list_pruners
+
+    if names == ["all"]:
+        names = [name for name in list_pruners() if name != "none"]
+        return [name for name in names if get_pruner(name).acts_in == "image"]
+    inside = [name for name in names if get_pruner(name).acts_in != "image"]
+    if inside:
+        raise ValueError(f"--methods {inside[0]}: it prunes inside the language model. Leave it out")
+    return names
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.methods:
+        from llava.analysis.efficiency.methods import measure_methods
+
+        return measure_methods(args, args.methods)
     import torch
 
     from llava.analysis.efficiency.baseline import baseline_select
@@ -124,6 +165,10 @@ def select_deferred(pruner: Any, features: Any, attention: Any) -> tuple[Any, An
 
 
 def render(document: dict[str, Any]) -> str:
+    if "methods" in document:
+        from llava.analysis.efficiency.methods import render_methods
+
+        return render_methods(document)
     columns = {
         "batch": lambda row: row["batch"],
         "T": lambda row: row["tokens"],

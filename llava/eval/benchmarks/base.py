@@ -19,14 +19,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .files import ANSWER, DataError, DataIssue, Question, Row, parse_once, read_answers
+from .files import ANSWER, INSTRUCTIONS, DataError, DataIssue, Question, Row, parse_once, read_answers
 from .joining import check_foreign, check_not_empty, is_empty, join_by_prompt, known_id, repeated_answers
 from .normalize import cleaned
 from .questions import read_questions
 from .shapes import Shape
 
-SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
-LETTER_ANSWER = "\nAnswer with the option's letter from the given choices directly."
+_, SHORT_ANSWER, LETTER_ANSWER = (f"\n{line}" for line in INSTRUCTIONS)
 LLAVA_EVAL_ZIP = "eval.zip of LLaVA (its docs/Evaluation.md)"
 
 

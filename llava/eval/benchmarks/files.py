@@ -51,6 +51,14 @@ class DataIssue:
         return f"{self.file}:{self.line}: {self.message}"
 
 
+# Lines that LLaVA's prompts append to a question
+INSTRUCTIONS = (
+    "When the provided information is insufficient, respond with 'Unanswerable'.",
+    "Answer the question using a single word or phrase.",
+    "Answer with the option's letter from the given choices directly.",
+)
+
+
 @dataclass(frozen=True)
 class Question:
     """One question as given to the model."""
@@ -63,6 +71,14 @@ class Question:
     file: str = ""
     line: int = 0  # from 1; or entry of a JSON list
     extra: Row = field(default_factory=dict, compare=False)  # further keys of the answer line
+
+    @property
+    def bare(self) -> str:
+        """The text without the instructions after it."""
+        lines = self.text.rstrip().split("\n")
+        while len(lines) > 1 and lines[-1].strip() in INSTRUCTIONS:
+            lines.pop()
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)

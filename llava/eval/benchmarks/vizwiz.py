@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from .base import SHORT_ANSWER, DataFile
-from .files import ANSWER, DataError, Row, by_key, parse_once, read_json
+from .files import ANSWER, INSTRUCTIONS, DataError, Row, by_key, parse_once, read_json
 from .joining import join_by_prompt, known_id, other_questions
 from .normalize import soft_accuracy, vizwiz_official
 from .shapes import TEXT, Shape
 from .vqa import REFERENCES, UploadedVQA, references
 
 LLAVA_TEST, LLAVA_VAL, TRUTH = "llava_test.jsonl", "llava_val.jsonl", "val.json"
-MAY_REFUSE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
+MAY_REFUSE = f"\n{INSTRUCTIONS[0]}"
 ENTRY: Shape = {
     "image": str,
     "answers": REFERENCES,

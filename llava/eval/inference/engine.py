@@ -45,6 +45,7 @@ from llava.mm_utils import is_anyres, load_image, tokenizer_image_token
 from llava.model.decode import Decoding, Row, can_share, generate, generate_shared
 from llava.model.features import VisualTokens
 from llava.model.flops import VisionShape
+from llava.model.multimodal_encoder.cues import tower_cues
 from llava.model.runtime.graphs import is_out_of_memory
 from llava.model.splice import ContextLimits
 from llava.pruning import Pruner, TextCue
@@ -177,6 +178,7 @@ class Engine:
         self._encode_at_once = self._images_at_once()
         self._images_per_call = self._encode_at_once  # halved when the device runs out of memory
         self._watch = Stopwatch(device)
+        self._cues: tuple[str, ...] = ()  # of the tower, which the methods of a run read
         self._tokenize = _RememberingTokenizer(self.tokenizer)
         # visual tokens of an image in every layer, of settings that prune inside the language model
         self.visual_per_layer: dict[Pruner, list[int]] = {}
@@ -229,6 +231,13 @@ class Engine:
         self._watch.settle()
         stats.seconds += time.monotonic() - start
         return stats
+
+    def encoded(self, images: Sequence[Any], pruner: Pruner) -> Iterator[tuple[Any, Any]]:
+        """Yield (image, features) with the cues of a method; skip images that cannot be read."""
+        self._adopt([SimpleNamespace(pruner=pruner)])
+        with self._read_ahead(images, 0) as loaded:
+            for image in images:
+                yield from self._encode([image], loaded, {}, InferenceStats()).items()
 
     # -- one group --------------------------------------------------------------------------------
 
@@ -373,14 +382,19 @@ class Engine:
 
     def _rows(self, questions: Sequence[Question], visual: dict[Any, VisualTokens]) -> list[Row]:
         images: dict[Any, Any] = {
-            image: (tokens.embeds, len(tokens.kept.indices), tokens.kept.important.flatten())
+            image: (
+                tokens.embeds,
+                len(tokens.kept.indices),
+                tokens.kept.important.flatten(),
+                *_places(tokens),
+            )
             for image, tokens in visual.items()
         }
-        images[None] = (None, 1, None)
+        images[None] = (None, 1, None, None, 0)
         rows = []
         for one in questions:
-            embeds, crops, marked = images[one.image]
-            rows.append(Row(self.prompt_ids(one), embeds, one.image, crops, marked))
+            embeds, crops, marked, places, span = images[one.image]
+            rows.append(Row(self.prompt_ids(one), embeds, one.image, crops, marked, places, span))
         return rows
 
     @torch.inference_mode()
@@ -391,10 +405,14 @@ class Engine:
         embedding = self.model.get_input_embeddings()
         ids = self.tokenizer(question.text, add_special_tokens=False).input_ids
         asked = TextCue(
-            question.text, embedding(torch.tensor(ids, dtype=torch.long, device=self.model.device))
+            question.text,
+            embedding(torch.tensor(ids, dtype=torch.long, device=self.model.device)),
+            question.bare,
         )
-        visual = self.model.visual_tokens(features[question.image], pruner, asked).embeds
-        return Row(self.prompt_ids(question), visual, (question.image, question.text))
+        visual = self.model.visual_tokens(features[question.image], pruner, asked)
+        key = (question.image, question.text)
+        places, span = _places(visual)
+        return Row(self.prompt_ids(question), visual.embeds, key, places=places, span=span)
 
     def _answer(
         self, questions: Sequence[Question], rows: Sequence[Row], pruner: Pruner
@@ -490,8 +508,9 @@ class Engine:
             here = slice(len(found), len(found) + self._images_per_call)
             count = len(pixels[here])
             try:
+                extra = {"cues": self._cues} if self._cues else {}  # other models do not know them
                 with torch.inference_mode():
-                    found += self.model.encode_vision(list(pixels[here]), list(sizes[here]))
+                    found += self.model.encode_vision(list(pixels[here]), list(sizes[here]), **extra)
                 continue
             except RuntimeError as error:
                 if not is_out_of_memory(error) or count == 1:
@@ -514,7 +533,7 @@ class Engine:
         if cache is not None:
 
             def known(image: Any) -> Any | None:
-                return cache.get(self._key(image))
+                return cache.get(self._key(image), self._cues)
 
         return read_ahead(
             images,
@@ -531,7 +550,7 @@ class Engine:
         protocol = getattr(self.model.config, "anyres_protocol", None) if anyres else None
         return image_key(image, self.load_image, protocol)
 
-    def _adopt(self, settings: Sequence[PassSetting]) -> None:
+    def _adopt(self, settings: Sequence[Any]) -> None:
         """Set the anyres protocol of the model; one for all settings, because it decides the crops."""
         chosen = self.anyres or getattr(getattr(self.model, "preset", None), "anyres", None)
         protocols = {
@@ -542,6 +561,7 @@ class Engine:
                 "anyres: pruned and unpruned settings cut images differently. Set anyres='paper' or "
                 "anyres='llava' for all of them"
             )
+        self._cues = tower_cues([cue for setting in settings for cue in setting.pruner.cues])
         if settings and hasattr(self.model, "set_pruner"):
             self.model.set_pruner(settings[0].pruner, anyres=self.anyres or "auto")
 
@@ -555,6 +575,10 @@ class _RememberingTokenizer:
 
     def __call__(self, text: str) -> SimpleNamespace:
         return SimpleNamespace(input_ids=self._ids(text))
+
+
+def _places(tokens: VisualTokens) -> tuple[torch.Tensor | None, int]:
+    return getattr(tokens, "places", None), getattr(tokens, "span", 0)  # models of other origin have none
 
 
 def _wanted(settings: Sequence[PassSetting], question: Question) -> list[PassSetting]:

@@ -15,10 +15,12 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
+
+from llava.eval.inference.vision_store import VisionStore
 
 
 class VisionCache:
@@ -26,12 +28,16 @@ class VisionCache:
 
     device: where features wait, "cpu" to spare an accelerator's memory; None (default) leaves them where they
     were made. An image larger than the whole limit is not kept. Raises ValueError for a negative limit.
+    store: a second cache on disk, which later commands can use.
     """
 
-    def __init__(self, limit_bytes: int, device: str | torch.device | None = None) -> None:
+    def __init__(
+        self, limit_bytes: int, device: str | torch.device | None = None, store: VisionStore | None = None
+    ) -> None:
         if limit_bytes < 0:
             raise ValueError(f"limit_bytes must be 0 or more, not {limit_bytes}")
         self.limit_bytes = limit_bytes
+        self.store = store
         self.device = None if device is None else torch.device(device)
         self.bytes = 0
         self.hits = self.misses = 0
@@ -50,21 +56,37 @@ class VisionCache:
                 self.bytes = 0
                 self._model = weakref.ref(model)
 
-    def get(self, key: Hashable) -> Any | None:
-        """Return the features stored under `key`, on the device they came from, or None."""
+    def get(self, key: Hashable, cues: Sequence[str] = ()) -> Any | None:
+        """Return the features stored under `key`, on their device; None if one of `cues` is missing."""
         with self._lock:
             item = self._items.get(key)
-            if item is None:
+            if item is not None and set(cues) <= set(getattr(item[0], "cues", ())):
+                self._items.move_to_end(key)
+                self.hits += 1
+            else:
+                item = None
+        if item is None and self.store is not None:
+            features = self.store.get(key, cues)
+            if features is not None:
+                self._keep(key, features)
+                with self._lock:
+                    self.hits += 1
+                return features
+        if item is None:
+            with self._lock:
                 self.misses += 1
-                return None
-            self._items.move_to_end(key)
-            self.hits += 1
+            return None
         features, device, _ = item
         return features if self.device is None else _moved(features, device)
 
     def put(self, key: Hashable, features: Any) -> None:
         """Store `features` (a dataclass of tensors), dropping the least recently used ones to make room."""
-        tensors = [value for value in vars(features).values() if isinstance(value, torch.Tensor)]
+        if self.store is not None:
+            self.store.put(key, features)
+        self._keep(key, features)
+
+    def _keep(self, key: Hashable, features: Any) -> None:
+        tensors = [tensor for value in vars(features).values() for tensor in _tensors(value).values()]
         size = sum(tensor.nbytes for tensor in tensors)
         if size > self.limit_bytes:
             return
@@ -92,6 +114,7 @@ def image_key(image: Any, load_image: Callable[[Any], Any], protocol: str | None
         protocol: How it is cut into crops; None if there is only one way.
     """
     reader = getattr(load_image, "__func__", load_image)
+    reader = f"{reader.__module__}.{reader.__qualname__}"
     if isinstance(image, str | os.PathLike):
         place = os.path.realpath(image)
         try:
@@ -104,9 +127,19 @@ def image_key(image: Any, load_image: Callable[[Any], Any], protocol: str | None
 
 def _moved(features: Any, device: torch.device) -> Any:
     """Return `features` on a device, in tensors that own their memory: a view keeps its whole batch alive."""
-    moved = {}
-    for name, value in vars(features).items():
-        if isinstance(value, torch.Tensor):
-            value = value.to(device)
-            moved[name] = value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
+    moved: dict[str, Any] = {}
+    for field, value in vars(features).items():
+        owned = {name: tensor.to(device) for name, tensor in _tensors(value).items()}
+        for name, tensor in owned.items():
+            if tensor.untyped_storage().nbytes() > tensor.nbytes:
+                owned[name] = tensor.clone()
+        if owned:
+            moved[field] = owned if isinstance(value, dict) else owned[""]
     return dataclasses.replace(features, **moved)
+
+
+def _tensors(value: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors of a field, which is one, or names several."""
+    if isinstance(value, torch.Tensor):
+        return {"": value}
+    return value if isinstance(value, dict) else {}

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava.eval.benchmarks import DataError
 from llava.eval.inference.memory import most_crops, question_bytes, questions_per_batch, weight_bytes
 from llava.eval.jobs.job import Job, Task
-from llava.eval.jobs.session import ModelError
+from llava.eval.jobs.session import MethodUnavailable, ModelError
 from llava.eval.store.provenance import Configuration
 from llava.eval.store.run_record import recorded_batch_size
 
@@ -120,7 +119,7 @@ def check_inside(job: Job, task: Task, pruner: Pruner) -> None:
     """Refuse what a method that prunes inside the language model cannot do, before the model is loaded.
 
     Raises:
-        DataError: sampling, beams, or a budget that cannot be had with the model's layers and patches.
+        MethodUnavailable: sampling, beams, or a budget that cannot be had with the model's layers.
         ModelError: The sizes of the model cannot be read.
     """
     if pruner.acts_in != "decoder":
@@ -135,7 +134,7 @@ def check_inside(job: Job, task: Task, pruner: Pruner) -> None:
         side = vision.patch_size * round(vision.patches**0.5) if source.side is None else source.side
         pruner.stages(LanguageShape.from_config(config).layers, (side // vision.patch_size) ** 2)
     except ValueError as error:
-        raise DataError(f"method {error}") from error
+        raise MethodUnavailable(f"method {error}") from error
 
 
 def _sizes(job: Job) -> tuple[Any, TowerSource]:

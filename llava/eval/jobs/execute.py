@@ -28,7 +28,7 @@ from llava.eval.jobs import processes
 from llava.eval.jobs.batches import check_inside, with_batch_size
 from llava.eval.jobs.job import Job, Task, setting_name
 from llava.eval.jobs.processes import ALONE, RankInfo
-from llava.eval.jobs.session import Session, TooManyFailures
+from llava.eval.jobs.session import MethodUnavailable, Session, TooManyFailures
 from llava.eval.metrics.scorecard import Scorecard, ScoredSetting
 from llava.eval.metrics.statistics import bootstrap_interval
 from llava.eval.store.answer_file import AnswerFile, AnswerFileError
@@ -233,6 +233,13 @@ def _pass(
     with ExitStack() as stack:
         settings: dict[str, PassSetting] = {}
         for run in runs:
+            try:
+                session.check_method(run.pruner)
+            except MethodUnavailable as error:
+                if len(runs) == 1:
+                    raise
+                run.error = error
+                continue
             path = run.shards.path(rank.rank, rank.size)
             only = share - run.found.elsewhere(path)
             retried = failed_before(run.failures_file, task.questions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,16 @@ from typing import Any
 from llava.eval.benchmarks import DataIssue
 from llava.eval.jobs.job import Job, Task
 
+_STORE_GIB = 2.0  # of encoded images on disk, on a CPU
 _NAMED = 3  # failures in the message of a run that was stopped
 
 
 class ModelError(RuntimeError):
     """The checkpoint cannot be loaded as asked; the message says why and what to do."""
+
+
+class MethodUnavailable(RuntimeError):
+    """The model does not have what a pruning method reads; the message says what."""
 
 
 class TooManyFailures(RuntimeError):
@@ -45,8 +51,9 @@ class Session:
 
         if self.loaded is None:
             self.loaded = load_model(self.job)
-            if self.cache_bytes:  # in main memory: an accelerator has better uses for its own
-                self.cache = VisionCache(self.cache_bytes, "cpu")
+            store = vision_store(self.loaded)
+            if self.cache_bytes or store:  # in main memory: an accelerator has better uses for its own
+                self.cache = VisionCache(self.cache_bytes, "cpu", store)
         job, benchmark = self.job, task.benchmark
         same = ("conv_mode", "seed", "share_prefix", "anyres", "num_workers")
         engine = Engine(
@@ -59,6 +66,15 @@ class Session:
         if benchmark is not None:
             engine.load_image = benchmark.load_image
         return engine
+
+    def check_method(self, pruner: Any) -> None:
+        """Raise MethodUnavailable if the loaded model does not have what a pruning method reads."""
+        model = self.loaded[0]
+        if hasattr(model, "check_pruner"):  # not a model of another origin
+            try:
+                model.check_pruner(pruner)
+            except ValueError as error:
+                raise MethodUnavailable(str(error)) from error
 
     def check_failures(self, task: Task, asked: int, failures: Sequence[DataIssue] = ()) -> None:
         """Raise TooManyFailures if there are too many, lines that cannot be read included.
@@ -76,6 +92,23 @@ class Session:
             first = "".join(f"\n  {issue}" for issue in found[:_NAMED])
             fix = "Answers so far are kept. Fix the cause and run the same command to resume"
             raise TooManyFailures(f"{what}, and --max-failures is {self.max_failures}. {fix}. First:{first}")
+
+
+def vision_store(loaded: tuple[Any, Any, Any]) -> Any | None:
+    """Return the store of encoded images, None where it does not pay: a GPU encodes faster than a disk reads.
+
+    VISPRUNER_VISION_CACHE sets its size in GiB, on any device; 0 disables it.
+    """
+    from llava.eval.inference.vision_store import VisionStore
+    from llava.paths import cache_folder
+
+    model, _, image_processor = loaded
+    chosen = os.environ.get("VISPRUNER_VISION_CACHE")
+    on_cpu = model.get_vision_tower().device.type == "cpu"
+    size = float(chosen) if chosen else _STORE_GIB if on_cpu else 0.0
+    if not size:
+        return None
+    return VisionStore(cache_folder() / "vision", int(size * 2**30), model, image_processor)
 
 
 def load_model(job: Job) -> tuple[Any, Any, Any]:

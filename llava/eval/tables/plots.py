@@ -1,8 +1,8 @@
 """The HTML page and its line charts as SVG, drawn by matplotlib (extra `plot`), imported when it is used.
 
-Scores over a logarithmic axis of tokens or FLOPs. Published points are open rings on dashed lines, measured
-points are filled dots on solid lines with 95% intervals as whiskers. Every method has one color on all pages.
-A page is one file that loads nothing from elsewhere.
+Scores over a logarithmic axis of tokens or FLOPs, or over the values of an ablation. Published points are
+open rings on dashed lines, measured points are filled dots on solid lines with 95% intervals as whiskers.
+Every method has one color on all pages. A page is one file that loads nothing from elsewhere.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from llava.eval.tables.published import METHODS
 
 # of further methods and ratios, as far as they are free
 _SPARE = ("#56b4e9", "#8c6d1f", "#cc79a7", "#009e73", "#e69f00", "#882255", "#44aa99", "#999933")
+_LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # of lines that are not methods
 SMALL = (3.9, 2.7)  # size of charts of single benchmarks
 NO_PLOTS = "This page has no plots because matplotlib is not installed: pip install 'vispruner[plot]'"
 
 
 class ChartPoint(NamedTuple):
-    """A point of the line `name`; x > 0; the ends of its interval are None where there is none."""
+    """A point of the line `name`; x > 0 on a logarithmic axis; without an interval its ends are None."""
 
     name: str
     x: float
@@ -40,7 +41,11 @@ class ChartPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class Chart:
-    """What a chart shows. `ticks` of the x axis default to round numbers; `level` is a dotted line."""
+    """What a chart shows. `ticks` of the x axis default to round numbers; `level` is a dotted line.
+
+    `scale` of the x axis: "log", "linear", or "names": the ticks are the texts `names`, and points of
+    different names are not joined.
+    """
 
     title: str
     x_label: str
@@ -49,6 +54,8 @@ class Chart:
     ticks: Sequence[float] | None = None
     level: float | None = None
     size: tuple[float, float] = (5.4, 3.5)  # inches of 96 pixels
+    scale: str = "log"
+    names: Sequence[str] = ()
 
 
 def method_label(method: str, ratio: float | None) -> str:
@@ -66,6 +73,11 @@ def method_colors(settings: Iterable[tuple[str, float | None]]) -> dict[str, str
         if label not in found:
             found[label] = next((color for color in _SPARE if color not in found.values()), "#7f7f7f")
     return {label: found[label] for label in labels}
+
+
+def line_colors(names: Sequence[str]) -> dict[str, str]:
+    """Choose a color for lines that are not methods, such as budgets."""
+    return {name: _LINES[place % len(_LINES)] for place, name in enumerate(names)}
 
 
 def html_page(title: str, parts: Sequence[str]) -> str:
@@ -95,10 +107,15 @@ def charts_html(charts: Sequence[Chart], colors: Mapping[str, str], note: str) -
     return "\n".join([*parts, f'<p class="notes">{escape(note)}</p>'])
 
 
-def draw(chart: Chart, colors: Mapping[str, str]) -> str:
-    """Draw a chart as an SVG element; the same chart always gives the same text."""
+def draw(chart: Chart, colors: Mapping[str, str], legend: bool = False) -> str:
+    """Draw a chart as an SVG element; the same chart always gives the same text.
+
+    Args:
+        legend: Name the lines in the chart, which is then complete as a file of its own.
+    """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     style = {"font.size": 9, "font.sans-serif": ["DejaVu Sans", "Arial"]}
     style |= {"svg.fonttype": "none", "svg.hashsalt": chart.title}  # text stays text
@@ -107,15 +124,24 @@ def draw(chart: Chart, colors: Mapping[str, str]) -> str:
         figure = Figure(figsize=chart.size, dpi=96, layout="constrained")
         axes = figure.add_subplot()
         axes.set_title(chart.title, loc="left", fontweight="bold", fontsize=10)
-        axes.set(xlabel=chart.x_label, ylabel=chart.y_label, xscale="log")
+        axes.set(xlabel=chart.x_label, ylabel=chart.y_label)
+        axes.set_xscale("log" if chart.scale == "log" else "linear")
         axes.grid(axis="y", color="#e4e4e4")
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
         if chart.level is not None:
             axes.axhline(chart.level, color="#444444", linestyle=":", linewidth=1)
-        texts = _draw_lines(axes, chart.points, colors)
-        _set_ticks(axes, chart.ticks)
+        texts = _draw_lines(axes, chart, colors)
+        if chart.scale == "log":
+            _set_ticks(axes, chart.ticks)
+        elif chart.ticks is not None:
+            names = [name.replace(", ", ",\n") for name in chart.names]  # short enough for a tick
+            axes.set_xticks(chart.ticks, names or [f"{tick:g}" for tick in chart.ticks])
+        if legend:
+            shown = [name for name in colors if name in {point.name for point in chart.points}]
+            marks = [Line2D([], [], color=colors[name], marker="o") for name in shown]
+            axes.legend(marks, shown, frameon=False, fontsize=8)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = out.getvalue()  # in a page: without prolog and ids, with texts to point at
@@ -124,10 +150,13 @@ def draw(chart: Chart, colors: Mapping[str, str]) -> str:
     return re.sub(r' id="[\w.]+[-_]\d+"', "", svg)
 
 
-def _draw_lines(axes: Any, points: Sequence[ChartPoint], colors: Mapping[str, str]) -> list[str]:
+def _draw_lines(axes: Any, chart: Chart, colors: Mapping[str, str]) -> list[str]:
     """Draw all lines, measured ones on top; return the text of the elements point_0, point_1, ..."""
     texts: list[str] = []
-    spread = 0.012 * math.log(max(point.x for point in points) / min(point.x for point in points))
+    points, is_log = chart.points, chart.scale == "log"
+    least, most = min(point.x for point in points), max(point.x for point in points)
+    spread = 0.012 * (math.log(most / least) if is_log else most - least)
+    spread = max(spread, 0.06) if chart.scale == "names" else spread
     lines: dict[tuple[bool, str], list[ChartPoint]] = {}
     for point in sorted(points, key=lambda point: point.measured):
         lines.setdefault((point.measured, point.name), []).append(point)
@@ -139,15 +168,18 @@ def _draw_lines(axes: Any, points: Sequence[ChartPoint], colors: Mapping[str, st
             xs.append(point.x)
             if point.ci_low is not None:  # whiskers at one x are drawn side by side
                 same = [key for key in lines if (*key, point.x) in whiskers]
-                xs[-1] *= math.exp(spread * (same.index((measured, name)) - (len(same) - 1) / 2))
+                shift = spread * (same.index((measured, name)) - (len(same) - 1) / 2)
+                xs[-1] = xs[-1] * math.exp(shift) if is_log else xs[-1] + shift
                 axes.plot([xs[-1]] * 2, [point.ci_low, point.ci_high], color=color, linewidth=1.2)
         dashes = {"linewidth": 1.8} if measured else {"linewidth": 1.2, "dashes": (4, 3)}
-        axes.plot(xs, [point.y for point in line], color=color, **dashes)
+        if chart.scale != "names":
+            axes.plot(xs, [point.y for point in line], color=color, **dashes)
         marker = {"markersize": 5} if measured else {"markersize": 7.5, "markerfacecolor": "white"}
         for x, point in zip(xs, line, strict=True):
             gid = f"point_{len(texts)}"
             axes.plot(x, point.y, color=color, marker="o", markeredgewidth=1.2, gid=gid, **marker)
-            texts.append(f"{name}, {'measured' if measured else 'published'}: {point.x:.4g}, {point.y:.2f}")
+            place = chart.names[int(point.x)] if chart.names else f"{point.x:.4g}"
+            texts.append(f"{name}, {'measured' if measured else 'published'}: {place}, {point.y:.2f}")
     return texts
 
 

@@ -6,7 +6,7 @@ the tower's own folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -179,6 +179,29 @@ class TowerKeys:
         if layer is not None and len(self.tower.layers()) <= layer < self.tower.config.num_hidden_layers:
             return None
         return self.table.get(name, key)
+
+
+def tower_weights(
+    source: TowerSource, checkpoint: Callable[[], Iterable[tuple[str, Tensor, Path]]] | None = None
+) -> Iterator[tuple[str, Tensor, Path]]:
+    """Yield (key below `vision_tower.`, tensor, file) of a tower's weights, where `fill_model` finds them.
+
+    Args:
+        source: its own folder, used if the checkpoint contains no tower.
+        checkpoint: reads the checkpoint's weights.
+    """
+    from llava.model.checkpoint.keys import TOWER as PREFIX
+    from llava.model.checkpoint.keys import translate
+    from llava.model.checkpoint.read import read_folder
+
+    inside = False
+    for key, tensor, path in checkpoint() if checkpoint is not None else ():
+        name = translate(key)
+        if name is not None and name.startswith(PREFIX):
+            inside = True
+            yield name.removeprefix(PREFIX), tensor, path
+    if not inside and source.folder is not None:
+        yield from read_folder(source.folder)
 
 
 def fill_tower(tower: VisionTower, source: TowerSource, assign: Callable[[str, Tensor, str], None]) -> None:

@@ -6,20 +6,26 @@ projectors and language models. `clip_encoder.py` and `dinov2_encoder.py` name t
 
 from __future__ import annotations
 
+import copy
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import accumulate
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from llava.model.multimodal_encoder.clip_text import ClipTexts
+from llava.model.multimodal_encoder.cues import CueReader, budgets, cls_row
+from llava.model.multimodal_encoder.merging import check_merging, merged_features
 from llava.model.transformers_compat import attention_of, layer_function, run_layer
 
 # Crops that share a pass in half precision on CUDA, where a crop has the same bits in any pass. A number of
 # crops is a sum of these: nothing is filled up. A LLaVA-NeXT image has 5.
 PASS_SIZES = (32, 16, 8, 5, 4, 2, 1)
-Runner = Callable[..., "tuple[Tensor, Tensor]"]  # (key, function, images) -> function(images)
+Runner = Callable[..., "tuple[Tensor, ...]"]  # (key, function, images) -> function(images)
 
 
 _log = logging.getLogger(__name__)
@@ -34,6 +40,8 @@ class VisionTower(nn.Module, ABC):
       norm;
     - attention (B, H, N), float32 or wider: softmax of the [CLS] query over all N + 1 keys in the layer whose
       output `features` is, without the [CLS] column and not renormalized.
+
+    With `cues` (names of `llava.pruning.base.CUES`) it returns them as well, in this order, after the two.
 
     Layers after the select layer are not built. Every layer runs `attn_implementation` (default: SDPA); the
     one attention row is computed separately, so no (N + 1) x (N + 1) matrix exists.
@@ -64,6 +72,11 @@ class VisionTower(nn.Module, ABC):
         self.run_layer: Callable[[nn.Module, Tensor], Tensor] = run_layer
         # (device, dtype, crops): whether crops of a pass have the bits that they have alone
         self._same_bits: dict[tuple[torch.device, torch.dtype, int], bool] = {}
+        # () -> (key, tensor, file) of the tower's weights, read again for a layer after the select layer
+        self.read_weights: Callable[[], Iterable[tuple[str, Tensor, object]]] | None = None
+        self.folder: Path | None = None  # of the tower's own files
+        self._clip: list[ClipTexts] = []
+        self._next_layer: list[nn.Module] = []  # in a list: it is not part of the state dict
 
     # --- the parts of a layer: one implementation per architecture ------------------------------------------
     @abstractmethod
@@ -77,6 +90,14 @@ class VisionTower(nn.Module, ABC):
     @abstractmethod
     def attention_parts(self, layer: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
         """Return (norm before attention, query projection, key projection) of a layer."""
+
+    @abstractmethod
+    def attend(self, layer: nn.Module, hidden: Tensor, bias: Tensor) -> Tensor:
+        """Run the first half of a layer: (B, T, C) -> (B, T, C), `bias` (B, 1, 1, T) added to the logits."""
+
+    @abstractmethod
+    def feed(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """Run the second half of a layer, the MLP: (B, T, C) -> (B, T, C)."""
 
     # --- loading -----------------------------------------------------------------------------------------
     def load_model(self, device_map: object = None) -> None:
@@ -95,18 +116,23 @@ class VisionTower(nn.Module, ABC):
 
     # --- running -----------------------------------------------------------------------------------------
     def forward(
-        self, images: Tensor, counts: Sequence[int] | None = None, run: Runner | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Encode (B, 3, S, S) to features (B, N, C), attention (B, H, N), in passes.
+        self,
+        images: Tensor,
+        counts: Sequence[int] | None = None,
+        run: Runner | None = None,
+        cues: Sequence[str] = (),
+    ) -> tuple[Tensor, ...]:
+        """Encode (B, 3, S, S) to features (B, N, C), attention (B, H, N) and `cues`, in passes.
 
         The result of an image never depends on the images beside it (see `passes`).
 
         Args:
             counts: crops of each image (default: every crop is an image); their sum is B.
             run: runs a pass, e.g. from a captured graph: run(key, function, crops) -> function(crops).
+            cues: further cues, each (B, ...).
 
         Raises:
-            ValueError: the shape is not (B, 3, S, S) with S = `image_size`.
+            ValueError: the tower does not have a cue, or the shape is not (B, 3, S, S) with S = `image_size`.
         """
         if not self.is_loaded:
             raise ValueError("vision tower: the weights are not loaded. Call load_model() first.")
@@ -123,17 +149,20 @@ class VisionTower(nn.Module, ABC):
                 torch.empty(0, self.num_patches, channels, dtype=self.dtype, device=self.device),
                 torch.empty(0, heads, self.num_patches, dtype=torch.float32, device=self.device),
             )
-        found = []
+        cues, found = tuple(cues), []
+        self.prepare(cues)
+        encode = partial(self.forward_features, cues=cues) if cues else self.forward_features
         for start, end, size in self.passes(images, [1] * len(images) if counts is None else counts):
             part = self.on_device(images[start:end])
             real = end - start
             if real < size:
                 part = torch.cat([part, part[-1:].expand(size - real, -1, -1, -1)])
-            f, a = self.forward_features(part) if run is None else run("crops", self.forward_features, part)
-            found.append((f[:real], a[:real]))
+            key = ("crops", cues) if cues else "crops"
+            tensors = encode(part) if run is None else run(key, encode, part)
+            found.append(tuple(tensor[:real] for tensor in tensors))
         if len(found) == 1:
             return found[0]
-        return torch.cat([f for f, _ in found]), torch.cat([a for _, a in found])
+        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
     def on_device(self, images: Tensor) -> Tensor:
         """Return images on the device of the weights, in their dtype, without waiting for the copy."""
@@ -192,7 +221,8 @@ class VisionTower(nn.Module, ABC):
 
     def __getstate__(self) -> dict[str, object]:
         """Leave out a compiled function, which cannot be pickled."""
-        return {**self.__dict__, "run_layer": run_layer if self.run_layer is run_layer else None}
+        own = {"run_layer": run_layer if self.run_layer is run_layer else None, "_clip": []}
+        return {**self.__dict__, **own}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
@@ -204,18 +234,51 @@ class VisionTower(nn.Module, ABC):
         self.run_layer = torch.compile(layer_function(self.layers()[0])) if compiled else run_layer
         self._same_bits.clear()
 
-    def forward_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Run one pass: (B, 3, S, S) in the tower's dtype -> features (B, N, C), attention (B, H, N)."""
+    def prepare(self, cues: Sequence[str]) -> None:
+        """Check that the tower has `cues`, and read weights that only they need. Raises `ValueError`."""
+        CueReader(self, cues)
+        for tokens in budgets(cues):
+            check_merging(self, tokens)
+        is_short = len(self.layers()) < self.config.num_hidden_layers
+        if is_short and any(cue.startswith("last_") for cue in cues):
+            self.next_layer()
+
+    @property
+    def clip(self) -> ClipTexts:
+        """CLIP's text side, for methods that compare patches with the question. Raises `ValueError`."""
+        if not self._clip:
+            self._clip.append(ClipTexts(self))
+        return self._clip[0]
+
+    def next_layer(self) -> nn.Module:
+        """Return the layer after the select layer; its weights are read when it is first needed.
+
+        Raises:
+            ValueError: the tower's files do not contain it.
+        """
+        if not self._next_layer:
+            self._next_layer.append(read_next_layer(self))
+        return self._next_layer[0].to(device=self.device, dtype=self.dtype)
+
+    def forward_features(self, images: Tensor, cues: Sequence[str] = ()) -> tuple[Tensor, ...]:
+        """Run one pass: (B, 3, S, S) in the tower's dtype -> features, attention (see `forward`), cues."""
         trainable = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         with torch.set_grad_enabled(trainable):
             hidden = self.embed(images)
             layers = self.layers()
-            for layer in layers[:-1]:
+            reader = CueReader(self, cues)
+            for number, layer in enumerate(layers[:-1], 1):
+                reader.before(number, hidden)
                 hidden = self.run_layer(layer, hidden)
             norm, query, key = self.attention_parts(layers[-1])
             row = cls_row(norm(hidden), query, key, self.config.num_attention_heads)
+            reader.before(len(layers), hidden)
             hidden = self.run_layer(layers[-1], hidden)
-        return hidden[:, 1:], row
+            reader.before(len(layers) + 1, hidden)
+            for tokens in budgets(cues):
+                merged = merged_features(self, images, tokens)
+                reader.found |= zip((f"merged@{tokens}", f"merged_groups@{tokens}"), merged, strict=True)
+        return hidden[:, 1:], row, *(reader.found[cue] for cue in cues)
 
     @property
     def crops_per_pass(self) -> int:
@@ -268,28 +331,32 @@ def split(count: int, sizes: Iterable[int]) -> list[int]:
     return parts
 
 
-def cls_row(hidden: Tensor, query: nn.Module, key: nn.Module, heads: int) -> Tensor:
-    """Compute the attention of the [CLS] query over the patches: softmax over all N + 1 keys without [CLS].
+def read_next_layer(tower: VisionTower) -> nn.Module:
+    """Build the layer after a tower's select layer from the tower's files, in its dtype and on its device.
 
-    Args:
-        hidden: (B, N + 1, C) after the norm, [CLS] first.
-
-    Returns:
-        (B, H, N), float32 or wider whatever the tower's dtype: half precision would create ties.
+    Raises:
+        ValueError: there are no files, or they do not contain the layer.
     """
-    batch, tokens, _ = hidden.shape
-    # On a GPU several crops share a pass. A product with one line per crop would be rounded differently for
-    # each number of crops, so the query is projected with all other tokens, and the scores are sums.
-    shared = hidden.device.type != "cpu"
-    q = query(hidden if shared else hidden[:, :1])[:, :1].view(batch, 1, heads, -1).transpose(1, 2)
-    k = key(hidden).view(batch, tokens, heads, -1).transpose(1, 2)  # (B, H, N + 1, d); q: (B, H, 1, d)
-    wide = torch.promote_types(q.dtype, torch.float32)
-    scale = q.shape[-1] ** -0.5
-    if shared:
-        scores = (q.to(wide) * k).sum(-1)[:, :, None] * scale
-    else:
-        scores = q.to(wide) @ k.to(wide).transpose(2, 3) * scale
-    return scores.softmax(dim=-1)[:, :, 0, 1:]  # of (B, H, 1, N + 1)
+    last, number = tower.layers()[-1], len(tower.layers())
+    layer = copy.deepcopy(last)
+    inner = next(name for name, module in tower.vision_tower.named_modules() if module is last)
+    table = {tower.canonical(f"{inner}.{name}"): parameter for name, parameter in layer.named_parameters()}
+    missing = set(table)
+    with torch.no_grad():
+        for key, tensor, _ in tower.read_weights() if tower.read_weights is not None else ():
+            name = tower.canonical(key)
+            if name is None or tower.layer_of(name) != number:
+                continue
+            name = name.replace(f".{number}.", f".{number - 1}.", 1)
+            if name in table and table[name].shape == tensor.shape:
+                table[name].copy_(tensor)
+                missing.discard(name)
+    if missing:
+        raise ValueError(
+            f"vision tower: layer {number + 1} is not in the tower's files, but the pruning method reads its "
+            "attention. Use a tower with all of its layers, or another method."
+        )
+    return layer
 
 
 def layers_to_run(select_layer: int, depth: int) -> int:

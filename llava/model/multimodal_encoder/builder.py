@@ -11,7 +11,7 @@ from llava.model.checkpoint import CheckpointError
 from llava.model.checkpoint.entries import UNUSED
 from llava.model.checkpoint.placement import main_device
 from llava.model.checkpoint.read import Assigner, listing
-from llava.model.checkpoint.tower import TowerSource, fill_tower, find_tower
+from llava.model.checkpoint.tower import TowerSource, fill_tower, find_tower, tower_weights
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.transformers_compat import build_config
 
@@ -51,12 +51,14 @@ def build_vision_tower(
         crop = processor.crop_size
         crop = crop["height"] if hasattr(crop, "keys") else getattr(crop, "height", crop)  # dict, SizeDict
         with torch.device("meta"):
-            return _classes()[config.model_type].build(
+            tower = _classes()[config.model_type].build(
                 config, processor, select_layer, int(crop) if crop else None, attn_implementation
             )
     except ValueError as error:
         where = "" if source.folder is None else f"{source.folder}: "
         raise CheckpointError(f"{where}{error}") from error
+    tower.read_weights, tower.folder = functools.partial(tower_weights, source), source.folder
+    return tower
 
 
 def _build_named(args: Any, attn_implementation: str, delay_load: bool) -> VisionTower:

@@ -52,6 +52,12 @@ class CLIPVisionTower(VisionTower):
     def attention_parts(self, layer: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
         return layer.layer_norm1, layer.self_attn.q_proj, layer.self_attn.k_proj
 
+    def attend(self, layer: nn.Module, hidden: Tensor, bias: Tensor) -> Tensor:
+        return hidden + layer.self_attn(layer.layer_norm1(hidden), attention_mask=bias)[0]
+
+    def feed(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        return hidden + layer.mlp(layer.layer_norm2(hidden))
+
     def restore_buffers(self) -> None:
         """Make the buffers that no file contains, on the device of the weights."""
         import torch

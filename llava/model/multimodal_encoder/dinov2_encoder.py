@@ -86,6 +86,13 @@ class Dinov2VisionTower(VisionTower):
             return layer.norm1, attention.q_proj, attention.k_proj
         return layer.norm1, attention.attention.query, attention.attention.key  # older transformers 5
 
+    def attend(self, layer: nn.Module, hidden: Tensor, bias: Tensor) -> Tensor:
+        attended = layer.attention(layer.norm1(hidden), attention_mask=bias)[0]
+        return hidden + layer.layer_scale1(attended)
+
+    def feed(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        return hidden + layer.layer_scale2(layer.mlp(layer.norm2(hidden)))
+
     def restore_buffers(self) -> None:
         """Drop cached positions of other weights; DINOv2 has no buffers."""
         self._positions = (None, None)

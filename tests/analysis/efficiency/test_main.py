@@ -22,6 +22,8 @@ from llava.analysis.efficiency.__main__ import COMMANDS, build_parser, main, wit
         (["--device", "abacus"], "no such device"),
         (["selection", "--tokens", "900"], "fewer than --patches"),
         (["selection", "--batch-sizes", "0"], "integers >= 1"),
+        (["selection", "--methods", "scop"], "did you mean 'scope'"),
+        (["selection", "--methods", "scope", "--vs", "baseline"], "not with --vs baseline"),
         (["tower", "--repeats", "0"], "--repeats"),
         (["peak", "--dtypes", "int8"], "unknown dtype 'int8'"),
         (["--image", "/no.jpg"], "no such file"),

@@ -26,3 +26,24 @@ def test_different_indices_are_an_error(monkeypatch):
     )
     with pytest.raises(RuntimeError, match="indices differ"):
         main(["selection", "--device", "cpu", "--repeats", "1", "--patches", "40", "--tokens", "8"])
+
+
+SMALL = "selection --device cpu --repeats 1 --patches 36 --channels 32 --tokens 9 --batch-sizes 1,2"
+
+
+def test_all_methods_are_compared_with_vispruner_and_the_prefill(capsys):
+    out, document = run(capsys, f"{SMALL} --methods all --dummy-model tiny --text-tokens 5")
+    names = [row["method"] for row in document["rows"] if row["batch"] == 2]
+    assert names == document["methods"] and {"vispruner", "cdpruner", "tome", "farthest"} <= set(names)
+    assert not {"none", "fastv"} & set(names) and "x VisPruner" in out
+    for row in document["rows"]:
+        assert row["of_prefill"] > 0 and row["vs_vispruner"] > 0
+        assert row["flops_of_prefill"] == pytest.approx(row["gflops"] / row["prefill_gflops"])
+    gflops = {row["method"]: row["gflops"] for row in document["rows"] if row["batch"] == 1}
+    assert gflops["uniform"] == 0 < gflops["vispruner"] < gflops["score"] < gflops["scope"]
+    assert gflops["divprune"] == 36 * 37 * document["projected"] / 1e9
+
+
+def test_some_methods(capsys):
+    _, document = run(capsys, f"{SMALL} --methods scope mmr --dummy-model tiny")
+    assert document["methods"] == ["scope", "mmr"] and len(document["rows"]) == 4

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPModel, CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model
+from transformers import CLIPModel, CLIPVisionConfig, CLIPVisionModel, Dinov2Model
 
 from helpers.checkpoints import load_vision_tower
 from helpers.golden_model import DATA
@@ -17,32 +17,6 @@ from llava.model.multimodal_encoder.base import VisionTower, layers_to_run
 from llava.model.multimodal_encoder.builder import build_vision_tower
 
 CLIP = DATA / "ckpt_clip336p42"
-PROCESSOR = {
-    "image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 56}, "resample": 3,
-    "crop_size": {"height": 56, "width": 56}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def dinov2(tmp_path_factory):
-    """A small DINOv2 of 98 px (7 x 7 patches) that is run at 56 px (4 x 4)."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("dino")
-    config = Dinov2Config(
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=98,
-        patch_size=14,
-        layerscale_value=0.7,
-    )
-    model = Dinov2Model(config)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.normal_(0, 0.3)
-    model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
-    return folder, model.eval()
 
 
 def eager(model_class, folder, images, layer):

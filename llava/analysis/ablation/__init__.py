@@ -1,0 +1,1 @@
+"""Ablations of VisPruner: one choice of the method changes, everything else stays."""

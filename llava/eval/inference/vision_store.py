@@ -1,0 +1,187 @@
+"""Encoded images on disk, so that commands that share images encode each of them once.
+
+    store = VisionStore(folder, limit_bytes, model, image_processor)
+    store.put(key, features)
+    store.get(key, cues)          # VisionFeatures, bit for bit, or None
+
+An image is one file, and each further cue of the tower another one. Files are written under a temporary name
+and renamed, so a killed process leaves no half file, and several processes can use one folder. Each
+tower, dtype, processor and release of torch has a folder of its own. When the limit is reached, the least
+recently used files of all folders are deleted, but none that this process read or wrote: of a set of images
+that is larger than the limit, the images that fit are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Hashable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from llava.model.features import VisionFeatures
+
+VERSION = 1  # of the files
+_LEAST_FREE = 1 << 30  # bytes of the disk that stay free
+
+
+class VisionStore:
+    """Key -> `VisionFeatures` of one model, at most `limit_bytes` in `folder`. Safe to use from threads.
+
+    A folder that cannot be written, or a disk without space, ends the writing with one line on stderr.
+    """
+
+    def __init__(self, folder: Path, limit_bytes: int, model: Any, image_processor: Any) -> None:
+        self.root, self.limit_bytes = folder, limit_bytes
+        self.folder = folder / tower_identity(model, image_processor)
+        self._lock = threading.Lock()
+        self._used: set[Path] = set()
+        self._writes = True
+        self._size: int | None = None  # of all files, counted when the first one is written
+
+    def get(self, key: Hashable, cues: Sequence[str] = ()) -> VisionFeatures | None:
+        """Return an image's features with these cues; None if one of them is not stored."""
+        found: dict[str, Tensor] = {}
+        facts: dict[str, Any] = {}
+        for cue in ("", *cues):
+            path = self._path(key, cue)
+            loaded = _read(path)
+            if loaded is None:
+                return None
+            found |= loaded[0]
+            facts = facts or loaded[1]
+            with self._lock:
+                self._used.add(path)
+        size = facts["image_size"]
+        return VisionFeatures(
+            found.pop("features"),
+            found.pop("attention"),
+            None if size is None else (size[0], size[1]),
+            facts["keys"],
+            facts["as_crops"],
+            found,
+        )
+
+    def put(self, key: Hashable, features: VisionFeatures) -> None:
+        """Store an image's features and cues, as far as there is room."""
+        facts = {
+            "image_size": features.image_size,
+            "keys": list(features.keys),
+            "as_crops": features.as_crops,
+        }
+        main = {"features": features.features, "attention": features.attention}
+        self._write(self._path(key, ""), main, facts)
+        for cue, tensor in features.cues.items():
+            self._write(self._path(key, cue), {cue: tensor}, {})
+
+    def _path(self, key: Hashable, cue: str) -> Path:
+        name = hashlib.sha256(repr(key).encode()).hexdigest()[:32]
+        end = "" if not cue else "." + hashlib.sha256(cue.encode()).hexdigest()[:8]
+        return self.folder / f"{name}{end}.safetensors"
+
+    def _write(self, path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        from safetensors.torch import save
+
+        if not self._writes or path.exists():
+            return
+        content = save(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            {"facts": json.dumps(facts)},
+        )
+        try:
+            if not self._make_room(len(content)):
+                return
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(content)
+                os.replace(temporary, path)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(temporary)
+                raise
+        except OSError as error:
+            self._writes = False
+            print(f"{self.folder}: encoded images are not kept: {error.strerror}", file=sys.stderr)
+            return
+        with self._lock:
+            self._used.add(path)
+            self._size = (self._size or 0) + len(content)
+
+    def _make_room(self, needed: int) -> bool:
+        """Delete least recently used files until `needed` bytes fit; return whether they do."""
+        with self._lock:
+            if self._size is not None and self._size + needed <= self.limit_bytes:
+                return True
+            files = []
+            for path in self.root.glob("*/*"):
+                with suppress(OSError):  # deleted by another process
+                    state = path.stat()
+                    files.append((max(state.st_atime, state.st_mtime), state.st_size, path))
+            self._size = sum(size for _, size, _ in files)
+            for _, size, path in sorted(files):
+                if self._size + needed <= self.limit_bytes:
+                    break
+                if path not in self._used:
+                    with suppress(OSError):
+                        path.unlink()
+                    self._size -= size
+            root = next(parent for parent in (self.root, *self.root.parents) if parent.exists())
+            state = os.statvfs(root)
+            free = state.f_bavail * state.f_frsize
+            self._writes = self._size + needed <= self.limit_bytes and free - needed > _LEAST_FREE
+            return self._writes
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Read one file; a damaged one is deleted."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            facts = json.loads(file.metadata()["facts"])
+        with suppress(OSError):
+            os.utime(path)  # used now
+        return tensors, facts
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        with suppress(OSError):
+            path.unlink()
+        return None
+
+
+def tower_identity(model: Any, image_processor: Any) -> str:
+    """Return a hash of all that features depend on, except for the image: weights, dtypes, versions."""
+    tower = model.get_vision_tower()
+    digest = hashlib.sha256()
+    config = model.config
+    facts = {
+        "version": VERSION,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": str(tower.device.type),
+        "kernels": tower.attn_implementation,
+        "layer": tower.select_layer,
+        "projector": [str(one) for one in model._projector_place],
+        "preset": repr(model.preset),
+        "tower": tower.config.to_dict(),
+        "processor": image_processor.to_dict(),
+        "aspect": [getattr(config, name, None) for name in ("image_aspect_ratio", "image_grid_pinpoints")],
+    }
+    digest.update(json.dumps(facts, sort_keys=True, default=repr).encode())
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]

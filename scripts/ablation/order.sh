@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Ablation, order of the residual list: bash scripts/ablation/order.sh [--tokens 64,32]; see scripts/_ablation.sh
+here=$(dirname -- "$(readlink -f -- "$0" 2>/dev/null || echo "$0")")
+. "$here/../_ablation.sh" || { echo "error: $0 is a copy. Run the script in its repository; in a batch job: bash REPOSITORY/scripts/ablation/order.sh" >&2; exit 2; }
+vispruner_ablation order llava-v1.5-7b "$@"

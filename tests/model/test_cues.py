@@ -1,0 +1,3 @@
+"""Cues of a vision tower, against eager attention of transformers and plain formulas."""
+
+from __future__ import annotations

@@ -1,0 +1,80 @@
+"""Every method on models: careful, deferred and batched ways agree; crops as each method defines."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from helpers.checkpoints import IMAGE, NEXT, SOURCE, load
+from llava.pruning import get_pruner, list_pruners
+from llava.pruning.base import CLS_PLACE
+
+TOKENS = 16  # of 64 patches
+METHODS = [name for name in list_pruners() if get_pruner(name).acts_in == "image"]
+MERGING = {"downsample", "prumerge", "prumerge+", "tome", "visionzip"}
+CROPS = torch.randn(5, 3, 336, 336, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load(SOURCE)
+
+
+@pytest.fixture(scope="module")
+def crops_model():
+    return load(NEXT)
+
+
+def tokens_of(model, name, images, sizes=None, anyres=None):
+    """Return the visual tokens of each image, after checking that both ways agree."""
+    model.set_pruner(get_pruner(name, tokens=TOKENS), anyres=anyres)
+    visions = model.encode_vision(images, sizes)
+    careful = [model.visual_tokens(vision) for vision in visions]
+    for one, other in zip(careful, model.visual_tokens_deferred(visions), strict=True):
+        assert other.doubt is None or not other.doubt
+        assert torch.equal(one.embeds, other.embeds)
+        assert torch.equal(one.kept.indices, other.kept.indices)
+    return careful
+
+
+@pytest.mark.parametrize("name", METHODS)
+@torch.no_grad()
+def test_one_crop(model, name):
+    if name == "cdpruner":
+        with pytest.raises(ValueError, match="Download the whole CLIP"):
+            tokens_of(model, name, IMAGE)
+        return
+    pair = torch.cat([IMAGE, IMAGE.flip(3)])
+    first, second = tokens_of(model, name, pair)
+    count = 64 if name == "none" else TOKENS
+    assert first.count == second.count == count and torch.isfinite(first.embeds).all()
+    (alone,) = tokens_of(model, name, pair[1:])
+    assert torch.equal(alone.embeds, second.embeds)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("cdpruner", "none")])
+@torch.no_grad()
+def test_crops(crops_model, name):
+    (paper,) = tokens_of(crops_model, name, [CROPS], [(640, 480)], "paper")
+    assert paper.count == 5 * TOKENS
+    if get_pruner(name).per_image:
+        assert paper.kept.indices.shape == (1, 5 * TOKENS)
+    if name == "visionzip":  # the base image's tokens first, then [CLS] of the tiles after their patches
+        assert (paper.kept.indices[:, 0] == CLS_PLACE).all()
+    if name in MERGING:
+        with pytest.raises(ValueError, match="Set anyres='paper'"):
+            tokens_of(crops_model, name, [CROPS], [(640, 480)], "llava")
+        return
+    (own,) = tokens_of(crops_model, name, [CROPS], [(640, 480)], "llava")
+    if get_pruner(name).per_image:  # the same share of the sequence of 268 tokens, newlines included
+        assert own.count == round(TOKENS / 64 * 268)
+    else:  # 12 newlines, one per row that is not padding, and the tokens that are not padding
+        assert 12 + TOKENS < own.count <= 12 + 5 * TOKENS
+
+
+@torch.no_grad()
+def test_a_method_without_its_cue_says_what_to_do(model):
+    model.set_pruner("none")
+    (vision,) = model.encode_vision(IMAGE)
+    with pytest.raises(ValueError, match="encoded without 'received'.*cues=pruner.cues"):
+        model.visual_tokens(vision, get_pruner("hiprune", tokens=4))
