@@ -1,8 +1,8 @@
 """All pruning methods in one table: score, tokens and cost at one budget, best score first.
 
     python -m llava.eval.sweep --methods ... --output outputs/sweep --report outputs/methods
-    python -m llava.analysis.efficiency selection --device cpu --methods all > selection.txt
-    python -m llava.analysis.methods --grid outputs/methods/grid.csv --selection selection.txt
+    python -m llava.analysis.efficiency selection --device cpu --methods all --output selection.json
+    python -m llava.analysis.methods --grid outputs/methods/grid.csv --selection selection.json
 
 Scores come from the grid of a sweep (grid.csv), selection times from `efficiency selection`; both may be
 left out. Tokens and FLOPs are computed for the sizes of --dummy-model, one image and --text-tokens of text.
@@ -69,11 +69,12 @@ def read_grid(path: Path) -> tuple[Scores, dict[str, float]]:
 def read_selection(path: Path) -> dict[tuple[str, int], float]:
     """Read (method, tokens) -> time over VisPruner's of one crop. Raises ValueError for another file."""
     try:
-        rows = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])["rows"]
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
         return {(row["method"], row["tokens"]): row["vs_vispruner"] for row in rows if row["batch"] == 1}
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path}: not an output of `efficiency selection --methods all` ({error!r}). Give its last line."
+            f"{path}: not an output of `efficiency selection --methods all` ({error!r}). Give what it writes "
+            "to --output."
         ) from error
 
 

@@ -29,8 +29,8 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple
 
 def test_methods_are_ranked_by_score_and_all_are_there(tmp_path, capsys):
     times = {"rows": [{"batch": 1, "tokens": 64, "method": "scope", "vs_vispruner": 1.25}]}
-    (tmp_path / "selection.txt").write_text(f"a table\n{json.dumps(times)}\n")
-    document, lines = run(tmp_path, capsys, "--selection", str(tmp_path / "selection.txt"))
+    (tmp_path / "selection.json").write_text(json.dumps(times))
+    document, lines = run(tmp_path, capsys, "--selection", str(tmp_path / "selection.json"))
     table = [line.split() for line in lines[3 : lines.index("32 tokens")] if line.strip()]
     assert [row[0] for row in table[:3]] == ["scope", "vispruner", "vispruner"] and "r=0" in table[1]
     assert {row[0] for row in table} == set(list_pruners()) - {"none"}
@@ -47,4 +47,4 @@ def test_wrong_files_are_named_with_their_line(tmp_path, capsys):
     assert methods.main(["--grid", str(tmp_path / "grid.csv")]) == 2
     assert "grid.csv:7: not a line of a sweep's grid" in capsys.readouterr().err
     assert methods.main(["--selection", str(tmp_path / "grid.csv")]) == 2
-    assert "Give its last line" in capsys.readouterr().err
+    assert "Give what it writes" in capsys.readouterr().err
