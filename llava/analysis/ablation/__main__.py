@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from llava import argtypes, paths
-from llava.analysis.ablation.agreement import changed_answers, images_of, kept_iou, kept_tokens
+from llava.analysis.ablation.agreement import (
+    accuracy_where,
+    changed_answers,
+    images_of,
+    kept_iou,
+    kept_tokens,
+)
 from llava.analysis.ablation.definitions import ABLATIONS, Ablation
 from llava.analysis.ablation.report import AblationReport, AblationRow
 from llava.eval import cli
@@ -211,6 +217,8 @@ def _rows(
                 )
             if ablation.agreement:
                 extra = {"kept IoU": None, "changed": None}
+            if ablation.where and (where := accuracy_where(task, run, *draws)) is not None:
+                extra["where"] = where
             if ablation.agreement and is_compared:
                 selected = [kept[task.benchmark.name, one, tokens] for one in (label, ablation.default)]
                 extra["kept IoU"] = kept_iou(*selected, *draws)

@@ -27,6 +27,7 @@ class Ablation:
         numeric: The labels are numbers, so that the plot has a linear axis.
         crops: The bundled model that cuts images into crops is the default.
         agreement: Kept tokens and answers are compared with those of the default, too.
+        where: The accuracy on questions about positions is shown, too.
         benchmarks: The default of --benchmarks.
     """
 
@@ -38,6 +39,7 @@ class Ablation:
     numeric: bool = False
     crops: bool = False
     agreement: bool = False
+    where: bool = False
     benchmarks: tuple[str, ...] = _SMALL
 
     def job_options(self) -> dict[tuple[tuple[str, str], ...], list[str]]:
@@ -144,6 +146,16 @@ ABLATIONS = {
         {"by attention": {}, "raster": {"order": "raster"}, "random": {"order": "random"}},
         "by attention",
         "The order decides which tokens are compared with each other (the even/odd split of every round).",
+    ),
+    "positions": Ablation(
+        "Position ids of kept tokens",
+        "positions",
+        {"contiguous": {}, "original": {"positions": "original"}},
+        "contiguous",
+        "Original: the position ids that the tokens have in the unpruned prompt. Where: share of right "
+        "answers to questions with the words left, right, above, below or where.",
+        where=True,
+        benchmarks=("pope", "gqa", "mme"),
     ),
     "crops": Ablation(
         "Budget of an image in crops",

@@ -236,15 +236,17 @@ def _of_attention(
         "fig3": lambda: fig3.pruners(statistics.layers, statistics.tokens // crops, args.seed),
     }
     folder, name = args.output / "runs" / session.job.name, session.job.name
-    scores = evaluate(session, tasks, settings[args.figure](), folder, command) if tasks else []
+    issues = list(found.issues)
+    scores = evaluate(session, tasks, settings[args.figure](), folder, command, issues) if tasks else []
+    source = task.title if args.question_file is None else args.question_file.name
     about = [
-        f"{name}: {statistics.samples:,} {task.title} questions, {statistics.tokens} visual tokens, "
+        f"{name}: {statistics.samples:,} questions of {source}, {statistics.tokens} visual tokens, "
         f"{statistics.layers} decoder layers, unpruned."
     ]
     files, caption = {"fig2": fig2.draw, "fig3": fig3.draw}[args.figure](
         statistics, scores, about, args.output / args.figure
     )
-    cli.report_issues(found.issues, "questions have no sample")
+    cli.report_issues(issues, "questions have no sample or no answer")
     document = {
         "figure": args.figure,
         "model": name,
@@ -256,9 +258,9 @@ def _of_attention(
         "benchmarks": {one.benchmark.name: len(one.asked) for one in tasks},
         "files": files,
         "caption": caption,
-        "failures": [str(issue) for issue in found.issues],
+        "failures": [str(issue) for issue in issues],
     }
-    return document, 1 if found.issues else 0
+    return document, 1 if issues else 0
 
 
 def read_samples(args: argparse.Namespace) -> Task:
