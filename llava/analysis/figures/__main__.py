@@ -200,7 +200,7 @@ def _of_images(
         except ValueError as error:
             parser.error(str(error))
     found = fig1.read_examples(args)
-    session, _ = _session(args, parser, args.question_file is None, [task for task, _ in found], False)
+    session, _ = _session(args, parser, args.question_file is None, [task for task, _ in found], True)
     document = {"fig1": fig1.run, "fig4": fig4.run}[args.figure](args, session, found)
     issues = [issue for task, _ in found for issue in task.issues]
     cli.report_issues(issues, "entries are not questions about an image")

@@ -58,7 +58,7 @@ class Example:
     @property
     def differs(self) -> bool:
         """Whether the methods answer differently."""
-        return len({one.answer.strip().lower() for one in self.answers}) > 1
+        return len({_plain(one.answer) for one in self.answers}) > 1
 
 
 @dataclass
@@ -75,6 +75,10 @@ class _Collected:
 
     def note(self, notes: Sequence[str]) -> None:
         """Ignore notes: the figure is not resumed."""
+
+
+def _plain(text: str) -> str:
+    return text.strip().rstrip(".").lower()
 
 
 def read_examples(args: argparse.Namespace) -> list[tuple[Task, dict[int, str]]]:
@@ -128,52 +132,69 @@ def _is_right(task: Task, question: Question, text: str, truth: str | None) -> b
     if truth is None:
         return None
     if task.benchmark is None:
-        return text.strip().rstrip(".").lower() == truth.strip().rstrip(".").lower()
+        return _plain(text) == _plain(truth)
     ((_, entry, row),) = task.benchmark.matched(task.folder, [_row(question, text)])
     return task.benchmark.credit(entry, row) == 1
 
 
-def available(session: Session, pruners: Sequence[Pruner]) -> tuple[list[Pruner], dict[str, str]]:
-    """Return the methods that the loaded model can run, and why it cannot run the others, by name."""
-    found, reasons = [], {}
-    for pruner in pruners:
-        try:
-            session.check_method(pruner)
-            found.append(pruner)
-        except MethodUnavailable as error:
-            reasons[pruner.name] = str(error)
-    return found, reasons
-
-
-def example(session: Session, task: Task, truths: dict[int, str], pruners: Sequence[Pruner]) -> Example:
-    """Ask all questions of a task and return the first one on which methods differ, else the first one.
+def answer_all(
+    session: Session, task: Task, pruners: Sequence[Pruner], reasons: dict[str, str]
+) -> dict[Pruner, dict[int, str]]:
+    """Answer all questions of a task with every method that the model can run.
 
     Args:
-        task: Questions about one image.
-        pruners: Methods that the model can run, all tokens first.
+        reasons: Receives why it cannot run the others, by name.
+
+    Returns:
+        The answers by `Question.index`.
 
     Raises:
         DataError: A question has no answer.
     """
     engine = session.engine(task, batch_size=64)
-    settings = [PassSetting(str(number), one, _Collected()) for number, one in enumerate(pruners)]
-    stats = engine.run(task.asked, settings, progress=False)
-    if stats.failures:
-        raise DataError(str(stats.failures[0]))
-    texts = [setting.writer.answers for setting in settings]
-    differing = [one for one in task.asked if len({text[one.index].strip().lower() for text in texts}) > 1]
+    found = {}
+    for pruner in pruners:
+        setting = PassSetting(pruner.name, pruner, _Collected())
+        try:
+            session.check_method(pruner)
+            stats = engine.run(task.asked, [setting], progress=False)
+        except (MethodUnavailable, ValueError) as error:  # such as crops that it cannot select from
+            reasons.setdefault(pruner.name, str(error))
+            continue
+        if stats.failures:
+            raise DataError(str(stats.failures[0]))
+        found[pruner] = setting.writer.answers
+    return found
+
+
+def example(
+    session: Session,
+    task: Task,
+    truths: dict[int, str],
+    pruners: Sequence[Pruner],
+    reasons: dict[str, str],
+) -> Example:
+    """Ask all questions of a task and return the first one on which methods differ, else the first one.
+
+    Args:
+        task: Questions about one image.
+        reasons: Receives why the model cannot run a method, by name; those are left out.
+
+    Raises:
+        DataError: A question has no answer.
+        MethodUnavailable: The model can run none of the methods.
+    """
+    texts = answer_all(session, task, pruners, reasons)
+    if not texts:
+        raise MethodUnavailable(f"--methods: the model can run none of them. {next(iter(reasons.values()))}")
+    differing = [one for one in task.asked if len({_plain(text[one.index]) for text in texts.values()}) > 1]
     question = (differing or task.asked)[0]
-    crops, vision = encode(engine, engine.load_image(question.image), pruners)
-    truth = truths.get(question.index)
-    answers = [
-        ShownAnswer(
-            pruner,
-            kept_tokens(engine, vision, pruner, question),
-            text[question.index],
-            _is_right(task, question, text[question.index], truth),
-        )
-        for pruner, text in zip(pruners, texts, strict=True)
-    ]
+    engine = session.engine(task)
+    crops, vision = encode(engine, engine.load_image(question.image), list(texts))
+    truth, answers = truths.get(question.index), []
+    for pruner, text in texts.items():
+        tokens, answer = kept_tokens(engine, vision, pruner, question), text[question.index]
+        answers.append(ShownAnswer(pruner, tokens, answer, _is_right(task, question, answer, truth)))
     side = engine.model.get_vision_tower().num_patches_per_side
     return Example(question, truth, crops, side, answers)
 
@@ -286,15 +307,10 @@ def run(
     args: argparse.Namespace, session: Session, found: list[tuple[Task, dict[int, str]]]
 ) -> dict[str, Any]:
     """Draw the figure of the questions `found` and return its document."""
-    pruners = [get_pruner(name, args.tokens, seed=args.seed) for name in args.methods]
-    session.engine(found[0][0])  # loads the model
-    known, reasons = available(session, pruners)
-    for reason in reasons.values():
-        cli.print_warnings([f"left out: {reason}"])
-    if not known:
-        raise MethodUnavailable(f"--methods: the model can run none of {', '.join(args.methods)}.")
-    shown = [get_pruner("none"), *known]
-    examples = [example(session, task, truths, shown) for task, truths in found]
+    pruners = [get_pruner("none"), *(get_pruner(name, args.tokens, seed=args.seed) for name in args.methods)]
+    reasons: dict[str, str] = {}
+    examples = [example(session, task, truths, pruners, reasons) for task, truths in found]
+    cli.print_warnings([f"left out: {reason}" for reason in reasons.values()])
     text = caption(examples, session.job.name, args.tokens, reasons, cli.is_bundled(args.model))
     files = draw(examples, text, args.output / "fig1")
     return {

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -187,3 +188,31 @@ def test_help_describes_one_figure(capsys):
         with pytest.raises(SystemExit) as stopped:
             figures.main([name, "--help"])
         assert stopped.value.code == 0 and "--tokens" in capsys.readouterr().out
+
+
+def test_methods_that_cannot_run_are_left_out(pope, photo, tmp_path, capsys, no_pictures):
+    """With newlines, merged tokens have no rows: the others are shown, and the reason is told."""
+    asked = ["--question-file", photo, "--image-folder", photo.parent, "--tokens", 9, "--max-new-tokens", 1]
+    crops = ["--model", str(MODEL).replace("15s", "16s"), "--anyres", "llava"]
+    arguments = given(pope, tmp_path, *asked, *crops)
+    found = run(capsys, "fig1", *arguments, "--methods", "tome,vispruner")
+    assert list(found["examples"][0]["methods"]) == ["none", "vispruner"]
+    assert "anyres='paper'" in found["unavailable"]["tome"] and "tome" in found["caption"]
+
+
+def test_an_unreadable_image_is_named(pope, photo, tmp_path, capsys, no_pictures):
+    (tmp_path / "photo.png").write_bytes(b"no image")
+    asked = given(pope, tmp_path, "--question-file", photo, "--image-folder", photo.parent)
+    for figure in ("fig1", "fig4"):
+        said = run(capsys, figure, *asked, code=1)
+        assert said.startswith("error: ") and "photo.png" in said
+
+
+def test_labels_that_are_missing_leave_the_truth_open(pope, tmp_path, capsys, monkeypatch, no_pictures):
+    shutil.copytree(pope, tmp_path / "pope")
+    shutil.rmtree(tmp_path / "pope" / "coco")
+    monkeypatch.setattr(fig1, "PHOTOS", tmp_path / "none.json")
+    asked = given(tmp_path / "pope", tmp_path, "--methods", "random", "--tokens", 0, "--max-new-tokens", 1)
+    (one,) = run(capsys, "fig1", *asked)["examples"]
+    assert one["truth"] is None and one["methods"]["random"]["right"] is None
+    assert one["methods"]["random"]["kept"] == 0
