@@ -21,7 +21,7 @@ from typing import Any
 
 from llava import argtypes
 from llava.analysis.attention import collect
-from llava.analysis.figures import drawing, fig1, fig2, fig3, fig4, fig5
+from llava.analysis.figures import drawing, fig2, fig3
 from llava.analysis.figures.scores import BENCHMARKS, evaluate, read_tasks
 from llava.analysis.questions import read_question_file
 from llava.eval import cli
@@ -161,10 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     drawing.check_matplotlib()
-    # What repeats the command: module and arguments, without the figure, which is no argument of its parser
-    command = ["llava.analysis.figures", args.figure, *cli.command_of(args.parser, args)[1:]]
-    run = {"fig1": _of_images, "fig2": _of_attention, "fig3": _of_attention, "fig4": _of_images}
-    document, code = run.get(args.figure, _of_components)(args, args.parser, command)
+    run = {"fig1": _of_images, "fig4": _of_images, "fig5": _of_components}.get(args.figure, _of_attention)
+    document, code = run(args, args.parser)
     print(f"{args.figure}: {document['caption']}")
     print(json.dumps(document))
     return code
@@ -189,10 +187,10 @@ def _session(
     return Session(job, _CACHE if several else 0, args.max_failures), config
 
 
-def _of_images(
-    args: argparse.Namespace, parser: argparse.ArgumentParser, command: list[str]
-) -> tuple[dict[str, Any], int]:
+def _of_images(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[dict[str, Any], int]:
     """Draw figure 1 or 4."""
+    from llava.analysis.figures import fig1, fig4
+
     if args.figure == "fig1":
         try:
             for name in args.methods:
@@ -207,19 +205,17 @@ def _of_images(
     return document | {"failures": [str(issue) for issue in issues]}, 1 if issues else 0
 
 
-def _of_components(
-    args: argparse.Namespace, parser: argparse.ArgumentParser, command: list[str]
-) -> tuple[dict[str, Any], int]:
+def _of_components(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[dict[str, Any], int]:
     """Draw figure 5."""
     if args.benchmarks == [] or not args.tokens:
         parser.error("nothing to draw: --tokens and --benchmarks must each name at least one")
+    from llava.analysis.figures import fig5
+
     command = cli.command_of(parser, args, but=["ablation", "output"])[1:]
     return fig5.run(args, [*command, "--output", str(args.ablation)], cli.is_bundled(args.model))
 
 
-def _of_attention(
-    args: argparse.Namespace, parser: argparse.ArgumentParser, command: list[str]
-) -> tuple[dict[str, Any], int]:
+def _of_attention(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[dict[str, Any], int]:
     """Draw figure 2 or 3."""
     if args.num_questions is None:
         args.num_questions = min(SAMPLES, args.limit or SAMPLES)
@@ -236,6 +232,8 @@ def _of_attention(
         "fig3": lambda: fig3.pruners(statistics.layers, statistics.tokens // crops, args.seed),
     }
     folder, name = args.output / "runs" / session.job.name, session.job.name
+    # What repeats the command; the figure is not an argument of its own parser
+    command = ["llava.analysis.figures", args.figure, *cli.command_of(parser, args)[1:]]
     issues = list(found.issues)
     scores = evaluate(session, tasks, settings[args.figure](), folder, command, issues) if tasks else []
     source = task.title if args.question_file is None else args.question_file.name

@@ -156,6 +156,7 @@ def test_components_are_those_of_the_ablation(pope, tmp_path, capsys, monkeypatc
     ours = (tmp_path / "ablation" / "components" / "components.csv").read_text(encoding="utf-8")
     assert [row["score"] for row in rows] == [row["score"] for row in csv.DictReader(ours.splitlines())]
     monkeypatch.setattr(Session, "engine", lambda *_, **__: pytest.fail("loaded a model"))
+    monkeypatch.setattr(drawing, "render", lambda *_: {})
     assert run(capsys, "fig5", *arguments)["rows"] == found["rows"]
 
 
