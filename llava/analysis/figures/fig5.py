@@ -93,14 +93,14 @@ def caption(rows: Sequence[Row], model: str, is_bundled: bool) -> str:
     text = [
         f"{model}: VisPruner with some of its parts, by benchmark and budget (tokens per crop). Important: "
         "r = 1; diverse: r = 0; both: r = 0.5; random: tokens drawn at random. Whiskers: 95% bootstrap "
-        f"intervals over images. Vertical axes do not start at 0. Questions: {sizes}.",
+        f"intervals over images. Vertical axes need not start at 0. Questions: {sizes}.",
         f"Of {compared} differences to both, paired over images, {below} are negative and {above} positive "
         "with an interval that excludes 0.",
     ]
     if is_bundled:
         text.append(
-            "A small model on drawn scenes: it shows that the parts differ, but neither their order nor the "
-            "scores carry over to LLaVA-1.5-7B."
+            "A small model on drawn scenes: it shows that the comparison works; neither the order of the "
+            "parts nor the scores carry over to LLaVA-1.5-7B."
         )
     return " ".join(text)
 
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace, command: Sequence[str], is_bundled: bool) -> t
         DataError: The ablation has no scores.
     """
     code, found = run_ablation([NAME, *command])
-    rows = [row for row in found.get("rows", ()) if row["score"] is not None]
+    rows = [row for row in found.get("rows", ()) if None not in (row["score"], row["ci_low"])]
     if not rows:
         raise DataError(f"{args.ablation / NAME}: the ablation has no scores. See the messages above.")
     text = caption(rows, found["model"], is_bundled)
