@@ -70,7 +70,7 @@ def new_figure(height: float, caption: str) -> Iterator[Any]:
         figure.text(
             0.012,
             share - 0.04 / (height + below),
-            "\n".join(lines).replace("$", r"\$"),
+            literal("\n".join(lines)),
             va="top",
             fontsize=7.5,
         )
@@ -129,6 +129,11 @@ def blocks_above_legend(
     *blocks, last = figure.subfigures(count + 1, 1, height_ratios=[*[1] * count, share])
     last.legend(handles=handles, loc="center left", ncols=len(handles), handlelength=1.2)
     return blocks
+
+
+def literal(text: str) -> str:
+    """Return a text in which matplotlib reads no formula."""
+    return text.replace("$", r"\$")
 
 
 def depth_share(layer: int, depth: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -201,15 +202,15 @@ def example(
 
 def draw(examples: Sequence[Example], caption: str, folder: Path) -> list[str]:
     """Draw and write the figure."""
-    shown = len(examples[0].answers)
-    crops = len(examples[0].crops)
+    shown = max(len(one.answers) for one in examples)
+    crops = max(len(one.crops) for one in examples)
     columns = min(shown, _COLUMNS if crops == 1 else _COLUMNS_OF_CROPS)
     rows = -(-shown // columns)
     each = 7.1 / columns / (1 if crops == 1 else crops) + (0.36 if crops == 1 else 0.33)  # inches of a row
     with drawing.new_figure(len(examples) * (rows * each + 0.33) + drawing.LEGEND, caption) as figure:
         parts = drawing.blocks_above_legend(figure, len(examples), _LEGEND)
         for part, one in zip(parts, examples, strict=True):
-            part.suptitle(heading(one), x=0.012, ha="left", fontsize=8.5, fontweight="bold")
+            part.suptitle(drawing.literal(heading(one)), x=0.012, ha="left", fontsize=8.5, fontweight="bold")
             panels = list(part.subplots(rows, columns, squeeze=False).flat)
             for axes in panels:
                 axes.set_axis_off()
@@ -219,9 +220,9 @@ def draw(examples: Sequence[Example], caption: str, folder: Path) -> list[str]:
 
 
 def heading(one: Example) -> str:
-    """Return image, question and truth on one line."""
+    """Return image, question and truth, in lines that fit."""
     truth = "" if one.truth is None else f" Truth: {one.truth}"
-    return f"{Path(str(one.question.image)).name}: {one.question.bare}{truth}".replace("\n", " ")
+    return textwrap.fill(f"{Path(str(one.question.image)).name}: {one.question.bare}{truth}", 90)
 
 
 def _draw_method(axes: Any, one: Example, found: ShownAnswer) -> None:
@@ -241,7 +242,7 @@ def _draw_method(axes: Any, one: Example, found: ShownAnswer) -> None:
     mark = _WORDS[found.right]
     answer = " ".join(found.answer.split()) or "(empty)"
     shown = answer if len(answer) <= 18 else answer[:16] + "..."
-    text = f"{shown}: {mark}" if mark else shown
+    text = drawing.literal(f"{shown}: {mark}" if mark else shown)
     axes.text(
         0.5, -0.03, text, transform=axes.transAxes, ha="center", va="top", fontsize=6.5,
         color=_COLORS[found.right], fontweight="bold" if found.right is False else "normal",

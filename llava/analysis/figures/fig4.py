@@ -121,7 +121,7 @@ def draw(images: Sequence[TracedImage], caption: str, folder: Path) -> list[str]
     with drawing.new_figure(height, caption) as figure:
         parts = drawing.blocks_above_legend(figure, len(images), _LEGEND)
         for part, one in zip(parts, images, strict=True):
-            part.suptitle(one.name, x=0.012, ha="left", fontsize=8.5, fontweight="bold")
+            part.suptitle(drawing.literal(one.name), x=0.012, ha="left", fontsize=8.5, fontweight="bold")
             panels = list(part.subplots(2, 4).flat)
             for axes in panels:
                 axes.set_axis_off()

@@ -34,7 +34,7 @@ def photo(pope, tmp_path, monkeypatch):
     """A photograph with two questions, of which the file answers one."""
     images = sorted((pope / "val2014").iterdir())
     (tmp_path / "photo.png").write_bytes(images[0].read_bytes())
-    asked = {"image": "photo.png", "conversations": [{"from": "human", "value": "<image>\nIs it a cat?"}]}
+    asked = {"image": "photo.png", "conversations": [{"from": "human", "value": "<image>\nIs it $5 or $6?"}]}
     reply = {"from": "gpt", "value": "No."}
     rows = [{"id": "a", **asked}, {"id": "b", **asked, "conversations": [*asked["conversations"], reply]}]
     (tmp_path / "photos.json").write_text(json.dumps(rows[::-1]), encoding="utf-8")
@@ -77,12 +77,12 @@ def test_kept_patches_and_answers(pope, photo, tmp_path, capsys):
     names = ["fig1.png", "fig1.svg", "fig1.md", "answers.csv", "patches.csv"]
     assert [Path(file).name for file in found["files"]] == names
     svg = (tmp_path / "fig1" / "fig1.svg").read_text(encoding="utf-8")
-    assert "visionzip" in svg and "merged into one token" in svg and "Truth: No." in svg
+    assert "visionzip" in svg and "merged into one token" in svg and "Is it $5 or $6? Truth: No." in svg
     first, second = found["examples"]
     shown = [name for name in ["none", *methods] if name not in found["unavailable"]]
     assert list(first["methods"]) == list(second["methods"]) == shown
     assert found["unavailable"].keys() <= {"cdpruner"}
-    assert second["truth"] == "No." and second["question"] == "Is it a cat?"
+    assert second["truth"] == "No." and second["question"] == "Is it $5 or $6?"
     for one in first["methods"].values():  # the answers have no yes or no: read as yes by POPE's rule
         assert one["right"] == (first["truth"] == "Yes")
     rows = read(tmp_path / "fig1" / "answers.csv")
