@@ -150,7 +150,7 @@ ABLATIONS = {
     "positions": Ablation(
         "Position ids of kept tokens",
         "positions",
-        {"contiguous": {}, "original": {"positions": "original"}},
+        {"contiguous": {}, "original": {"positions": "original"}, "all tokens": {"method": "none"}},
         "contiguous",
         "Original: the position ids that the tokens have in the unpruned prompt. Where: share of right "
         "answers to questions with the words left, right, above, below or where.",

@@ -143,12 +143,12 @@ def test_positions_are_part_of_a_setting(data, tmp_path, capsys):
     assert run(data, tmp_path, "positions", "--tokens", "4", "--limit", "3") == 0
     document, said = last(capsys)
     assert [row["setting"] for row in document["rows"]] == [
-        "vispruner-r0.5-4", "vispruner-positions=original-r0.5-4"
+        "vispruner-r0.5-4", "vispruner-positions=original-r0.5-4", "none"
     ]  # fmt: skip
     assert "where" not in said.partition("95% CI")[2].partition("Model")[0]  # POPE has no such questions
     files = (tmp_path / "answers" / "ckpt_llava15s" / "pope").glob("*/answers.jsonl")
     entered = {json.loads(path.open().readline())["metadata"]["method"] for path in files}
-    assert entered == {"vispruner", "vispruner-positions=original"}
+    assert entered == {"vispruner", "vispruner-positions=original", "none"}
 
 
 def test_budgets_per_crop_and_per_image(data, tmp_path, capsys):
