@@ -14,8 +14,9 @@ machine, from a short timing of each model. --list stops there. A step whose inp
 is skipped; rerunning the command after any interruption resumes. A step that fails does not stop the others
 and is part of the report; the exit code is then 1. The last line of output is one JSON document.
 
-A script of scripts/ablation or scripts/figures writes everything below $OUT_DIR, and gets --limit N with
---quick. The report shows its images (PNG, SVG, JPEG), Markdown (tables and paragraphs) and CSV files.
+A script of scripts/ablation or scripts/figures writes to $OUT_DIR/ablation/NAME or $OUT_DIR/figures/NAME, and
+gets --limit N with --quick. The report shows its images (PNG, SVG, JPEG), Markdown (tables and paragraphs)
+and CSV files.
 """
 
 from __future__ import annotations
@@ -96,12 +97,13 @@ def plan(setup: Setup) -> list[PaperStep]:
     for kind in ("ablation", "figures"):
         for script in sorted((REPOSITORY / "scripts" / kind).glob("[!_]*.sh")):
             folder = setup.output / kind / script.stem
-            environment = {**variables, "OUT_DIR": str(folder)}
+            environment = {**variables, "OUT_DIR": str(setup.output)}  # shared: answers, attention samples
             command = ("bash", str(script), *setup.limit)
             title = f"{kind.capitalize().rstrip('s')}: {script.stem}"
             step = Step(f"{kind}/{script.stem}", title, command, folder, inputs, environment=environment)
             steps.append(PaperStep(step))
-    last = [_flips(setup, sweeps[0].step), _efficiency(setup), _tables(setup)]
+    compared = [_selection(setup), _methods(setup, sweeps[0].step)]
+    last = [*compared, _flips(setup, sweeps[0].step), _efficiency(setup), _tables(setup)]
     return [*steps, *map(PaperStep, last)]
 
 
@@ -229,6 +231,22 @@ def _can_be_asked(report: dict[str, Any]) -> bool:
     return bool(report["questions"]) and not any(one["for"] == "ask" for one in report["missing"])
 
 
+def _selection(setup: Setup) -> Step:
+    folder = setup.output / "selection"
+    words = ("llava.analysis.efficiency", "selection", "--device", "cpu", "--methods", "all")
+    command = setup.module(*words, "--batch-sizes", "1", "--output", folder / "selection.json")
+    command += ("--repeats", "3") if setup.quick else ()
+    return Step("selection", "Time of the selection of all methods", command, folder)
+
+
+def _methods(setup: Setup, sweep: Step) -> Step:
+    grid, times = sweep.folder / "tables" / "grid.csv", setup.output / "selection" / "selection.json"
+    command = setup.module("llava.analysis.methods", "--grid", grid, "--selection", times)
+    folder = setup.output / "methods"
+    command += ("--output", str(folder))
+    return Step("methods", "All methods: score, tokens, cost", command, folder, (), (grid, times))
+
+
 def _flips(setup: Setup, sweep: Step) -> Step:
     pruned = setting_name(get_pruner("vispruner", 64, 0.5))
     answers = [sweep.folder / "pope" / name / "answers.jsonl" for name in ("none", pruned)]
@@ -236,20 +254,9 @@ def _flips(setup: Setup, sweep: Step) -> Step:
     pope, folder = get_benchmark("pope"), setup.output / "flips"
     questions = next((found for file in pope.files if (found := file.find(pope.locate(root)))), root)
     words = ("llava.analysis.overlay", "--question-file", questions, "--answers", *answers, "--only-flips")
-    overlay = (REPOSITORY / "llava" / "analysis" / "overlay.py").read_text(encoding="utf-8")
-    missing = (
-        "" if "--only-flips" in overlay else "llava.analysis.overlay has no --only-flips in this version"
-    )
     command = setup.module(*words, "--output", folder)
-    return Step(
-        "flips",
-        "Questions that pruning changes (POPE, 64 tokens)",
-        command,
-        folder,
-        (),
-        tuple(answers),
-        missing,
-    )
+    title = "Questions that pruning changes (POPE, 64 tokens)"
+    return Step("flips", title, command, folder, (), tuple(answers))
 
 
 def _efficiency(setup: Setup) -> Step:

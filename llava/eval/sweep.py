@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     known = f"comma-separated (default: pope); choose from {', '.join(list_benchmarks())}"
     add("--benchmarks", type=_list(benchmark_name), default=["pope"], help=known)
     methods = ["none", "random", "fastervlm", "vispruner"]
-    known = f"comma-separated pruning methods (default: {','.join(methods)})"
+    known = f"comma-separated pruning methods, or all (default: {','.join(methods)})"
     add("--methods", type=_list(str), default=methods, help=known)
     budgets = "comma-separated visual tokens to keep per crop (default: 128,64,32)"
     add("--tokens", type=_list(argtypes.tokens), default=[128, 64, 32], help=budgets)
@@ -79,8 +79,10 @@ def grid(
     methods: Sequence[str], budgets: Sequence[int | str], ratios: Sequence[float], seed: int
 ) -> list[Any]:
     """Return the pruners of all settings, each once, in table order. Raises ValueError."""
-    from llava.pruning import get_pruner
+    from llava.pruning import get_pruner, list_pruners
 
+    if "all" in methods:  # tables start with all tokens
+        methods = [*methods[: methods.index("all")], "none", *list_pruners()]
     pruners: dict[Any, None] = {}
     for budget in budgets:
         for method in methods:

@@ -271,7 +271,8 @@ class Pruner:
         kept = self.choose(features, cues, budget)
         most = min(budget, n)
         shape = kept.indices.shape
-        fits = shape == (rows, most) or (self.is_adaptive and shape[0] == rows and shape[1] <= n)
+        # An adaptive method may add one token that stands for all others.
+        fits = shape == (rows, most) or (self.is_adaptive and shape[0] == rows and shape[1] <= n + 1)
         if not fits or kept.important.shape != shape:
             raise RuntimeError(
                 f"pruner {self.name!r} returned {tuple(shape)} indices and "

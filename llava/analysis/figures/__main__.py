@@ -100,14 +100,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = cli.command_of(parser, args, but=["figure"])
     command.insert(1, args.figure)
     folder = args.output / "runs" / job.name
-    scores = evaluate(session, tasks, settings[args.figure](), folder, command) if tasks else []
+    issues = list(found.issues)
+    scores = evaluate(session, tasks, settings[args.figure](), folder, command, issues) if tasks else []
+    source = task.title if args.question_file is None else args.question_file.name
     about = [
-        f"{job.name}: {statistics.samples:,} {task.title} questions, {statistics.tokens} visual tokens, "
+        f"{job.name}: {statistics.samples:,} questions of {source}, {statistics.tokens} visual tokens, "
         f"{statistics.layers} decoder layers, unpruned."
     ]
     draw = {"fig2": draw_fig2, "fig3": draw_fig3}[args.figure]
     files, caption = draw(statistics, scores, about, args.output / args.figure)
-    cli.report_issues(found.issues, "questions have no sample")
+    cli.report_issues(issues, "questions have no sample or no answer")
     print(f"{args.figure}: {caption}")
     document = {
         "figure": args.figure,
@@ -120,10 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "benchmarks": {one.benchmark.name: len(one.asked) for one in tasks},
         "files": files,
         "caption": caption,
-        "failures": [str(issue) for issue in found.issues],
+        "failures": [str(issue) for issue in issues],
     }
     print(json.dumps(document))
-    return 1 if found.issues else 0
+    return 1 if issues else 0
 
 
 def read_samples(args: argparse.Namespace) -> Task:
