@@ -204,6 +204,16 @@ def test_what_is_refused(data, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_slow_ablations_have_a_limit_for_the_bundled_data(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(ABLATIONS, "order", replace(ABLATIONS["order"], limit=2, benchmarks=("pope",)))
+    asked = []
+    monkeypatch.setattr(ablation, "read_tasks", lambda args, *_: asked.append(args.limit) or [])
+    model = ["--model", str(MODELS / "ckpt_llava15s"), "--output", str(tmp_path)]
+    for words in ([], ["--limit", "7"], ["--data", str(data)]):
+        assert ablation.main(["order", *model, *words]) == 1  # no questions
+    assert asked == [2, 7, None] and "The first 2 questions are evaluated" in capsys.readouterr().out
+
+
 def test_default_benchmarks_without_data_are_left_out(data, tmp_path, capsys):
     words = ["components", "--model", str(MODELS / "ckpt_llava15s"), "--data", str(data), "--tokens", "4"]
     words += ["--output", str(tmp_path), "--max-new-tokens", "2", "--num-workers", "0", "--limit", "2"]
