@@ -476,7 +476,7 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
             if found is not None:
                 return found
         if visual is None:
-            visions = [] if images is None else self.encode_vision(images, image_sizes)
+            visions = [] if images is None else self.encode_vision(images, image_sizes, pruner.cues)
             visual = [self.visual_tokens(one, pruner).embeds for one in visions]
         batch = self._splice(input_ids, attention_mask, None, visual, "left", truncate=False, new=1)
         with repeatable_attention(batch.embeds.device):
@@ -511,7 +511,8 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
                 "Pass do_sample=False and max_new_tokens=N, and nothing else that changes the search."
             )
         if visual is None:
-            tokens = [self.visual_tokens(one, pruner) for one in self.encode_vision(images, image_sizes)]
+            visions = self.encode_vision(images, image_sizes, pruner.cues)
+            tokens = [self.visual_tokens(one, pruner) for one in visions]
             visual = [one.embeds for one in tokens]
             more = [(len(one.kept.indices), None, one.places, one.span) for one in tokens]
         else:

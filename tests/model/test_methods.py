@@ -78,3 +78,13 @@ def test_a_method_without_its_cue_says_what_to_do(model):
     (vision,) = model.encode_vision(IMAGE)
     with pytest.raises(ValueError, match="encoded without 'received'.*cues=pruner.cues"):
         model.visual_tokens(vision, get_pruner("hiprune", tokens=4))
+
+
+@torch.no_grad()
+def test_generate_with_another_method_computes_its_cues(model):
+    ids = torch.tensor([[1, 292, -200, 554, 13]])
+    model.set_pruner("none")
+    wanted = {"do_sample": False, "max_new_tokens": 3}
+    other = model.generate(ids, images=IMAGE, pruner=get_pruner("hiprune", tokens=8), **wanted)
+    model.set_pruner("hiprune", tokens=8)
+    assert torch.equal(other, model.generate(ids, images=IMAGE, **wanted))
