@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     listed = "; ".join(f"{name}: {one.title.lower()}" for name, one in ABLATIONS.items())
     add("ablation", choices=ABLATIONS, metavar="NAME", help=listed)
-    defaults = "pope,gqa,vqav2_val, or pope where that takes longer"
+    defaults = "pope,gqa,vqav2_val; positions: pope,gqa,mme; ratio, crops, dtype: pope"
     known = f"comma-separated (default: {defaults}); choose from {', '.join(list_benchmarks())}"
     add("--benchmarks", type=_list(benchmark_name), help=known)
     budgets = "comma-separated visual tokens to keep per crop (default: 64,32)"
@@ -97,6 +97,9 @@ def run(argv: Sequence[str] | None = None) -> tuple[int, dict[str, Any]]:
     if args.data is not None and len(benchmarks) > 1 and any(one.owns(args.data) for one in benchmarks):
         parser.error("--data is the folder of one benchmark; for several give the folder above")
     cli.announce_bundled(args.model is None, args.data is None)
+    if args.limit is None and args.data is None and ablation.limit is not None:
+        args.limit = ablation.limit
+        print(f"The first {args.limit} questions are evaluated. Set --limit for more.")
     if args.model is None and ablation.crops:
         args.model = str(paths.BUNDLED_ANYRES_MODEL)
     model, failures = cli.model_folder(args, parser), Failures()

@@ -29,6 +29,7 @@ class Ablation:
         agreement: Kept tokens and answers are compared with those of the default, too.
         where: The accuracy on questions about positions is shown, too.
         benchmarks: The default of --benchmarks.
+        limit: The default of --limit with the bundled data, where a CPU needs too long for all questions.
     """
 
     title: str
@@ -41,6 +42,7 @@ class Ablation:
     agreement: bool = False
     where: bool = False
     benchmarks: tuple[str, ...] = _SMALL
+    limit: int | None = None
 
     def job_options(self) -> dict[tuple[tuple[str, str], ...], list[str]]:
         """Return the labels by the `JOB_OPTIONS` that they need, those of the default first."""
@@ -150,7 +152,7 @@ ABLATIONS = {
     "positions": Ablation(
         "Position ids of kept tokens",
         "positions",
-        {"contiguous": {}, "original": {"positions": "original"}},
+        {"contiguous": {}, "original": {"positions": "original"}, "all tokens": {"method": "none"}},
         "contiguous",
         "Original: the position ids that the tokens have in the unpruned prompt. Where: share of right "
         "answers to questions with the words left, right, above, below or where.",
@@ -165,6 +167,7 @@ ABLATIONS = {
         "Tokens are per crop; per image, the same total is chosen among the tokens of all crops.",
         crops=True,
         benchmarks=("pope",),
+        limit=120,
     ),
     "dtype": Ablation(
         "Tower dtype and kernel",
@@ -176,5 +179,6 @@ ABLATIONS = {
         "the images. Changed: share of the answers that differ from those of the default.",
         agreement=True,
         benchmarks=("pope",),
+        limit=300,
     ),
 }

@@ -143,12 +143,12 @@ def test_positions_are_part_of_a_setting(data, tmp_path, capsys):
     assert run(data, tmp_path, "positions", "--tokens", "4", "--limit", "3") == 0
     document, said = last(capsys)
     assert [row["setting"] for row in document["rows"]] == [
-        "vispruner-r0.5-4", "vispruner-positions=original-r0.5-4"
+        "vispruner-r0.5-4", "vispruner-positions=original-r0.5-4", "none"
     ]  # fmt: skip
     assert "where" not in said.partition("95% CI")[2].partition("Model")[0]  # POPE has no such questions
     files = (tmp_path / "answers" / "ckpt_llava15s" / "pope").glob("*/answers.jsonl")
     entered = {json.loads(path.open().readline())["metadata"]["method"] for path in files}
-    assert entered == {"vispruner", "vispruner-positions=original"}
+    assert entered == {"vispruner", "vispruner-positions=original", "none"}
 
 
 def test_budgets_per_crop_and_per_image(data, tmp_path, capsys):
@@ -202,6 +202,16 @@ def test_what_is_refused(data, tmp_path, capsys):
             ablation.main(words)
         assert stopped.value.code == 2 and message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_slow_ablations_have_a_limit_for_the_bundled_data(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(ABLATIONS, "order", replace(ABLATIONS["order"], limit=2, benchmarks=("pope",)))
+    asked = []
+    monkeypatch.setattr(ablation, "read_tasks", lambda args, *_: asked.append(args.limit) or [])
+    model = ["--model", str(MODELS / "ckpt_llava15s"), "--output", str(tmp_path)]
+    for words in ([], ["--limit", "7"], ["--data", str(data)]):
+        assert ablation.main(["order", *model, *words]) == 1  # no questions
+    assert asked == [2, 7, None] and "The first 2 questions are evaluated" in capsys.readouterr().out
 
 
 def test_default_benchmarks_without_data_are_left_out(data, tmp_path, capsys):
