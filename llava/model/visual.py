@@ -30,6 +30,8 @@ from llava.model.token_order import TokenOrderMixin
 from llava.pruning import Kept, Pruner, TextCue, get_pruner
 
 POSITIONS = ("contiguous", "original")
+# Cues of single patches, and the dimension of the patches: crops can be joined along it
+_OF_PATCHES = {"attention": 2, "received": 1, "features": 1, "projected": 1, "image_embeds": 1}
 USE_CURRENT = "use current"  # default of visual_tokens(pruner=): the model's own pruner
 
 
@@ -255,8 +257,14 @@ class VisualTokenMixin(TokenOrderMixin):
             images = tensor.view(-1, crops, *tensor.shape[1:]).movedim(1, dim)
             return images.flatten(dim, dim + 1)
 
+        for name in cues:
+            if name.partition("@")[0] not in _OF_PATCHES:
+                raise ValueError(
+                    f"cues: {pruner.name!r} selects per image by {name!r}, which has no row per patch. Read "
+                    f"{', '.join(_OF_PATCHES)}, or select per crop."
+                )
         budget = None if pruner.tokens is None else pruner.tokens * crops
-        joined = {name: join(cue, 1) for name, cue in cues.items()}
+        joined = {name: join(cue, _OF_PATCHES[name.partition("@")[0]]) for name, cue in cues.items()}
         return (join(features, 1), join(attention, 2), joined), replace(pruner, tokens=budget)
 
     def _pools_newlines(self, pruner: Pruner, vision: VisionFeatures) -> bool:
