@@ -198,7 +198,8 @@ class VisualTokenMixin(TokenOrderMixin):
         embeds = self._project(vision.features, kept, pruner, vision.image_size, vision.as_crops, cues)
         if not self.keeps_positions(pruner):
             return VisualTokens(embeds, kept)
-        return VisualTokens(embeds, kept, *self._places(vision, kept, pruner))
+        places, span = self._places(vision, kept, pruner)
+        return VisualTokens(embeds, kept, places=places, span=span)
 
     def keeps_positions(self, pruner: Pruner) -> bool:
         """Return whether tokens that a method keeps have their positions in the unpruned prompt."""
@@ -353,7 +354,7 @@ class VisualTokenMixin(TokenOrderMixin):
             *embeds, indices, important, doubt = run(key, select, *inputs)
         each = 1 if pruner.per_image else crops
         rows = zip(indices.split(each), important.split(each), strict=True)
-        return [VisualTokens(e, Kept(*row), doubt) for e, row in zip(embeds, rows, strict=True)]
+        return [VisualTokens(e, Kept(*row), doubt=doubt) for e, row in zip(embeds, rows, strict=True)]
 
     def _select(
         self,
