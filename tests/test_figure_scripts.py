@@ -20,14 +20,15 @@ def sandbox(tmp_path: Path) -> Sandbox:
     return made
 
 
-@pytest.mark.parametrize("figure", ["fig2", "fig3"])
+@pytest.mark.parametrize("figure", ["fig1", "fig2", "fig3", "fig4", "fig5"])
 def test_the_bundled_model_by_default(figure: str, sandbox: Sandbox) -> None:
     done = sandbox.run("--limit", "5", script=f"figures/{figure}.sh", **UNSET)
     assert done.returncode == 0, done.stderr
     tower, call = [line.replace(f"{sandbox.repo}/", "") for line in sandbox.calls("module")]
     assert "llava.tiny.tower" in tower
     words = call.removeprefix("module -m llava.analysis.figures ").split()
-    assert words == [figure, "--output", "outputs/figures", "--limit", "5"]
+    shared = ["--ablation", "outputs/ablation"] if figure == "fig5" else []
+    assert words == [figure, *shared, "--output", "outputs/figures", "--limit", "5"]
     args = build_parser().parse_args(words)
     assert (args.figure, args.limit, args.model, args.data) == (figure, 5, None, None)
     assert sandbox.calls("preset") == ["preset "] * 2

@@ -1,4 +1,6 @@
-"""Draw which patches a pruner keeps: pruned patches gray, important ones framed orange, diverse ones blue.
+"""Draw what a method keeps: pruned patches gray, important ones framed orange, diverse ones blue.
+
+Patches that are merged into one token have their mean color and one outline.
 
     python -m llava.analysis.overlay --image photo.jpg --tokens 64
     python -m llava.analysis.overlay --image a.jpg b.jpg --method random vispruner --tokens 128 64 32 \\
@@ -10,8 +12,9 @@ and both answers, marked right or wrong where the ground truth is beside the que
 come from the metadata of the answers; --model has to be the checkpoint that gave them.
 
 The image that is drawn is the input of the model: the padded square, or the crops of an anyres checkpoint.
-The selection comes from the model's own `visual_tokens`, so it is the one that an evaluation uses. Methods
-that depend on the question, or that act inside the language model, can be shown with answer files only.
+The selection is the one that an evaluation uses (see `kept_tokens`). Of methods that act inside the language
+model, the tokens that are left after their last stage are shown; they depend on the question, as do those of
+methods that read it.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,17 +34,23 @@ from llava.paths import BUNDLED_MODEL, require_bundled
 
 if TYPE_CHECKING:
     from llava.analysis.flips import AnswerSet, AskedQuestions, Flip
-    from llava.eval.benchmarks import Question
+    from llava.analysis.kept_tokens import CropTokens
     from llava.eval.inference.engine import Engine
-    from llava.pruning import Kept, Pruner
+    from llava.pruning import Pruner
 
-IMPORTANT, DIVERSE = (255, 128, 0), (0, 140, 255)
+IMPORTANT, DIVERSE, MERGED = (255, 128, 0), (0, 140, 255), (170, 51, 119)
 GAP, HEADER = 8, 22
 ROWS = 20  # questions on a sheet, unless --limit is given
+QUESTION = "Describe the image."  # for methods that depend on one, unless --question is given
 
 
 def shade(
-    crop: Image.Image, side: int, kept: np.ndarray, important: np.ndarray, scale: int = 2
+    crop: Image.Image,
+    side: int,
+    kept: np.ndarray,
+    important: np.ndarray,
+    scale: int = 2,
+    groups: np.ndarray | None = None,
 ) -> Image.Image:
     """Gray out the pruned patches of one crop.
 
@@ -50,6 +60,7 @@ def shade(
         kept: (K,) patch indices in raster order.
         important: (K,) bool; False is diverse.
         scale: Enlargement of the result, so that frames do not hide patches.
+        groups: (side ** 2,) token that a patch was merged into with others, -1 for other patches.
     """
     size = crop.width * scale
     sharp = crop.resize((size, size), Image.Resampling.BICUBIC)
@@ -57,35 +68,60 @@ def shade(
     shaded = Image.fromarray((0.35 * gray + 0.65 * 225).astype(np.uint8))
     step = size / side
     pen = ImageDraw.Draw(shaded)
+    if groups is not None:
+        _draw_merged(shaded, sharp, side, groups)
     for index, is_important in zip(kept.tolist(), important.tolist(), strict=True):
-        if index < 0:  # a token that stands for no patch
-            continue
-        row, column = divmod(index, side)
-        box = [round(column * step), round(row * step), round((column + 1) * step), round((row + 1) * step)]
+        box = _box(index, side, step)
         shaded.paste(sharp.crop(box), box[:2])
         frame = [box[0], box[1], box[2] - 1, box[3] - 1]
         pen.rectangle(frame, outline=IMPORTANT if is_important else DIVERSE, width=max(1, round(step / 14)))
     return shaded
 
 
-def crops_as_images(pixels, processor) -> list[Image.Image]:
-    """Convert processed pixels (crops, 3, S, S) back to RGB images."""
-    mean, deviation = (
-        np.array(v, np.float32)[:, None, None] for v in (processor.image_mean, processor.image_std)
-    )
-    arrays = pixels.float().cpu().numpy() * deviation + mean
-    return [Image.fromarray((a.transpose(1, 2, 0).clip(0, 1) * 255).round().astype(np.uint8)) for a in arrays]
+def _box(index: int, side: int, step: float) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of a patch in pixels."""
+    row, column = divmod(index, side)
+    left, top = round(column * step), round(row * step)
+    return left, top, round((column + 1) * step), round((row + 1) * step)
 
 
-def panel(crops: list[Image.Image], side: int, kept: Kept | None, scale: int = 2) -> Image.Image:
-    """Draw all crops of one image in a row, the whole image first; without `kept` nothing is gray."""
+def _draw_merged(shaded: Image.Image, sharp: Image.Image, side: int, groups: np.ndarray) -> None:
+    """Fill merged patches with the mean color of their token, and outline what is one token."""
+    step = shaded.width / side
+    small = np.asarray(sharp.resize((side, side), Image.Resampling.BOX), np.float32).reshape(-1, 3)
+    for token in np.unique(groups[groups >= 0]):
+        members = np.flatnonzero(groups == token)
+        color = small[members].mean(0)
+        for index in members.tolist():
+            box = _box(index, side, step)
+            texture = np.asarray(shaded.crop(box), np.float32)
+            shaded.paste(Image.fromarray((0.75 * color + 0.25 * texture).astype(np.uint8)), box[:2])
+    pen, width = ImageDraw.Draw(shaded), max(1, round(step / 14))
+    around = np.pad(groups.reshape(side, side), 1, constant_values=-1)
+    for index, token in enumerate(groups.tolist()):
+        row, column = divmod(index, side)
+        left, top, right, bottom = _box(index, side, step)
+        if token != around[row, column + 1]:
+            pen.rectangle([left, top, right - 1, top + width - 1], fill=MERGED)
+        if token != around[row + 1, column]:
+            pen.rectangle([left, top, left + width - 1, bottom - 1], fill=MERGED)
+        if token >= 0 and row == side - 1:
+            pen.rectangle([left, bottom - width, right - 1, bottom - 1], fill=MERGED)
+        if token >= 0 and column == side - 1:
+            pen.rectangle([right - width, top, right - 1, bottom - 1], fill=MERGED)
+
+
+def panel(
+    crops: list[Image.Image], side: int, tokens: Sequence[CropTokens] | None, scale: int = 2
+) -> Image.Image:
+    """Draw all crops of one image in a row, the whole image first; without `tokens` nothing is gray."""
     tiles = []
     for number, crop in enumerate(crops):
-        if kept is None:
+        if tokens is None:
             tiles.append(crop.resize((crop.width * scale,) * 2, Image.Resampling.BICUBIC))
         else:
-            selected = (part[number].cpu().numpy() for part in (kept.indices, kept.important))
-            tiles.append(shade(crop, side, *selected, scale))
+            one = tokens[number]
+            tiles.append(shade(crop, side, one.kept, one.important, scale, one.groups))
     width = tiles[0].width
     sheet = Image.new("RGB", (len(tiles) * (width + GAP) - GAP, width), "white")
     for number, tile in enumerate(tiles):
@@ -94,12 +130,17 @@ def panel(crops: list[Image.Image], side: int, kept: Kept | None, scale: int = 2
 
 
 def contact_sheet(
-    rows: list[list[Image.Image]], titles: list[str], width: int, texts: list[list[str]] | None = None
+    rows: list[list[Image.Image]],
+    titles: list[str],
+    width: int,
+    texts: list[list[str]] | None = None,
+    merged: bool = False,
 ) -> Image.Image:
     """Draw rows of panels under titles, each panel scaled to `width` pixels, with a legend below.
 
     Args:
         texts: Of every row: a line above it, then a line above each panel. Lines are cut to fit.
+        merged: Explain outlines of merged tokens in the legend.
     """
     scaled = [
         [p.resize((width, round(p.height * width / p.width)), Image.Resampling.LANCZOS) for p in row]
@@ -130,7 +171,8 @@ def contact_sheet(
     left = GAP
     for color, text in (
         (IMPORTANT, "important ([CLS] attention)"),
-        (DIVERSE, "diverse or sampled"),
+        (DIVERSE, "diverse or other"),
+        *([(MERGED, "outline: merged into one token")] if merged else []),
         ((225,) * 3, "pruned"),
     ):
         pen.rectangle([left, top + 5, left + 12, top + 17], fill=color, outline="black")
@@ -150,37 +192,44 @@ def _fitted(pen: ImageDraw.ImageDraw, text: str, font: Any, width: float) -> str
     return text[:end] + "..."
 
 
-def draw(model, processor, files: list[Path], pruners: list[Pruner], width: int):
+def draw(engine: Engine, files: list[Path], pruners: list[Pruner], question: str, width: int):
     """Draw a contact sheet of files x pruners.
 
     Returns:
         The image, and a dict per panel that describes it.
     """
-    import torch
+    from llava.analysis.kept_tokens import counts, encode, kept_tokens
+    from llava.eval.benchmarks import Question
+    from llava.mm_utils import load_image
 
-    from llava.mm_utils import load_image, process_images
-
-    model.set_pruner(pruners[0])  # decides how crops are cut
-    side = model.get_vision_tower().num_patches_per_side
-    rows, panels = [], []
+    side = engine.model.get_vision_tower().num_patches_per_side
+    # The budget decides how crops are cut, and must be one for all methods.
+    engine.model.set_pruner(max(pruners, key=lambda one: one.tokens is not None))
+    rows, texts, panels, merged = [], [], [], 0
     for file in files:
-        image = load_image(str(file))
-        pixels = process_images([image], processor, model.config)[0]
-        crops = crops_as_images(pixels if pixels.ndim == 4 else pixels[None], processor)
-        with torch.inference_mode():
-            vision = model.encode_vision([pixels], [image.size])[0]
-            kept = [model.visual_tokens(vision, pruner).kept for pruner in pruners]
-        rows.append([panel(crops, side, selection) for selection in (None, *kept)])
-        panels += [
-            {
-                "image": str(file),
-                **pruner.config(),
-                "kept": selection.indices.numel(),
-                "important": int(selection.important.sum()),
-            }
-            for pruner, selection in zip(pruners, kept, strict=True)
-        ]
-    return contact_sheet(rows, ["input of the tower", *map(_title, pruners)], width), panels
+        crops, vision = encode(engine, load_image(str(file)), pruners)
+        row, words = [panel(crops, side, None)], [file.name, f"{crops[0].width} x {crops[0].width}"]
+        for pruner in pruners:
+            tokens = kept_tokens(engine, vision, pruner, Question(0, 0, file, question))
+            found = counts(tokens)
+            row.append(panel(crops, side, tokens))
+            words.append(count_text(found))
+            panels.append({"image": str(file), **pruner.config(), **found})
+            merged += found["merged"]
+        rows.append(row)
+        texts.append(words)
+    titles = ["input of the tower", *map(_title, pruners)]
+    return contact_sheet(rows, titles, width, texts, merged > 0), panels
+
+
+def count_text(found: Mapping[str, int]) -> str:
+    """Return the tokens of an image, of `kept_tokens.counts`, in words; global ones stand for no patch."""
+    parts = [
+        f"{found[name]} {word}"
+        for name, word in (("merged", "merged"), ("unplaced", "global"))
+        if found[name]
+    ]
+    return f"{found['kept']}: {', '.join(parts)}" if parts else f"{found['kept']} tokens"
 
 
 def draw_flips(model, tokenizer, processor, asked: AskedQuestions, shown: list[Flip],
@@ -190,9 +239,10 @@ def draw_flips(model, tokenizer, processor, asked: AskedQuestions, shown: list[F
     Returns:
         The image, and a dict per question that describes it.
     """
+    from llava.analysis.kept_tokens import counts, encode, kept_tokens
     from llava.eval.inference.engine import Engine
 
-    side = model.get_vision_tower().num_patches_per_side
+    side, merged = model.get_vision_tower().num_patches_per_side, 0
     engine = Engine(model, tokenizer, processor, sets[0].metadata.get("conv_mode", "vicuna_v1"))
     rows, texts, found = [], [], []
     for flip in shown:
@@ -204,14 +254,17 @@ def draw_flips(model, tokenizer, processor, asked: AskedQuestions, shown: list[F
         }
         words = [f"{flip.question.question_id}: {flip.question.text}", Path(str(flip.question.image)).name]
         for name, one, text, credit in zip("ab", sets, flip.texts, flip.credits, strict=True):
-            crops, kept = _kept(engine, one, flip.question, asked.load_image)
+            model.set_pruner(one.pruner, anyres=one.anyres or "auto")
+            crops, vision = encode(engine, asked.load_image(flip.question.image), [one.pruner])
+            tokens = kept_tokens(engine, vision, one.pruner, flip.question)
             if not panels:
                 panels.append(panel(crops, side, None))
-            panels.append(panel(crops, side, kept))
+            panels.append(panel(crops, side, tokens))
             mark = "" if credit is None else " (right)" if credit == 1 else f" (credit {credit:.2g})"
             words.append(text.strip() + (" (wrong)" if credit == 0 else mark))
-            count = int((kept.indices >= 0).sum())
-            document[name] = {"answer": text, "credit": credit, "kept": count}
+            number = counts(tokens)
+            merged += number["merged"]
+            document[name] = {"answer": text, "credit": credit, "kept": number["kept"]}
         rows.append(panels)
         texts.append(words)
         found.append(document)
@@ -219,41 +272,7 @@ def draw_flips(model, tokenizer, processor, asked: AskedQuestions, shown: list[F
         "input of the tower",
         *(f"{name}: {_title(one.pruner)}" for name, one in zip("AB", sets, strict=True)),
     ]
-    return contact_sheet(rows, titles, width, texts), found
-
-
-def _kept(engine: Engine, answers: AnswerSet, question: Question, load) -> tuple[list[Image.Image], Kept]:
-    """Return the crops of a question's image, and what the method of an answer file keeps of them."""
-    import torch
-
-    from llava.mm_utils import process_images
-    from llava.model.decode import Row
-    from llava.model.inside import acts_inside, prefill
-    from llava.pruning import Kept, TextCue
-    from llava.pruning.base import NO_TOKEN
-
-    model, pruner = engine.model, answers.pruner
-    model.set_pruner(pruner, anyres=answers.anyres or "auto")
-    image = load(question.image)
-    pixels = process_images([image], engine.image_processor, model.config)[0]
-    crops = crops_as_images(pixels if pixels.ndim == 4 else pixels[None], engine.image_processor)
-    with torch.inference_mode():
-        vision = model.encode_vision([pixels], [image.size])[0]
-        cue = None
-        if pruner.needs_question:
-            ids = torch.tensor(engine.tokenizer(question.text, add_special_tokens=False).input_ids)
-            cue = TextCue(question.text, model.get_input_embeddings()(ids.long().to(model.device)))
-        tokens = model.visual_tokens(vision, pruner, cue)
-        kept, count = tokens.kept, len(crops)
-        if acts_inside(pruner) and len(tokens.embeds) == kept.indices.numel():
-            run = prefill(model, [Row(engine.prompt_ids(question), tokens.embeds, None, count)], pruner)
-            for reduction in run.reductions[0][-1:]:
-                left = reduction.ids[reduction.ids < kept.indices.numel()]
-                flat = torch.full((kept.indices.numel(),), NO_TOKEN, device=left.device)
-                flat[left] = left % kept.indices.shape[1]
-                indices = flat.view(kept.indices.shape)
-                kept = Kept(indices, torch.zeros_like(indices, dtype=torch.bool))
-    return crops, kept
+    return contact_sheet(rows, titles, width, texts, merged > 0), found
 
 
 def _title(pruner: Pruner) -> str:
@@ -278,6 +297,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--method", nargs="+", choices=list_pruners(), metavar="NAME", help=names)
     add("--ratio", type=ratio, help="share of tokens kept for their attention, in [0, 1] (default: 0.5)")
     add("--seed", type=int, help="seed for random pruning (default: 0)")
+    of = "for methods that read the question or act inside the language model"
+    add("--question", metavar="TEXT", help=f"{of} (default: {QUESTION})")
     add("--question-file", type=Path, metavar="FILE", help="questions of the answers, instead of --image")
     add("--answers", type=Path, nargs=2, metavar=("A", "B"), help="two answer files, or their folders")
     add("--only-flips", action="store_true", help="show only questions that A and B answer differently")
@@ -303,7 +324,9 @@ def main(argv: list[str] | None = None) -> int:
     if (args.image is None) == (args.answers is None):
         found = "both" if args.image else "neither"
         parser.error(f"{', '.join(forms)}: expected one of them, got {found}")
-    of_images = {f"--{name}": getattr(args, name) for name in ("tokens", "method", "ratio", "seed")}
+    of_images = {
+        f"--{name}": getattr(args, name) for name in ("tokens", "method", "ratio", "seed", "question")
+    }
     of_answers = {"--question-file": args.question_file, "--only-flips": args.only_flips or None}
     of_answers |= {"--image-folder": args.image_folder, "--limit": args.limit}
     for option, value in (of_answers if args.image else of_images).items():
@@ -324,6 +347,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _show_images(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     """Draw what methods keep of images."""
+    from llava.eval.inference.engine import Engine
     from llava.pruning import get_pruner
 
     missing = [str(file) for file in args.image if not file.is_file()]
@@ -335,19 +359,27 @@ def _show_images(parser: argparse.ArgumentParser, args: argparse.Namespace) -> i
         pruners = [get_pruner(name, tokens, share, args.seed or 0) for name in methods for tokens in budgets]
     except ValueError as error:
         parser.error(str(error))
-    for pruner in pruners:
-        if pruner.needs_question or pruner.acts_in == "decoder":
-            why = "prunes inside the language model, where what it keeps depends on the question"
-            why = why if pruner.acts_in == "decoder" else "chooses by the question"
-            parser.error(f"--method: {pruner.name!r} {why}. Show two of its runs with --answers.")
     single = len(args.image) * len(pruners) == 1
     name = f"{args.image[0].stem}_{'_'.join(methods)}_{'_'.join(map(str, budgets))}.png"
     output = args.output or Path(name)
-    _, model, processor = _load(args)
-    sheet, panels = draw(model, processor, args.image, pruners, args.width or (672 if single else 200))
+    tokenizer, model, processor = _load(args)
+    engine = Engine(model, tokenizer, processor, _template(args, model))
+    unavailable = {}
+    for pruner in pruners:
+        try:
+            model.check_pruner(pruner)
+        except ValueError as error:
+            unavailable[pruner] = str(error)
+            print(f"warning: left out: {error}", file=sys.stderr)
+    pruners = [pruner for pruner in pruners if pruner not in unavailable]
+    if not pruners:
+        raise ValueError(f"--method: none of the methods can run with {_model(args)}. Choose another method")
+    question = QUESTION if args.question is None else args.question
+    sheet, panels = draw(engine, args.image, pruners, question, args.width or (672 if single else 200))
     _save(sheet, output)
-    print(f"panels: {len(panels)}; orange = important, blue = diverse or sampled, gray = pruned")
-    print(json.dumps({"output": str(output), "panels": panels}))
+    print(f"panels: {len(panels)}; orange = important, blue = diverse or other, gray = pruned")
+    left_out = [{**pruner.config(), "reason": reason} for pruner, reason in unavailable.items()]
+    print(json.dumps({"output": str(output), "panels": panels, "unavailable": left_out}))
     return 0
 
 
@@ -393,6 +425,14 @@ def _setting(answers: AnswerSet) -> dict[str, Any]:
 
 def _model(args: argparse.Namespace) -> str:
     return str(args.model or require_bundled(BUNDLED_MODEL, "--model"))
+
+
+def _template(args: argparse.Namespace, model: Any) -> str:
+    """Return the conversation template that the checkpoint calls for."""
+    from llava.mm_utils import get_model_name_from_path
+    from llava.model.checkpoint.config import conversation_for
+
+    return conversation_for(model.config.to_dict(), get_model_name_from_path(_model(args)))
 
 
 def _load(args: argparse.Namespace, **options: Any) -> tuple[Any, Any, Any]:

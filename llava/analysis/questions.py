@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +64,19 @@ def _asked(row: Mapping[str, Any]) -> tuple[Any, Any]:
     # The prompt puts the image first; a tag takes its own line break with it.
     text = first["value"].replace(DEFAULT_IMAGE_TOKEN + "\n", "").replace(DEFAULT_IMAGE_TOKEN, "")
     return row["id"], text
+
+
+def reference_answers(path: Path, questions: Sequence[Question]) -> dict[int, str]:
+    """Return the answers that a file of LLaVA's training format gives, by `Question.index`.
+
+    Args:
+        questions: Of `read_question_file`; those without a reply, and all of a question file, are left out.
+    """
+    by_line = {question.line: question.index for question in questions}
+    found = {}
+    for number, row in read_jsonl(path, []):
+        turns = row.get("conversations", ())
+        reply = turns[1] if len(turns) > 1 and isinstance(turns[1], dict) else {}
+        if number in by_line and isinstance(reply.get("value"), str):
+            found[by_line[number]] = reply["value"]
+    return found

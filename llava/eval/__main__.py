@@ -29,6 +29,7 @@ COMMANDS = {
     "paper": ("llava.eval.paper", "run everything that the paper reports, into one report"),
     "overlay": ("llava.analysis.overlay", "draw the kept tokens on an image"),
     "figures": ("llava.analysis.figures.__main__", "draw Figures 2 and 3: where the model looks"),
+    "methods": ("llava.analysis.methods", "compare all methods: score, tokens, FLOPs"),
     "efficiency": ("llava.analysis.efficiency.__main__", "measure time and memory"),
 }
 

@@ -14,8 +14,9 @@ machine, from a short timing of each model. --list stops there. A step whose inp
 is skipped; rerunning the command after any interruption resumes. A step that fails does not stop the others
 and is part of the report; the exit code is then 1. The last line of output is one JSON document.
 
-A script of scripts/ablation or scripts/figures writes everything below $OUT_DIR, and gets --limit N with
---quick. The report shows its images (PNG, SVG, JPEG), Markdown (tables and paragraphs) and CSV files.
+A script of scripts/ablation or scripts/figures writes to $OUT_DIR/ablation/NAME or $OUT_DIR/figures/NAME, and
+gets --limit N with --quick. The report shows its images (PNG, SVG, JPEG), Markdown (tables and paragraphs)
+and CSV files.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -91,15 +92,18 @@ def plan(setup: Setup) -> list[PaperStep]:
     variables = {}
     if setup.checkpoints and setup.data:
         variables = {"CKPT_DIR": str(setup.checkpoints), "DATA_DIR": str(setup.data)}
+        if inputs and inputs[0] != setup.checkpoints:  # the model of the first sweep
+            variables["CKPT"] = inputs[0].name
     for kind in ("ablation", "figures"):
         for script in sorted((REPOSITORY / "scripts" / kind).glob("[!_]*.sh")):
             folder = setup.output / kind / script.stem
-            environment = {**variables, "OUT_DIR": str(folder)}
+            environment = {**variables, "OUT_DIR": str(setup.output)}  # shared: answers, attention samples
             command = ("bash", str(script), *setup.limit)
             title = f"{kind.capitalize().rstrip('s')}: {script.stem}"
             step = Step(f"{kind}/{script.stem}", title, command, folder, inputs, environment=environment)
             steps.append(PaperStep(step))
-    last = [_flips(setup, sweeps[0].step), _efficiency(setup), _tables(setup)]
+    compared = [_selection(setup), _methods(setup, sweeps[0].step)]
+    last = [*compared, _flips(setup, sweeps[0].step), _efficiency(setup), _tables(setup)]
     return [*steps, *map(PaperStep, last)]
 
 
@@ -107,9 +111,9 @@ def _bundled_sweeps(setup: Setup) -> list[PaperStep]:
     data = require_bundled(BUNDLED_DATA, "CKPT_DIR and DATA_DIR")
     names = [_LOCAL.get(name, name) for name in _columns(load_published()["llava-1.5-7b"])]
     crops = ["--limit", str(_QUICK if setup.quick else _ANYRES_LIMIT)]
-    every: dict[str, Any] = dict(methods=list_pruners(), tokens=BUDGETS, ratios=RATIOS)
+    every: dict[str, Any] = dict(methods=_ordered(list_pruners()), tokens=BUDGETS, ratios=RATIOS)
     published = {row.method for row in load_published()["llava-next-7b"].rows}
-    fewer = sorted(published & set(list_pruners()) | {"fastervlm"})
+    fewer = _ordered(published & set(list_pruners()) | {"fastervlm"})
     title = "All methods, budgets and benchmarks: bundled model"
     found = [_sweep(setup, "llava-tiny", title, BUNDLED_MODEL, data, names, setup.limit, every)]
     title = "Images in crops, as LLaVA-NeXT: bundled model"
@@ -119,6 +123,10 @@ def _bundled_sweeps(setup: Setup) -> list[PaperStep]:
         *found,
         _sweep(setup, "llava-tiny-anyres", title, model, data, some, crops, dict(every, methods=fewer)),
     ]
+
+
+def _ordered(methods: Iterable[str]) -> list[str]:
+    return sorted(methods, key=lambda name: (name != "none", name))  # tables start with all tokens
 
 
 def _published_sweeps(setup: Setup) -> list[PaperStep]:
@@ -134,7 +142,7 @@ def _published_sweeps(setup: Setup) -> list[PaperStep]:
         if folder in with_all:  # the table before has its scores with all tokens
             names.discard("none")
         budgets = {row.tokens // table.tokens_per_budget for row in table.rows if row.method != "none"} - {0}
-        settings = dict(methods=sorted(names), tokens=sorted(budgets, reverse=True), ratios=(0.5,))
+        settings = dict(methods=_ordered(names), tokens=sorted(budgets, reverse=True), ratios=(0.5,))
         title = f"{table.title}: {', '.join(map(str, settings['tokens']))} tokens per crop"
         more = ["--preset", "published", *setup.limit]
         if folder and setup.data:
@@ -223,6 +231,22 @@ def _can_be_asked(report: dict[str, Any]) -> bool:
     return bool(report["questions"]) and not any(one["for"] == "ask" for one in report["missing"])
 
 
+def _selection(setup: Setup) -> Step:
+    folder = setup.output / "selection"
+    words = ("llava.analysis.efficiency", "selection", "--device", "cpu", "--methods", "all")
+    command = setup.module(*words, "--batch-sizes", "1", "--output", folder / "selection.json")
+    command += ("--repeats", "3") if setup.quick else ()
+    return Step("selection", "Time of the selection of all methods", command, folder)
+
+
+def _methods(setup: Setup, sweep: Step) -> Step:
+    grid, times = sweep.folder / "tables" / "grid.csv", setup.output / "selection" / "selection.json"
+    command = setup.module("llava.analysis.methods", "--grid", grid, "--selection", times)
+    folder = setup.output / "methods"
+    command += ("--output", str(folder))
+    return Step("methods", "All methods: score, tokens, cost", command, folder, (), (grid, times))
+
+
 def _flips(setup: Setup, sweep: Step) -> Step:
     pruned = setting_name(get_pruner("vispruner", 64, 0.5))
     answers = [sweep.folder / "pope" / name / "answers.jsonl" for name in ("none", pruned)]
@@ -230,20 +254,9 @@ def _flips(setup: Setup, sweep: Step) -> Step:
     pope, folder = get_benchmark("pope"), setup.output / "flips"
     questions = next((found for file in pope.files if (found := file.find(pope.locate(root)))), root)
     words = ("llava.analysis.overlay", "--question-file", questions, "--answers", *answers, "--only-flips")
-    overlay = (REPOSITORY / "llava" / "analysis" / "overlay.py").read_text(encoding="utf-8")
-    missing = (
-        "" if "--only-flips" in overlay else "llava.analysis.overlay has no --only-flips in this version"
-    )
     command = setup.module(*words, "--output", folder)
-    return Step(
-        "flips",
-        "Questions that pruning changes (POPE, 64 tokens)",
-        command,
-        folder,
-        (),
-        tuple(answers),
-        missing,
-    )
+    title = "Questions that pruning changes (POPE, 64 tokens)"
+    return Step("flips", title, command, folder, (), tuple(answers))
 
 
 def _efficiency(setup: Setup) -> Step:
@@ -288,7 +301,8 @@ def show_plan(runner: StepRunner, steps: Sequence[PaperStep], folder: Path) -> d
         if one.timing and runner.state(one.step) != DONE and runner.state(one.timing) != DONE:
             print(f"{one.timing.title}: {_TIMED} questions", flush=True)
             shutil.rmtree(one.timing.folder, ignore_errors=True)  # a part of it would be no timing
-            runner.run(one.timing)
+            for line in runner.run(one.timing)["tail"]:
+                print(f"    | {line}", file=sys.stderr)
     rows, lines, total, size = [], [], 0.0, 0.0
     for one in steps:
         state, (seconds, needed) = runner.state(one.step), estimate(runner, one)
@@ -350,7 +364,7 @@ def write_report(setup: Setup, runner: StepRunner, steps: Sequence[PaperStep]) -
         kind = "failed" if state in (FAILED, MISSING) else ""
         rows.append(TableRow([TableCell(text) for text in texts], kind))
     header = ["step", "state", "seconds", "commit", "machine", "command"]
-    facts = Table("Steps", header, rows, kinds=["left"] * 2)
+    facts = Table("Steps", header, rows, kinds=["left", "left", "", "", "text", "text"])
     about = [
         f"Written on {time.strftime('%Y-%m-%d')} at commit {commit()}. This machine: {machine()}.",
     ]

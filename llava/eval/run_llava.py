@@ -203,7 +203,8 @@ def _generate(job: Job, pruner: Pruner, images: Sequence[Image.Image], query: st
         visions = model.encode_vision(list(pixels), [image.size for image in images])
         tokens = [model.visual_tokens(one) for one in visions]
     visual = tuple(one.embeds for one in tokens)
-    row, limits = Row(ids, visual, crops=len(tokens[0].kept.indices)), ContextLimits.of(model.config)
+    first, limits = tokens[0], ContextLimits.of(model.config)
+    row = Row(ids, visual, crops=len(first.kept.indices), places=first.places, span=first.span)
     if reason := limits.refuse(row.length, sum(map(len, visual))):
         raise DataError(f"--query: {reason}.")
     torch.manual_seed(job.seed)

@@ -12,10 +12,10 @@ scored by a server or a judge keep their answers. A method that needs what the m
 and its cells stay empty. Without --model or --data the bundled ones are used. The last line of standard
 output is one JSON document.
 
-Columns: score with its 95% bootstrap interval over images; mean number of visual tokens fed to the language
-model; GFLOPs of its prefill per question (2 per multiply-accumulate, visual and text tokens, nothing shared);
-questions/s of the setting alone (pruning, projection and answers, plus loading and encoding its images), and
-without loading and encoding.
+Columns: score with its 95% bootstrap interval over images; mean number of visual tokens that enter a layer of
+the language model; GFLOPs of its prefill per question (2 per multiply-accumulate, visual and text tokens,
+nothing shared); questions/s of the setting alone (pruning, projection and answers, plus loading and encoding
+its images), and without loading and encoding.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     known = f"comma-separated (default: pope); choose from {', '.join(list_benchmarks())}"
     add("--benchmarks", type=_list(benchmark_name), default=["pope"], help=known)
     methods = ["none", "random", "fastervlm", "vispruner"]
-    known = f"comma-separated pruning methods (default: {','.join(methods)})"
+    known = f"comma-separated pruning methods, or all (default: {','.join(methods)})"
     add("--methods", type=_list(str), default=methods, help=known)
     budgets = "comma-separated visual tokens to keep per crop (default: 128,64,32)"
     add("--tokens", type=_list(argtypes.tokens), default=[128, 64, 32], help=budgets)
@@ -79,8 +79,10 @@ def grid(
     methods: Sequence[str], budgets: Sequence[int | str], ratios: Sequence[float], seed: int
 ) -> list[Any]:
     """Return the pruners of all settings, each once, in table order. Raises ValueError."""
-    from llava.pruning import get_pruner
+    from llava.pruning import get_pruner, list_pruners
 
+    if "all" in methods:  # tables start with all tokens
+        methods = [*methods[: methods.index("all")], "none", *list_pruners()]
     pruners: dict[Any, None] = {}
     for budget in budgets:
         for method in methods:

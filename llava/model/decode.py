@@ -123,6 +123,9 @@ class Row:
     key: Any = None  # rows of equal key have the same `visual`
     crops: int = 1  # of the image, by which the budget of a method inside the language model is multiplied
     marked: Tensor | None = None  # (K,) bool, tokens that such a method chose before the language model
+    # (K,) int64, places of the visual tokens among `span` that the unpruned image has; None: contiguous
+    places: Tensor | None = None
+    span: int = 0
 
     @property
     def length(self) -> int:
@@ -195,7 +198,7 @@ def generate(
     from transformers import LogitsProcessorList
 
     stops = stop_ids(model, tokenizer)
-    if acts_inside(pruner):
+    if runs_inside(rows, pruner):
         check_greedy(pruner, decoding)
         return _texts(stops, generate_inside(model, rows, pruner, decoding.max_new_tokens, stops))
     if decoding.greedy and _is_captured(model):
@@ -268,7 +271,7 @@ def generate_shared(
 
     decoder, head = model.get_model(), model.get_output_embeddings()
     embed, device, stops = decoder.embed_tokens, model.device, stop_ids(model, tokenizer)
-    if acts_inside(pruner):
+    if runs_inside(rows, pruner):
         return _texts(stops, generate_inside(model, rows, pruner, decoding.max_new_tokens, stops, share=True))
     at = [row.ids.index(IMAGE_TOKEN_INDEX) for row in rows]
     order = sorted(range(len(rows)), key=lambda line: len(rows[line].ids) - at[line])  # short suffixes first
@@ -342,12 +345,12 @@ def generate_shared(
 def generate_inside(
     model: Any,
     rows: Sequence[Row],
-    pruner: Pruner,
+    pruner: Pruner | None,
     max_new_tokens: int,
     stops: set[int],
     share: bool = False,
 ) -> list[list[int]]:
-    """Decode all rows greedily with a method that prunes inside the language model.
+    """Decode all rows greedily with a method that prunes inside the language model, or at given places.
 
     Args:
         share: Run each shared prefix once in the layers before the first reduction.
@@ -364,13 +367,20 @@ def generate_inside(
     return _greedily(model.get_output_embeddings(), run.last, advance, run.select, max_new_tokens, stops)
 
 
-def check_greedy(pruner: Pruner, decoding: Decoding) -> None:
-    """Raise `ValueError` unless decoding is greedy, which methods inside the language model need."""
+def runs_inside(rows: Sequence[Row], pruner: Pruner | None) -> bool:
+    """Return whether rows need `generate_inside`, for the method or for their positions."""
+    return acts_inside(pruner) or any(row.places is not None for row in rows)
+
+
+def check_greedy(pruner: Pruner | None, decoding: Decoding) -> None:
+    """Raise `ValueError` unless decoding is greedy, which `generate_inside` needs."""
     if not decoding.greedy:
+        why = "positions: 'original'"
+        if acts_inside(pruner):
+            why = f"{pruner.name}: prunes inside the language model"
         raise ValueError(
-            f"{pruner.name}: prunes inside the language model, where only greedy decoding is supported, got "
-            f"temperature {decoding.temperature:g} and {decoding.num_beams} beams. Set temperature 0 and 1 "
-            "beam."
+            f"{why}, where only greedy decoding is supported, got temperature {decoding.temperature:g} and "
+            f"{decoding.num_beams} beams. Set temperature 0 and 1 beam."
         )
 
 

@@ -32,8 +32,12 @@ class VisualTokens:
     # (crops, T) patches per crop, before unpadding cuts any; for a method that selects per image (1, T),
     # patch p of crop c being c * N + p
     kept: Kept
+    # (K,) int64, places of the tokens among those of the unpruned image, of which there are `span`; None if
+    # positions are contiguous
+    places: Tensor | None = field(default=None, kw_only=True)
+    span: int = field(default=0, kw_only=True)
     # () bool on the device, True: the tokens may be wrong, call `visual_tokens`; None: they are right
-    doubt: Tensor | None = None
+    doubt: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def count(self) -> int:

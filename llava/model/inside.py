@@ -131,12 +131,13 @@ class InsideRun:
 
 @torch.inference_mode()
 def prefill(
-    model: Any, rows: Sequence[Any], pruner: DecoderPruner, room: int = 0, share: bool = False
+    model: Any, rows: Sequence[Any], pruner: Pruner | None, room: int = 0, share: bool = False
 ) -> InsideRun:
     """Run prompts through the decoder, reducing their visual blocks on the way.
 
     Args:
-        rows: `decode.Row`, with at most one image each.
+        rows: `decode.Row`, with at most one image each; with `places`, their positions have gaps.
+        pruner: a method that acts here; others reduce nothing.
         room: tokens that can follow before the KV cache is copied.
         share: run text before the image and the image once for all rows of equal key and text, in the layers
             before the first reduction. Later layers see what the row's own question kept.
@@ -151,8 +152,9 @@ def prefill(
     _check_window(decoder.config, max(map(len, embeds)) + room)
     cuts = sorted({layer for block in blocks if block is not None for layer in block.stages})
     bounds = [0, *cuts, depth]
-    tokens = Sequences.of(embeds, [torch.arange(len(row), device=row.device) for row in embeds])
-    total = tokens.mask.sum(1, keepdim=True)  # (B, 1)
+    tokens = Sequences.of(embeds, [_positions(row, of) for row, of in zip(embeds, rows, strict=True)])
+    total = tokens.positions[:, -1:] + 1  # (B, 1)
+    contiguous = isinstance(pruner, DecoderPruner) and pruner.positions == "contiguous"
     spans: list[Span] = []
     reductions: list[list[Reduction]] = [[] for _ in rows]
     entering = tokens.hidden
@@ -160,7 +162,7 @@ def prefill(
         for begin, end in zip(bounds, bounds[1:], strict=False):
             if begin:
                 tokens = _reduce(decoder, pruner, spans[-1], tokens, entering, blocks, reductions)
-            following = tokens.mask.sum(1, keepdim=True) if pruner.positions == "contiguous" else total
+            following = tokens.mask.sum(1, keepdim=True) if contiguous else total
             shared = _shared(rows, blocks) if share and not begin and cuts else None
             if shared is None:
                 span = _span(decoder, range(begin, end), tokens.mask, following, tokens.mask.shape[1] + room)
@@ -176,7 +178,7 @@ def prefill(
 
 
 def _embed(
-    decoder: Any, rows: Sequence[Any], pruner: DecoderPruner
+    decoder: Any, rows: Sequence[Any], pruner: Pruner | None
 ) -> tuple[list[Tensor], list[_Block | None]]:
     """Return the input embeddings (S_i, D) of every row, and its visual block if it has one."""
     weight, depth = decoder.embed_tokens.weight, len(decoder.layers)
@@ -185,15 +187,15 @@ def _embed(
     for row in rows:
         if len(row.images) > 1:
             raise ValueError(
-                f"{pruner.name}: a prompt has {len(row.images)} images, and methods inside the language "
-                "model take one. Use a method that prunes before the language model."
+                f"a prompt has {len(row.images)} images, but methods inside the language model and original "
+                "positions take one. Use a method that prunes before the language model."
             )
         start = row.ids.index(IMAGE_TOKEN_INDEX) if row.images else len(row.ids)
         ids = torch.tensor([one for one in row.ids if one >= 0], dtype=torch.int64, device=weight.device)
         before, after = decoder.embed_tokens(ids).split([start, len(ids) - start])
         visual = row.images[0].to(before) if row.images else before[:0]
         embeds.append(torch.cat([before, visual, after]))
-        stages = pruner.stages(depth, len(visual), row.crops)
+        stages = pruner.stages(depth, len(visual), row.crops) if isinstance(pruner, DecoderPruner) else []
         blocks.append(
             _Block(
                 start,
@@ -209,6 +211,17 @@ def _embed(
             else None
         )
     return embeds, blocks
+
+
+def _positions(embeds: Tensor, row: Any) -> Tensor:
+    """Return the positions (S,) of a prompt's tokens."""
+    every = torch.arange(len(embeds), device=embeds.device)
+    if row.places is None or not row.images:
+        return every
+    start, count = row.ids.index(IMAGE_TOKEN_INDEX), len(row.images[0])
+    every[start + count :] += row.span - count
+    every[start : start + count] = start + row.places.to(every)
+    return every
 
 
 def _check_window(config: Any, length: int) -> None:
@@ -252,8 +265,8 @@ def _mask(config: Any, span: Span, hidden: Tensor) -> Tensor | None:
     (B, 1, n, L) to add to scores, (B, L) of padding for flash attention; None where a kernel needs none.
     """
     (new, length), kernels = (hidden.shape[1], span.mask.shape[1]), attention_of(config)
-    if kernels.startswith("flash"):
-        return None if span.is_full else span.mask
+    if kernels.startswith("flash"):  # without a mask it takes gaps in positions for several packed prompts
+        return None if span.is_full and new == 1 else span.mask
     if kernels == "sdpa" and span.is_full and new in (1, length):
         return None
     place = torch.arange(length, device=hidden.device)

@@ -325,6 +325,11 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
 
     def _refuse_inside(self, function: str) -> None:
         """Raise `ValueError` if the pruner acts inside the language model, which `function` would not do."""
+        if self.keeps_positions(self.pruner):
+            raise ValueError(
+                f"{function}: positions='original' is set, which only generate follows. Call generate, or "
+                "set_pruner(positions='contiguous')."
+            )
         if acts_inside(self.pruner):
             raise ValueError(
                 f"{function}: {self.pruner.name!r} prunes inside the language model, which only generate "
@@ -462,7 +467,8 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
             raise ValueError("images and visual are both given. Pass one of them.")
         kwargs.pop("position_ids", None)  # those of the prompt before splicing
         given = input_ids, attention_mask, images, image_sizes, visual
-        if isinstance(pruner, DecoderPruner) and (images is not None or visual):
+        inside = isinstance(pruner, DecoderPruner) and (images is not None or visual)
+        if inside or (images is not None and self.keeps_positions(pruner)):
             return self._generate_inside(*given, pruner, kwargs)
         if self.is_plain_greedy(kwargs) and pruner == self.pruner:
             with self.runtime.checked(self):
@@ -470,7 +476,7 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
             if found is not None:
                 return found
         if visual is None:
-            visions = [] if images is None else self.encode_vision(images, image_sizes)
+            visions = [] if images is None else self.encode_vision(images, image_sizes, pruner.cues)
             visual = [self.visual_tokens(one, pruner).embeds for one in visions]
         batch = self._splice(input_ids, attention_mask, None, visual, "left", truncate=False, new=1)
         with repeatable_attention(batch.embeds.device):
@@ -492,30 +498,35 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
         images: Tensor | list[Tensor] | None,
         image_sizes: object,
         visual: list[Tensor] | None,
-        pruner: DecoderPruner,
+        pruner: Pruner,
         kwargs: dict[str, Any],
     ) -> Tensor:
-        """Answer prompts as `generate` with a method that prunes inside the language model."""
+        """Answer prompts as `generate` with a method inside the language model, or original positions."""
         if not self.is_plain_greedy(kwargs):
+            why = "positions='original' is set"
+            if acts_inside(pruner):
+                why = f"{pruner.name!r} prunes inside the language model"
             raise ValueError(
-                f"generate: {pruner.name!r} prunes inside the language model, where only greedy search is "
-                f"supported, got {', '.join(sorted(kwargs))}. Pass do_sample=False and max_new_tokens=N, and "
-                "nothing else that changes the search."
+                f"generate: {why}, where only greedy search is supported, got {', '.join(sorted(kwargs))}. "
+                "Pass do_sample=False and max_new_tokens=N, and nothing else that changes the search."
             )
         if visual is None:
-            tokens = [self.visual_tokens(one, pruner) for one in self.encode_vision(images, image_sizes)]
-            visual, crops = [one.embeds for one in tokens], [len(one.kept.indices) for one in tokens]
+            visions = self.encode_vision(images, image_sizes, pruner.cues)
+            tokens = [self.visual_tokens(one, pruner) for one in visions]
+            visual = [one.embeds for one in tokens]
+            more = [(len(one.kept.indices), None, one.places, one.span) for one in tokens]
         else:
             tower = self.get_vision_tower()
             patches = None if tower is None else tower.num_patches
             crops = [1 if patches is None else max(1, round(len(one) / patches)) for one in visual]
+            more = [(count, None, None, 0) for count in crops]
         spliced = self._splice(input_ids, attention_mask, None, visual, "left", truncate=False, new=1)
         keep = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        found, rows = iter(zip(visual, crops, strict=True)), []
+        found, rows = iter(zip(visual, more, strict=True)), []
         for ids, mask in zip(input_ids.cpu(), keep.bool().cpu(), strict=True):
             ids = tuple(ids[mask].tolist())
             of_row = [next(found) for _ in range(ids.count(IMAGE_TOKEN_INDEX))]
-            rows.append(Row(ids, tuple(one for one, _ in of_row), crops=of_row[0][1] if of_row else 1))
+            rows.append(Row(ids, tuple(one for one, _ in of_row), None, *(of_row[0][1] if of_row else ())))
         eos = kwargs.get("eos_token_id", self.generation_config.eos_token_id)
         stops = id_set(eos.tolist() if isinstance(eos, Tensor) else eos)
         said = generate_inside(self, rows, pruner, kwargs["max_new_tokens"], stops)

@@ -6,7 +6,6 @@ that only kept tokens are projected. Independent of prompts.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,10 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from llava.model.anyres import NEWLINE, PROTOCOLS, has_newlines, shrunk_grid, token_layout
-from llava.model.checkpoint.entries import ANYRES_MAX
+from llava.model.anyres import PROTOCOLS
 from llava.model.features import (
     CropKeys,
     IdsReadError,
@@ -29,21 +26,24 @@ from llava.model.features import (
 )
 from llava.model.multimodal_encoder.cues import tower_cues
 from llava.model.settings import PRESETS, Preset
+from llava.model.token_order import TokenOrderMixin
 from llava.pruning import Kept, Pruner, TextCue, get_pruner
-from llava.pruning.base import NO_TOKEN
 
+POSITIONS = ("contiguous", "original")
+# Cues of single patches, and the dimension of the patches: crops can be joined along it
+_OF_PATCHES = {"attention": 2, "received": 1, "features": 1, "projected": 1, "image_embeds": 1}
 USE_CURRENT = "use current"  # default of visual_tokens(pruner=): the model's own pruner
 
 
-class VisualTokenMixin:
+class VisualTokenMixin(TokenOrderMixin):
     """Mixed into a model with `get_model()` (projector, image_newline), `get_vision_tower()` and `config`."""
 
     def init_pruning(self) -> None:
         """Start without pruning. Called once by the constructor."""
         self._pruner = get_pruner("none")
         self._anyres: str | None = None
+        self.positions = "contiguous"
         self.preset: Preset = PRESETS["exact"]
-        self._told_unshrunk = False
         self._read_ids: set[type[Pruner]] = set()  # methods that read the identities of crops
         self.config.anyres_protocol = self.anyres
 
@@ -64,6 +64,7 @@ class VisualTokenMixin:
         tokens: int | None = None,
         important_ratio: float = 0.5,
         anyres: str | None = None,
+        positions: str | None = None,
     ) -> Pruner:
         """Change the pruning of a loaded model, starting with the next image.
 
@@ -73,10 +74,14 @@ class VisualTokenMixin:
             important_ratio: share of them selected by attention.
             anyres: "paper", "llava" or "auto" (the preset's, else "paper" if tokens are pruned and "llava" if
                 not); None keeps an earlier choice.
+            positions: of kept tokens in the prompt, "contiguous" (as in the released code) or "original",
+                those of the unpruned prompt, for which decoding is greedy; None keeps an earlier choice.
 
         Raises:
             ValueError: unknown name or invalid value.
         """
+        if positions not in (None, *POSITIONS):
+            raise ValueError(f"positions: {positions!r} is unknown. Choose one of {', '.join(POSITIONS)}.")
         if anyres not in (None, "auto", *PROTOCOLS):
             raise ValueError(f"anyres: {anyres!r} is unknown. Choose one of {', '.join(PROTOCOLS)}, auto.")
         if pruner is None:
@@ -91,6 +96,7 @@ class VisualTokenMixin:
             )
         self._pruner = pruner
         self._anyres = None if anyres == "auto" else anyres or self._anyres
+        self.positions = positions or self.positions
         self.config.anyres_protocol = self.anyres
         return pruner
 
@@ -165,12 +171,6 @@ class VisualTokenMixin:
             )
         ]
 
-    @property
-    def _projector_place(self) -> tuple[torch.device, torch.dtype]:
-        weight = next(self.get_model().mm_projector.parameters(), None)
-        weight = self.get_input_embeddings().weight if weight is None else weight
-        return weight.device, weight.dtype
-
     def visual_tokens(
         self,
         vision: VisionFeatures,
@@ -196,7 +196,15 @@ class VisualTokenMixin:
         asked = {"question": question} if pruner.needs_question else {}
         kept = pooled.keep(*rows[:2], vision.keys if pooled is pruner else None, cues=rows[2], **asked)
         embeds = self._project(vision.features, kept, pruner, vision.image_size, vision.as_crops, cues)
-        return VisualTokens(embeds, kept)
+        if not self.keeps_positions(pruner):
+            return VisualTokens(embeds, kept)
+        places, span = self._places(vision, kept, pruner)
+        return VisualTokens(embeds, kept, places=places, span=span)
+
+    def keeps_positions(self, pruner: Pruner) -> bool:
+        """Return whether tokens that a method keeps have their positions in the unpruned prompt."""
+        chosen = pruner.positions or self.positions
+        return chosen == "original" and pruner.acts_in == "image" and pruner.tokens is not None
 
     def _cues(
         self,
@@ -250,8 +258,14 @@ class VisualTokenMixin:
             images = tensor.view(-1, crops, *tensor.shape[1:]).movedim(1, dim)
             return images.flatten(dim, dim + 1)
 
+        for name in cues:
+            if name.partition("@")[0] not in _OF_PATCHES:
+                raise ValueError(
+                    f"cues: {pruner.name!r} selects per image by {name!r}, which has no row per patch. Read "
+                    f"{', '.join(_OF_PATCHES)}, or select per crop."
+                )
         budget = None if pruner.tokens is None else pruner.tokens * crops
-        joined = {name: join(cue, 1) for name, cue in cues.items()}
+        joined = {name: join(cue, _OF_PATCHES[name.partition("@")[0]]) for name, cue in cues.items()}
         return (join(features, 1), join(attention, 2), joined), replace(pruner, tokens=budget)
 
     def _pools_newlines(self, pruner: Pruner, vision: VisionFeatures) -> bool:
@@ -290,7 +304,8 @@ class VisualTokenMixin:
         Methods that choose by the question or draw at random are computed by `visual_tokens`.
         """
         pruner = self._chosen(pruner)
-        if self._asks_the_host(pruner) or any(self._pools_newlines(pruner, one) for one in visions):
+        careful = self._asks_the_host(pruner) or self.keeps_positions(pruner)
+        if careful or any(self._pools_newlines(pruner, one) for one in visions):
             return [self.visual_tokens(vision, pruner) for vision in visions]
         found: dict[int, VisualTokens] = {}
         for places in self._of_one_shape(visions):
@@ -339,7 +354,7 @@ class VisualTokenMixin:
             *embeds, indices, important, doubt = run(key, select, *inputs)
         each = 1 if pruner.per_image else crops
         rows = zip(indices.split(each), important.split(each), strict=True)
-        return [VisualTokens(e, Kept(*row), doubt) for e, row in zip(embeds, rows, strict=True)]
+        return [VisualTokens(e, Kept(*row), doubt=doubt) for e, row in zip(embeds, rows, strict=True)]
 
     def _select(
         self,
@@ -452,126 +467,6 @@ class VisualTokenMixin:
     def _chosen(self, pruner: Pruner | str | None) -> Pruner:
         pruner = self._pruner if isinstance(pruner, str) and pruner == USE_CURRENT else pruner
         return get_pruner("none") if pruner is None else pruner
-
-    def _project(
-        self,
-        features: Tensor,
-        kept: Kept,
-        pruner: Pruner,
-        image_size: tuple[int, int] | None,
-        as_crops: bool,
-        cues: Mapping[str, Tensor],
-    ) -> Tensor:
-        """Project the kept tokens of `features` (crops, N, C), in final order: (L, D).
-
-        Waits for the device only where the kept patches decide the number of tokens: pruned crops without
-        their padding (protocol "llava"), and methods that choose their number.
-        """
-        crops, patches = features.shape[:2]
-        indices, pooled = kept.indices, len(kept.indices) != crops
-        newlines = self._has_newlines(crops, as_crops)
-        if kept.features is not None:
-            return self._project_merged(kept, pruner, image_size, as_crops)
-        if indices.shape[1] == patches and not pooled:  # all of them: known without asking the device
-            place = "cpu" if newlines else indices.device
-            indices = torch.arange(patches, device=place).expand(crops, -1)
-        layout = token_layout(
-            indices,
-            side=self.get_vision_tower().num_patches_per_side,
-            protocol=self.anyres,
-            merge_type=getattr(self.config, "mm_patch_merge_type", None) or "flat",
-            image_size=image_size,
-            grid=self._grid(crops, image_size),
-            as_crops=as_crops,
-            crops=crops,
-        )
-        indices = indices.to(layout.device)
-        if not pooled:
-            indices = indices + torch.arange(crops, device=layout.device)[:, None] * patches
-        newline = layout == NEWLINE  # (L,), on CPU if there are any
-        rows = indices.flatten()[layout[~newline] if newlines else layout]
-        rows = rows.to(features.device, non_blocking=True)
-        if "projected" in cues:  # all patches were projected already, for the method
-            embeds = cues["projected"].flatten(0, 1)[rows]
-        else:
-            embeds = self.get_model().mm_projector(features.flatten(0, 1)[rows])  # (n, D)
-        if not newlines:
-            return embeds
-        if crops > 1 and (shape := self._shrunk(pruner, crops, newline)) is not None:
-            grid, height = embeds[patches:], int(newline.sum())  # after the base crop: rows of a grid
-            grid = grid.view(1, height, -1, grid.shape[-1]).permute(0, 3, 1, 2)
-            grid = functional.interpolate(grid, size=shape, mode="bilinear")[0].permute(1, 2, 0)
-            ends = self.get_model().image_newline.to(embeds).expand(shape[0], 1, -1)
-            return torch.cat([embeds[:patches], torch.cat([grid, ends], dim=1).flatten(0, 1)])
-        embeds = torch.cat([embeds, self.get_model().image_newline.to(embeds)[None]])
-        place = torch.where(newline, len(embeds) - 1, (~newline).cumsum(0) - 1)
-        return embeds[place.to(embeds.device, non_blocking=True)]
-
-    def _project_merged(
-        self, kept: Kept, pruner: Pruner, image_size: tuple[int, int] | None, as_crops: bool
-    ) -> Tensor:
-        """Project merged features in final order: (L, D)."""
-        crops = len(kept.indices)
-        if crops > 1 and self._has_newlines(crops, as_crops):
-            raise ValueError(
-                f"anyres: {pruner.name!r} merges tokens, which have no rows that a newline could end. Set "
-                "anyres='paper'."
-            )
-        layout = token_layout(
-            kept.indices,
-            side=self.get_vision_tower().num_patches_per_side,
-            protocol=self.anyres if crops > 1 else "paper",
-            merge_type=getattr(self.config, "mm_patch_merge_type", None) or "flat",
-            image_size=image_size,
-            grid=self._grid(crops, image_size),
-            as_crops=as_crops,
-        )
-        if pruner.is_adaptive:
-            layout = layout[kept.indices.flatten()[layout] != NO_TOKEN]
-        rows = kept.features.flatten(0, 1)[layout]
-        weight = self._projector_place
-        embeds = self.get_model().mm_projector(rows.to(device=weight[0], dtype=weight[1]))
-        if self._has_newlines(crops, as_crops):  # of a single crop: one, at the end
-            embeds = torch.cat([embeds, self.get_model().image_newline.to(embeds)[None]])
-        return embeds
-
-    def _has_newlines(self, crops: int, as_crops: bool) -> bool:
-        merge_type = getattr(self.config, "mm_patch_merge_type", None) or "flat"
-        return has_newlines(self.anyres, merge_type, crops, as_crops)
-
-    def _shrunk(self, pruner: Pruner, crops: int, newline: Tensor) -> tuple[int, int] | None:
-        """Return the (height, width) that `anyres_max_N` resizes the grid to, None if it stays as it is.
-
-        Args:
-            newline: (L,) bool, True where the merged tokens have a newline, at the end of every row.
-        """
-        match = ANYRES_MAX.fullmatch(str(getattr(self.config, "image_aspect_ratio", None)))
-        if match is None:
-            return None
-        side, height = self.get_vision_tower().num_patches_per_side, int(newline.sum())
-        if pruner.tokens is None:
-            return shrunk_grid(height, (len(newline) - side**2) // height - 1, int(match[1]), side)
-        if crops - 1 > int(match[1]) and not self._told_unshrunk:
-            self._told_unshrunk = True
-            warnings.warn(
-                f"image_aspect_ratio {match[0]}: pruned tokens are not resized to {match[1]} tiles under "
-                "anyres='llava', because they have places and no grid.",
-                stacklevel=3,
-            )
-        return None
-
-    def _grid(self, crops: int, image_size: tuple[int, int] | None) -> tuple[int, int] | None:
-        """Return the (columns, rows) of tiles that an image should have been cut into."""
-        if crops == 1:
-            return None
-        if self.anyres == "paper":
-            return (2, 2)
-        if image_size is None:
-            return None
-        from llava.mm_utils import get_anyres_image_grid_shape
-
-        side = self.get_vision_tower().image_size
-        return get_anyres_image_grid_shape(image_size, self.config.image_grid_pinpoints, side)
 
     def encode_images(self, images: Tensor | list[Tensor], image_sizes: object = None) -> list[Tensor]:
         """Return the visual tokens (K_i, D) of every image: encoded, pruned, projected and merged."""

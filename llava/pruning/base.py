@@ -141,6 +141,7 @@ class Pruner:
 
     name: ClassVar[str] = ""  # set by register_pruner
     cues: ClassVar[tuple[str, ...]] = ()  # names of `CUES` that the method reads besides "attention"
+    positions: ClassVar[str | None] = None  # "original", "contiguous"; None: as the model is set
     acts_in: ClassVar[str] = "image"  # or "decoder": prunes inside the language model (see `inside`)
     per_image: ClassVar[bool] = False  # True: all crops of an image are one row, with one budget
     needs_question: ClassVar[bool] = False  # True: the selection is not shared by the questions of one image
@@ -270,7 +271,8 @@ class Pruner:
         kept = self.choose(features, cues, budget)
         most = min(budget, n)
         shape = kept.indices.shape
-        fits = shape == (rows, most) or (self.is_adaptive and shape[0] == rows and shape[1] <= n)
+        # An adaptive method may add one token that stands for all others.
+        fits = shape == (rows, most) or (self.is_adaptive and shape[0] == rows and shape[1] <= n + 1)
         if not fits or kept.important.shape != shape:
             raise RuntimeError(
                 f"pruner {self.name!r} returned {tuple(shape)} indices and "

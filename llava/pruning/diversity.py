@@ -15,6 +15,7 @@ a rank only where two similarities agree to about 1e-15.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -29,7 +30,11 @@ MIN_SQUARE, MAX_SQUARE = 1e-100, 1e100  # squared norms: below counts as zero, a
 
 
 def most_diverse(
-    features: Tensor, residual: Tensor, target: int, drop_per_round: int = DROP_PER_ROUND
+    features: Tensor,
+    residual: Tensor,
+    target: int,
+    drop_per_round: int = DROP_PER_ROUND,
+    on_round: Callable[[Tensor], object] | None = None,
 ) -> Tensor:
     """Reduce each row of `residual` to `target` patches that are dissimilar to each other.
 
@@ -38,19 +43,24 @@ def most_diverse(
         residual: (B, R) int64, patch indices in the order of attention, which decides the even/odd split.
         target: Patches to keep per row.
         drop_per_round: Evens to drop per round; kernels exist for the default only.
+        on_round: Called after every round with the patches that are left, (B, n) int64; runs in torch.
     Returns:
         (B, min(target, R)) int64, in the order of the last round's list.
     """
     if target == 0 or residual.shape[1] <= target:
         return residual[:, :target]
     similarity = _similarity_of_rows(features, residual)
-    if residual.shape[1] > kernels.MAX_RESIDUAL or drop_per_round != DROP_PER_ROUND:
-        return remove_duplicates_in_torch(similarity, residual, target, drop_per_round)
+    if residual.shape[1] > kernels.MAX_RESIDUAL or drop_per_round != DROP_PER_ROUND or on_round is not None:
+        return remove_duplicates_in_torch(similarity, residual, target, drop_per_round, on_round)
     return kernels.run("rounds.remove_duplicates", remove_duplicates_in_torch, similarity, residual, target)
 
 
 def remove_duplicates_in_torch(
-    similarity: Tensor, residual: Tensor, target: int, drop_per_round: int = DROP_PER_ROUND
+    similarity: Tensor,
+    residual: Tensor,
+    target: int,
+    drop_per_round: int = DROP_PER_ROUND,
+    on_round: Callable[[Tensor], object] | None = None,
 ) -> Tensor:
     """Run the rounds in torch: the reference that other backends have to equal.
 
@@ -61,6 +71,7 @@ def remove_duplicates_in_torch(
         residual: (B, R) int64.
         target: Patches to keep per row, 1..R.
         drop_per_round: Evens to drop per round.
+        on_round: Called after every round with the patches that are left, (B, n) int64.
     Returns:
         (B, target) int64, in the order of the last round's list.
     """
@@ -80,6 +91,8 @@ def remove_duplicates_in_torch(
         rank = best.argsort(dim=1, descending=True, stable=True)
         # Survivors are listed by descending similarity, before the odds: this decides the next split.
         rho = torch.cat([even.gather(1, rank[:, drop:]), odd], dim=1)
+        if on_round is not None:
+            on_round(residual.gather(1, rho))
     return residual.gather(1, rho)
 
 

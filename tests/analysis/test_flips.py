@@ -107,7 +107,6 @@ def test_another_checkpoint_or_question_file_is_refused(runs, tmp_path, capsys):
     (["--answers", "a", "b"], "--question-file: missing"),
     (["--answers", "a", "b", "--question-file", "q", "--tokens", "3"], "--tokens: the answers' metadata"),
     (["--image", "a.png", "--only-flips"], "--only-flips: only with --answers"),
-    (["--image", __file__, "--method", "fastv"], "--method: 'fastv' prunes inside"),
 ])  # fmt: skip
 def test_arguments_that_do_not_go_together(arguments, expected, capsys):
     with pytest.raises(SystemExit):

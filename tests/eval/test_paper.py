@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from helpers.score_files import write_score
 from llava.eval import paper
 from llava.eval.jobs import steps
 from llava.eval.paper import PaperStep, Setup, main, plan
+from llava.eval.tables.__main__ import build_parser, choose_tables
 from llava.paths import BUNDLED_DATA
 from llava.pruning import list_pruners
 
+TABLES = paper._tables
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect width="9" height="9"/></svg>'
 DRAW = f"""#!/usr/bin/env bash
+OUT_DIR=$OUT_DIR/$(basename "$(dirname "$0")")/$(basename "$0" .sh)
 mkdir -p "$OUT_DIR"
 echo "$*" > "$OUT_DIR/arguments.csv"
 echo '{SVG}' > "$OUT_DIR/fig.svg"
@@ -41,8 +43,6 @@ def repo(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     (root / "scripts" / "text.md").write_text(TEXT)
-    (root / "llava" / "analysis").mkdir(parents=True)
-    (root / "llava" / "analysis" / "overlay.py").write_text("")
     monkeypatch.setattr(paper, "REPOSITORY", root)
     monkeypatch.setattr(steps, "code_hash", lambda: "code")
 
@@ -63,7 +63,10 @@ def repo(tmp_path, monkeypatch):
         return step
 
     monkeypatch.setattr(paper, "_bundled_sweeps", sweeps)
-    monkeypatch.setattr(paper, "_efficiency", quiet("efficiency"))
+    for name in ("selection", "efficiency"):
+        monkeypatch.setattr(paper, f"_{name}", quiet(name))
+    monkeypatch.setattr(paper, "_methods", lambda setup, sweep: quiet("methods")(setup))
+    monkeypatch.setattr(paper, "_flips", lambda setup, sweep: quiet("flips")(setup))
     monkeypatch.setattr(paper, "_tables", quiet("published"))
     monkeypatch.delenv("CKPT_DIR", raising=False)
     monkeypatch.delenv("DATA_DIR", raising=False)
@@ -78,16 +81,17 @@ def run(tmp_path, capsys, *arguments):
 
 def test_list_runs_nothing(repo, tmp_path, capsys):
     code, document, out = run(tmp_path, capsys, "--list")
-    names = ["scores/tiny", "ablation/broken", "ablation/ratio", "flips", "efficiency", "published"]
+    names = ["scores/tiny", "ablation/broken", "ablation/ratio", "selection", "methods", "flips"]
+    names += ["efficiency", "published"]
     assert code == 0 and [line["step"] for line in document["plan"]] == names
-    assert {line["step"]: line["state"] for line in document["plan"]}["flips"] == "missing"
-    assert "no --only-flips" in out and "Ablation: ratio" in out and document["free"] > 0
+    assert {line["step"]: line["state"] for line in document["plan"]}["flips"] == "to run"
+    assert "Ablation: ratio" in out and document["free"] > 0
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out" / "index.html").exists()
 
 
 def test_a_failure_does_not_stop_the_others_and_is_in_the_report(repo, tmp_path, capsys):
     code, document, _ = run(tmp_path, capsys)
-    assert code == 1 and document["failed"] == ["ablation/broken"] and document["ran"] == 5
+    assert code == 1 and document["failed"] == ["ablation/broken"] and document["ran"] == 8
     page = (tmp_path / "out" / "index.html").read_text()
     assert "it broke; exit code 3" in page and "What *came* out." in page and "raw &lt;text&gt;" in page
     assert page.count("data:image/svg+xml;base64,") == 1 and ">arguments.csv</a>" in page
@@ -124,18 +128,20 @@ def test_an_interruption_writes_the_report_and_resumes(repo, tmp_path, capsys, m
     assert "to run: not run yet" in page
     script.write_text(DRAW)
     code, document, _ = run(tmp_path, capsys)
-    assert code == 0 and document["ran"] == 4 and (tmp_path / "ran").read_text() == "run\n"
+    assert code == 0 and document["ran"] == 7 and (tmp_path / "ran").read_text() == "run\n"
 
 
 def test_the_plan_of_the_bundled_models(tmp_path):
     every = {one.step.name: one for one in plan(Setup(tmp_path))}
     sweep = every["scores/llava-tiny"]
     words = list(sweep.step.command)
-    assert words[words.index("--methods") + 1] == ",".join(list_pruners())
+    methods = words[words.index("--methods") + 1].split(",")
+    assert sorted(methods) == list_pruners() and methods[0] == "none"
     assert words[words.index("--tokens") + 1] == "128,64,32" and "--limit" not in words
     assert words[words.index("--benchmarks") + 1].split(",")[:2] == ["vqav2_val", "gqa"]
     assert sweep.questions == 6080 and sweep.settings > 10 and sweep.timing is not None
     assert {"scores/llava-tiny-anyres", "tables/efficiency", "tables/published", "flips"} <= every.keys()
+    assert {"selection", "methods"} <= every.keys()
     assert "--verdict" not in every["tables/published"].step.command
     short = plan(Setup(tmp_path, quick=True))[0]
     assert short.questions < 400 and "--limit" in short.step.command
@@ -200,19 +206,23 @@ def test_wrong_folders_are_named(checkpoints, data, message, tmp_path, monkeypat
     assert message in capsys.readouterr().err
 
 
-def test_it_ends_in_a_verdict(tmp_path, monkeypatch, capsys):
-    """The last step is the real command, over scores that were made up."""
+def test_it_ends_in_a_verdict(repo, tmp_path, monkeypatch, capsys):
     setup = Setup(tmp_path / "out", False, tmp_path, tmp_path)
-    score = {"model": "Video-LLaVA-7B", "tokens": 227, "ci_low": 69.0, "ci_high": 71.0}
-    write_score(setup.output / "scores" / "a", "msvd", 70.0, **score)
-    monkeypatch.setattr(paper, "plan", lambda given: [PaperStep(paper._tables(given))])
+    words = [word for word in TABLES(setup).command if not word.endswith((".py", "python"))]
+    args = build_parser().parse_args(words[words.index("llava.eval.tables") + 1 :])
+    assert args.verdict and args.results == [setup.output / "scores"]
+    assert {"other-vlms", "fastervlm-llava-1.5-13b", "others-visco-1-token"} <= {
+        table.name for table in choose_tables(args.table)
+    }
+    verdict = json.dumps({"verdict": {"counts": {"inside": 1, "missing": 55}}})
+    command = ("bash", "-c", f"touch {tmp_path}/out/p/a.csv; echo text; echo '{verdict}'")
+    last = PaperStep(steps.Step("published", "Published", command, setup.output / "p"))
+    monkeypatch.setattr(paper, "plan", lambda given: [last])
     monkeypatch.setattr(paper, "_setup", lambda args: setup)
-    monkeypatch.setattr(paper, "_TABLES", "video-llava-7b,others-visco-1-token")  # a quick part
     code, document, out = run(tmp_path, capsys)
-    assert code == 0 and document["verdict"] == {"inside": 1, "missing": 55}  # none for second hand
+    assert code == 0 and document["verdict"] == {"inside": 1, "missing": 55}
     assert "verdict: inside: 1; missing: 55" in out
-    page = (setup.output / "index.html").read_text()
-    assert "measured against published" in page and "Second hand: VisCo" in page
+    assert "The verdict on every published number" in (setup.output / "index.html").read_text()
 
 
 def test_two_runs_do_not_share_a_folder(repo, tmp_path, capsys):

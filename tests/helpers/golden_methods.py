@@ -286,9 +286,6 @@ def all_cases(folder: Path, only: str | None = None) -> Iterator[tuple[str, str,
     if (folder / "before").is_dir():
         yield from before_cases(folder / "before", only)
     if (folder / "inside").is_dir():
-        if importlib.util.find_spec("helpers.golden_methods_inside") is None:
-            print("inside: no comparison here for methods inside the language model", file=sys.stderr)
-            return
         from helpers.golden_methods_inside import inside_cases
 
         yield from inside_cases(folder / "inside", only)

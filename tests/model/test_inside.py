@@ -179,7 +179,7 @@ def test_errors_before_anything_runs(model):
     with pytest.raises(ValueError, match="fastv: prunes inside .* got temperature 0.5 and 1 beams"):
         generate(model, TOKENIZER, [row], Decoding(5, temperature=0.5), pruner)
     two = Row((1, IMAGE_TOKEN_INDEX, IMAGE_TOKEN_INDEX, 4), (row.visual, row.visual))
-    with pytest.raises(ValueError, match="fastv: a prompt has 2 images"):
+    with pytest.raises(ValueError, match="a prompt has 2 images"):
         generate(model, TOKENIZER, [two], TEN, pruner)
     narrow = tiny("mistral", sliding_window=24)
     with pytest.raises(ValueError, match="sliding_window is 24, and prompt and answer have 33"):

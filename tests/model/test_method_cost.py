@@ -19,7 +19,7 @@ def test_methods_meet_one_budget_and_cost_less_than_no_pruning(name):
         assert cost.entering_mean == 128
     assert sum(cost.flops().values()) == pytest.approx(2 * cost.total)
     assert cost.total < 0.55 * full.total
-    assert cost.cues + cost.selection < 0.01 * cost.total
+    assert cost.cues + cost.selection < 0.02 * cost.total
 
 
 def test_vispruner_is_counted_as_in_the_cost_model():

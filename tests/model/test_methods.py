@@ -78,3 +78,39 @@ def test_a_method_without_its_cue_says_what_to_do(model):
     (vision,) = model.encode_vision(IMAGE)
     with pytest.raises(ValueError, match="encoded without 'received'.*cues=pruner.cues"):
         model.visual_tokens(vision, get_pruner("hiprune", tokens=4))
+
+
+@torch.no_grad()
+def test_generate_with_another_method_computes_its_cues(model):
+    ids = torch.tensor([[1, 292, -200, 554, 13]])
+    model.set_pruner("none")
+    wanted = {"do_sample": False, "max_new_tokens": 3}
+    other = model.generate(ids, images=IMAGE, pruner=get_pruner("hiprune", tokens=8), **wanted)
+    model.set_pruner("hiprune", tokens=8)
+    assert torch.equal(other, model.generate(ids, images=IMAGE, **wanted))
+
+
+@torch.no_grad()
+def test_cues_of_several_crops_are_joined_by_patches(crops_model):
+    seen = {}
+
+    class PerImage(get_pruner("uniform").__class__):
+        name, per_image, cues = "per-image", True, ("attention@1", "received", "features@2")
+
+        def choose(self, features, cues, tokens):
+            seen.update(cues, features=features)
+            return super().choose(features, cues, tokens)
+
+    class Keys(PerImage):
+        cues = ("keys",)
+
+    crops_model.set_pruner("none", anyres="paper")
+    (vision,) = crops_model.encode_vision([CROPS], [(640, 480)], PerImage.cues + Keys.cues)
+    crops_model.visual_tokens(vision, PerImage(TOKENS))
+    heads = vision.attention.shape[1]
+    assert seen["features"].shape[:2] == (1, 320) and seen["attention@1"].shape == (1, heads, 320)
+    assert torch.equal(seen["attention@1"][0, :, 64:128], vision.cues["attention@1"][1])
+    assert torch.equal(seen["received"][0, 64:128], vision.cues["received"][1])
+    assert torch.equal(seen["features@2"][0, 64:128], vision.cues["features@2"][1])
+    with pytest.raises(ValueError, match="per image by 'keys', which has no row per patch"):
+        crops_model.visual_tokens(vision, Keys(TOKENS))

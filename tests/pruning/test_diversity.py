@@ -169,3 +169,18 @@ def test_products_of_a_row_do_not_depend_on_the_batch(rows):
     together = diversity.dot_products(x)
     for row in range(rows):
         assert torch.equal(diversity.dot_products(x[row : row + 1])[0], together[row])
+
+
+def test_rounds_can_be_followed():
+    """Each round is what the selection with that many tokens keeps, and following changes nothing."""
+    features, attention = map(torch.from_numpy, make_inputs("cluster", 5, 2, 60, 8, 2))
+    residual = base.attention_order(attention)
+    rounds = []
+    kept = diversity.most_diverse(features, residual, 13, on_round=rounds.append)
+    assert torch.equal(kept, diversity.most_diverse(features, residual, 13))
+    assert [one.shape[1] for one in rounds] == [52, 44, 36, 28, 20, 13]
+    assert torch.equal(rounds[-1], kept)
+    for one in rounds:
+        for row in range(2):
+            wanted, _ = select_row(features[row].numpy(), attention[row].numpy(), one.shape[1], 0.0)
+            assert sorted(one[row].tolist()) == wanted

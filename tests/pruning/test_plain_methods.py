@@ -52,7 +52,8 @@ def assert_equal(pruner, kept, row, found, plain):
 
 
 def test_every_method_has_a_plain_version():
-    assert set(PLAIN) | {"tome"} | OLDER == set(list_pruners())
+    before = {name for name in list_pruners() if get_pruner(name).acts_in == "image"}
+    assert set(PLAIN) | {"tome"} | OLDER == before
 
 
 @pytest.mark.parametrize("kind", KINDS)

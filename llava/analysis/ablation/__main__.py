@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from llava import argtypes, paths
-from llava.analysis.ablation.agreement import changed_answers, images_of, kept_iou, kept_tokens
+from llava.analysis.ablation.agreement import (
+    accuracy_where,
+    changed_answers,
+    images_of,
+    kept_iou,
+    kept_tokens,
+)
 from llava.analysis.ablation.definitions import ABLATIONS, Ablation
 from llava.analysis.ablation.report import AblationReport, AblationRow
 from llava.eval import cli
@@ -36,6 +42,7 @@ from llava.eval.sweep import Failures, answer_task, read_tasks, score_task
 from llava.mm_utils import is_anyres
 from llava.model.checkpoint.config import stored_config
 
+_CACHE_BYTES = 2 << 30  # of encoded images that several passes need
 _Key = tuple[str, int]  # label and budget
 
 
@@ -47,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     listed = "; ".join(f"{name}: {one.title.lower()}" for name, one in ABLATIONS.items())
     add("ablation", choices=ABLATIONS, metavar="NAME", help=listed)
-    defaults = "pope,gqa,vqav2_val, or pope where that takes longer"
+    defaults = "pope,gqa,vqav2_val; positions: pope,gqa,mme; ratio, crops, dtype: pope"
     known = f"comma-separated (default: {defaults}); choose from {', '.join(list_benchmarks())}"
     add("--benchmarks", type=_list(benchmark_name), help=known)
     budgets = "comma-separated visual tokens to keep per crop (default: 64,32)"
@@ -68,6 +75,13 @@ def _list(kind: Any) -> Any:
 
 @cli.guarded
 def main(argv: Sequence[str] | None = None) -> int:
+    code, document = run(argv)
+    print(json.dumps(document))
+    return code
+
+
+def run(argv: Sequence[str] | None = None) -> tuple[int, dict[str, Any]]:
+    """Run or resume an ablation; return the exit code and the document of its last line."""
     parser = build_parser()
     args = parser.parse_args(argv)
     ablation: Ablation = ABLATIONS[args.ablation]
@@ -83,6 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.data is not None and len(benchmarks) > 1 and any(one.owns(args.data) for one in benchmarks):
         parser.error("--data is the folder of one benchmark; for several give the folder above")
     cli.announce_bundled(args.model is None, args.data is None)
+    if args.limit is None and args.data is None and ablation.limit is not None:
+        args.limit = ablation.limit
+        print(f"The first {args.limit} questions are evaluated. Set --limit for more.")
     if args.model is None and ablation.crops:
         args.model = str(paths.BUNDLED_ANYRES_MODEL)
     model, failures = cli.model_folder(args, parser), Failures()
@@ -109,8 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         task.benchmark.name: {} for task in tasks
     }
     kept: dict[tuple[str, str, int], Any] = {}
+    several = len(tasks) > 1 or ablation.agreement  # passes over the same images
     for own, labels, folder in jobs:
-        session = Session(own, 0, args.max_failures)
+        session = Session(own, _CACHE_BYTES if several else 0, args.max_failures)
         wanted = {key: pruner for key, pruner in pruners.items() if key[0] in labels}
         for task in tasks:
             done, _ = answer_task(
@@ -130,6 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = AblationReport(args.ablation, ablation, job.name, rows)
     written = _write(args.output / args.ablation, report)
     print(f"\n{report.text()}\n\nwritten: {', '.join(written)}")
+    for name, reason in failures.unavailable.items():
+        print(f"{name}: not available: {reason}")
     cli.report_issues(failures, "failures", str(args.output / "answers" / "..." / FAILURES))
     document = {
         "ablation": args.ablation,
@@ -137,10 +157,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "default": ablation.default,
         "rows": [row.document() for row in rows],
         "files": written,
+        "unavailable": failures.unavailable,
         "failures": failures,
     }
-    print(json.dumps(document))
-    return 1 if failures or not rows else 0
+    return (1 if failures or not rows else 0), document
 
 
 def _benchmarks(args: argparse.Namespace, ablation: Ablation) -> list[str]:
@@ -200,6 +220,8 @@ def _rows(
                 )
             if ablation.agreement:
                 extra = {"kept IoU": None, "changed": None}
+            if ablation.where and (where := accuracy_where(task, run, *draws)) is not None:
+                extra["where"] = where
             if ablation.agreement and is_compared:
                 selected = [kept[task.benchmark.name, one, tokens] for one in (label, ablation.default)]
                 extra["kept IoU"] = kept_iou(*selected, *draws)

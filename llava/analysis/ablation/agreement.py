@@ -1,4 +1,4 @@
-"""How far two settings agree: the tokens that they keep of an image, and the answers that they give.
+"""What scores do not show: tokens that two settings both keep, answers that change, answers about positions.
 
 The kept tokens are written beside the answers as kept.json, so that a finished ablation loads no model.
 """
@@ -6,6 +6,7 @@ The kept tokens are written beside the answers as kept.json, so that a finished 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from llava.eval.metrics.statistics import resampled_sums
 from llava.eval.store.atomic import write_atomically
 
 KEPT = "kept.json"
+_WHERE = re.compile(r"\b(left|right|above|below|where)\b", re.IGNORECASE)
 Kept = dict[str, list[list[int]]]  # image -> kept patches of each crop
 
 
@@ -94,6 +96,21 @@ def changed_answers(a: Path, b: Path, task: Task, iterations: int, seed: int) ->
             counts[0] += texts[0][question.index] != texts[1][question.index]
             counts[1] += 1
     return _mean(list(per_image.values()), iterations, seed, "no question is in both")
+
+
+def accuracy_where(task: Task, run: SettingRun, iterations: int, seed: int) -> Interval | None:
+    """Return the accuracy on questions about positions, with its 95% interval; None if there are none."""
+    asked = {one.index for one in task.asked if _WHERE.search(one.text)}
+    rows = task.benchmark.read_answers(run.answers)
+    rows = [row for row in rows if row["metadata"]["index"] in asked]
+    if not rows:
+        return None
+    per_image: dict[str, list[float]] = {}
+    for mark in task.benchmark.question_scores(task.folder, rows):
+        counts = per_image.setdefault(mark.image, [0.0, 0.0])
+        counts[0] += mark.value
+        counts[1] += 1
+    return _mean(list(per_image.values()), iterations, seed, "no question about positions is scored")
 
 
 def _texts(path: Path) -> dict[int, str]:

@@ -27,7 +27,9 @@ class Ablation:
         numeric: The labels are numbers, so that the plot has a linear axis.
         crops: The bundled model that cuts images into crops is the default.
         agreement: Kept tokens and answers are compared with those of the default, too.
+        where: The accuracy on questions about positions is shown, too.
         benchmarks: The default of --benchmarks.
+        limit: The default of --limit with the bundled data, where a CPU needs too long for all questions.
     """
 
     title: str
@@ -38,7 +40,9 @@ class Ablation:
     numeric: bool = False
     crops: bool = False
     agreement: bool = False
+    where: bool = False
     benchmarks: tuple[str, ...] = _SMALL
+    limit: int | None = None
 
     def job_options(self) -> dict[tuple[tuple[str, str], ...], list[str]]:
         """Return the labels by the `JOB_OPTIONS` that they need, those of the default first."""
@@ -145,6 +149,16 @@ ABLATIONS = {
         "by attention",
         "The order decides which tokens are compared with each other (the even/odd split of every round).",
     ),
+    "positions": Ablation(
+        "Position ids of kept tokens",
+        "positions",
+        {"contiguous": {}, "original": {"positions": "original"}, "all tokens": {"method": "none"}},
+        "contiguous",
+        "Original: the position ids that the tokens have in the unpruned prompt. Where: share of right "
+        "answers to questions with the words left, right, above, below or where.",
+        where=True,
+        benchmarks=("pope", "gqa", "mme"),
+    ),
     "crops": Ablation(
         "Budget of an image in crops",
         "budget",
@@ -153,6 +167,7 @@ ABLATIONS = {
         "Tokens are per crop; per image, the same total is chosen among the tokens of all crops.",
         crops=True,
         benchmarks=("pope",),
+        limit=120,
     ),
     "dtype": Ablation(
         "Tower dtype and kernel",
@@ -164,5 +179,6 @@ ABLATIONS = {
         "the images. Changed: share of the answers that differ from those of the default.",
         agreement=True,
         benchmarks=("pope",),
+        limit=300,
     ),
 }

@@ -19,6 +19,7 @@ _CHOICES = {
     "similarity": ("features", "projected", "keys"),
     "order": ("cue", "raster", "random"),
     "budget": ("crop", "image"),
+    "positions": (None, "contiguous", "original"),
 }
 _SCORES = ("attention", "received")  # cues of `CUES` with a score per patch
 
@@ -35,6 +36,8 @@ class VisPrunerVariant(VisPruner):
         order: Order of the residual list, which decides the even/odd splits: by the cue, "raster", "random".
         budget: "crop" keeps T tokens of every crop, "image" the same number in total, chosen among the
             tokens of all crops.
+        positions: Position ids of kept tokens: "contiguous", "original" (those of the unpruned prompt), or
+            None for what the model is set to.
     Raises:
         ValueError: for an unknown word.
     """
@@ -44,14 +47,14 @@ class VisPrunerVariant(VisPruner):
     drop: int | str = DROP_PER_ROUND
     order: str = "cue"
     budget: str = "crop"
+    positions: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for option, known in _CHOICES.items():
             if getattr(self, option) not in known:
-                raise ValueError(
-                    f"{option}: {getattr(self, option)!r} is unknown. Choose from {', '.join(known)}."
-                )
+                listed = ", ".join(map(str, known))
+                raise ValueError(f"{option}: {getattr(self, option)!r} is unknown. Choose from {listed}.")
         if self._kind in _SCORES:
             parse_cue(self.cue, 1)  # refuses another form of the layer
         elif self.cue not in ("norm", "random"):

@@ -49,6 +49,7 @@ def collect(session: Session, task: Task, folder: Path, progress: bool = True) -
     Raises:
         DataError: No question has a sample.
         ModelError: The model cannot be loaded.
+        TooManyFailures: More questions failed than the session allows.
         OSError: The samples cannot be written, or another process writes them.
     """
     path, header = records_file(session.job, task, folder)
@@ -75,6 +76,7 @@ def collect(session: Session, task: Task, folder: Path, progress: bool = True) -
                     read += 1
                 except UnreadableSample as error:
                     issues.append(DataIssue(question.file, question.line, str(error)))
+                    session.check_failures(task, len(task.asked), issues)
         samples = records.samples(question.index for question in task.asked)
         if not len(samples):
             first = f" (first: {issues[0]})" if issues else ""

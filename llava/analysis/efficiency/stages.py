@@ -59,7 +59,7 @@ class FixedSelection(Pruner):
 
     kept: Kept | None = None
 
-    def keep(self, *_: Any) -> Kept:
+    def keep(self, *_: Any, **__: Any) -> Kept:
         return self.kept
 
 

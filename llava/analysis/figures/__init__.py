@@ -1,1 +1,1 @@
-"""Figures 2 and 3 of the paper for any model: `python -m llava.analysis.figures fig2|fig3`."""
+"""Figures of the paper for any model: `python -m llava.analysis.figures fig1|fig2|fig3|fig4|fig5`."""

@@ -1,16 +1,13 @@
-"""Draw Figure 2 (attention shift) or 3 (attention dispersion) of the paper for a model and a question file.
+"""Draw a figure of the paper for a model and data.
 
-    python -m llava.analysis.figures fig2
+    python -m llava.analysis.figures fig1 --tokens 32             # what every method keeps, and its answer
+    python -m llava.analysis.figures fig2                         # attention shift
     python -m llava.analysis.figures fig3 --model checkpoints/llava-v1.5-7b --data playground/data/eval
-    python -m llava.analysis.figures fig3 --model ... --question-file mix.json --image-folder images
+    python -m llava.analysis.figures fig4                         # how VisPruner chooses
+    python -m llava.analysis.figures fig5                         # its components
 
-Panels about attention show the first N questions of POPE, or of a question file: LLaVA's training format (of
-which the first turn is asked) or a question file. The model is unpruned. Samples are kept on disk, so that a
-run resumes after any interruption and both figures read each sample once. Panels about scores evaluate the
-model on benchmarks with visual tokens removed inside the decoder. The paper's curves are dashed. Without
---model or --data the bundled ones are used, and without --limit the first 200 questions of each bundled
-benchmark. Writes PNG, SVG and the data as CSV to OUTPUT/FIGURE; the last line of standard output is one JSON
-document.
+Without --model or --data the bundled ones are used. Writes PNG, SVG, the caption and the data as CSV to
+OUTPUT/FIGURE; the last line of standard output is one JSON document. `fig1 --help` describes one figure.
 """
 
 from __future__ import annotations
@@ -20,11 +17,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from llava import argtypes
-from llava.analysis.attention import AttentionStatistics, collect
+from llava.analysis.attention import collect
 from llava.analysis.figures import drawing, fig2, fig3
-from llava.analysis.figures.scores import BENCHMARKS, MEAN, PanelScore, evaluate, read_tasks
+from llava.analysis.figures.scores import BENCHMARKS, evaluate, read_tasks
 from llava.analysis.questions import read_question_file
 from llava.eval import cli
 from llava.eval.benchmarks import DataIssue, benchmark_name, get_benchmark, list_benchmarks
@@ -32,6 +30,7 @@ from llava.eval.jobs.job import Task, common_anyres, read_task
 from llava.eval.jobs.session import Session
 from llava.mm_utils import is_anyres
 from llava.model.checkpoint.config import stored_config
+from llava.pruning import get_pruner, list_pruners
 
 SAMPLES = 1000  # of the paper's analysis
 _BUNDLED_LIMIT = 200  # questions per benchmark, which take minutes
@@ -41,20 +40,109 @@ _CACHE = 2 << 30  # bytes for encoded images that several benchmarks show
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.new_parser("figures", __doc__)
     parser.prog = "python -m llava.analysis.figures"
-    add = parser.add_argument
-    add("figure", choices=("fig2", "fig3"), help="fig2: attention shift; fig3: attention dispersion")
-    add("--question-file", type=cli.path_argument, help="questions to analyze (default: those of POPE)")
-    add("--image-folder", type=cli.user_path, default=Path("."), help="of their images (default: .)")
-    limit = f"analyze only the first N questions (default: {SAMPLES})"
-    add("--num-questions", type=argtypes.at_least(1), default=SAMPLES, metavar="N", help=limit)
-    known = f"comma-separated, of the panel about scores, or none (default: {','.join(BENCHMARKS)})"
-    add("--benchmarks", type=_benchmarks, default=list(BENCHMARKS), help=known)
-    cli.add_source_arguments(parser)
-    output = "folder to write to (default: outputs/figures)"
-    add("--output", type=cli.path_argument, default=Path("outputs", "figures"), metavar="DIR", help=output)
-    cli.add_model_arguments(parser)
-    cli.add_inference_arguments(parser)
+    figures = parser.add_subparsers(dest="figure", required=True, metavar="FIGURE")
+    form = argparse.RawDescriptionHelpFormatter
+    for name, (title, about, add_arguments) in _FIGURES.items():
+        one = figures.add_parser(name, help=title, description=f"{title}.\n\n{about}", formatter_class=form)
+        add_arguments(one)
+        cli.add_source_arguments(one)
+        output = "folder to write to (default: outputs/figures)"
+        one.add_argument(
+            "--output", type=cli.path_argument, default=Path("outputs", "figures"), metavar="DIR", help=output
+        )
+        if name == "fig5":
+            cli.add_bootstrap_argument(one)
+        cli.add_model_arguments(one)
+        cli.add_inference_arguments(one)
+        one.set_defaults(parser=one)
     return parser
+
+
+def _add_questions(parser: argparse.ArgumentParser, what: str) -> None:
+    add = parser.add_argument
+    add("--question-file", type=cli.path_argument, help=f"questions to {what} (default: those of POPE)")
+    add("--image-folder", type=cli.user_path, default=Path("."), help="of their images (default: .)")
+
+
+def _add_attention(parser: argparse.ArgumentParser) -> None:
+    _add_questions(parser, "analyze")
+    limit = f"analyze only the first N questions (default: that of --limit, at most {SAMPLES})"
+    parser.add_argument("--num-questions", type=argtypes.at_least(1), metavar="N", help=limit)
+    known = f"comma-separated, of the panel about scores, or none (default: {','.join(BENCHMARKS)})"
+    parser.add_argument("--benchmarks", type=_benchmarks, default=list(BENCHMARKS), help=known)
+
+
+def _add_examples(parser: argparse.ArgumentParser) -> None:
+    _add_questions(parser, "show")
+    budget = "visual tokens to keep per crop (default: 64)"
+    parser.add_argument("--tokens", type=argtypes.at_least(0), default=64, metavar="N", help=budget)
+    known = [name for name in list_pruners() if name != "none"]
+    methods = f"comma-separated (default: all, {','.join(known)})"
+    parser.add_argument("--methods", type=_methods, default=_methods(",".join(known)), help=methods)
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    _add_questions(parser, "take images from")
+    budget = "visual tokens to keep per crop (default: 64)"
+    parser.add_argument("--tokens", type=argtypes.at_least(1), default=64, metavar="N", help=budget)
+    share = "share of tokens kept for their attention, in [0, 1] (default: 0.5)"
+    parser.add_argument("--ratio", type=argtypes.ratio, default=0.5, help=share)
+
+
+def _add_components(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    known = f"comma-separated (default: those of the ablation); choose from {', '.join(list_benchmarks())}"
+    add("--benchmarks", type=_benchmarks, help=known)
+    budgets = "comma-separated visual tokens to keep per crop (default: 64,32)"
+    add("--tokens", type=_budgets, default=[64, 32], help=budgets)
+    where = "folder of the ablation, whose answers are used (default: outputs/ablation)"
+    add("--ablation", type=cli.path_argument, default=Path("outputs", "ablation"), metavar="DIR", help=where)
+    add("--fixed", action="store_true", help="work around known bugs of the official scoring rules")
+
+
+_OF_ATTENTION = """Panels about attention show the first N questions of POPE, or of --question-file: LLaVA's
+training format (of which the first turn is asked) or a question file. The model is unpruned. Samples are kept
+on disk, so that a run resumes after any interruption and both figures read each sample once. Panels about
+scores evaluate the model on benchmarks with visual tokens removed inside the decoder. The paper's curves are
+dashed. With bundled data and without --limit, the first 200 questions of each benchmark are used."""
+_FIGURES = {  # title, description and arguments of every figure
+    "fig1": (
+        "What every method keeps of an image, and its answer",
+        "Of all questions about an image, the first one on which the methods differ is shown. Images: the\n"
+        "first one of POPE and the bundled photograph, or the first two of --question-file. In LLaVA's\n"
+        "training format, the reply in the file is the truth.",
+        _add_examples,
+    ),
+    "fig2": ("Attention shift", _OF_ATTENTION, _add_attention),
+    "fig3": ("Attention dispersion", _OF_ATTENTION, _add_attention),
+    "fig4": (
+        "How VisPruner chooses: attention, important tokens, rounds, kept tokens",
+        "Images: the first one of POPE and the bundled photograph, or the first two of --question-file.",
+        _add_selection,
+    ),
+    "fig5": (
+        "Components: random, important or diverse tokens, or both",
+        'Scores of the ablation "components" (scripts/ablation/components.sh), which is run or resumed.',
+        _add_components,
+    ),
+}
+
+
+def _methods(text: str) -> list[str]:
+    names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    known = [name for name in list_pruners() if name != "none"]
+    for name in names:
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"{name!r}: no such method. Choose from {', '.join(known)}")
+    if not names:
+        raise argparse.ArgumentTypeError("no method. Name at least one")
+    if set(names) == set(known):  # related methods side by side, and those inside the decoder last
+        names.sort(key=lambda name: (get_pruner(name).acts_in == "decoder", name))
+    return names
+
+
+def _budgets(text: str) -> list[int]:
+    return [argtypes.at_least(1)(part.strip()) for part in text.split(",") if part.strip()]
 
 
 def _benchmarks(text: str) -> list[str]:
@@ -73,21 +161,69 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     drawing.check_matplotlib()
-    if args.limit is None and args.data is None:
-        args.limit = _BUNDLED_LIMIT
-    needs_data = args.question_file is None or bool(args.benchmarks)
-    cli.announce_bundled(args.model is None, args.data is None and needs_data)
+    run = {"fig1": _of_images, "fig4": _of_images, "fig5": _of_components}.get(args.figure, _of_attention)
+    document, code = run(args, args.parser)
+    print(f"{args.figure}: {document['caption']}")
+    print(json.dumps(document))
+    return code
+
+
+def _session(
+    args: argparse.Namespace,
+    parser: argparse.ArgumentParser,
+    data_used: bool,
+    tasks: Sequence[Task],
+    several: bool,
+) -> tuple[Session, dict[str, Any]]:
+    """Return the session of the arguments, without a loaded model, and its config.json."""
+    cli.announce_bundled(args.model is None, args.data is None and data_used)
     model = cli.model_folder(args, parser)
-    task, tasks = read_samples(args), read_tasks(args)
     try:
         config = stored_config(model, args.model_base)
         job = cli.job_of(args, model, config, common_anyres(config, args.anyres, args.preset))
     except ValueError as error:
         parser.error(str(error))
-    cli.print_warnings(
-        [*task.warnings, *(warning for one in tasks for warning in one.warnings), *job.warnings]
-    )
-    session = Session(job, _CACHE if len(tasks) > 1 else 0, args.max_failures)
+    cli.print_warnings([*(warning for one in tasks for warning in one.warnings), *job.warnings])
+    return Session(job, _CACHE if several else 0, args.max_failures), config
+
+
+def _of_images(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[dict[str, Any], int]:
+    """Draw figure 1 or 4."""
+    from llava.analysis.figures import fig1, fig4
+
+    if args.figure == "fig1":
+        try:
+            for name in args.methods:
+                get_pruner(name, args.tokens)
+        except ValueError as error:
+            parser.error(str(error))
+    found = fig1.read_examples(args)
+    session, _ = _session(args, parser, args.question_file is None, [task for task, _ in found], True)
+    document = {"fig1": fig1.run, "fig4": fig4.run}[args.figure](args, session, found)
+    issues = [issue for task, _ in found for issue in task.issues]
+    cli.report_issues(issues, "entries are not questions about an image")
+    return document | {"failures": [str(issue) for issue in issues]}, 1 if issues else 0
+
+
+def _of_components(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[dict[str, Any], int]:
+    """Draw figure 5."""
+    if args.benchmarks == [] or not args.tokens:
+        parser.error("nothing to draw: --tokens and --benchmarks must each name at least one")
+    from llava.analysis.figures import fig5
+
+    command = cli.command_of(parser, args, but=["ablation", "output"])[1:]
+    return fig5.run(args, [*command, "--output", str(args.ablation)], cli.is_bundled(args.model))
+
+
+def _of_attention(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[dict[str, Any], int]:
+    """Draw figure 2 or 3."""
+    if args.num_questions is None:
+        args.num_questions = min(SAMPLES, args.limit or SAMPLES)
+    if args.limit is None and args.data is None:
+        args.limit = _BUNDLED_LIMIT
+    needs_data = args.question_file is None or bool(args.benchmarks)
+    task, tasks = read_samples(args), read_tasks(args)
+    session, config = _session(args, parser, needs_data, [task, *tasks], len(tasks) > 1)
     found = collect(session, task, args.output / "samples")
     statistics = found.statistics
     crops = 5 if is_anyres(config.get("image_aspect_ratio")) else 1
@@ -95,21 +231,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         "fig2": lambda: fig2.pruners(statistics.layers, first=int(crops > 1)),
         "fig3": lambda: fig3.pruners(statistics.layers, statistics.tokens // crops, args.seed),
     }
-    command = cli.command_of(parser, args, but=["figure"])
-    command.insert(1, args.figure)
-    folder = args.output / "runs" / job.name
-    scores = evaluate(session, tasks, settings[args.figure](), folder, command) if tasks else []
+    folder, name = args.output / "runs" / session.job.name, session.job.name
+    # What repeats the command; the figure is not an argument of its own parser
+    command = ["llava.analysis.figures", args.figure, *cli.command_of(parser, args)[1:]]
+    issues = list(found.issues)
+    scores = evaluate(session, tasks, settings[args.figure](), folder, command, issues) if tasks else []
+    source = task.title if args.question_file is None else args.question_file.name
     about = [
-        f"{job.name}: {statistics.samples:,} {task.title} questions, {statistics.tokens} visual tokens, "
+        f"{name}: {statistics.samples:,} questions of {source}, {statistics.tokens} visual tokens, "
         f"{statistics.layers} decoder layers, unpruned."
     ]
-    draw = {"fig2": draw_fig2, "fig3": draw_fig3}[args.figure]
-    files, caption = draw(statistics, scores, about, args.output / args.figure)
-    cli.report_issues(found.issues, "questions have no sample")
-    print(f"{args.figure}: {caption}")
+    files, caption = {"fig2": fig2.draw, "fig3": fig3.draw}[args.figure](
+        statistics, scores, about, args.output / args.figure
+    )
+    cli.report_issues(issues, "questions have no sample or no answer")
     document = {
         "figure": args.figure,
-        "model": job.name,
+        "model": name,
         "questions": str(args.question_file or task.title),
         "samples": statistics.samples,
         "computed": found.read,
@@ -118,10 +256,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "benchmarks": {one.benchmark.name: len(one.asked) for one in tasks},
         "files": files,
         "caption": caption,
-        "failures": [str(issue) for issue in found.issues],
+        "failures": [str(issue) for issue in issues],
     }
-    print(json.dumps(document))
-    return 1 if found.issues else 0
+    return document, 1 if issues else 0
 
 
 def read_samples(args: argparse.Namespace) -> Task:
@@ -131,80 +268,6 @@ def read_samples(args: argparse.Namespace) -> Task:
     issues: list[DataIssue] = []
     questions = read_question_file(args.question_file, args.image_folder, issues, args.allow_outside_images)
     return Task(questions, issues, limit=args.num_questions)
-
-
-def draw_fig2(
-    statistics: AttentionStatistics, scores: list[PanelScore], about: list[str], folder: Path
-) -> tuple[list[str], str]:
-    """Draw and write Figure 2; return its files and its caption."""
-    depth = statistics.layers
-    layer = fig2.shown_layer(depth)
-    seen = statistics.means["last"].sum(1)[layer]
-    text = [
-        *about,
-        f"(a) Layer {layer} (from 0), where the last prompt token gives {100 * seen:.2g} % of its attention "
-        "to the image. Above: share of samples in which a token is in the top quarter (means of neighbors; "
-        "dotted: evenly spread). Below: mean attention.",
-        "(b) Share of the top quarter in each quarter of the image.",
-    ]
-    if scores:
-        text += [
-            f"(c) {_names(scores)} if only one quarter of the visual tokens is kept from a layer on, "
-            "positions renumbered; whiskers: 95% intervals; dotted: all tokens."
-        ]
-    text += ["Dashed: LLaVA-1.5-7B, measured from the paper's picture, first to last of 32 layers"]
-    text[-1] += "; in (c) the mean of GQA, TextVQA, POPE, MME / 20." if scores else "."
-    caption = " ".join([*text, drawing.depth_note(depth)]).strip()
-    with drawing.new_figure(2.7, caption) as figure:
-        grid = figure.add_gridspec(2, 2 + bool(scores))
-        fig2.draw_frequency(figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0]), statistics)
-        axes = figure.add_subplot(grid[:, 1])
-        fig2.draw_quartiles(axes, statistics)
-        axes.legend(loc="upper right")
-        if scores:
-            fig2.draw_scores(figure.add_subplot(grid[:, 2]), scores, depth)
-        tables = fig2.tables(statistics) | (fig2.score_tables(scores) if scores else {})
-        return drawing.write_figure(figure, folder, "fig2", tables), caption
-
-
-def draw_fig3(
-    statistics: AttentionStatistics, scores: list[PanelScore], about: list[str], folder: Path
-) -> tuple[list[str], str]:
-    """Draw and write Figure 3; return its files and its caption."""
-    layer = fig3.shown_layer(statistics.layers)
-    text = [
-        *about,
-        "[CLS]: attention in the vision tower. Last: of the last prompt token, in (a) and (b) in decoder "
-        f"layer {layer} (from 0). Equi last: the same with all visual keys at the position of the query.",
-        "(a) Attention that the strongest tokens receive together.",
-        "(b) Densities of attention divided by its largest value, 200 bins; open markers: the paper's first.",
-        "(c) Entropy; 1 is equal attention to all tokens.",
-    ]
-    if scores:
-        one = scores[-1].pruner
-        text += [
-            f"(d) {one.tokens} tokens per crop kept by each score before layer {one.layer}, at their "
-            "positions; whiskers: 95% intervals; dotted: all tokens; open markers: the paper."
-        ]
-    text += ["Dashed: LLaVA-1.5-7B, measured from the paper's picture."]
-    caption = " ".join([*text, drawing.depth_note(statistics.layers)]).strip()
-    with drawing.new_figure(4.9 if scores else 2.7, caption) as figure:
-        panels = list(figure.subplots(*((2, 2) if scores else (1, 3))).flat)
-        for axes, function in zip(
-            panels, (fig3.draw_cumulative, fig3.draw_densities, fig3.draw_entropy), strict=False
-        ):
-            function(axes, statistics)
-        if scores:
-            fig3.draw_scores(panels[3], scores)
-        tables = fig3.tables(statistics) | (fig3.score_tables(scores) if scores else {})
-        return drawing.write_figure(figure, folder, "fig3", tables), caption
-
-
-def _names(scores: list[PanelScore]) -> str:
-    """Return what the last score is: the mean of benchmarks, or the score of the only one."""
-    names = [name for name in dict.fromkeys(one.benchmark for one in scores) if name != MEAN]
-    titles = [get_benchmark(name).title + (" / 20" if name == "mme" else "") for name in names]
-    return f"Mean score of {', '.join(titles)}" if len(names) > 1 else f"Score on {titles[0]}"
 
 
 if __name__ == "__main__":

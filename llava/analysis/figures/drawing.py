@@ -26,7 +26,9 @@ QUARTER_STYLES = (
     ("third quarter", "#e69f00", "^"),
     ("last quarter", "#d55e00", "D"),
 )
+Table = tuple[list[str], list[list[Any]]]  # header and rows of a CSV file
 PUBLISHED = {"linestyle": (0, (4, 2.5)), "linewidth": 1.0}
+LEGEND = 0.25  # inches of a legend below all panels
 _WIDTH = 130  # characters of a caption's line in a figure of 7.2 inches
 _STYLE = {
     "font.size": 8,
@@ -68,7 +70,7 @@ def new_figure(height: float, caption: str) -> Iterator[Any]:
         figure.text(
             0.012,
             share - 0.04 / (height + below),
-            "\n".join(lines).replace("$", r"\$"),
+            literal("\n".join(lines)),
             va="top",
             fontsize=7.5,
         )
@@ -76,14 +78,18 @@ def new_figure(height: float, caption: str) -> Iterator[Any]:
 
 
 def write_figure(
-    figure: Any, folder: Path, name: str, tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]]
+    figure: Any,
+    folder: Path,
+    name: str,
+    caption: str,
+    tables: Mapping[str, Table],
 ) -> list[str]:
-    """Write NAME.png, NAME.svg and one CSV per table (header, rows); return their paths.
+    """Write NAME.png, NAME.svg, the caption as NAME.md, and a CSV per table (header, rows); return the paths.
 
     Equal figures give equal files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    contents: dict[str, str | bytes] = render(figure, name)
+    contents: dict[str, str | bytes] = {**render(figure, name), f"{name}.md": caption + "\n"}
     for table, (header, rows) in tables.items():
         contents[f"{table}.csv"] = csv_text(header, rows)
     for file, content in contents.items():
@@ -102,6 +108,32 @@ def render(figure: Any, name: str) -> dict[str, str | bytes]:
             figure.savefig(out, format=form, metadata=dict.fromkeys(facts))
             found[f"{name}.{form}"] = out.getvalue()
     return found
+
+
+def blocks_above_legend(
+    figure: Any, count: int, styles: Sequence[tuple[str, tuple[int, int, int], tuple[int, int, int] | None]]
+) -> list[Any]:
+    """Divide a figure into `count` blocks, one below the other, above a legend of patches; return the blocks.
+
+    Args:
+        styles: Label, RGB of the frame, and of the area (None: white), of every entry.
+    """
+    from matplotlib.patches import Patch
+
+    colors = [[tuple(value / 255 for value in one or (255,) * 3) for one in style[1:]] for style in styles]
+    handles = [
+        Patch(label=style[0], edgecolor=edge, facecolor=face, linewidth=1.5)
+        for style, (edge, face) in zip(styles, colors, strict=True)
+    ]
+    share = count * LEGEND / (figure.get_figheight() - LEGEND)
+    *blocks, last = figure.subfigures(count + 1, 1, height_ratios=[*[1] * count, share])
+    last.legend(handles=handles, loc="center left", ncols=len(handles), handlelength=1.2)
+    return blocks
+
+
+def literal(text: str) -> str:
+    """Return a text in which matplotlib reads no formula."""
+    return text.replace("$", r"\$")
 
 
 def depth_share(layer: int, depth: int) -> float:

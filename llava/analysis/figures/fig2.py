@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llava.analysis.attention import AttentionStatistics
-from llava.analysis.figures.drawing import PUBLISHED, QUARTER_STYLES, depth_share, label_layers
+from llava.analysis.figures import drawing
+from llava.analysis.figures.drawing import PUBLISHED, QUARTER_STYLES, Table, depth_share, label_layers
 from llava.analysis.figures.kept import KeptQuarter
 from llava.analysis.figures.scores import MEAN, PanelScore
+from llava.eval.benchmarks import get_benchmark
 from llava.eval.tables.published import published_figure
 from llava.pruning import Pruner, get_pruner, scaled_layer
 
 _BARS = 48  # groups of neighbors that the paper draws
-Table = tuple[list[str], list[list[Any]]]
 
 
 def shown_layer(depth: int) -> int:
@@ -124,3 +126,44 @@ def draw_scores(axes: Any, scores: list[PanelScore], depth: int) -> None:
     axes.axhline(full, color="#444444", linestyle=":", linewidth=1)
     label_layers(axes, depth)
     axes.set(ylabel="score (%)", title="(c) one quarter kept")
+
+
+def draw(
+    statistics: AttentionStatistics, scores: list[PanelScore], about: list[str], folder: Path
+) -> tuple[list[str], str]:
+    """Draw and write Figure 2; return its files and its caption."""
+    depth = statistics.layers
+    layer = shown_layer(depth)
+    seen = statistics.means["last"].sum(1)[layer]
+    text = [
+        *about,
+        f"(a) Layer {layer} (from 0), where the last prompt token gives {100 * seen:.2g} % of its attention "
+        "to the image. Above: share of samples in which a token is in the top quarter (means of neighbors; "
+        "dotted: evenly spread). Below: mean attention.",
+        "(b) Share of the top quarter in each quarter of the image.",
+    ]
+    if scores:
+        text += [
+            f"(c) {_names(scores)} if only one quarter of the visual tokens is kept from a layer on, "
+            "positions renumbered; whiskers: 95% intervals; dotted: all tokens."
+        ]
+    text += ["Dashed: LLaVA-1.5-7B, measured from the paper's picture, first to last of 32 layers"]
+    text[-1] += "; in (c) the mean of GQA, TextVQA, POPE, MME / 20." if scores else "."
+    caption = " ".join([*text, drawing.depth_note(depth)]).strip()
+    with drawing.new_figure(2.7, caption) as figure:
+        grid = figure.add_gridspec(2, 2 + bool(scores))
+        draw_frequency(figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0]), statistics)
+        axes = figure.add_subplot(grid[:, 1])
+        draw_quartiles(axes, statistics)
+        axes.legend(loc="upper right")
+        if scores:
+            draw_scores(figure.add_subplot(grid[:, 2]), scores, depth)
+        data = tables(statistics) | (score_tables(scores) if scores else {})
+        return drawing.write_figure(figure, folder, "fig2", caption, data), caption
+
+
+def _names(scores: list[PanelScore]) -> str:
+    """Return what the last score is: the mean of benchmarks, or the score of the only one."""
+    names = [name for name in dict.fromkeys(one.benchmark for one in scores) if name != MEAN]
+    titles = [get_benchmark(name).title + (" / 20" if name == "mme" else "") for name in names]
+    return f"Mean score of {', '.join(titles)}" if len(names) > 1 else f"Score on {titles[0]}"

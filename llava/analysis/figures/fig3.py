@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llava.analysis.attention import AttentionStatistics, Curves
-from llava.analysis.figures.drawing import KIND_STYLES, PUBLISHED, depth_share, label_layers
-from llava.analysis.figures.fig2 import Table, shown_layer
+from llava.analysis.figures import drawing
+from llava.analysis.figures.drawing import KIND_STYLES, PUBLISHED, Table, depth_share, label_layers
+from llava.analysis.figures.fig2 import shown_layer
 from llava.analysis.figures.kept import SOURCES, KeptByScore
 from llava.analysis.figures.scores import MEAN, PanelScore
 from llava.eval.benchmarks import get_benchmark
@@ -165,3 +167,34 @@ def draw_scores(axes: Any, scores: list[PanelScore]) -> None:
     axes.set_xticks(range(len(names)), titles)
     axes.set(ylabel="score (%)", title="(d) pruned inside the decoder", xlim=(-0.5, len(names) - 0.5))
     axes.legend(ncols=2, columnspacing=0.9, handletextpad=0.3)
+
+
+def draw(
+    statistics: AttentionStatistics, scores: list[PanelScore], about: list[str], folder: Path
+) -> tuple[list[str], str]:
+    """Draw and write Figure 3; return its files and its caption."""
+    layer = shown_layer(statistics.layers)
+    text = [
+        *about,
+        "[CLS]: attention in the vision tower. Last: of the last prompt token, in (a) and (b) in decoder "
+        f"layer {layer} (from 0). Equi last: the same with all visual keys at the position of the query.",
+        "(a) Attention that the strongest tokens receive together.",
+        "(b) Densities of attention divided by its largest value, 200 bins; open markers: the paper's first.",
+        "(c) Entropy; 1 is equal attention to all tokens.",
+    ]
+    if scores:
+        one = scores[-1].pruner
+        text += [
+            f"(d) {one.tokens} tokens per crop kept by each score before layer {one.layer}, at their "
+            "positions; whiskers: 95% intervals; dotted: all tokens; open markers: the paper."
+        ]
+    text += ["Dashed: LLaVA-1.5-7B, measured from the paper's picture."]
+    caption = " ".join([*text, drawing.depth_note(statistics.layers)]).strip()
+    with drawing.new_figure(4.9 if scores else 2.7, caption) as figure:
+        panels = list(figure.subplots(*((2, 2) if scores else (1, 3))).flat)
+        for axes, function in zip(panels, (draw_cumulative, draw_densities, draw_entropy), strict=False):
+            function(axes, statistics)
+        if scores:
+            draw_scores(panels[3], scores)
+        data = tables(statistics) | (score_tables(scores) if scores else {})
+        return drawing.write_figure(figure, folder, "fig3", caption, data), caption

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from llava.eval import cli
-from llava.eval.benchmarks import DataError, get_benchmark
+from llava.eval.benchmarks import DataError, DataIssue, get_benchmark
 from llava.eval.jobs import execute
 from llava.eval.jobs.execute import SettingRun
 from llava.eval.jobs.job import Task, read_task, setting_name
@@ -59,6 +59,7 @@ def evaluate(
     pruners: Sequence[Pruner],
     folder: Path,
     command: Sequence[str],
+    issues: list[DataIssue],
     iters: int = 2000,
 ) -> list[PanelScore]:
     """Answer and score benchmarks in one pass each; with several, add the mean of every pruner.
@@ -68,6 +69,7 @@ def evaluate(
     Args:
         folder: Of the answers, one folder per benchmark and setting in it.
         command: Module and arguments that resume, for run.json.
+        issues: Receives the questions without an answer, and lines that cannot be used.
 
     Raises:
         DataError: A benchmark cannot be scored.
@@ -81,6 +83,7 @@ def evaluate(
             runs.append(SettingRun.open(session.job, task, pruner, place, together=pruners))
             execute.record_start(task, runs[-1], command)
         execute.answer(session, task, runs)
+        issues += dict.fromkeys([*task.issues, *(issue for run in runs for issue in run.failures)])
         for run in runs:
             if run.error is not None:
                 raise run.error

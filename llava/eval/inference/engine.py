@@ -382,14 +382,19 @@ class Engine:
 
     def _rows(self, questions: Sequence[Question], visual: dict[Any, VisualTokens]) -> list[Row]:
         images: dict[Any, Any] = {
-            image: (tokens.embeds, len(tokens.kept.indices), tokens.kept.important.flatten())
+            image: (
+                tokens.embeds,
+                len(tokens.kept.indices),
+                tokens.kept.important.flatten(),
+                *_places(tokens),
+            )
             for image, tokens in visual.items()
         }
-        images[None] = (None, 1, None)
+        images[None] = (None, 1, None, None, 0)
         rows = []
         for one in questions:
-            embeds, crops, marked = images[one.image]
-            rows.append(Row(self.prompt_ids(one), embeds, one.image, crops, marked))
+            embeds, crops, marked, places, span = images[one.image]
+            rows.append(Row(self.prompt_ids(one), embeds, one.image, crops, marked, places, span))
         return rows
 
     @torch.inference_mode()
@@ -404,8 +409,10 @@ class Engine:
             embedding(torch.tensor(ids, dtype=torch.long, device=self.model.device)),
             question.bare,
         )
-        visual = self.model.visual_tokens(features[question.image], pruner, asked).embeds
-        return Row(self.prompt_ids(question), visual, (question.image, question.text))
+        visual = self.model.visual_tokens(features[question.image], pruner, asked)
+        key = (question.image, question.text)
+        places, span = _places(visual)
+        return Row(self.prompt_ids(question), visual.embeds, key, places=places, span=span)
 
     def _answer(
         self, questions: Sequence[Question], rows: Sequence[Row], pruner: Pruner
@@ -568,6 +575,10 @@ class _RememberingTokenizer:
 
     def __call__(self, text: str) -> SimpleNamespace:
         return SimpleNamespace(input_ids=self._ids(text))
+
+
+def _places(tokens: VisualTokens) -> tuple[torch.Tensor | None, int]:
+    return getattr(tokens, "places", None), getattr(tokens, "span", 0)  # models of other origin have none
 
 
 def _wanted(settings: Sequence[PassSetting], question: Question) -> list[PassSetting]:

@@ -104,9 +104,10 @@ def vision_store(loaded: tuple[Any, Any, Any]) -> Any | None:
 
     model, _, image_processor = loaded
     chosen = os.environ.get("VISPRUNER_VISION_CACHE")
-    on_cpu = model.get_vision_tower().device.type == "cpu"
-    size = float(chosen) if chosen else _STORE_GIB if on_cpu else 0.0
-    if not size:
+    size = float(chosen) if chosen else _STORE_GIB
+    if not size or not hasattr(model, "preset"):  # a model of another origin: its features may depend on more
+        return None
+    if not chosen and model.get_vision_tower().device.type != "cpu":
         return None
     return VisionStore(cache_folder() / "vision", int(size * 2**30), model, image_processor)
 

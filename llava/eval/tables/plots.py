@@ -136,11 +136,15 @@ def draw(chart: Chart, colors: Mapping[str, str], legend: bool = False) -> str:
         if chart.scale == "log":
             _set_ticks(axes, chart.ticks)
         elif chart.ticks is not None:
-            axes.set_xticks(chart.ticks, chart.names or [f"{tick:g}" for tick in chart.ticks])
+            names = [name.replace(", ", ",\n") for name in chart.names]  # short enough for a tick
+            axes.set_xticks(chart.ticks, names or [f"{tick:g}" for tick in chart.ticks])
+        if chart.names:
+            axes.set_xlim(-0.4, len(chart.names) - 0.6)
         if legend:
             shown = [name for name in colors if name in {point.name for point in chart.points}]
             marks = [Line2D([], [], color=colors[name], marker="o") for name in shown]
-            axes.legend(marks, shown, frameon=False, fontsize=8)
+            place = {"loc": "outside lower center", "ncols": len(shown)}
+            figure.legend(marks, shown, frameon=False, fontsize=8, **place)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = out.getvalue()  # in a page: without prolog and ids, with texts to point at

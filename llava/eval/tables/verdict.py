@@ -68,8 +68,16 @@ class CellVerdict:
 
 
 def verdicts(paper: PaperTable) -> list[CellVerdict]:
-    """Return the verdict on every published number of a table, in its order."""
-    return [_verdict(paper, line, column) for line in paper.lines for column in line.published]
+    """Return the verdict on every published number of a table, in its order.
+
+    Rel. of the rows with all tokens is 100 by definition and gets none.
+    """
+    return [
+        _verdict(paper, line, column)
+        for line in paper.lines
+        for column in line.published
+        if not (line.method == "none" and COLUMNS[column].relative)
+    ]
 
 
 def count_statuses(found: Sequence[CellVerdict]) -> dict[str, int]:

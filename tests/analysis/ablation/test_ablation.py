@@ -12,14 +12,15 @@ import pytest
 
 from helpers.synthetic_pope import make_pope
 from llava.analysis.ablation import __main__ as ablation
-from llava.analysis.ablation.agreement import changed_answers, kept_iou
+from llava.analysis.ablation.agreement import accuracy_where, changed_answers, kept_iou
 from llava.analysis.ablation.definitions import ABLATIONS
+from llava.eval.benchmarks import QuestionScore
 from llava.eval.jobs.job import setting_name
 from llava.pruning import get_pruner
 
 ROOT = Path(__file__).parents[3]
 MODELS = ROOT / "tests" / "data" / "model"
-OF_THE_ISSUE = "ratio components cue_layer cue similarity drop order crops dtype"
+OF_THE_ISSUE = "ratio components cue_layer cue similarity drop order positions crops dtype"
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_a_run_its_files_and_its_second_start(data, tmp_path, capsys, monkeypatc
         "encode_vision",
         lambda self, images, sizes=None, **cues: seen.extend(images) or encode(self, images, sizes, **cues),
     )
-    assert run(data, tmp_path, "cue", "--tokens", "8,4") == 0
+    assert run(data, tmp_path, "cue", "--tokens", "8,4", "--limit", "6") == 0
     document, said = last(capsys)
     assert len(seen) == 2  # each image once for all eight settings
     values = [(row["tokens"], row["value"]) for row in document["rows"]]
@@ -114,13 +115,13 @@ def test_a_run_its_files_and_its_second_start(data, tmp_path, capsys, monkeypatc
 
     before = [path.read_bytes() for path in files]
     monkeypatch.setattr("llava.eval.jobs.session.load_model", lambda *_: pytest.fail("the model was loaded"))
-    assert run(data, tmp_path, "cue", "--tokens", "8,4") == 0
+    assert run(data, tmp_path, "cue", "--tokens", "8,4", "--limit", "6") == 0
     again, said = last(capsys)
     assert "8 settings, 8 already finished" in said
     assert again == document and [path.read_bytes() for path in files] == before
     for path in files:  # tables of a run that was killed before they were written
         path.unlink()
-    assert run(data, tmp_path, "cue", "--tokens", "8,4") == 0
+    assert run(data, tmp_path, "cue", "--tokens", "8,4", "--limit", "6") == 0
     assert [path.read_bytes() for path in files] == before
 
 
@@ -136,6 +137,18 @@ def test_an_interrupted_run_is_resumed_and_ablations_share_answers(data, tmp_pat
     assert whole["rows"] == document["rows"]
     assert run(data, tmp_path, "similarity", "--tokens", "6") == 0
     assert "3 settings, 1 already finished" in last(capsys)[1]
+
+
+def test_positions_are_part_of_a_setting(data, tmp_path, capsys):
+    assert run(data, tmp_path, "positions", "--tokens", "4", "--limit", "3") == 0
+    document, said = last(capsys)
+    assert [row["setting"] for row in document["rows"]] == [
+        "vispruner-r0.5-4", "vispruner-positions=original-r0.5-4", "none"
+    ]  # fmt: skip
+    assert "where" not in said.partition("95% CI")[2].partition("Model")[0]  # POPE has no such questions
+    files = (tmp_path / "answers" / "ckpt_llava15s" / "pope").glob("*/answers.jsonl")
+    entered = {json.loads(path.open().readline())["metadata"]["method"] for path in files}
+    assert entered == {"vispruner", "vispruner-positions=original", "none"}
 
 
 def test_budgets_per_crop_and_per_image(data, tmp_path, capsys):
@@ -191,6 +204,16 @@ def test_what_is_refused(data, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_slow_ablations_have_a_limit_for_the_bundled_data(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(ABLATIONS, "order", replace(ABLATIONS["order"], limit=2, benchmarks=("pope",)))
+    asked = []
+    monkeypatch.setattr(ablation, "read_tasks", lambda args, *_: asked.append(args.limit) or [])
+    model = ["--model", str(MODELS / "ckpt_llava15s"), "--output", str(tmp_path)]
+    for words in ([], ["--limit", "7"], ["--data", str(data)]):
+        assert ablation.main(["order", *model, *words]) == 1  # no questions
+    assert asked == [2, 7, None] and "The first 2 questions are evaluated" in capsys.readouterr().out
+
+
 def test_default_benchmarks_without_data_are_left_out(data, tmp_path, capsys):
     words = ["components", "--model", str(MODELS / "ckpt_llava15s"), "--data", str(data), "--tokens", "4"]
     words += ["--output", str(tmp_path), "--max-new-tokens", "2", "--num-workers", "0", "--limit", "2"]
@@ -220,3 +243,20 @@ def test_changed_answers_are_counted_over_common_questions(tmp_path):
     asked = [SimpleNamespace(index=index, image=index // 2) for index in range(4)]  # the last has no answer
     found = changed_answers(tmp_path / "a", tmp_path / "b", SimpleNamespace(asked=asked), 200, 0)
     assert found.value == pytest.approx(1 / 3) and (found.ci_low, found.ci_high) == (0.0, 0.5)
+
+
+def test_the_accuracy_on_questions_about_positions(tmp_path):
+    texts = ["Is a to the left of b?", "Is there a plate?", "Where is c?", "Is d above e?"]
+    asked = [SimpleNamespace(index=index, text=text) for index, text in enumerate(texts)]
+    rows = [{"metadata": {"index": index}} for index in range(3)]  # the last has no answer
+    benchmark = SimpleNamespace(
+        read_answers=lambda path: rows,
+        question_scores=lambda folder, rows: [
+            QuestionScore(str(row["metadata"]["index"]), "x", float(row["metadata"]["index"] == 0))
+            for row in rows
+        ],
+    )
+    task = SimpleNamespace(asked=asked, benchmark=benchmark, folder=tmp_path)
+    assert accuracy_where(task, SimpleNamespace(answers=tmp_path), 200, 0) == (0.5, 0.5, 0.5)
+    task.asked = asked[1:2]
+    assert accuracy_where(task, SimpleNamespace(answers=tmp_path), 200, 0) is None

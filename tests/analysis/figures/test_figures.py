@@ -52,10 +52,14 @@ def read(path):
 
 def test_both_figures_of_a_question_file(questions, tmp_path, capsys):
     found = run(capsys, "fig2", *of_questions(questions, tmp_path, "--benchmarks", "none"))
-    names = ["fig2.png", "fig2.svg", "frequency.csv", "quartiles.csv"]
+    names = ["fig2.png", "fig2.svg", "fig2.md", "frequency.csv", "quartiles.csv"]
     assert [Path(file).name for file in found["files"]] == names
     assert (found["samples"], found["computed"], found["layers"], found["visual_tokens"]) == (6, 6, 3, 64)
-    assert "3 layers" in found["caption"] and "cannot show" in found["caption"]
+    assert (
+        "6 questions of mix.jsonl" in found["caption"]
+        and "3 layers" in found["caption"]
+        and "cannot show" in found["caption"]
+    )
     assert (tmp_path / "fig2" / "fig2.png").read_bytes().startswith(b"\x89PNG")
     svg = (tmp_path / "fig2" / "fig2.svg").read_text(encoding="utf-8")
     assert "share of the selected tokens" in svg and "last quarter" in svg  # text stays text
@@ -119,7 +123,7 @@ def test_scores_inside_the_decoder(figure, questions, tmp_path, capsys, no_pictu
     runs = list((tmp_path / "out" / "runs").rglob("answers.jsonl"))
     assert len(runs) == len(ours) and not list((tmp_path / "out").rglob("score.json"))
     before = {path: path.read_bytes() for path in (tmp_path / "out" / figure).iterdir()}
-    run(capsys, figure, *given)
+    assert run(capsys, figure, *given)["failures"] == []
     assert before == {path: path.read_bytes() for path in before}
 
 
@@ -131,6 +135,7 @@ def test_a_broken_image_is_reported_and_its_question_left_out(questions, tmp_pat
     assert figures.main(["fig2", *map(str, given)]) == 1
     printed = capsys.readouterr()
     found = json.loads(printed.out.splitlines()[-1])
+    assert "--max-failures is 0" in run(capsys, "fig2", *given, "--max-failures", "0", code=1)
     assert found["samples"] == 5 and "mix.jsonl:4" in printed.err and "d123x57.png" in found["failures"][0]
 
 

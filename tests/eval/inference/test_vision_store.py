@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 import pytest
@@ -112,3 +113,26 @@ def test_two_writers_and_the_cache_in_memory(tmp_path, loaded):
     assert_same(images[3], cache.get(3, ("cls",)))
     assert (cache.hits, cache.misses, len(cache)) == (1, 0, 1)
     assert cache.get(3, ("keys",)) is None and cache.misses == 1
+
+
+def test_a_later_command_encodes_nothing_and_does_not_know_how_long_it_takes(tmp_path, monkeypatch, capsys):
+    from helpers.synthetic_pope import make_pope
+    from llava.eval import run
+
+    monkeypatch.setenv("VISPRUNER_VISION_CACHE", "1")
+    monkeypatch.setenv("VISPRUNER_CACHE", str(tmp_path / "cache"))
+    data = make_pope(tmp_path / "pope", pictures=3, per_category=4)
+    found = []
+    for number, method in enumerate(("vispruner", "vispruner", "hiprune")):
+        out = tmp_path / f"out{number}"
+        argv = ["--benchmark", "pope", "--model", str(SOURCE), "--data", str(data), "--output", str(out)]
+        argv += ["--method", method, "--tokens", "8", "--max-new-tokens", "2", "--device", "cpu"]
+        assert run.main([*argv, "--dtype", "float32"]) == 0
+        capsys.readouterr()
+        card = json.loads((out / "score.json").read_text())
+        answers = [json.loads(line)["text"] for line in (out / "answers.jsonl").read_text().splitlines()]
+        found.append((card["speed"]["vision_seconds"], card["speed"]["questions_per_second"], answers))
+    (first, second, third) = found
+    assert first[0] > 0 and first[1] is not None
+    assert second[0] is None and second[1] is None and second[2] == first[2]
+    assert third[0] > 0  # its cue was not stored

@@ -139,7 +139,7 @@ def test_the_command_shows_further_tables_only_when_named(tmp_path, capsys):
     assert [one.name for one in choose_tables("all,fastervlm_llava_1_5_13b")][-1] == "fastervlm-llava-1.5-13b"
     (tmp_path / "results").mkdir()
     arguments = ["--results", str(tmp_path / "results"), "--output", str(tmp_path / "out")]
-    assert main(["--table", "fastervlm,others-visco-1-token", *arguments]) == 0
+    assert main(["--table", "fastervlm-llava-1.5-13b,others-visco-1-token", *arguments]) == 0
     out = capsys.readouterr().out
     assert "LLaVA-1.5-13B" in out and "1267.09" in out and "Second hand: VisCo" in out
     assert read_results([tmp_path / "out"]) == ([], [])

@@ -48,6 +48,22 @@ def test_points_are_placed_on_a_logarithmic_axis(matplotlib):
     assert "fill: #ffffff; stroke: #445566" in found["c, published: 32, 40.00"][2]
 
 
+def test_points_on_a_linear_axis_and_on_one_of_names(matplotlib):
+    points = [ChartPoint("a & b", x, y, y - 1, y + 1) for x, y in ((0.0, 50.0), (0.5, 60.0), (1.0, 55.0))]
+    drawing = draw(Chart("t", "r", "y", points, [0, 0.5, 1], scale="linear"), COLORS, legend=True)
+    (x0, _, _), (x1, _, _), (x2, _, _) = marks(drawing).values()
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2) and ">a &amp; b</text>" in drawing
+    assert ">0.5</text>" in drawing and "stroke-width: 1.8" in drawing
+
+    points = [ChartPoint(name, x, 50.0 + x, 40, 60) for name in ("a & b", "c") for x in (0.0, 1.0)]
+    drawing = draw(Chart("t", "cue", "y", points, [0, 1], scale="names", names=["one", "two, b"]), COLORS)
+    found = marks(drawing)
+    assert ">one</text>" in drawing and ">two,</text>" in drawing and ">b</text>" in drawing
+    first, second = found["a & b, measured: one, 50.00"], found["c, measured: one, 50.00"]
+    assert 0 < second[0] - first[0] < 40  # side by side at their name
+    assert "stroke-width: 1.8" not in drawing  # names are not joined
+
+
 def test_the_same_chart_is_the_same_text_and_loads_nothing(matplotlib):
     drawing = draw(CHART, COLORS)
     assert drawing == draw(CHART, COLORS)
