@@ -145,15 +145,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--selection", type=Path, metavar="FILE", help="JSON of efficiency selection (default: no times)")
     budgets = "visual tokens to keep per crop (default: 128 64 32)"
     add("--tokens", type=at_least(1), nargs="+", default=[128, 64, 32], metavar="N", help=budgets)
-    add("--dummy-model", choices=list(DUMMY_MODELS), default="llava-1.5-7b", help="(default: %(default)s)")
+    shapes = "model whose sizes give tokens per layer and FLOPs; no weights are read (default: %(default)s)"
+    add("--dummy-model", choices=list(DUMMY_MODELS), default="llava-1.5-7b", help=shapes)
     text = "text tokens of the prompt (default: %(default)s)"
     add("--text-tokens", type=at_least(0), default=80, metavar="N", help=text)
-    add("--output", type=Path, default=Path("outputs", "methods"), help="(default: outputs/methods)")
+    output = "folder to write to (default: outputs/methods)"
+    add("--output", type=Path, default=Path("outputs", "methods"), metavar="DIR", help=output)
     args = parser.parse_args(argv)
     try:
         scores, full_scores = read_grid(args.grid) if args.grid else ({}, {})
         times = read_selection(args.selection) if args.selection else {}
-    except (OSError, ValueError) as error:
+        args.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}. Correct the path.", file=sys.stderr)
+        return 2
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     names = [name for name in list_pruners() if name != "none"] + ["vispruner r=0"]
@@ -170,7 +176,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     lost = ["", "Not available:", "", *(f"* {reason}" for reason in missing)] if missing else []
     text = "\n\n".join(table.markdown(3).rstrip() for table in tables)
     text = "\n".join([text, "", note, *lost, ""])
-    args.output.mkdir(parents=True, exist_ok=True)
     write_atomically(args.output / "methods.md", text)
     write_atomically(args.output / "methods.csv", _csv(found, scores, times))
     print("\n\n".join(table.text() for table in tables) + f"\n\n{note}")

@@ -82,7 +82,8 @@ def grid(
     from llava.pruning import get_pruner, list_pruners
 
     if "all" in methods:  # tables start with all tokens
-        methods = [*methods[: methods.index("all")], "none", *list_pruners()]
+        after = methods.index("all") + 1
+        methods = [*methods[: after - 1], "none", *list_pruners(), *methods[after:]]
     pruners: dict[Any, None] = {}
     for budget in budgets:
         for method in methods:

@@ -48,3 +48,11 @@ def test_wrong_files_are_named_with_their_line(tmp_path, capsys):
     assert "grid.csv:7: not a line of a sweep's grid" in capsys.readouterr().err
     assert methods.main(["--selection", str(tmp_path / "grid.csv")]) == 2
     assert "Give what it writes" in capsys.readouterr().err
+
+
+def test_paths_that_cannot_be_used_are_named(tmp_path, capsys):
+    assert methods.main(["--grid", str(tmp_path / "none.csv")]) == 2
+    assert f"error: {tmp_path / 'none.csv'}: No such file or directory." in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert methods.main(["--output", str(tmp_path / "file" / "below")]) == 2
+    assert f"error: {tmp_path / 'file' / 'below'}: Not a directory." in capsys.readouterr().err

@@ -140,6 +140,9 @@ def test_the_plan_of_the_bundled_models(tmp_path):
     assert words[words.index("--tokens") + 1] == "128,64,32" and "--limit" not in words
     assert words[words.index("--benchmarks") + 1].split(",")[:2] == ["vqav2_val", "gqa"]
     assert sweep.questions == 6080 and sweep.settings > 10 and sweep.timing is not None
+    assert sweep.timing.environment == {
+        "VISPRUNER_VISION_CACHE": "0"
+    }  # with a full cache it would time nothing
     assert {"scores/llava-tiny-anyres", "tables/efficiency", "tables/published", "flips"} <= every.keys()
     assert {"selection", "methods"} <= every.keys()
     assert "--verdict" not in every["tables/published"].step.command

@@ -207,6 +207,9 @@ def test_arguments(data, tmp_path, capsys):
         sweep.main(["--benchmarks", "pope,nonsense"])
     assert "unknown benchmark 'nonsense'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
+        sweep.main(["--benchmarks", "pope", "--methods", "all,nonsense", "--output", str(tmp_path / "out")])
+    assert "unknown pruning method 'nonsense'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
         sweep.main(["--benchmarks", "pope,gqa", "--data", str(data / "pope")])
     assert "give the folder above" in capsys.readouterr().err
     aliases = sweep.build_parser().parse_args(["--benchmarks", "SQA,mm-vet"])

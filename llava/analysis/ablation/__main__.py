@@ -61,7 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--tokens", type=_list(argtypes.at_least(1)), default=[64, 32], help=budgets)
     cli.add_source_arguments(parser)
     folder = "outputs/ablation"
-    add("--output", type=cli.path_argument, default=Path(folder), help=f"(default: {folder})")
+    text = f"folder to write to (default: {folder})"
+    add("--output", type=cli.path_argument, default=Path(folder), metavar="DIR", help=text)
     add("--fixed", action="store_true", help="work around known bugs of the official scoring rules")
     cli.add_bootstrap_argument(parser)
     cli.add_model_arguments(parser)

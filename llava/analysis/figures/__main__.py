@@ -61,7 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_questions(parser: argparse.ArgumentParser, what: str) -> None:
     add = parser.add_argument
     add("--question-file", type=cli.path_argument, help=f"questions to {what} (default: those of POPE)")
-    add("--image-folder", type=cli.user_path, default=Path("."), help="of their images (default: .)")
+    text = "folder of the images that --question-file names (default: .)"
+    add("--image-folder", type=cli.user_path, default=Path("."), help=text)
 
 
 def _add_attention(parser: argparse.ArgumentParser) -> None:

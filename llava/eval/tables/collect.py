@@ -68,7 +68,7 @@ class MeasuredResult:
 
 
 def read_results(folders: Iterable[Path]) -> tuple[list[MeasuredResult], list[str]]:
-    """Read all results; of several of one setting the full set is used, then the newest.
+    """Read all results; of several of one setting see `rank`.
 
     Returns:
         The results, and warnings about files that were left out.
@@ -95,7 +95,9 @@ def read_results(folders: Iterable[Path]) -> tuple[list[MeasuredResult], list[st
         better, worse = sorted([found.get(key, result), result], key=rank, reverse=True)
         found[key] = better
         if better.card.score != worse.card.score:
-            why = "newer" if worse.full_set == better.full_set else "complete"
+            differences = [a != b for a, b in zip(rank(better), rank(worse), strict=True)]
+            reasons = ("scored", "complete", "of the published preset", "newer")
+            why = reasons[differences.index(True)] if True in differences else "newer"
             warnings.append(
                 f"{worse.path}: left out ({_shown(worse)}), because {better.path} has the same setting "
                 f"({_shown(better)}) and is {why}"
@@ -109,9 +111,13 @@ def _visible(folder: Path, name: str) -> list[Path]:
     return [path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts)]
 
 
-def rank(result: MeasuredResult) -> tuple[bool, bool, float]:
-    """Order results of one setting: those with a score, of a full set, and the newest are the best."""
-    return result.card.score is not None, result.full_set, result.path.stat().st_mtime
+def rank(result: MeasuredResult) -> tuple[bool, bool, bool, float]:
+    """Order results of one setting: those with a score, of a full set, of the published preset, the newest.
+
+    An ablation of the tower's dtype leaves scores of the same setting, but without the preset.
+    """
+    card = result.card
+    return card.score is not None, result.full_set, card.preset == "published", result.path.stat().st_mtime
 
 
 def _shown(result: MeasuredResult) -> str:

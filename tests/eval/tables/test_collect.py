@@ -62,6 +62,14 @@ def test_answers_complete_a_score(tmp_path, name):
     assert (card.visual_tokens, card.dtype) == (112, "float16")  # held against the row of a table
 
 
+def test_the_published_preset_wins_over_newer_files_without_it(tmp_path):
+    """The ablation of the tower's dtype is of the same setting as the evaluation, below the same folder."""
+    write_score(tmp_path / "pope", "pope", 80.0, preset="published")
+    write_score(tmp_path / "ablation", "pope", 79.0, preset="exact", tower_dtype="float16")
+    (result,), warnings = read_results([tmp_path])
+    assert result.card.score == 80.0 and "and is of the published preset" in warnings[0]
+
+
 def test_full_sets_win_over_parts_and_new_files_over_old(tmp_path):
     write_score(tmp_path / "b", "pope", 80.0, answers=8910)
     write_score(tmp_path / "a", "pope", 90.0, answers=120)  # newer, but a part of the set

@@ -145,6 +145,18 @@ def test_other_numbers_of_visual_tokens_are_marked(tmp_path):
     assert rows["none", "pope"]["marks"] == "#" and rows["none", "textvqa"]["marks"] == ""
 
 
+@pytest.mark.parametrize(
+    "method, tokens, visual",
+    [("fastv", 128, 156.0), ("sparsevlm", 64, 82.25), ("pyramiddrop", 128, 127.4375)],
+)
+def test_means_over_layers_are_those_of_the_row(tmp_path, method, tokens, visual):
+    """FastV at 128 tokens has 128 from its layer on, a mean of 156: that is what the row of 128 means."""
+    write_score(tmp_path / "a", "pope", 60.0, method, tokens, visual_tokens=visual)
+    write_score(tmp_path / "b", "gqa", 60.0, method, tokens, visual_tokens=visual + 9)
+    line = lines_of(build(tmp_path))[method, tokens, None]
+    assert (line.marks("pope"), line.marks("gqa")) == ("", "#")
+
+
 def test_marks_reach_the_means_of_a_row(measured):
     write_score(measured / "64" / "pope", "pope", 50.0, visual_tokens=128.0)
     lines = lines_of(build(measured))
