@@ -48,6 +48,7 @@ from llava.table import Table, TableCell, TableRow, text_table
 
 PAPER = {"Zhang et al., arXiv:2412.01818": "https://arxiv.org/abs/2412.01818"}
 BUDGETS, RATIOS = (128, 64, 32), (0.5, 0.0)
+_FLIPPED = 64  # tokens: of the questions that pruning changes, and of a quick run
 _ANYRES = ("pope", "gqa")  # benchmarks of the bundled model with crops, which take five times as long
 _QUICK, _ANYRES_LIMIT, _TIMED = 36, 240, 48  # questions
 _LOCAL = {"vqav2": "vqav2_val", "vizwiz": "vizwiz_val"}  # bundled sets are scored here
@@ -111,7 +112,8 @@ def _bundled_sweeps(setup: Setup) -> list[PaperStep]:
     data = require_bundled(BUNDLED_DATA, "CKPT_DIR and DATA_DIR")
     names = [_LOCAL.get(name, name) for name in _columns(load_published()["llava-1.5-7b"])]
     crops = ["--limit", str(_QUICK if setup.quick else _ANYRES_LIMIT)]
-    every: dict[str, Any] = dict(methods=_ordered(list_pruners()), tokens=BUDGETS, ratios=RATIOS)
+    budgets = (_FLIPPED,) if setup.quick else BUDGETS
+    every: dict[str, Any] = dict(methods=_ordered(list_pruners()), tokens=budgets, ratios=RATIOS)
     published = {row.method for row in load_published()["llava-next-7b"].rows}
     fewer = _ordered(published & set(list_pruners()) | {"fastervlm"})
     title = "All methods, budgets and benchmarks: bundled model"
@@ -238,7 +240,7 @@ def _selection(setup: Setup) -> Step:
     folder = setup.output / "selection"
     words = ("llava.analysis.efficiency", "selection", "--device", "cpu", "--methods", "all")
     command = setup.module(*words, "--batch-sizes", "1", "--output", folder / "selection.json")
-    command += ("--repeats", "3") if setup.quick else ()
+    command += ("--repeats", "3", "--tokens", str(_FLIPPED)) if setup.quick else ()
     return Step("selection", "Time of the selection of all methods", command, folder)
 
 
@@ -246,19 +248,19 @@ def _methods(setup: Setup, sweep: Step) -> Step:
     grid, times = sweep.folder / "tables" / "grid.csv", setup.output / "selection" / "selection.json"
     command = setup.module("llava.analysis.methods", "--grid", grid, "--selection", times)
     folder = setup.output / "methods"
-    command += ("--output", str(folder))
+    command += ("--output", str(folder), *(("--tokens", str(_FLIPPED)) if setup.quick else ()))
     return Step("methods", "All methods: score, tokens, cost", command, folder, (), (grid, times))
 
 
 def _flips(setup: Setup, sweep: Step) -> Step:
-    pruned = setting_name(get_pruner("vispruner", 64, 0.5))
+    pruned = setting_name(get_pruner("vispruner", _FLIPPED, 0.5))
     answers = [sweep.folder / "pope" / name / "answers.jsonl" for name in ("none", pruned)]
     root = setup.data or BUNDLED_DATA
     pope, folder = get_benchmark("pope"), setup.output / "flips"
     questions = next((found for file in pope.files if (found := file.find(pope.locate(root)))), root)
     words = ("llava.analysis.overlay", "--question-file", questions, "--answers", *answers, "--only-flips")
     command = setup.module(*words, "--output", folder)
-    title = "Questions that pruning changes (POPE, 64 tokens)"
+    title = f"Questions that pruning changes (POPE, {_FLIPPED} tokens)"
     return Step("flips", title, command, folder, (), tuple(answers))
 
 
