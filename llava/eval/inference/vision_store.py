@@ -43,6 +43,7 @@ class VisionStore:
     def __init__(self, folder: Path, limit_bytes: int, model: Any, image_processor: Any) -> None:
         self.root, self.limit_bytes = folder, limit_bytes
         self.folder = folder / tower_identity(model, image_processor)
+        self._device = model._projector_place[0]  # where encoded images are, and the model expects them
         self._lock = threading.Lock()
         self._used: set[Path] = set()
         self._writes = True
@@ -57,7 +58,7 @@ class VisionStore:
             loaded = _read(path)
             if loaded is None:
                 return None
-            found |= loaded[0]
+            found |= {name: tensor.to(self._device) for name, tensor in loaded[0].items()}
             facts = facts or loaded[1]
             with self._lock:
                 self._used.add(path)
