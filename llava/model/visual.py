@@ -204,7 +204,8 @@ class VisualTokenMixin(TokenOrderMixin):
     def keeps_positions(self, pruner: Pruner) -> bool:
         """Return whether tokens that a method keeps have their positions in the unpruned prompt."""
         chosen = pruner.positions or self.positions
-        return chosen == "original" and pruner.acts_in == "image" and pruner.tokens is not None
+        prunes = pruner.tokens is not None or pruner.is_adaptive
+        return chosen == "original" and pruner.acts_in == "image" and prunes
 
     def _cues(
         self,
@@ -465,8 +466,16 @@ class VisualTokenMixin(TokenOrderMixin):
             return None
 
     def _chosen(self, pruner: Pruner | str | None) -> Pruner:
-        pruner = self._pruner if isinstance(pruner, str) and pruner == USE_CURRENT else pruner
-        return get_pruner("none") if pruner is None else pruner
+        if pruner is None:
+            return get_pruner("none")
+        if isinstance(pruner, str) and pruner == USE_CURRENT:
+            return self._pruner
+        if not isinstance(pruner, Pruner):
+            raise ValueError(
+                f"pruner: {pruner!r} is not a Pruner. Pass get_pruner(name, tokens=64) of llava.pruning, or "
+                "None for all tokens."
+            )
+        return pruner
 
     def encode_images(self, images: Tensor | list[Tensor], image_sizes: object = None) -> list[Tensor]:
         """Return the visual tokens (K_i, D) of every image: encoded, pruned, projected and merged."""

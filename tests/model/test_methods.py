@@ -114,3 +114,20 @@ def test_cues_of_several_crops_are_joined_by_patches(crops_model):
     assert torch.equal(seen["features@2"][0, 64:128], vision.cues["features@2"][1])
     with pytest.raises(ValueError, match="per image by 'keys', which has no row per patch"):
         crops_model.visual_tokens(vision, Keys(TOKENS))
+
+
+@torch.no_grad()
+def test_a_method_that_chooses_by_the_question_says_so_where_there_is_none(model):
+    class ByQuestion(get_pruner("uniform").__class__):
+        name, cues, needs_question = "by-question", ("projected", "text_embeds"), True
+
+    with pytest.raises(ValueError, match="'by-question' chooses by the question, got None"):
+        model.generate(torch.tensor([[1, -200, 13]]), images=IMAGE, pruner=ByQuestion(8), max_new_tokens=1)
+
+
+@torch.no_grad()
+def test_the_name_of_a_method_is_not_a_method(model):
+    ids = torch.tensor([[1, -200, 13]])
+    for wrong in ("vispruner", 64):
+        with pytest.raises(ValueError, match=f"pruner: {wrong!r} is not a Pruner. Pass get_pruner"):
+            model.generate(ids, images=IMAGE, pruner=wrong, max_new_tokens=1)
