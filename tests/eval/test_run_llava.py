@@ -248,24 +248,6 @@ def test_a_prompt_beyond_the_context_is_an_error(jobs, capsys):
     assert "--query: the prompt has" in said and "in config.json is" in said
 
 
-def test_infinite_logits_are_an_error(capsys, monkeypatch):
-    with pytest.MonkeyPatch.context() as patch:
-        share_models(patch)
-        from llava.eval.jobs import session
-
-        load = session.load_model
-
-        def overflowing(job):
-            model, *others = load(job)
-            model.lm_head.weight.data.fill_(float("nan"))
-            return model, *others
-
-        patch.setattr(session, "load_model", overflowing)
-        assert run_llava.main(arguments("--temperature", "0")) == 1
-    out, err = capsys.readouterr()
-    assert out == "" and "NaN or infinite logits" in err
-
-
 @pytest.mark.parametrize(
     "method, budget, said", [("tome", "3", "Use 8 tokens or more"), ("cdpruner", "8", "the whole CLIP")]
 )
@@ -300,3 +282,21 @@ def test_methods_that_read_the_question_get_it(jobs, monkeypatch):
         == 0
     )
     assert asked == [("Is there a cat in the image?", True)] * 2
+
+
+def test_infinite_logits_are_an_error(capsys, monkeypatch):
+    with pytest.MonkeyPatch.context() as patch:
+        share_models(patch)
+        from llava.eval.jobs import session
+
+        load = session.load_model
+
+        def overflowing(job):
+            model, *others = load(job)
+            model.lm_head.weight.data.fill_(float("nan"))
+            return model, *others
+
+        patch.setattr(session, "load_model", overflowing)
+        assert run_llava.main(arguments("--temperature", "0")) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "NaN or infinite logits" in err
