@@ -28,6 +28,7 @@ from llava.model.multimodal_encoder.cues import tower_cues
 from llava.model.settings import PRESETS, Preset
 from llava.model.token_order import TokenOrderMixin
 from llava.pruning import Kept, Pruner, TextCue, get_pruner
+from llava.pruning.base import parse_cue
 
 POSITIONS = ("contiguous", "original")
 # Cues of single patches, and the dimension of the patches: crops can be joined along it
@@ -105,6 +106,8 @@ class VisualTokenMixin(TokenOrderMixin):
         tower = self.get_vision_tower()
         try:
             if tower is not None and tower.is_loaded:
+                for cue in pruner.cues:
+                    parse_cue(cue, tower.config.num_hidden_layers)
                 tower.prepare(tower_cues(pruner.cues))
                 if "text_embeds" in pruner.cues:
                     tower.clip.text_embeds("")
@@ -237,6 +240,7 @@ class VisualTokenMixin(TokenOrderMixin):
             elif cue in cues:
                 found[cue] = cues[cue]
             elif cue != "attention":
+                parse_cue(cue, self.get_vision_tower().config.num_hidden_layers)
                 raise ValueError(
                     f"cues: the image was encoded without {cue!r}, which {pruner.name!r} reads. Encode it "
                     "with encode_vision(images, cues=pruner.cues)."

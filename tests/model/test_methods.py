@@ -157,3 +157,16 @@ def test_an_image_without_crops_is_refused(model):
             ValueError, match=rf"images\[{place}\]: shape is \(0, 3, 336, 336\), without a crop"
         ):
             model.encode_vision(images)
+
+
+@torch.no_grad()
+def test_an_unknown_cue_is_named(model):
+    class Misspelled(get_pruner("uniform").__class__):
+        name, cues = "misspelled", ("recieved",)
+
+    with pytest.raises(
+        ValueError, match="misspelled: cue 'recieved' is unknown. Choose from attention, received"
+    ):
+        model.check_pruner(Misspelled(8))
+    with pytest.raises(ValueError, match="cue 'recieved' is unknown"):
+        model.generate(torch.tensor([[1, -200, 13]]), images=IMAGE, pruner=Misspelled(8), max_new_tokens=1)
