@@ -26,7 +26,7 @@ from llava.model.decode import Row
 from llava.model.features import VisionFeatures
 from llava.model.inside import acts_inside, prefill
 from llava.model.multimodal_encoder.cues import tower_cues
-from llava.pruning import Pruner, TextCue
+from llava.pruning import Pruner
 from llava.pruning.base import NO_TOKEN
 
 if TYPE_CHECKING:
@@ -107,11 +107,7 @@ def kept_tokens(
         ValueError: The model does not have what the method reads, or the budget cannot be met.
     """
     model, crops = engine.model, len(vision.features)
-    cue = None
-    if pruner.needs_question:
-        ids = torch.tensor(engine.tokenizer(question.text, add_special_tokens=False).input_ids)
-        embeds = model.get_input_embeddings()(ids.long().to(model.device))
-        cue = TextCue(question.text, embeds, question.bare)
+    cue = engine.text_cue(question) if pruner.needs_question else None
     tokens = model.visual_tokens(vision, pruner, cue)
     kept = tokens.kept
     if pruner.per_image and crops > 1 and _has_newlines(model, vision):  # places among patches and newlines

@@ -35,7 +35,7 @@ from llava.constants import (
 )
 from llava.conversation import conv_templates, template_for_name
 from llava.eval import cli, model_vqa_loader
-from llava.eval.benchmarks import DataError
+from llava.eval.benchmarks import DataError, Question
 from llava.eval.jobs.job import Task, model_name
 from llava.eval.jobs.session import Session
 from llava.model.checkpoint.config import conversation_for, stored_config
@@ -76,6 +76,7 @@ def eval_model(args: Any) -> None:
 
     Raises:
         DataError: An attribute is missing or invalid, or an image cannot be read.
+        MethodUnavailable: The model does not have what the pruning method reads.
         ModelError: The checkpoint cannot be loaded.
     """
     if isinstance(args, dict):
@@ -178,7 +179,9 @@ def _download(address: str) -> bytes:
 
 def _generate(job: Job, pruner: Pruner, images: Sequence[Image.Image], query: str) -> str:
     """Load the model and return its answer."""
-    engine = Session(job).engine(Task(()))
+    session = Session(job)
+    engine = session.engine(Task(()))
+    session.check_method(pruner)
     import torch
 
     from llava.eval.inference.engine import not_finite
@@ -198,10 +201,12 @@ def _generate(job: Job, pruner: Pruner, images: Sequence[Image.Image], query: st
     conversation.append_message(conversation.roles[0], text)
     conversation.append_message(conversation.roles[1], None)
     ids = tuple(tokenizer_image_token(conversation.get_prompt(), tokenizer, IMAGE_TOKEN_INDEX))
+    question = Question(0, 0, None, query.replace(IMAGE_PLACEHOLDER, "").strip())
     with torch.inference_mode():
+        cue = engine.text_cue(question) if pruner.needs_question else None
         pixels = process_images(images, engine.image_processor, model.config)
         visions = model.encode_vision(list(pixels), [image.size for image in images])
-        tokens = [model.visual_tokens(one) for one in visions]
+        tokens = [model.visual_tokens(one, question=cue) for one in visions]
     visual = tuple(one.embeds for one in tokens)
     first, limits = tokens[0], ContextLimits.of(model.config)
     row = Row(ids, visual, crops=len(first.kept.indices), places=first.places, span=first.span)

@@ -113,7 +113,8 @@ def load_pretrained_model(
 
     Raises:
         ValueError: an argument or environment variable is invalid, or contradicts the preset, or layers
-            are to be compiled on a device without CUDA; `CheckpointError` for files.
+            are to be compiled on a device without CUDA, or the model does not have what the method reads;
+            `CheckpointError` for files.
         FileNotFoundError: the checkpoint, its tower or its tokenizer was not found.
         ImportError: an optional package is missing.
         TypeError: unknown argument.
@@ -204,6 +205,7 @@ def load_pretrained_model(
     model.loading_notes = tuple(notes)
     connect(model, placement)
     model.set_runtime(graphs=graphs, compiled=compile)
+    model.check_pruner(model.pruner)
     return tokenizer, model.eval(), model.get_vision_tower().image_processor, context_length(config)
 
 

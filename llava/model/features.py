@@ -108,9 +108,9 @@ def as_image_list(images: Tensor | list[Tensor]) -> tuple[list[Tensor], bool]:
         if images.ndim == 3:
             return [images[None]], False
         if images.ndim == 4:
-            return list(images.split(1)), False
+            return list(images.split(1)) if len(images) else [], False
         if images.ndim == 5:
-            return list(images), True
+            return _with_crops(list(images)), True
         raise ValueError(f"images: {images.ndim} dimensions, expected (B, 3, H, W) or (B, crops, 3, H, W).")
     if not isinstance(images, list | tuple):
         raise ValueError(f"images: expected a tensor or a list of tensors, got {type(images).__name__}.")
@@ -120,7 +120,15 @@ def as_image_list(images: Tensor | list[Tensor]) -> tuple[list[Tensor], bool]:
             shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
             raise ValueError(f"images[{i}]: expected a tensor (3, H, W) or (crops, 3, H, W), got {shape}.")
         result.append(image[None] if image.ndim == 3 else image)
-    return result, True
+    return _with_crops(result), True
+
+
+def _with_crops(images: list[Tensor]) -> list[Tensor]:
+    """Return images (crops, 3, H, W). Raises `ValueError` for one without crops."""
+    for i, image in enumerate(images):
+        if not len(image):
+            raise ValueError(f"images[{i}]: shape is {tuple(image.shape)}, without a crop. Leave it out.")
+    return images
 
 
 def as_size_list(image_sizes: object, count: int) -> list[tuple[int, int] | None]:

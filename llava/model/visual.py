@@ -28,6 +28,7 @@ from llava.model.multimodal_encoder.cues import tower_cues
 from llava.model.settings import PRESETS, Preset
 from llava.model.token_order import TokenOrderMixin
 from llava.pruning import Kept, Pruner, TextCue, get_pruner
+from llava.pruning.base import parse_cue
 
 POSITIONS = ("contiguous", "original")
 # Cues of single patches, and the dimension of the patches: crops can be joined along it
@@ -105,6 +106,8 @@ class VisualTokenMixin(TokenOrderMixin):
         tower = self.get_vision_tower()
         try:
             if tower is not None and tower.is_loaded:
+                for cue in pruner.cues:
+                    parse_cue(cue, tower.config.num_hidden_layers)
                 tower.prepare(tower_cues(pruner.cues))
                 if "text_embeds" in pruner.cues:
                     tower.clip.text_embeds("")
@@ -204,7 +207,8 @@ class VisualTokenMixin(TokenOrderMixin):
     def keeps_positions(self, pruner: Pruner) -> bool:
         """Return whether tokens that a method keeps have their positions in the unpruned prompt."""
         chosen = pruner.positions or self.positions
-        return chosen == "original" and pruner.acts_in == "image" and pruner.tokens is not None
+        prunes = pruner.tokens is not None or pruner.is_adaptive
+        return chosen == "original" and pruner.acts_in == "image" and prunes
 
     def _cues(
         self,
@@ -236,6 +240,7 @@ class VisualTokenMixin(TokenOrderMixin):
             elif cue in cues:
                 found[cue] = cues[cue]
             elif cue != "attention":
+                parse_cue(cue, self.get_vision_tower().config.num_hidden_layers)
                 raise ValueError(
                     f"cues: the image was encoded without {cue!r}, which {pruner.name!r} reads. Encode it "
                     "with encode_vision(images, cues=pruner.cues)."
@@ -465,8 +470,16 @@ class VisualTokenMixin(TokenOrderMixin):
             return None
 
     def _chosen(self, pruner: Pruner | str | None) -> Pruner:
-        pruner = self._pruner if isinstance(pruner, str) and pruner == USE_CURRENT else pruner
-        return get_pruner("none") if pruner is None else pruner
+        if pruner is None:
+            return get_pruner("none")
+        if isinstance(pruner, str) and pruner == USE_CURRENT:
+            return self._pruner
+        if not isinstance(pruner, Pruner):
+            raise ValueError(
+                f"pruner: {pruner!r} is not a Pruner. Pass get_pruner(name, tokens=64) of llava.pruning, or "
+                "None for all tokens."
+            )
+        return pruner
 
     def encode_images(self, images: Tensor | list[Tensor], image_sizes: object = None) -> list[Tensor]:
         """Return the visual tokens (K_i, D) of every image: encoded, pruned, projected and merged."""

@@ -242,16 +242,16 @@ class Pruner:
     ) -> Cues:
         """Check shapes and devices, and return the cues that the method declares."""
         _check(features, attention, crop_ids)
+        if self.needs_question and question is None:
+            raise ValueError(
+                f"question: {self.name!r} chooses by the question, got None. "
+                "Pass question=TextCue(text, embeds), or run it through llava.eval, which does."
+            )
         missing = [name for name in self.cues if name not in (cues or {}) and name != "attention"]
         if missing:
             raise ValueError(
                 f"cues: {missing[0]!r} is missing, which {self.name!r} reads. "
                 f"Pass cues={{{missing[0]!r}: tensor}}, or run it through a model, which computes them."
-            )
-        if self.needs_question and question is None:
-            raise ValueError(
-                f"question: {self.name!r} chooses by the question, got None. "
-                "Pass question=TextCue(text, embeds), or run it through llava.eval, which does."
             )
         tensors = {name: (cues or {})[name] for name in self.cues if name != "attention"}
         for name, cue in tensors.items():

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Kept, Pruner
+from .base import Kept, Pruner, has_float64
 from .diversity import MIN_SQUARE
 from .greedy import row_products
 from .registry import register_pruner
@@ -97,6 +97,9 @@ def match(metric: Tensor, r: int, class_token: bool = True) -> Matching:
     columns = torch.arange(size, device=metric.device).repeat(rows, 1)
     if r == 0:
         return Matching(columns, columns[:, :0], columns[:, :0])
+    if not has_float64(metric.device.type):
+        found = match(metric.cpu(), r, class_token)
+        return Matching(*(one.to(metric.device) for one in (found.kept, found.merged, found.target)))
     metric = metric.to(torch.float64)
     norm = (metric * metric).sum(dim=2, keepdim=True).sqrt_()
     unit = (metric / norm).masked_fill_(norm * norm < MIN_SQUARE, 0.0)

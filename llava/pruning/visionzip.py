@@ -37,6 +37,11 @@ class VisionZip(Pruner):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
                 raise ValueError(f"{name} must be an integer, got {value!r}")
+        if self.tokens is None and not (self.dominant is None and self.contextual is None):
+            raise ValueError(
+                "tokens: None keeps all tokens, so dominant and contextual would do nothing. Pass their sum "
+                "as tokens."
+            )
         if self.tokens:
             _split(self.tokens, self.dominant, self.contextual)
 

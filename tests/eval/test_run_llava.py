@@ -13,8 +13,9 @@ import pytest
 
 from helpers.loaded import share_models
 from llava.conversation import template_for_name
-from llava.eval import run_llava
+from llava.eval import model_vqa_loader, run_llava
 from llava.eval.benchmarks import DataError
+from llava.pruning import Pruner, register_pruner, registry
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "tests" / "data" / "model" / "ckpt_llava15s"
@@ -245,6 +246,42 @@ def test_a_prompt_beyond_the_context_is_an_error(jobs, capsys):
     assert run_llava.main(arguments(query="word " * 5000)) == 1
     said = capsys.readouterr().err
     assert "--query: the prompt has" in said and "in config.json is" in said
+
+
+@pytest.mark.parametrize(
+    "method, budget, said", [("tome", "3", "Use 8 tokens or more"), ("cdpruner", "8", "the whole CLIP")]
+)
+def test_a_method_that_the_model_cannot_run_ends_with_one_line(jobs, tmp_path, capsys, method, budget, said):
+    (tmp_path / "q.jsonl").write_text(json.dumps({"question_id": 1, "image": CAT.name, "text": QUERY}))
+    more = ["--method", method, "--visual_token_num", budget, "--temperature", "0"]
+    assert run_llava.main(arguments(*more)) == 1
+    first = capsys.readouterr().err.splitlines()[-1]
+    files = ["--question-file", tmp_path / "q.jsonl", "--image-folder", CAT.parent]
+    command = ["--model-path", MODEL, *files, "--answers-file", tmp_path / "a.jsonl", *more]
+    assert model_vqa_loader.main([str(one) for one in command]) == 1
+    assert first == capsys.readouterr().err.splitlines()[-1]
+    assert first.startswith(f"error: {method}: ") and said in first
+
+
+def test_methods_that_read_the_question_get_it(jobs, monkeypatch):
+    asked = []
+    monkeypatch.setattr(registry, "_PRUNERS", dict(registry._PRUNERS))
+
+    @register_pruner("reader")
+    class Reader(Pruner):
+        needs_question = True
+
+        def score(self, features, cues):
+            asked.append((cues.question.bare, len(cues.question.embeds) > 0))
+            return features.double().norm(dim=-1)
+
+    both = f"{CAT},{CUP}"
+    query = f"<image-placeholder><image-placeholder>{QUERY}"
+    assert (
+        run_llava.main(arguments("--method", "reader", "--visual_token_num", "4", image=both, query=query))
+        == 0
+    )
+    assert asked == [("Is there a cat in the image?", True)] * 2
 
 
 def test_infinite_logits_are_an_error(capsys, monkeypatch):

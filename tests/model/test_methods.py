@@ -114,3 +114,59 @@ def test_cues_of_several_crops_are_joined_by_patches(crops_model):
     assert torch.equal(seen["features@2"][0, 64:128], vision.cues["features@2"][1])
     with pytest.raises(ValueError, match="per image by 'keys', which has no row per patch"):
         crops_model.visual_tokens(vision, Keys(TOKENS))
+
+
+@torch.no_grad()
+def test_a_method_that_chooses_by_the_question_says_so_where_there_is_none(model):
+    class ByQuestion(get_pruner("uniform").__class__):
+        name, cues, needs_question = "by-question", ("projected", "text_embeds"), True
+
+    with pytest.raises(ValueError, match="'by-question' chooses by the question, got None"):
+        model.generate(torch.tensor([[1, -200, 13]]), images=IMAGE, pruner=ByQuestion(8), max_new_tokens=1)
+
+
+@torch.no_grad()
+def test_the_name_of_a_method_is_not_a_method(model):
+    ids = torch.tensor([[1, -200, 13]])
+    for wrong in ("vispruner", 64):
+        with pytest.raises(ValueError, match=f"pruner: {wrong!r} is not a Pruner. Pass get_pruner"):
+            model.generate(ids, images=IMAGE, pruner=wrong, max_new_tokens=1)
+
+
+def test_the_layer_after_the_select_layer_can_be_moved_after_inference_mode():
+    model = load(SOURCE, method="prumerge", visual_token_num=8)
+    model.get_vision_tower()._next_layer.clear()
+    with torch.inference_mode():
+        (before,) = model.encode_images(IMAGE)
+    model.to(torch.bfloat16)
+    (after,) = model.encode_images(IMAGE)
+    assert after.dtype == torch.bfloat16 and after.shape == before.shape
+
+
+def test_a_budget_that_the_tower_cannot_merge_to_is_refused_when_loading():
+    with pytest.raises(ValueError, match="tome: tokens: got 3, but .* Use 8 tokens or more"):
+        load(SOURCE, method="tome", visual_token_num=3)
+
+
+def test_an_image_without_crops_is_refused(model):
+    empty = torch.zeros(0, 3, 336, 336)
+    model.set_pruner("visionzip", tokens=8)
+    assert model.encode_vision(empty) == [] == model.encode_vision([])
+    for images, place in (([IMAGE, empty], 1), (empty[None], 0)):
+        with pytest.raises(
+            ValueError, match=rf"images\[{place}\]: shape is \(0, 3, 336, 336\), without a crop"
+        ):
+            model.encode_vision(images)
+
+
+@torch.no_grad()
+def test_an_unknown_cue_is_named(model):
+    class Misspelled(get_pruner("uniform").__class__):
+        name, cues = "misspelled", ("recieved",)
+
+    with pytest.raises(
+        ValueError, match="misspelled: cue 'recieved' is unknown. Choose from attention, received"
+    ):
+        model.check_pruner(Misspelled(8))
+    with pytest.raises(ValueError, match="cue 'recieved' is unknown"):
+        model.generate(torch.tensor([[1, -200, 13]]), images=IMAGE, pruner=Misspelled(8), max_new_tokens=1)

@@ -156,3 +156,21 @@ def test_dtypes_on_mps(tmp_path):
         warnings.simplefilter("error", UserWarning)
         _, model, _, _ = load_pretrained_model(str(tmp_path / "half"), device="mps", tower_dtype="float32")
         assert model.dtype == torch.float16 and model.get_vision_tower().dtype == torch.float32
+
+
+def test_merging_in_the_tower_and_encoded_images_of_an_earlier_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VISPRUNER_VISION_CACHE", "1")
+    monkeypatch.setenv("VISPRUNER_CACHE", str(tmp_path / "cache"))
+    data = make_pope(tmp_path / "pope", pictures=1, per_category=1)
+    common = ["--benchmark", "pope", "--model", str(SOURCE), "--data", str(data), "--tokens", "16"]
+    common += ["--method", "tome", "--max-new-tokens", "3", "--dtype", "float32"]
+
+    def answers(name: str, device: str) -> list[str]:
+        more = ["--output", str(tmp_path / name), "--device", device, "--num-workers", "0"]
+        assert run.main([*common, *more]) == 0
+        return [json.loads(line)["text"] for line in (tmp_path / name / "answers.jsonl").open()]
+
+    expected = answers("cpu", "cpu")
+    with fake_mps():
+        assert answers("encoded", "mps") == expected
+        assert answers("read", "mps") == expected

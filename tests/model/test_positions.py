@@ -94,3 +94,11 @@ def test_what_does_not_follow_positions_is_refused(model):
         model.generate(IDS, images=IMAGE, do_sample=True, max_new_tokens=2)
     with pytest.raises(ValueError, match="Choose one of contiguous, original"):
         model.set_pruner("vispruner", tokens=16, positions="absolute")
+
+
+@torch.no_grad()
+def test_a_method_with_a_number_of_its_own_has_no_positions_to_keep(model):
+    pruner = get_pruner("prumerge", adaptive=True)
+    model.set_pruner(pruner, positions="original")
+    with pytest.raises(ValueError, match="merged tokens of 'prumerge' have no original position"):
+        model.generate(torch.tensor([[1, -200, 13]]), images=IMAGE, do_sample=False, max_new_tokens=1)

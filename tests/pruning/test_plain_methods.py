@@ -167,6 +167,12 @@ def test_bad_options(method, options, message):
         get_pruner(method, 12, **options)
 
 
+@pytest.mark.parametrize("options", [{"dominant": 54}, {"contextual": 0}, {"dominant": 54, "contextual": 10}])
+def test_options_that_would_do_nothing_are_refused(options):
+    with pytest.raises(ValueError, match="tokens: None keeps all tokens, so dominant and contextual"):
+        get_pruner("visionzip", **options)
+
+
 def test_more_targets_than_tokens_is_an_error():
     from llava.pruning.visionzip import merge_into_targets
 

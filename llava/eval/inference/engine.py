@@ -402,17 +402,17 @@ class Engine:
         """Build the row of a question whose visual tokens are chosen for that question."""
         if question.image is None:
             return Row(self.prompt_ids(question), None)
-        embedding = self.model.get_input_embeddings()
-        ids = self.tokenizer(question.text, add_special_tokens=False).input_ids
-        asked = TextCue(
-            question.text,
-            embedding(torch.tensor(ids, dtype=torch.long, device=self.model.device)),
-            question.bare,
-        )
-        visual = self.model.visual_tokens(features[question.image], pruner, asked)
+        visual = self.model.visual_tokens(features[question.image], pruner, self.text_cue(question))
         key = (question.image, question.text)
         places, span = _places(visual)
         return Row(self.prompt_ids(question), visual.embeds, key, places=places, span=span)
+
+    def text_cue(self, question: Question) -> TextCue:
+        """Return what methods whose selection depends on a question read of it."""
+        ids = self.tokenizer(question.text, add_special_tokens=False).input_ids
+        embedding = self.model.get_input_embeddings()
+        embeds = embedding(torch.tensor(ids, dtype=torch.long, device=self.model.device))
+        return TextCue(question.text, embeds, question.bare)
 
     def _answer(
         self, questions: Sequence[Question], rows: Sequence[Row], pruner: Pruner

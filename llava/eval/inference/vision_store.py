@@ -29,6 +29,7 @@ import transformers
 from torch import Tensor
 
 from llava.model.features import VisionFeatures
+from llava.model.transformers_compat import run_layer
 
 VERSION = 1  # of the files
 _LEAST_FREE = 1 << 30  # bytes of the disk that stay free
@@ -43,6 +44,7 @@ class VisionStore:
     def __init__(self, folder: Path, limit_bytes: int, model: Any, image_processor: Any) -> None:
         self.root, self.limit_bytes = folder, limit_bytes
         self.folder = folder / tower_identity(model, image_processor)
+        self._device = model._projector_place[0]  # where encoded images are, and the model expects them
         self._lock = threading.Lock()
         self._used: set[Path] = set()
         self._writes = True
@@ -57,7 +59,7 @@ class VisionStore:
             loaded = _read(path)
             if loaded is None:
                 return None
-            found |= loaded[0]
+            found |= {name: tensor.to(self._device) for name, tensor in loaded[0].items()}
             facts = facts or loaded[1]
             with self._lock:
                 self._used.add(path)
@@ -162,8 +164,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         return None
 
 
+def device_name(device: torch.device) -> str:
+    """Return what decides the bits of a result: "cpu", "mps", or the name of a GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def tower_identity(model: Any, image_processor: Any) -> str:
-    """Return a hash of all that features depend on, except for the image: weights, dtypes, versions."""
+    """Return a hash of all that features depend on but the image: weights, dtypes, device, versions."""
     tower = model.get_vision_tower()
     digest = hashlib.sha256()
     config = model.config
@@ -171,7 +178,8 @@ def tower_identity(model: Any, image_processor: Any) -> str:
         "version": VERSION,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "device": str(tower.device.type),
+        "device": device_name(tower.device),
+        "compiled": tower.run_layer is not run_layer,
         "kernels": tower.attn_implementation,
         "layer": tower.select_layer,
         "projector": [str(one) for one in model._projector_place],

@@ -102,7 +102,7 @@ class SettingRun:
 
         Raises:
             AnswerFileError: They are of another configuration, inconsistent, or being written by another run.
-            DataError: The method prunes inside the language model and cannot do what is asked.
+            MethodUnavailable: The method prunes inside the language model and cannot do what is asked.
             ModelError: The sizes of the model, on which the batch size depends, cannot be read.
         """
         check_inside(job, task, pruner)
@@ -351,7 +351,7 @@ def answer_chunk(
 
     Raises:
         AnswerFileError: The answer file is of another configuration or cannot be written.
-        DataError: The method prunes inside the language model and cannot do what is asked.
+        MethodUnavailable: The model does not have what the method reads, or cannot prune as it asks.
         ModelError: The model cannot be loaded.
         TooManyFailures: More questions failed than the session allows.
     """
@@ -374,6 +374,7 @@ def answer_chunk(
                 if line:
                     print(line, file=sys.stderr)
                 engine = session.engine(task, configuration.batch_size)
+                session.check_method(pruner)
                 engine.after_group = _watch(session, task, len(chunk), note)
                 engine.run(chunk, [PassSetting("run", pruner, file)], stats=stats)
         finally:

@@ -256,9 +256,10 @@ class VisionTower(nn.Module, ABC):
         Raises:
             ValueError: the tower's files do not contain it.
         """
-        if not self._next_layer:
-            self._next_layer.append(read_next_layer(self))
-        return self._next_layer[0].to(device=self.device, dtype=self.dtype)
+        with torch.inference_mode(False):  # weights that are made within it cannot be moved outside of it
+            if not self._next_layer:
+                self._next_layer.append(read_next_layer(self))
+            return self._next_layer[0].to(device=self.device, dtype=self.dtype)
 
     def forward_features(self, images: Tensor, cues: Sequence[str] = ()) -> tuple[Tensor, ...]:
         """Run one pass: (B, 3, S, S) in the tower's dtype -> features, attention (see `forward`), cues."""

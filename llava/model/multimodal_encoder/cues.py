@@ -63,7 +63,10 @@ class CueReader:
                 number = self._depth
             elif kind in ("features", "cls"):
                 number += 1  # they are read where the next layer begins
+            if number < 1:
+                raise ValueError(f"cue {cue!r}: layers count from 1. Choose one from 1 to {self._run}.")
             if number > self._run + 1 or (number > self._run and kind in ("attention", "received", "keys")):
+                number -= kind in ("features", "cls")
                 raise ValueError(
                     f"cue {cue!r}: layer {number} is after the tower's select layer {self._run}. Choose a "
                     "layer up to there, or a method that does not read it."

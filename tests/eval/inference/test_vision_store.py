@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers.checkpoints import SOURCE, load
+from llava.eval.inference import vision_store
 from llava.eval.inference.vision_cache import VisionCache
 from llava.eval.inference.vision_store import VisionStore, tower_identity
 from llava.model.features import VisionFeatures
@@ -136,3 +137,14 @@ def test_a_later_command_encodes_nothing_and_does_not_know_how_long_it_takes(tmp
     assert first[0] > 0 and first[1] is not None
     assert second[0] is None and second[1] is None and second[2] == first[2]
     assert third[0] > 0  # its cue was not stored
+
+
+def test_other_kernels_have_another_folder(loaded, monkeypatch):
+    model, processor = loaded
+    before, tower = tower_identity(model, processor), model.get_vision_tower()
+    monkeypatch.setattr(tower, "run_layer", lambda layer, hidden: hidden)
+    assert tower_identity(model, processor) != before
+    names = {"cuda:0": "One GPU", "cuda:1": "Another GPU"}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[str(device)])
+    found = [vision_store.device_name(torch.device(one)) for one in ("cpu", "cuda:0", "cuda:1")]
+    assert found == ["cpu", "One GPU", "Another GPU"]

@@ -98,6 +98,8 @@ def test_invalid_cues_are_refused():
         ("keys@", "unknown"),
         ("keys@4", "after the tower's select layer 2"),
         ("last_keys", "after the tower's select layer 2"),
+        ("features@3", "layer 3 is after the tower's select layer 2"),
+        ("received@0", "layers count from 1. Choose one from 1 to 2"),
     ):
         with pytest.raises(ValueError, match=reason):
             tower.prepare((cue,))
