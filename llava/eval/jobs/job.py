@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -315,15 +315,19 @@ def common_anyres(config: dict[str, Any], anyres: str | None, preset: str | None
 
 
 def setting_name(pruner: Any) -> str:
-    """Return a pruner's settings as a folder name and row label: none, random-64, vispruner-r0.5-64."""
+    """Return a pruner's settings as a folder name and row label: none, random-64, vispruner-r0.5-64.
+
+    Options of single methods are named only where they are not the default: score-exponent=0.5-64.
+    """
     settings = pruner.config()
+    defaults = {one.name: one.default for one in fields(pruner)}
     settings.pop("seed", None)
     method, budget = settings.pop("method"), settings.pop("tokens")
     ratio = settings.pop("important_ratio", None)
     parts = [
         method,
         f"r{ratio:g}" if ratio is not None else None,
-        *(f"{key}={value}" for key, value in settings.items()),
+        *(f"{key}={value}" for key, value in settings.items() if value != defaults.get(key, MISSING)),
         str(budget) if budget is not None else None,
     ]
     return "-".join(part for part in parts if part)
