@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = "\n\n".join(table.markdown(3).rstrip() for table in tables)
     text = "\n".join([text, "", note, *lost, ""])
     write_atomically(args.output / "methods.md", text)
-    write_atomically(args.output / "methods.csv", _csv(found, scores, times))
+    write_atomically(args.output / "methods.csv", _csv(found, scores, times, full))
     print("\n\n".join(table.text() for table in tables) + f"\n\n{note}")
     for reason in missing:
         print(f"not available: {reason}")
@@ -198,11 +198,15 @@ def _all_tokens(full: Mapping[str, float]) -> str:
 
 
 def _csv(
-    found: Mapping[tuple[str, int], MethodCost], scores: Scores, times: Mapping[tuple[str, int], float]
+    found: Mapping[tuple[str, int], MethodCost],
+    scores: Scores,
+    times: Mapping[tuple[str, int], float],
+    full: MethodCost,
 ) -> str:
     parts = ("vision_tower", "cues", "selection", "projector", "language_model", "total")
     header = ["method", "tokens", *(f"{c}{end}" for c in COLUMNS for end in ("", "_ci_low", "_ci_high"))]
-    header += ["entering_mean", "visual_per_layer", *(f"{part}_flops" for part in parts), "selection_time"]
+    header += ["entering_mean", "visual_per_layer", *(f"{part}_flops" for part in parts)]
+    header += ["total_tflops", "percent_of_all", "own_gflops", "projector_gflops", "selection_time"]
     rows = []
     for (name, tokens), cost in found.items():
         known = scores.get((name, tokens), {})
@@ -210,7 +214,8 @@ def _csv(
         for column in COLUMNS:
             row += known.get(column, (None, None, None))
         row += [cost.entering_mean, spans(cost.visual_per_layer), *(cost.flops()[part] for part in parts)]
-        rows.append([*row, times.get((name, tokens))])
+        row += [cost.total / 1e12, 100 * cost.total / full.total, (cost.cues + cost.selection) / 1e9]
+        rows.append([*row, cost.projector / 1e9, times.get((name, tokens))])
     return csv_text(header, rows)
 
 
@@ -243,7 +248,7 @@ def _draw(tokens: Sequence[int], scores: Scores, full: Mapping[str, float]) -> d
                 axes.axvline(full[column], color="#444444", linestyle=":", linewidth=1)
         found = [axes.get_legend_handles_labels() for axes in panels]
         handles = {label: line for lines, labels in found for line, label in zip(lines, labels, strict=True)}
-        panels[0].legend(handles.values(), handles.keys(), loc="upper left")
+        panels[-1].legend(handles.values(), handles.keys(), loc="lower right")
         return render(figure, "methods")
 
 
