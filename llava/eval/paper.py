@@ -259,7 +259,7 @@ def _flips(setup: Setup, sweep: Step) -> Step:
     pope, folder = get_benchmark("pope"), setup.output / "flips"
     questions = next((found for file in pope.files if (found := file.find(pope.locate(root)))), root)
     words = ("llava.analysis.overlay", "--question-file", questions, "--answers", *answers, "--only-flips")
-    command = setup.module(*words, "--output", folder)
+    command = setup.module(*words, "--output", folder / "flips.png")
     title = f"Questions that pruning changes (POPE, {_FLIPPED} tokens)"
     return Step("flips", title, command, folder, (), tuple(answers))
 

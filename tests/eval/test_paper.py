@@ -145,6 +145,7 @@ def test_the_plan_of_the_bundled_models(tmp_path):
     }  # with a full cache it would time nothing
     assert {"scores/llava-tiny-anyres", "tables/efficiency", "tables/published", "flips"} <= every.keys()
     assert {"selection", "methods"} <= every.keys()
+    assert every["flips"].step.command[-1].endswith("flips.png")  # the overlay writes one file
     assert "--verdict" not in every["tables/published"].step.command
     short = plan(Setup(tmp_path, quick=True))[0]
     assert short.questions < 400 and "--limit" in short.step.command
