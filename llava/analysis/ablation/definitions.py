@@ -42,7 +42,7 @@ class Ablation:
     agreement: bool = False
     where: bool = False
     benchmarks: tuple[str, ...] = _SMALL
-    limit: int | None = None
+    limit: int | None = 1200
 
     def job_options(self) -> dict[tuple[tuple[str, str], ...], list[str]]:
         """Return the labels by the `JOB_OPTIONS` that they need, those of the default first."""
