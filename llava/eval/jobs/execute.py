@@ -162,24 +162,22 @@ class SettingRun:
         """Return the indices of the asked questions without an answer when the run was opened."""
         return {question.index for question in task.asked} - self.found.keys()
 
-    def add_cost(
-        self, setting: PassSetting, stats: InferenceStats, vision: float | None, alone: bool
-    ) -> None:
+    def add_cost(self, setting: PassSetting, stats: InferenceStats, vision: float, alone: bool) -> None:
         """Record what a pass cost this setting.
 
         Args:
-            vision: Seconds of loading and encoding the images of this setting, if they are known.
+            vision: Seconds of loading and encoding the images of this setting.
             alone: The pass had no other setting, so that its duration is this setting's.
         """
         count, seconds = setting.generated, setting.seconds
         self.generated = count
-        self.seconds = stats.seconds if alone else seconds + (vision or 0.0)
+        self.seconds = stats.seconds if alone else seconds + vision
         self.speed = {
             "generated": count,
             "asked": count,  # its name in earlier versions
             "own_seconds": seconds,
             "vision_seconds": vision,
-            "questions_per_second": count / (seconds + vision) if count and vision is not None else None,
+            "questions_per_second": count / (seconds + vision) if count else None,
             "questions_per_second_without_vision": count / seconds if count else None,
         }
 
@@ -281,7 +279,8 @@ def _pass(
             note()
         session.images += stats.images
         session.seconds += stats.vision_seconds
-        per_image = session.seconds / session.images if session.images else None
+        # If an earlier command encoded all images, this is the time for reading them.
+        per_image = session.seconds / (session.images or stats.reused or 1)
         prefill = _prefill(engine, task)
         for run in (run for run in opened if run.error is None):
             setting = settings[run.name]
@@ -289,9 +288,7 @@ def _pass(
             run.prefill = prefill
             if (layers := engine.visual_per_layer.get(run.pruner)) is not None:
                 run.prefill = {**prefill, "visual_per_layer": layers}
-            # If all images were encoded by an earlier command, it is not known.
-            vision = None if per_image is None and setting.images else (per_image or 0.0) * setting.images
-            run.add_cost(setting, stats, vision, len(runs) == 1)
+            run.add_cost(setting, stats, per_image * setting.images, len(runs) == 1)
     return {
         "images": stats.images,
         "reused": stats.reused,

@@ -116,7 +116,7 @@ def test_two_writers_and_the_cache_in_memory(tmp_path, loaded):
     assert cache.get(3, ("keys",)) is None and cache.misses == 1
 
 
-def test_a_later_command_encodes_nothing_and_does_not_know_how_long_it_takes(tmp_path, monkeypatch, capsys):
+def test_a_later_command_encodes_nothing(tmp_path, monkeypatch, capsys):
     from helpers.synthetic_pope import make_pope
     from llava.eval import run
 
@@ -135,7 +135,7 @@ def test_a_later_command_encodes_nothing_and_does_not_know_how_long_it_takes(tmp
         found.append((card["speed"]["vision_seconds"], card["speed"]["questions_per_second"], answers))
     (first, second, third) = found
     assert first[0] > 0 and first[1] is not None
-    assert second[0] is None and second[1] is None and second[2] == first[2]
+    assert second[0] > 0 and second[1] is not None and second[2] == first[2]
     assert third[0] > 0  # its cue was not stored
 
 
