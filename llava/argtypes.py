@@ -58,6 +58,11 @@ def batch_size(text: str) -> int | None:
     return number
 
 
+def comma_separated(kind: Callable[[str], Any] = str) -> Callable[[str], list[Any]]:
+    """Make an argparse type for values of one kind, separated by commas; empty ones are skipped."""
+    return lambda text: [kind(part.strip()) for part in text.split(",") if part.strip()]
+
+
 def at_least(low: float, kind: type = int) -> Callable[[str], Any]:
     """Make an argparse type for numbers >= `low`."""
 

@@ -20,8 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava.eval.benchmarks import Question
-from llava.mm_utils import get_anyres_image_grid_shape, process_images
-from llava.model.anyres import has_newlines, token_layout
+from llava.mm_utils import process_images
 from llava.model.decode import Row
 from llava.model.features import VisionFeatures
 from llava.model.inside import acts_inside, prefill
@@ -110,7 +109,9 @@ def kept_tokens(
     cue = engine.text_cue(question) if pruner.needs_question else None
     tokens = model.visual_tokens(vision, pruner, cue)
     kept = tokens.kept
-    if pruner.per_image and crops > 1 and _has_newlines(model, vision):  # places among patches and newlines
+    if (
+        pruner.per_image and crops > 1 and model.has_newlines(crops, vision.as_crops)
+    ):  # places among patches and newlines
         places, important = _entering(model, vision)[kept.indices.cpu().flatten()], kept.important
         return _by_crop(places, important.flatten(), None, vision)
     if kept.features is not None:
@@ -136,29 +137,9 @@ def kept_tokens(
     return _by_crop(places, torch.zeros(len(places), dtype=torch.bool), None, vision)
 
 
-def _has_newlines(model: Any, vision: VisionFeatures) -> bool:
-    merge_type = getattr(model.config, "mm_patch_merge_type", None) or "flat"
-    return has_newlines(model.anyres, merge_type, len(vision.features), vision.as_crops)
-
-
 def _layout(model: Any, vision: VisionFeatures, indices: Tensor) -> Tensor:
     """Return the final order of the kept patches `indices` (see `token_layout`), -1 for newlines."""
-    crops, tower, grid = len(vision.features), model.get_vision_tower(), None
-    if crops > 1 and model.anyres == "paper":
-        grid = (2, 2)
-    elif crops > 1:
-        pinpoints = model.config.image_grid_pinpoints
-        grid = get_anyres_image_grid_shape(vision.image_size, pinpoints, tower.image_size)
-    return token_layout(
-        indices,
-        side=tower.num_patches_per_side,
-        protocol=model.anyres,
-        merge_type=getattr(model.config, "mm_patch_merge_type", None) or "flat",
-        image_size=vision.image_size,
-        grid=grid,
-        as_crops=vision.as_crops,
-        crops=crops,
-    )
+    return model.layout(len(vision.features), vision.image_size, vision.as_crops)(indices)
 
 
 def _entering(model: Any, vision: VisionFeatures, indices: Tensor | None = None) -> Tensor:

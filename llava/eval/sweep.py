@@ -24,7 +24,7 @@ import argparse
 import json
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +50,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.new_parser("sweep", __doc__)
     add = parser.add_argument
     known = f"comma-separated (default: pope); choose from {', '.join(list_benchmarks())}"
-    add("--benchmarks", type=_list(benchmark_name), default=["pope"], help=known)
+    add("--benchmarks", type=argtypes.comma_separated(benchmark_name), default=["pope"], help=known)
     methods = ["none", "random", "fastervlm", "vispruner"]
     known = f"comma-separated pruning methods, or all (default: {','.join(methods)})"
-    add("--methods", type=_list(str), default=methods, help=known)
+    add("--methods", type=argtypes.comma_separated(str), default=methods, help=known)
     budgets = "comma-separated visual tokens to keep per crop (default: 128,64,32)"
-    add("--tokens", type=_list(argtypes.tokens), default=[128, 64, 32], help=budgets)
+    add("--tokens", type=argtypes.comma_separated(argtypes.tokens), default=[128, 64, 32], help=budgets)
     ratios = "comma-separated shares selected by [CLS] attention (default: 0.5,0)"
-    add("--ratios", type=_list(argtypes.ratio), default=[0.5, 0.0], help=ratios)
+    add("--ratios", type=argtypes.comma_separated(argtypes.ratio), default=[0.5, 0.0], help=ratios)
     cli.add_source_arguments(parser)
     add("--output", type=Path, default=Path("outputs", "sweep"), help="(default: outputs/sweep)")
     summary = "write a summary over all benchmarks there: grid.html, .md, .csv and .tex"
@@ -69,10 +69,6 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_model_arguments(parser)
     cli.add_inference_arguments(parser)
     return parser
-
-
-def _list(kind: Any) -> Any:
-    return lambda text: [kind(part.strip()) for part in text.split(",") if part.strip()]
 
 
 def grid(
@@ -121,14 +117,7 @@ class Failures(list[str]):
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
-    try:
-        benchmarks = [get_benchmark(name) for name in dict.fromkeys(args.benchmarks)]
-    except ValueError as error:
-        parser.error(str(error))
-    for benchmark in benchmarks:
-        benchmark.allow_outside = args.allow_outside_images
-    if args.data is not None and len(benchmarks) > 1 and any(one.owns(args.data) for one in benchmarks):
-        parser.error("--data is the folder of one benchmark; for several give the folder above")
+    benchmarks = find_benchmarks(args, dict.fromkeys(args.benchmarks), parser)
     cli.announce_bundled(args.model is None, args.data is None)
     model, failures = cli.model_folder(args, parser), Failures()
     tasks = read_tasks(args, benchmarks, failures)
@@ -175,6 +164,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     print(json.dumps(document))
     return 1 if failures or any(not table["cells"] for table in tables) else 0
+
+
+def find_benchmarks(
+    args: argparse.Namespace, names: Iterable[str], parser: argparse.ArgumentParser
+) -> list[Any]:
+    """Return the benchmarks of these names; wrong arguments end the command."""
+    try:
+        benchmarks = [get_benchmark(name) for name in names]
+    except ValueError as error:
+        parser.error(str(error))
+    for benchmark in benchmarks:
+        benchmark.allow_outside = args.allow_outside_images
+    if args.data is not None and len(benchmarks) > 1 and any(one.owns(args.data) for one in benchmarks):
+        parser.error("--data is the folder of one benchmark; for several give the folder above")
+    return benchmarks
 
 
 def read_tasks(args: argparse.Namespace, benchmarks: Sequence[Any], failures: Failures) -> list[Task]:

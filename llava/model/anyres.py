@@ -103,20 +103,6 @@ def token_layout(
     return place[(row * width + column).argsort()]
 
 
-def merged_layout(places: list[Tensor], side: int, grid: tuple[int, int]) -> list[tuple[int, int]]:
-    """Return the order of an image's tokens as (crop, column) under protocol "paper".
-
-    Args:
-        places: (K,) places of each crop's columns, the base image first (see `token_layout`).
-        side: patches along a crop's side.
-        grid: (columns, rows) of tiles.
-    """
-    indices = torch.stack(places)
-    layout = token_layout(indices, side, "paper", "flat", grid=grid)
-    kept = indices.shape[1]
-    return [(place // kept, place % kept) for place in layout.tolist()]
-
-
 def shrunk_grid(height: int, width: int, most: int, side: int) -> tuple[int, int] | None:
     """Return the (height, width) that a grid of patches is resized to under `anyres_max_N`, None if it stays.
 

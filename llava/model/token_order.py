@@ -48,13 +48,13 @@ class TokenOrderMixin:
         """
         crops, patches = features.shape[:2]
         indices, pooled = kept.indices, len(kept.indices) != crops
-        newlines = self._has_newlines(crops, as_crops)
+        newlines = self.has_newlines(crops, as_crops)
         if kept.features is not None:
             return self._project_merged(kept, pruner, image_size, as_crops)
         if indices.shape[1] == patches and not pooled:  # all of them: known without asking the device
             place = "cpu" if newlines else indices.device
             indices = torch.arange(patches, device=place).expand(crops, -1)
-        layout = self._layout(crops, image_size, as_crops)(indices)
+        layout = self.layout(crops, image_size, as_crops)(indices)
         indices = indices.to(layout.device)
         if not pooled:
             indices = indices + torch.arange(crops, device=layout.device)[:, None] * patches
@@ -82,22 +82,22 @@ class TokenOrderMixin:
     ) -> Tensor:
         """Project merged features in final order: (L, D)."""
         crops = len(kept.indices)
-        if crops > 1 and self._has_newlines(crops, as_crops):
+        if crops > 1 and self.has_newlines(crops, as_crops):
             raise ValueError(
                 f"anyres: {pruner.name!r} merges tokens, which have no rows that a newline could end. Set "
                 "anyres='paper'."
             )
-        layout = self._layout(crops, image_size, as_crops, newlines=False)(kept.indices)
+        layout = self.layout(crops, image_size, as_crops, newlines=False)(kept.indices)
         if pruner.is_adaptive:
             layout = layout[kept.indices.flatten()[layout] != NO_TOKEN]
         rows = kept.features.flatten(0, 1)[layout]
         weight = self._projector_place
         embeds = self.get_model().mm_projector(rows.to(device=weight[0], dtype=weight[1]))
-        if self._has_newlines(crops, as_crops):  # of a single crop: one, at the end
+        if self.has_newlines(crops, as_crops):  # of a single crop: one, at the end
             embeds = torch.cat([embeds, self.get_model().image_newline.to(embeds)[None]])
         return embeds
 
-    def _layout(
+    def layout(
         self, crops: int, image_size: tuple[int, int] | None, as_crops: bool, newlines: bool = True
     ) -> Callable[[Tensor], Tensor]:
         """Return `token_layout` for the kept places of one image; a single crop may be without newline."""
@@ -112,7 +112,7 @@ class TokenOrderMixin:
             crops=crops,
         )
 
-    def _has_newlines(self, crops: int, as_crops: bool) -> bool:
+    def has_newlines(self, crops: int, as_crops: bool) -> bool:
         merge_type = getattr(self.config, "mm_patch_merge_type", None) or "flat"
         return has_newlines(self.anyres, merge_type, crops, as_crops)
 
@@ -153,14 +153,14 @@ class TokenOrderMixin:
     def _places(self, vision: VisionFeatures, kept: Kept, pruner: Pruner) -> tuple[Tensor, int]:
         """Return the places (L,) of the kept tokens among those of the unpruned image, and their number."""
         crops, patches = vision.features.shape[:2]
-        newlines = self._has_newlines(crops, vision.as_crops)
+        newlines = self.has_newlines(crops, vision.as_crops)
         if (crops > 1 and newlines) or (kept.features is not None and bool((kept.indices < 0).any())):
             what = "newlines" if newlines else "merged tokens"
             raise ValueError(
                 f"positions: {what} of {pruner.name!r} have no original position. Set positions='contiguous'"
                 + (", or anyres='paper'." if newlines else ".")
             )
-        layout = self._layout(crops, vision.image_size, vision.as_crops, newlines=False)
+        layout = self.layout(crops, vision.image_size, vision.as_crops, newlines=False)
         indices, device = kept.indices, kept.indices.device
         if len(indices) == crops:
             indices = indices + torch.arange(crops, device=device)[:, None] * patches

@@ -275,7 +275,7 @@ class VisualTokenMixin(TokenOrderMixin):
 
     def _pools_newlines(self, pruner: Pruner, vision: VisionFeatures) -> bool:
         crops = len(vision.features)
-        return pruner.per_image and crops > 1 and self._has_newlines(crops, vision.as_crops)
+        return pruner.per_image and crops > 1 and self.has_newlines(crops, vision.as_crops)
 
     def _tokens_of_pool(self, vision: VisionFeatures, pruner: Pruner) -> VisualTokens:
         """Prune the whole sequence of an image, newlines included, to the same share of tokens.
@@ -396,7 +396,7 @@ class VisualTokenMixin(TokenOrderMixin):
 
     def _is_capturable(self, pruner: Pruner, crops: int, as_crops: bool) -> bool:
         """Return whether pruning needs nothing from the host, which orders newlines and draws at random."""
-        return not self._asks_the_host(pruner) and not self._has_newlines(crops, as_crops)
+        return not self._asks_the_host(pruner) and not self.has_newlines(crops, as_crops)
 
     def _asks_the_host(self, pruner: Pruner) -> bool:
         return (

@@ -119,8 +119,7 @@ def test_merged_tokens_of_crops(per_image, engines):
     vision = SimpleNamespace(features=torch.zeros(2, 4, 3), as_crops=True, image_size=None)
     model = SimpleNamespace(
         visual_tokens=lambda *_: SimpleNamespace(kept=kept, embeds=torch.zeros(6, 3)),
-        anyres="paper",
-        config=SimpleNamespace(mm_patch_merge_type="flat"),
+        has_newlines=lambda *_: False,  # as under anyres="paper"
     )
     found = kept_tokens(SimpleNamespace(model=model), vision, _Merging(kept, per_image), QUESTION)
     assert [one.kept.tolist() for one in found] == [[2], [3]]

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
-from llava.model.anyres import merged_layout
-from llava.pruning import Cues, Kept, TextCue, get_pruner, tome
+from llava.model.anyres import token_layout
+from llava.pruning import Kept, TextCue, get_pruner, tome
 from llava.pruning.base import CLS_PLACE, NO_PLACE
 
 TOLERANCE = 2e-5
@@ -78,11 +78,22 @@ def keep(name: str, tokens: int, options: dict, features: Tensor, attention: Ten
         return Kept(indices, rank < n_important)
 
     with mock.patch.object(Kept, "from_selected", from_selected):
-        if pruner.is_adaptive:  # may be one more than the patches
-            kept = pruner.choose(features, Cues({"attention": attention, **cues}), features.shape[1])
-        else:
-            kept = pruner.keep(features, attention, None, TextCue("", None), cues)
+        kept = pruner.keep(features, attention, None, TextCue("", None), cues)
     return kept, chosen[0] if chosen else None
+
+
+def merged_layout(places: list[Tensor], side: int, grid: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return the order of an image's tokens as (crop, column) under protocol "paper".
+
+    Args:
+        places: (K,) places of each crop's columns, the base image first (see `token_layout`).
+        side: patches along a crop's side.
+        grid: (columns, rows) of tiles.
+    """
+    indices = torch.stack(places)
+    layout = token_layout(indices, side, "paper", "flat", grid=grid)
+    kept = indices.shape[1]
+    return [(place // kept, place % kept) for place in layout.tolist()]
 
 
 # --- one function per method: whether a case's inputs give its outputs -------------------------------------

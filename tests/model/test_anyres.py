@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from helpers.checkpoints import NEXT, load, write
+from helpers.golden_methods import merged_layout
 from helpers.golden_model import golden_image
 from llava.mm_utils import get_anyres_image_grid_shape, process_images
-from llava.model.anyres import NEWLINE, merged_layout, shrunk_grid, token_layout, unpadded_window
+from llava.model.anyres import NEWLINE, shrunk_grid, token_layout, unpadded_window
 
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 ALL = torch.arange(4)  # 2 x 2 patches per crop

@@ -38,7 +38,7 @@ from llava.eval.metrics.scorecard import ScoredSetting
 from llava.eval.metrics.statistics import paired_bootstrap
 from llava.eval.store.atomic import write_atomically
 from llava.eval.store.run_record import FAILURES
-from llava.eval.sweep import Failures, answer_task, read_tasks, score_task
+from llava.eval.sweep import Failures, answer_task, find_benchmarks, read_tasks, score_task
 from llava.mm_utils import is_anyres
 from llava.model.checkpoint.config import stored_config
 
@@ -56,9 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("ablation", choices=ABLATIONS, metavar="NAME", help=listed)
     defaults = "pope,gqa,vqav2_val; positions: pope,gqa,mme; ratio, crops, dtype: pope"
     known = f"comma-separated (default: {defaults}); choose from {', '.join(list_benchmarks())}"
-    add("--benchmarks", type=_list(benchmark_name), help=known)
+    add("--benchmarks", type=argtypes.comma_separated(benchmark_name), help=known)
     budgets = "comma-separated visual tokens to keep per crop (default: 64,32)"
-    add("--tokens", type=_list(argtypes.at_least(1)), default=[64, 32], help=budgets)
+    add("--tokens", type=argtypes.comma_separated(argtypes.at_least(1)), default=[64, 32], help=budgets)
     cli.add_source_arguments(parser)
     folder = "outputs/ablation"
     text = f"folder to write to (default: {folder})"
@@ -68,10 +68,6 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_model_arguments(parser)
     cli.add_inference_arguments(parser)
     return parser
-
-
-def _list(kind: Any) -> Any:
-    return lambda text: [kind(part.strip()) for part in text.split(",") if part.strip()]
 
 
 @cli.guarded
@@ -89,14 +85,7 @@ def run(argv: Sequence[str] | None = None) -> tuple[int, dict[str, Any]]:
     args.tokens = list(dict.fromkeys(args.tokens))
     if not args.tokens or args.benchmarks == []:
         parser.error("nothing to do: --tokens and --benchmarks must each name at least one")
-    try:
-        benchmarks = [get_benchmark(name) for name in _benchmarks(args, ablation)]
-    except ValueError as error:
-        parser.error(str(error))
-    for benchmark in benchmarks:
-        benchmark.allow_outside = args.allow_outside_images
-    if args.data is not None and len(benchmarks) > 1 and any(one.owns(args.data) for one in benchmarks):
-        parser.error("--data is the folder of one benchmark; for several give the folder above")
+    benchmarks = find_benchmarks(args, _benchmarks(args, ablation), parser)
     cli.announce_bundled(args.model is None, args.data is None)
     if args.limit is None and args.data is None and ablation.limit is not None:
         args.limit = ablation.limit

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("workload")
     group.add_argument(
         "--methods",
-        type=_words,
+        type=argtypes.comma_separated(),
         default=["vispruner"],
         help="pruning methods, comma-separated (default: vispruner)",
     )
@@ -91,12 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_measuring(parser, repeats=5)
 
 
-def _words(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 def _budgets(text: str) -> list[int | str]:
-    return [argtypes.tokens(part) for part in _words(text)]
+    return argtypes.comma_separated(argtypes.tokens)(text)
 
 
 def check(args: argparse.Namespace) -> None:

@@ -95,7 +95,7 @@ def _add_components(parser: argparse.ArgumentParser) -> None:
     known = f"comma-separated (default: those of the ablation); choose from {', '.join(list_benchmarks())}"
     add("--benchmarks", type=_benchmarks, help=known)
     budgets = "comma-separated visual tokens to keep per crop (default: 64,32)"
-    add("--tokens", type=_budgets, default=[64, 32], help=budgets)
+    add("--tokens", type=argtypes.comma_separated(argtypes.at_least(1)), default=[64, 32], help=budgets)
     where = "folder of the ablation, whose answers are used (default: outputs/ablation)"
     add("--ablation", type=cli.path_argument, default=Path("outputs", "ablation"), metavar="DIR", help=where)
     add("--fixed", action="store_true", help="work around known bugs of the official scoring rules")
@@ -130,7 +130,7 @@ _FIGURES = {  # title, description and arguments of every figure
 
 
 def _methods(text: str) -> list[str]:
-    names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    names = list(dict.fromkeys(argtypes.comma_separated()(text)))
     known = [name for name in list_pruners() if name != "none"]
     for name in names:
         if name not in known:
@@ -142,12 +142,8 @@ def _methods(text: str) -> list[str]:
     return names
 
 
-def _budgets(text: str) -> list[int]:
-    return [argtypes.at_least(1)(part.strip()) for part in text.split(",") if part.strip()]
-
-
 def _benchmarks(text: str) -> list[str]:
-    names = [benchmark_name(part.strip()) for part in text.split(",") if part.strip()]
+    names = argtypes.comma_separated(benchmark_name)(text)
     if names == ["none"]:
         return []
     for name in names:

@@ -95,8 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+_names = argtypes.comma_separated()
 
 
 def choose_tables(text: str) -> list[PublishedTable]:
