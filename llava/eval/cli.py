@@ -183,7 +183,7 @@ def job_of(
     check_environment(ENVIRONMENT[name] for name in ENVIRONMENT if given & {name, ARGUMENTS.get(name)})
     given = {name: getattr(args, name) for name in _JOB_ARGUMENTS}
     shared = not args.no_share_prefix
-    given |= {"share_prefix": shared, "num_processes": getattr(args, "num_processes", 1)}
+    given |= {"share_prefix": shared, "num_processes": getattr(args, "num_processes", None) or 1}
     return resolve_job(model, config, anyres=anyres, local_rank=local_rank, **given)
 
 

@@ -125,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         execute.record_start(task, run, command)
     session, failed = Session(job, max_failures=args.max_failures), 0
     if args.num_processes > 1:
-        wrong = execute.start_processes(argv, task, run, size, job.device)
+        started = ("llava.eval.run", argv, [run], size, job.device)
+        wrong = execute.start_processes(*started) if run.missing(task) else []
         missing, merged = execute.merge(task, run, size)
         if not merged:
             reason = "; ".join(wrong) or "no process answered them"
@@ -140,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finished = not run.missing(task) and not run.found.elsewhere(run.answers)
         if not finished:
             try:
-                execute.answer_share(session, task, run, rank)
+                execute.answer_share(session, task, [run], rank)
             except TooManyFailures as error:
                 if not args.part:
                     raise

@@ -12,6 +12,10 @@ scored by a server or a judge keep their answers. A method that needs what the m
 and its cells stay empty. Without --model or --data the bundled ones are used. The last line of standard
 output is one JSON document.
 
+--num-processes N starts one process per GPU, or N that divide the cores of a CPU; each answers a share of the
+images in all settings. Default: VISPRUNER_PROCESSES, else the GPUs that CUDA_VISIBLE_DEVICES lists, else one;
+the bundled model on a CPU has one per core if there is much to do.
+
 Columns: score with its 95% bootstrap interval over images; mean number of visual tokens that enter a layer of
 the language model; GFLOPs of its prefill per question (2 per multiply-accumulate, visual and text tokens,
 nothing shared); questions/s of the setting alone (pruning, projection and answers, plus loading and encoding
@@ -21,10 +25,13 @@ its images), and without loading and encoding.
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +39,9 @@ from llava import argtypes
 from llava.eval import cli
 from llava.eval.benchmarks import DataError, EmptyAnswersError, benchmark_name, get_benchmark, list_benchmarks
 from llava.eval.cli import ModelError
-from llava.eval.jobs import execute
+from llava.eval.jobs import execute, processes
 from llava.eval.jobs.execute import SettingRun
-from llava.eval.jobs.job import Task, common_anyres, read_task, setting_name
+from llava.eval.jobs.job import Job, Task, common_anyres, read_task, setting_name
 from llava.eval.jobs.session import MethodUnavailable, Session, TooManyFailures
 from llava.eval.metrics.scorecard import ScoredSetting
 from llava.eval.metrics.statistics import paired_bootstrap
@@ -44,6 +51,8 @@ from llava.eval.store.run_record import FAILURES
 from llava.eval.tables.summary import ScoredBenchmark, build_summary
 from llava.model.checkpoint.config import stored_config
 from llava.table import text_table
+
+_MANY = 8_000  # answers that take much longer than the start of another process with the bundled model
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,6 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_bootstrap_argument(parser)
     memory = "memory for encoded images that several benchmarks show (default: 2048)"
     add("--vision-cache", type=argtypes.at_least(0), default=2048, metavar="MIB", help=memory)
+    launched = "processes to launch, one per GPU (default: see above)"
+    add("--num-processes", "--processes", type=argtypes.at_least(1), help=launched)
+    add("--part", action="store_true", help=argparse.SUPPRESS)  # started by --num-processes
     cli.add_model_arguments(parser)
     cli.add_inference_arguments(parser)
     return parser
@@ -115,27 +127,30 @@ class Failures(list[str]):
 
 @cli.guarded
 def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     args = parser.parse_args(argv)
-    benchmarks = find_benchmarks(args, dict.fromkeys(args.benchmarks), parser)
+    if args.part:
+        processes.end_with_parent()
+        # The process that started this one says the same.
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            session, tasks, pruners = _plan(args, parser, Failures())
+        return _answer_part(args, session, tasks, pruners)
+    if args.num_processes is None:
+        args.num_processes = _listed_processes(args.device)
     cli.announce_bundled(args.model is None, args.data is None)
-    model, failures = cli.model_folder(args, parser), Failures()
-    tasks = read_tasks(args, benchmarks, failures)
-    try:
-        pruners = grid(args.methods, args.tokens, args.ratios, args.seed)
-        config = stored_config(model, args.model_base)
-        job = cli.job_of(args, model, config, common_anyres(config, args.anyres, args.preset))
-    except ValueError as error:
-        parser.error(str(error))
+    failures = Failures()
+    session, tasks, pruners = _plan(args, parser, failures)
+    job, command = session.job, cli.command_of(parser, args)
     cli.print_warnings(job.warnings)
-    # Images that several benchmarks show are encoded once; within one benchmark the engine sees to that.
-    cache = args.vision_cache << 20 if len(benchmarks) > 1 else 0
-    session, command = Session(job, cache, args.max_failures), cli.command_of(parser, args)
+    size = args.num_processes or _processes(args, job, tasks, pruners)
+    if size > 1:
+        _answer_together(args, argv, command, job, tasks, pruners, size)
     tables: list[dict[str, Any]] = []
     unscored, scored = [], []
     for task in tasks:
         try:
-            runs, vision = answer_task(args.output, session, task, pruners, failures, command)
+            runs, vision = answer_task(args.output, session, task, pruners, failures, command, size)
             found = score_task(args, task, runs, failures)
             if found is None:
                 unscored.append(task.benchmark)
@@ -164,6 +179,102 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     print(json.dumps(document))
     return 1 if failures or any(not table["cells"] for table in tables) else 0
+
+
+def _plan(
+    args: argparse.Namespace, parser: argparse.ArgumentParser, failures: Failures
+) -> tuple[Session, list[Task], list[Any]]:
+    """Check the arguments and read the questions; wrong arguments end the command."""
+    benchmarks = find_benchmarks(args, dict.fromkeys(args.benchmarks), parser)
+    model = cli.model_folder(args, parser)
+    tasks = read_tasks(args, benchmarks, failures)
+    try:
+        pruners = grid(args.methods, args.tokens, args.ratios, args.seed)
+        config = stored_config(model, args.model_base)
+        rank = processes.rank_info(os.environ)
+        local = rank.local_rank if args.part else None
+        job = cli.job_of(args, model, config, common_anyres(config, args.anyres, args.preset), local)
+    except ValueError as error:
+        parser.error(str(error))
+    if (args.num_processes or 1) > 1 and ":" in job.device:
+        parser.error(
+            f"--device {job.device}: one GPU for {args.num_processes} processes. List several in "
+            "CUDA_VISIBLE_DEVICES"
+        )
+    # Images that several benchmarks show are encoded once; within one benchmark the engine sees to that.
+    cache = args.vision_cache << 20 if len(benchmarks) > 1 else 0
+    return Session(job, cache, args.max_failures), tasks, pruners
+
+
+def _listed_processes(device: str | None) -> int | None:
+    """Return the number of processes that the environment asks for, as scripts/v1_5/eval does."""
+    if (number := os.environ.get("VISPRUNER_PROCESSES", "")).isdecimal():
+        return int(number) or None
+    gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return len(gpus) if len(gpus) > 1 and device in (None, "auto", "cuda") else None
+
+
+def _processes(args: argparse.Namespace, job: Job, tasks: Sequence[Task], pruners: Sequence[Any]) -> int:
+    """Return how many processes pay: with the bundled model on a CPU one per core, for many questions."""
+    from llava.eval.inference.image_loading import usable_cores
+
+    asked = sum(len(task.asked) for task in tasks) * len(pruners)
+    if not cli.is_bundled(args.model) or job.device != "cpu" or asked < _MANY:
+        return 1
+    return min(usable_cores(), asked // _MANY + 1)
+
+
+def _answer_together(
+    args: argparse.Namespace,
+    argv: Sequence[str],
+    command: Sequence[str],
+    job: Job,
+    tasks: Sequence[Task],
+    pruners: Sequence[Any],
+    size: int,
+) -> None:
+    """Answer shares of all tasks in several processes; what they leave open is left to this one."""
+    runs: list[SettingRun] = []
+    missing = 0
+    for task in tasks:
+        opened = _open(args.output, job, task, pruners, {"size": size, "exclusive": True})
+        for run in opened:
+            execute.record_start(task, run, command)
+            missing += len(run.missing(task))
+        runs += opened
+    if not missing or (args.num_processes is None and missing < _MANY):
+        return
+    print(f"{size} processes", flush=True)
+    execute.start_processes("llava.eval.sweep", argv, runs, size, job.device)
+
+
+def _answer_part(
+    args: argparse.Namespace, session: Session, tasks: Sequence[Task], pruners: Sequence[Any]
+) -> int:
+    """Answer this process's share of every task. What fails here is reported by the process that waits."""
+    rank, code = processes.rank_info(os.environ), 0
+    for task in tasks:
+        try:
+            runs = _open(args.output, session.job, task, pruners, {"size": rank.size})
+            execute.answer_share(session, task, runs, rank)
+        except TooManyFailures as error:
+            print(f"error: {error}", file=sys.stderr)
+            return processes.STOPPED
+        except (AnswerFileError, DataError, MethodUnavailable, OSError):
+            code = 1
+    return code
+
+
+def _open(
+    output: Path, job: Job, task: Task, pruners: Sequence[Any], several: dict[str, Any]
+) -> list[SettingRun]:
+    """Open the settings of a task that can be answered."""
+    runs = []
+    for pruner in pruners:
+        folder = output / task.benchmark.name / setting_name(pruner)
+        with suppress(MethodUnavailable, AnswerFileError, DataError, OSError):
+            runs.append(SettingRun.open(job, task, pruner, folder, together=pruners, **several))
+    return runs
 
 
 def find_benchmarks(
@@ -209,8 +320,13 @@ def answer_task(
     pruners: Sequence[Any],
     failures: Failures,
     command: Sequence[str],
+    size: int = 1,
 ) -> tuple[list[SettingRun], dict[str, Any]]:
-    """Answer one benchmark with all settings; return those that have answers, and the cost of the pass."""
+    """Answer one benchmark with all settings; return those that have answers, and the cost of the pass.
+
+    Args:
+        size: Processes that have answered shares of it in this start.
+    """
     runs = []
     for pruner in pruners:
         name = setting_name(pruner)
@@ -230,18 +346,19 @@ def answer_task(
     for line in dict.fromkeys(run.batch_line for run in runs if run.missing(task)):
         if line:
             print(line, flush=True)
+    shared = execute.collect_reports(runs, size) if size > 1 else {}
+    able = [run for run in runs if run.error is None]
     try:
-        vision = execute.answer(session, task, runs)
+        more = execute.answer(session, task, able)
+        vision = {name: shared.get(name, 0) + more.get(name, 0) for name in shared | more}
     except (ModelError, TooManyFailures):
         raise
     except MethodUnavailable as error:
-        failures.unavailable[runs[0].name] = str(error)
-        return [], {}
+        able[0].error, vision = error, {}
     except Exception as error:  # of a single setting
-        if len(runs) > 1:
+        if len(able) > 1:
             raise
-        failures.note(f"{task.title}, {runs[0].name}", error)
-        return [], {}
+        able[0].error, vision = error, {}
     for run in runs:
         if isinstance(run.error, MethodUnavailable):
             failures.unavailable[run.name] = str(run.error)

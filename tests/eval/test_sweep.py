@@ -190,6 +190,38 @@ def test_unreadable_pictures_are_failures_of_their_questions(data, tmp_path, cap
     assert [cell["answers"] for cell in document["tables"][1]["cells"]] == [4, 4, 4]
 
 
+def test_processes_answer_what_one_answers(data, tmp_path, capsys, monkeypatch):
+    broken = shutil.copytree(data, tmp_path / "data", symlinks=True)
+    picture = broken / "pope" / "val2014" / "TINY_val_000000000003.webp"
+    content = picture.read_bytes()
+    picture.write_bytes(b"not an image")
+    given = {"sets": "pope,vizwiz"}
+    assert sweep.main(command(broken, tmp_path / "one", **given)) == 1
+    alone, _ = last(capsys)
+    assert sweep.main(command(broken, tmp_path / "two", "--num-processes", "2", **given)) == 1
+    shared, said = last(capsys)
+    assert "2 processes" in said
+    lines = sorted((tmp_path / "one").rglob("answers.jsonl"))
+    assert len(lines) == 6
+    for path in lines:
+        assert texts(path) == texts(tmp_path / "two" / path.relative_to(tmp_path / "one"))
+    left = {path.name for path in (tmp_path / "two").rglob("*") if path.is_file()}
+    assert [one["tables"][0]["vision"]["images"] for one in (alone, shared)] == [4, 4]
+    shards = {"2_0.jsonl", "2_1.jsonl"}
+    assert left == {"answers.jsonl", "failures.jsonl", "run.json", "score.json"} | shards
+    assert shared["failures"] == alone["failures"]
+    for a, b in zip(alone["tables"], shared["tables"], strict=True):
+        assert [cell["score"] for cell in a["cells"]] == [cell["score"] for cell in b["cells"]]
+        assert all(cell["speed"]["questions_per_second"] > 0 for cell in b["cells"])
+        assert [cell["llm_gflops"] for cell in a["cells"]] == [cell["llm_gflops"] for cell in b["cells"]]
+
+    monkeypatch.setattr("llava.eval.jobs.processes.start", lambda *_: pytest.fail("a process was started"))
+    picture.write_bytes(content)
+    assert sweep.main(command(broken, tmp_path / "one", **given)) == 0  # of one process: the rest
+    last(capsys)
+    assert sweep.main(command(broken, tmp_path / "one", "--num-processes", "2", **given)) == 0
+
+
 def test_without_a_model_nothing_is_asked(data, tmp_path, capsys):
     broken = tmp_path / "model"
     shutil.copytree(MODEL, broken)

@@ -6,8 +6,8 @@ setting.
     answer(session, task, runs)
     scored = score(task, runs[0])      # and write score.json
 
-All settings of a task are answered in one pass over its images. With several processes (one setting only),
-each answers a share; the last one merges. Every start resumes from the answers in the folders.
+All settings of a task are answered in one pass over its images. With several processes, each answers its
+share of the questions in all settings. Every start resumes from the answers in the folders.
 """
 
 from __future__ import annotations
@@ -170,6 +170,8 @@ class SettingRun:
             alone: The pass had no other setting, so that its duration is this setting's.
         """
         count, seconds = setting.generated, setting.seconds
+        if self.generated and not count:  # only questions that failed before were asked again
+            return
         self.generated = count
         self.seconds = stats.seconds if alone else seconds + vision
         self.speed = {
@@ -180,6 +182,24 @@ class SettingRun:
             "questions_per_second": count / (seconds + vision) if count else None,
             "questions_per_second_without_vision": count / seconds if count else None,
         }
+
+    def read_reports(self, reports: Sequence[ShardReport]) -> None:
+        """Take over what several processes recorded: they worked at the same time."""
+        self.generated = sum(report.asked for report in reports)
+        self.seconds = max((report.seconds for report in reports), default=0.0)
+        self.prefill = next((report.prefill for report in reports if report.prefill), self.prefill)
+        speeds = [report.speed for report in reports if report.speed and report.asked]
+        if speeds:
+            count = sum(one["generated"] for one in speeds)
+            own, vision = (max(one[f"{part}_seconds"] for one in speeds) for part in ("own", "vision"))
+            self.speed = {
+                "generated": count,
+                "asked": count,  # its name in earlier versions
+                "own_seconds": own,
+                "vision_seconds": vision,
+                "questions_per_second": count / max(o["own_seconds"] + o["vision_seconds"] for o in speeds),
+                "questions_per_second_without_vision": count / own,
+            }
 
 
 def answer(session: Session, task: Task, runs: Sequence[SettingRun]) -> dict[str, Any]:
@@ -401,35 +421,85 @@ def record_of(
 # -- several processes ----------------------------------------------------------------------------
 
 
-def answer_share(session: Session, task: Task, run: SettingRun, rank: RankInfo) -> None:
-    """Answer this process's share of the questions into its shard file, and leave a report."""
-    run.shards.clear_report(rank.rank, rank.size)
-    shares, whole_batches = processes.shard(task.asked, run.batch_size, rank.size)
-    share = shares[rank.rank]
-    if share - run.found.keys():
-        session.check_failures(task, len(task.asked))
-        own = [question for question in task.asked if question.index in share]
-        first = not any(shares[other] - run.found.keys() for other in rank.neighbors)
-        whole_batches |= session.job.temperature > 0  # draws depend on the batch
-        _pass(session, task, [run], share, task.asked if whole_batches else own, rank, first)
-    done = (run.generated, run.seconds, run.failures, run.failed, run.prefill)
-    report = ShardReport(run.configuration.hash(), *done)
-    run.shards.write_report(rank.rank, rank.size, report)
+def answer_share(session: Session, task: Task, runs: Sequence[SettingRun], rank: RankInfo) -> None:
+    """Answer this process's share of the questions into its shard files, and leave a report beside each.
+
+    Raises:
+        ModelError, AnswerFileError, TooManyFailures: As `answer`.
+    """
+    for run in runs:
+        run.shards.clear_report(rank.rank, rank.size)
+    for size in dict.fromkeys(run.batch_size for run in runs):
+        shares, whole_batches = processes.shard(task.asked, size, rank.size)
+        share = shares[rank.rank]
+        alike = [run for run in runs if run.batch_size == size]
+        todo, cost = [run for run in alike if share - run.found.keys()], {}
+        if todo:
+            session.check_failures(task, len(task.asked))
+            own = [question for question in task.asked if question.index in share]
+            before = [shares[other] - run.found.keys() for other in rank.neighbors for run in todo]
+            whole_batches |= session.job.temperature > 0  # draws depend on the batch
+            questions = task.asked if whole_batches else own
+            cost = _pass(session, task, todo, share, questions, rank, progress=not any(before))
+        for run in alike:
+            done = (run.generated, run.seconds, run.failures, run.failed, run.prefill, run.speed, cost)
+            report = ShardReport(run.configuration.hash(), *done)
+            if isinstance(run.error, MethodUnavailable):
+                report.unavailable = str(run.error)
+            if run.error is None or report.unavailable:
+                run.shards.write_report(rank.rank, rank.size, report)
 
 
-def start_processes(argv: Sequence[str], task: Task, run: SettingRun, size: int, device: str) -> list[str]:
-    """Start `size` processes that answer a share each, and wait; return one line per failed process."""
-    if not run.missing(task):
-        return []
-    for rank in range(size):
-        run.shards.clear_report(rank, size)
+def start_processes(
+    command: str, argv: Sequence[str], runs: Sequence[SettingRun], size: int, device: str
+) -> list[str]:
+    """Start `size` processes of a command that answer a share of these runs each, and wait.
+
+    Args:
+        command: Module that takes `--num-processes 1 --part` after `argv`, as llava.eval.run.
+
+    Returns:
+        One line per failed process.
+    """
+    for run in runs:
+        for rank in range(size):
+            run.shards.clear_report(rank, size)
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     gpus: list[str] = []
     if device == "cuda":
         import torch
 
         gpus = named or [str(number) for number in range(torch.cuda.device_count())]
-    return processes.start([*argv, "--num-processes", "1", "--part"], size, gpus)
+    return processes.start(command, [*argv, "--num-processes", "1", "--part"], size, gpus)
+
+
+def collect_reports(runs: Sequence[SettingRun], size: int) -> dict[str, Any]:
+    """Take over and delete the reports of `size` processes.
+
+    A setting that the model cannot run has its reason in `error` then.
+
+    Returns:
+        Cost of the pass as of `answer`: images and reused of all processes, seconds of the slowest one.
+    """
+    passes: dict[tuple[int, int], dict[str, Any]] = {}  # by rank and batch size
+    for run in runs:
+        reports = run.shards.reports(size)
+        if any(report.asked for report in reports.values()):
+            run.read_reports(list(reports.values()))
+        for rank, report in reports.items():
+            if report.unavailable:
+                run.error = MethodUnavailable(report.unavailable)
+            passes.setdefault((rank, run.batch_size), report.cost or {})
+            run.shards.clear_report(rank, size)
+    costs = [{name: 0 for name in cost} for cost in passes.values() if cost][:1]
+    if not costs:
+        return {}
+    for name in costs[0]:
+        of_rank = [
+            sum(cost.get(name, 0) for (r, _), cost in passes.items() if r == rank) for rank in range(size)
+        ]
+        costs[0][name] = sum(of_rank) if name in ("images", "reused") else max(of_rank)
+    return costs[0]
 
 
 def merge(task: Task, run: SettingRun, size: int, rank: int | None = None) -> tuple[int, bool]:
@@ -455,9 +525,7 @@ def merge(task: Task, run: SettingRun, size: int, rank: int | None = None) -> tu
         for one in reports:
             run.shards.clear_report(one, size)
     run.failures = [failure for one in sorted(reports) for failure in reports[one].failures]
-    run.generated = sum(report.asked for report in reports.values())
-    run.seconds = max((report.seconds for report in reports.values()), default=0.0)
-    run.prefill = next((one.prefill for one in reports.values() if one.prefill), run.prefill)
+    run.read_reports(list(reports.values()))
     return 0, True
 
 

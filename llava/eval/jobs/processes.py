@@ -29,7 +29,7 @@ _CHILD = """\
 import sys
 sys.path[:] = {path!r}
 import runpy
-runpy.run_module("llava.eval.run", run_name="__main__", alter_sys=True)
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
 """
 _PATIENCE = 10.0  # seconds between asking a process to end and ending it
 
@@ -101,8 +101,8 @@ def shard(questions: Sequence[Question], batch_size: int, size: int) -> tuple[li
     return shares, whole_batches
 
 
-def start(arguments: Sequence[str], count: int, gpus: Sequence[str]) -> list[str]:
-    """Run `llava.eval.run ARGUMENTS` in `count` processes and wait for all of them.
+def start(module: str, arguments: Sequence[str], count: int, gpus: Sequence[str]) -> list[str]:
+    """Run `python -m MODULE ARGUMENTS` in `count` processes and wait for all of them.
 
     A process that fails does not stop the others. All of them end with this process, however it ends.
 
@@ -116,7 +116,7 @@ def start(arguments: Sequence[str], count: int, gpus: Sequence[str]) -> list[str
 
     # Not `-m`, which searches the working directory first: a child imports from where this process does.
     path = [folder or os.getcwd() for folder in sys.path]
-    command = [sys.executable, "-c", _CHILD.format(path=path), *arguments]
+    command = [sys.executable, "-c", _CHILD.format(path=path, module=module), *arguments]
     children: list[subprocess.Popen] = []
     wrong: dict[int, str] = {}
     try:

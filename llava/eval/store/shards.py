@@ -37,6 +37,9 @@ class ShardReport:
     failures: list[DataIssue] = field(default_factory=list)  # questions that cannot be answered
     failed: list[int] = field(default_factory=list)  # their indices
     prefill: dict[str, Any] | None = None  # what the FLOPs of the prefill follow from
+    speed: dict[str, Any] | None = None  # of this setting alone
+    cost: dict[str, Any] | None = None  # of the pass that answered it
+    unavailable: str | None = None  # why the model cannot run this setting
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,11 @@ class Shards:
                 is_ours = {*report.failed} <= self._lines.questions.keys()
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 continue
-            kinds = ((report.asked, int), (report.seconds, int | float), (report.prefill, dict | None))
-            is_ours &= all(isinstance(value, kind) for value, kind in kinds)
+            is_ours &= isinstance(report.asked, int) and isinstance(report.seconds, int | float)
+            is_ours &= all(
+                isinstance(one, dict | None) for one in (report.prefill, report.speed, report.cost)
+            )
+            is_ours &= isinstance(report.unavailable, str | None)
             if report.config == self._config and is_ours:
                 found[rank] = report
         return found

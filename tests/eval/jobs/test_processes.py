@@ -373,5 +373,5 @@ def test_gpus_are_dealt_out_in_turn(monkeypatch, tmp_path):
         return popen([sys.executable, "-c", code, str(seen)], **more)
 
     monkeypatch.setattr(workers.subprocess, "Popen", instead)
-    assert workers.start([], 3, ["0", "GPU-4f"]) == ["process 1 of 3 failed (exit code 3)"]
+    assert workers.start("llava.eval.run", [], 3, ["0", "GPU-4f"]) == ["process 1 of 3 failed (exit code 3)"]
     assert sorted(seen.read_text().splitlines()) == ["0 3 3 0", "1 3 3 GPU-4f", "2 3 3 0"]
