@@ -247,7 +247,7 @@ class Reference:
 
 
 def make_prompt(template: str, tags: str, turns: list[str]) -> str:
-    """Return a prompt with `tags` and a line break before the first of the questions, answers and questions."""
+    """Return a prompt of questions and answers, with `tags` and a line break before the first."""
     conversation = conv_templates[template].copy()
     for place, text in enumerate(turns):
         text = f"{tags}\n{text}" if tags and not place else text
