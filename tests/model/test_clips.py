@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import replace
 
@@ -340,3 +341,24 @@ def test_no_warnings_in_a_usual_run(model) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         greedy(model, IDS, images=[clip(3)])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@torch.no_grad()
+def test_half_precision(tmp_path, dtype) -> None:
+    model = load(write_all(tmp_path), dtype=dtype, tower_dtype="float32")
+    assert model.get_video_tower().dtype == torch.float32
+    model.set_pruner("vispruner", tokens=TOTAL, clip_budget="total")
+    tokens = model.visual_tokens(model.encode_vision([clip(1)])[0])
+    assert tokens.count == TOTAL and str(tokens.embeds.dtype) == f"torch.{dtype}"
+    model.get_video_tower().to(tokens.embeds.dtype)
+    assert torch.isfinite(model.encode_images([clip(1), picture(1)][:1])[0]).all()
+    assert greedy(model, IDS, images=[clip(1)])
+
+
+@torch.no_grad()
+def test_copies_of_a_model_are_apart(model) -> None:
+    other = copy.deepcopy(model)
+    other.set_pruner("vispruner", tokens=TOTAL, clip_budget="clip")
+    assert model.clip_budget == "frame"
+    assert torch.equal(other.encode_vision([clip(1)])[0].features, model.encode_vision([clip(1)])[0].features)
