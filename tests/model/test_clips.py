@@ -343,16 +343,14 @@ def test_no_warnings_in_a_usual_run(model) -> None:
         greedy(model, IDS, images=[clip(3)])
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @torch.no_grad()
-def test_half_precision(tmp_path, dtype) -> None:
-    model = load(write_all(tmp_path), dtype=dtype, tower_dtype="float32")
+def test_half_precision(tmp_path) -> None:
+    model = load(write_all(tmp_path), dtype="bfloat16", tower_dtype="float32")
     assert model.get_video_tower().dtype == torch.float32
     model.set_pruner("vispruner", tokens=TOTAL, clip_budget="total")
     tokens = model.visual_tokens(model.encode_vision([clip(1)])[0])
-    assert tokens.count == TOTAL and str(tokens.embeds.dtype) == f"torch.{dtype}"
-    model.get_video_tower().to(tokens.embeds.dtype)
-    assert torch.isfinite(model.encode_images([clip(1), picture(1)][:1])[0]).all()
+    assert tokens.count == TOTAL and tokens.embeds.dtype == torch.bfloat16
+    model.get_video_tower().to(torch.bfloat16)
     assert greedy(model, IDS, images=[clip(1)])
 
 
