@@ -203,12 +203,14 @@ class Reference:
         expect_equal(ids.tolist(), case["input_ids"], "ids")
 
         method = next((method for part, method in METHODS.items() if part in case["kind"]), None)
-        prunes_images = case["kind"].startswith("image")
         pruner, by_image = None, [False] * len(media)
         if method is not None:
             budget = case.get("total", case["budgets"][0])
             pruner = get_pruner(method, tokens=budget, important_ratio=case.get("r", 0.5))
             model.set_pruner(pruner, clip_budget="total" if "total" in case else "frame")
+            # Pictures are left whole unless the reference has budgets for them, too.
+            frames = model.get_video_tower().num_frames * sum(clips)
+            prunes_images = len(case["budgets"]) == frames + clips.count(False)
             by_image = [prunes_images or is_clip for is_clip in clips]
         visions = [self.vision(entry, case["ckpt"]) for entry in entries]
         tokens = [
