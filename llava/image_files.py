@@ -62,24 +62,38 @@ def load_image(image_file: "str | Path | Image.Image") -> Image.Image:
     """
     if isinstance(image_file, Image.Image):
         return to_rgb(image_file)
-    name = str(image_file)
+    name = check_regular_file(image_file, "image")
+    return decode_image(image_file, name)
+
+
+def check_regular_file(file: "str | Path", kind: str) -> str:
+    """Return the name of a file for messages, after checking that it can be opened.
+
+    Args:
+        kind: what the file should be: "image" or "video".
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an address, a folder, a pipe, or a file that cannot be reached.
+    """
+    name = str(file)
     if name.startswith(("http://", "https://")):
         raise ValueError(f"{name}: an address, not a file. Download it and pass its path.")
     if len(name) > 300:
         name = f"{name[:100]}... ({len(name)} characters)"
     try:
-        kind = Path(image_file).stat().st_mode
+        mode = Path(file).stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileNotFoundError(f"{name}: no such image. Check the image folder and the name.") from error
+        raise FileNotFoundError(f"{name}: no such {kind}. Check the {kind} folder and the name.") from error
     except (OSError, ValueError) as error:  # too long, a null character, no permission, a circle of links
         reason = getattr(error, "strerror", None) or error
         raise ValueError(
-            f"{name}: cannot be opened ({reason}). Check the image folder and the name."
+            f"{name}: cannot be opened ({reason}). Check the {kind} folder and the name."
         ) from error
-    if not stat.S_ISREG(kind):  # opening a pipe would wait for its writer
-        found = "a folder" if stat.S_ISDIR(kind) else "a pipe or device"
-        raise ValueError(f"{name}: {found}, not a file. Check the image folder and the name.")
-    return decode_image(image_file, name)
+    if not stat.S_ISREG(mode):  # opening a pipe would wait for its writer
+        found = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
+        raise ValueError(f"{name}: {found}, not a file. Check the {kind} folder and the name.")
+    return name
 
 
 def load_image_from_base64(image: str | bytes) -> Image.Image:

@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+    DEFAULT_VID_END_TOKEN,
+    DEFAULT_VID_START_TOKEN,
+    IMAGE_TOKEN_INDEX,
+)
 from llava.image_files import load_image, load_image_from_base64, to_rgb
 
 __all__ = [
@@ -27,6 +34,7 @@ __all__ = [
     "is_anyres",
     "load_image",
     "load_image_from_base64",
+    "media_tags",
     "process_anyres_image",
     "process_images",
     "read_pinpoints",
@@ -171,12 +179,12 @@ def process_anyres_image(image: Image.Image, processor: Any, grid_pinpoints: Any
 
 
 def process_images(
-    images: Sequence[Image.Image], image_processor: Any, model_cfg: Any
+    images: Sequence[Image.Image | Sequence[Image.Image]], image_processor: Any, model_cfg: Any
 ) -> torch.Tensor | list[torch.Tensor]:
-    """Convert images to pixel values, as the checkpoint's config specifies.
+    """Convert images, and for Video-LLaVA clips, to pixel values, as the checkpoint's config specifies.
 
     Args:
-        images: PIL images of any mode.
+        images: PIL images of any mode; a clip is a sequence of its frames.
         image_processor: of the model's vision tower.
         model_cfg: object or dict with `image_aspect_ratio`: "pad" (square canvas in the mean color), "anyres"
             or "anyres_max_N" (tiles), "square" or None (resize and center crop). For tiles also
@@ -184,10 +192,11 @@ def process_images(
             the pinpoints are, otherwise the best pinpoint is used.
 
     Returns:
-        (n, 3, H, W) floats, with anyres (n, crops, 3, H, W); a list of n tensors where their shapes differ.
+        (n, 3, H, W) floats, with anyres (n, crops, 3, H, W), of clips (n, 3, frames, H, W); a list of n
+        tensors where their shapes differ.
 
     Raises:
-        ValueError: another `image_aspect_ratio`.
+        ValueError: another `image_aspect_ratio`, or a clip for a model that takes only images.
     """
     get = model_cfg.get if isinstance(model_cfg, dict) else lambda name: getattr(model_cfg, name, None)
     aspect = get("image_aspect_ratio")
@@ -199,6 +208,13 @@ def process_images(
         )
     pixels = []
     for image in images:
+        if isinstance(image, list | tuple):
+            if not hasattr(image_processor, "preprocess_clip"):
+                raise ValueError(
+                    "images: a clip, but this model takes only images. Load a Video-LLaVA checkpoint."
+                )
+            pixels.append(image_processor.preprocess_clip(image))
+            continue
         image = to_rgb(image)
         if tiled:
             side = _side(image_processor)
@@ -247,6 +263,26 @@ def _middle(image: Image.Image) -> Image.Image:
     keep = 4 * min(width, height)
     left, top = max(0, (width - keep) // 2), max(0, (height - keep) // 2)
     return image.crop((left, top, width - left, height - top))
+
+
+def media_tags(clips: Sequence[bool], model_cfg: Any, frames: int = 8) -> str:
+    """Return what stands for pictures and clips at the beginning of a question, before a line break.
+
+    One <image> per picture and one per frame of a clip, with nothing between them.
+
+    Args:
+        clips: for each, in the order of `images`, whether it is a clip.
+        model_cfg: object or dict; with `mm_use_im_start_end` each is put between tokens of its own.
+        frames: of a clip.
+    """
+    get = model_cfg.get if isinstance(model_cfg, dict) else lambda name: getattr(model_cfg, name, None)
+    ends = {False: (DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN)}
+    ends[True] = (DEFAULT_VID_START_TOKEN, DEFAULT_VID_END_TOKEN)
+    tags = ""
+    for is_clip in clips:
+        start, end = ends[is_clip] if get("mm_use_im_start_end") else ("", "")
+        tags += start + DEFAULT_IMAGE_TOKEN * (frames if is_clip else 1) + end
+    return tags
 
 
 # --- prompts in, texts out -----------------------------------------------------------------------------

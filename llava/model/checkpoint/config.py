@@ -23,12 +23,12 @@ from llava.model.checkpoint.entries import (
     read_object,
     require_entries,
 )
-from llava.model.checkpoint.find import is_hub_name, resolve_config
+from llava.model.checkpoint.find import is_hub_name, resolve_config, tower_names
 from llava.model.checkpoint.tower import (
     TowerSource,
     check_tower,
     clip_processor,
-    find_tower,
+    find_towers,
     read_processor,
 )
 
@@ -52,6 +52,12 @@ def read_config(folder: Path) -> dict:
 def check_config(config: dict, where: str) -> None:
     """Check the entries of a config.json. Raises `CheckpointError` naming `where` and the key."""
     check_entries(config, CONFIG, where)
+    if config.get("model_type") == "video_llava":
+        raise CheckpointError(
+            f"{where}: a Video-LLaVA of transformers (-hf), which is another model than the original: its "
+            "video tower has no temporal attention. Load it with transformers "
+            "(VideoLlavaForConditionalGeneration), and prune it with llava.prune(model)."
+        )
     for name, rules in (("text_config", LANGUAGE), ("vision_config", TOWER)):
         check_entries(config.get(name) or {}, rules, f"{where}: {name}")
 
@@ -89,7 +95,8 @@ def conversation_for(config: dict, name: str = "") -> str:
     """Choose the conversation template (a key of `conv_templates`) that a checkpoint was trained with.
 
     The language model in `config` decides where it is enough; the checkpoint's `name` distinguishes versions
-    that share an architecture. The default is "vicuna_v1", the template of LLaVA-1.5.
+    that share an architecture. The default is "vicuna_v1", the template of LLaVA-1.5; that of Video-LLaVA is
+    "llava_v1".
 
     Args:
         config: the content of config.json (see `stored_config`); {} if unknown.
@@ -109,13 +116,17 @@ def conversation_for(config: dict, name: str = "") -> str:
     vocabulary = text.get("vocab_size") or config.get("vocab_size")
     if vocabulary in _YI_VOCABULARY or (vocabulary is None and re.search(r"34b|hermes|yi-", name)):
         return "chatml_direct"
+    if config.get("mm_video_tower") or config.get("mm_image_tower"):
+        return "llava_v1"
     if "llama-2" in name:
         return "llava_llama_2"
     return "llava_v0" if re.search(r"(^|[-_/])v0($|[-_./])", name) else "vicuna_v1"
 
 
-def understand(folder: Path, config: dict, base: Path | None = None) -> tuple[type, object, TowerSource]:
-    """Return (model class, its config object, the source of its tower) for a folder's config.json.
+def understand(
+    folder: Path, config: dict, base: Path | None = None
+) -> tuple[type, object, dict[str, TowerSource]]:
+    """Return (model class, its config object, sources of its towers by holder) for a folder's config.json.
 
     Args:
         folder: of the config.json.
@@ -133,8 +144,9 @@ def understand(folder: Path, config: dict, base: Path | None = None) -> tuple[ty
     where = folder / "config.json"
     if config.get("text_config") is not None:
         config, source = _from_transformers(folder, config)
+        sources = {"vision_tower": source}
     else:
-        if not config.get("mm_vision_tower"):
+        if not tower_names(config):
             if folder == base:
                 raise CheckpointError(
                     f"{where}: no mm_vision_tower: model_base is a bare language model, and the folder of "
@@ -146,7 +158,7 @@ def understand(folder: Path, config: dict, base: Path | None = None) -> tuple[ty
                 "the projector or LoRA adapter as model_path."
             )
         require_entries(config, _NEEDED, str(where))
-        source = find_tower(config["mm_vision_tower"], folder, base)
+        sources = find_towers(config, folder, base)
     kind = str(config.get("model_type"))
     names = [kind, *(config.get("architectures") or [])]
     if kind not in _OURS:
@@ -163,10 +175,11 @@ def understand(folder: Path, config: dict, base: Path | None = None) -> tuple[ty
     fields["dtype"] = _dtype(where, fields.pop("dtype", None), fields.pop("torch_dtype", None))
     built = build_config(config_class, fields, str(where))
     _check_shapes(where, built)
-    _check_tower_width(where, built, source)
-    _check_layer(where, built, source)
-    _check_crops(where, built, source)
-    return (LlavaMistralForCausalLM if mistral else LlavaLlamaForCausalLM), built, source
+    for source in sources.values():
+        _check_tower_width(where, built, source)
+        _check_layer(where, built, source)
+        _check_crops(where, built, source)
+    return (LlavaMistralForCausalLM if mistral else LlavaLlamaForCausalLM), built, sources
 
 
 def _dtype(where: Path, dtype: str | None, torch_dtype: str | None) -> str | None:
@@ -206,6 +219,11 @@ def _check_crops(where: Path, config: object, source: TowerSource) -> None:
 
     if not str(getattr(config, "image_aspect_ratio", None)).startswith("anyres"):
         return
+    if source.folder_first:
+        raise CheckpointError(
+            f"{where}: image_aspect_ratio is {config.image_aspect_ratio!r}, but Video-LLaVA takes whole "
+            "images. Set it to pad."
+        )
     side = source.side
     try:
         pairs = read_pinpoints(getattr(config, "image_grid_pinpoints", None), side)
@@ -241,9 +259,13 @@ def _check_tower_width(where: Path, config: object, source: TowerSource) -> None
         config.mm_hidden_size = width
     elif width is not None and width != config.mm_hidden_size:
         raise CheckpointError(
-            f"{where}: mm_hidden_size is {config.mm_hidden_size}, but the tower {config.mm_vision_tower!r} "
+            f"{where}: mm_hidden_size is {config.mm_hidden_size}, but the tower {_name(config, source)!r} "
             f"has hidden_size {width}. Use the tower that the checkpoint was trained with."
         )
+
+
+def _name(config: object, source: TowerSource) -> object:
+    return getattr(config, "mm_vision_tower", None) if source.folder is None else str(source.folder)
 
 
 def _from_transformers(folder: Path, config: dict) -> tuple[dict, TowerSource]:
