@@ -11,17 +11,9 @@
 The mechanism is in `core.py`; what differs between model families is in `hosts`.
 """
 
-from llava.integrations.core import (
-    Plan,
-    Pruning,
-    Shortened,
-    prune,
-    pruned,
-    pruning_of,
-    shorten,
-    unprune,
-)
+from llava.integrations.core import prune, pruned, pruning_of, shorten, unprune
 from llava.integrations.hosts import supported_classes
+from llava.integrations.plan import Plan, Pruning, Shortened
 
 __all__ = [
     "Plan",

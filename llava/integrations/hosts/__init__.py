@@ -5,11 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from .base import Host
+from .internvl import InternVLHost
 from .llava import LlavaHost
+from .llava_next import LlavaNextHost, LlavaNextVideoHost
+from .onevision import LlavaOnevisionHost
 from .qwen import Qwen3VLHost, Qwen25VLHost, QwenVLHost
+from .video_llava import VideoLlavaHost
 
 HOSTS: tuple[Host, ...] = (
     LlavaHost(),
+    LlavaNextHost(),
+    LlavaNextVideoHost(),
+    LlavaOnevisionHost(),
+    VideoLlavaHost(),
+    InternVLHost(),
     QwenVLHost(),
     Qwen25VLHost(),
     Qwen3VLHost(),

@@ -114,7 +114,7 @@ class Host:
     watched: ClassVar[tuple[str, ...]] = ()  # methods of the base model whose calls `rows` reads
     mrope: ClassVar[bool] = False  # positions have a time, a row and a column
     needs_ids: ClassVar[bool] = False  # positions are derived from ids
-    cues: ClassVar[Mapping[str, Sequence[str]]] = {"image": ALL_CUES}  # by modality, without [CLS]: see below
+    cues: ClassVar[Mapping[str, Sequence[str]]] = {"image": ALL_CUES}  # by modality
     merges: ClassVar[Mapping[str, bool]] = {"image": True}  # whether merged tokens can take placeholders
 
     def base(self, model: nn.Module) -> nn.Module:
