@@ -21,7 +21,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import llava
 from helpers import host_oracle as oracle
-from helpers.host_oracle import every_host, logits, new_tokens
+from helpers.host_oracle import NAMES, every_host, logits, new_tokens
 from helpers.hosts import HOSTS
 
 SHAPES = ["llava", "qwen3_vl"]  # positions of one number, and of rows and columns with deepstack
@@ -100,8 +100,10 @@ def test_a_model_that_has_not_run_can_be_pickled():
     assert torch.equal(logits(again, padded("llava")), logits(model, padded("llava")))
 
 
-@every_host
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, torch.bfloat16) for name in NAMES), *((name, torch.float16) for name in SHAPES)],
+)
 def test_half_precision(name, model, dtype):
     half = copy.deepcopy(model).to(dtype)
     inputs = {
