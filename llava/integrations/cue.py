@@ -43,6 +43,7 @@ class TowerParts:
         has_cls: Whether the first token is [CLS].
         select: Index of the layer whose attention scores patches.
         whole: Indices of the layers that attend to whole images, not windows; empty: all of them.
+        outputs: Indices of the layers whose outputs, side by side, are the features; empty: `select`.
     """
 
     tower: nn.Module
@@ -51,6 +52,7 @@ class TowerParts:
     has_cls: bool
     select: int
     whole: Sequence[int] = ()
+    outputs: Sequence[int] = ()
 
     def layer_of(self, cue: str) -> tuple[str, int]:
         """Return the kind of a cue ("received@9/24": received) and the index of the layer that it is from."""
@@ -79,8 +81,8 @@ class CueCollector:
     def __init__(self, towers: Sequence[TowerParts], cues: Sequence[str]) -> None:
         self._wanted: dict[int, list[tuple[str, str, bool]]] = {}  # id of an attention module -> cues
         self._modules: list[nn.Module] = []
-        self._cls: list[tuple[str, nn.Module]] = []
-        self._found: dict[str, list[Tensor]] = {}
+        self._cls: list[tuple[tuple[str, int], nn.Module]] = []  # (cue, its part) -> layer
+        self._found: dict[Any, list[Tensor]] = {}
         self._undo: list[Any] = []
         for parts in towers:
             for cue in cues:
@@ -89,7 +91,8 @@ class CueCollector:
                     continue
                 layer = parts.layers[index]
                 if kind == "cls":
-                    self._cls.append((cue, layer))
+                    numbers = parts.outputs or (index,)
+                    self._cls += [((cue, i), parts.layers[number]) for i, number in enumerate(numbers)]
                     continue
                 module = getattr(layer, parts.attention)
                 if id(module) not in self._wanted:
@@ -122,6 +125,10 @@ class CueCollector:
     def take(self) -> dict[str, list[Tensor]]:
         """Return what was read since the last call: a tensor per attention call, in order, for each cue."""
         found, self._found = self._found, {}
+        features = sorted(key for key in found if isinstance(key, tuple))
+        for cue in {cue for cue, _ in features}:
+            parts = [found.pop(key) for key in features if key[0] == cue]
+            found[cue] = [torch.cat(one, dim=-1) for one in zip(*parts, strict=True)]
         return found
 
     @torch.no_grad()
@@ -142,7 +149,7 @@ class CueCollector:
                 found = _wide(key).transpose(1, 2).flatten(2)
             self._found.setdefault(cue, []).append(found)
 
-    def _keeper(self, cue: str) -> Any:
+    def _keeper(self, cue: tuple[str, int]) -> Any:
         def keep(module: nn.Module, args: tuple, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
             self._found.setdefault(cue, []).append(hidden[:, 0].detach())

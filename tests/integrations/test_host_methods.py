@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+import transformers
 
 import llava
 from helpers import host_oracle as oracle
@@ -13,6 +14,7 @@ from helpers.host_oracle import every_host, logits
 from helpers.hosts import HOSTS
 from llava.integrations import shortening
 from llava.integrations.hosts import find_host
+from llava.integrations.tiny_hosts import IMAGE, spread_weights
 from llava.integrations.watch import dry_run
 from llava.pruning import get_pruner, list_pruners
 
@@ -278,6 +280,29 @@ def test_a_method_that_merges_without_saying_so_is_refused_in_the_call(monkeypat
     model = llava.prune(case.build(), "downsample", tokens=2)
     with pytest.raises(ValueError, match="'downsample' merges tokens, for which image tokens have no place"):
         model(**case.batches()["single"])
+
+
+def test_features_of_several_layers():
+    case = HOSTS["llava"]
+    config = case.make_config()
+    vision, text = config.vision_config, config.text_config
+    layers = {"vision_feature_layers": [-1, -3], "image_token_index": IMAGE, "tie_word_embeddings": False}
+    vip = transformers.VipLlavaConfig(vision_config=vision, text_config=text, **layers)
+    model = transformers.VipLlavaForConditionalGeneration(vip)
+    spread_weights(model, 0)
+    inputs = case.batches()["padded"]
+    with llava.pruned(model.eval(), tokens=6) as pruning:
+        found = logits(model, inputs)
+        plan = pruning.last
+    expected = oracle.at(logits(model, oracle.by_hand(model, inputs, plan)), plan)
+    assert (oracle.kept(found, plan) - expected).abs().max() < oracle.TOLERANCE
+    host = find_host(model)[1]
+    _, (seen,) = dry_run(model, host, inputs, get_pruner("visionzip", 6))
+    states = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states
+    cls = torch.cat([states[-1][:, 0], states[-3][:, 0]], dim=-1)
+    assert torch.allclose(seen.cues["cls"][0], cls, atol=1e-6)
+    with llava.pruned(model, "visionzip", tokens=6):
+        assert logits(model, inputs).shape[1] < inputs["input_ids"].shape[1]
 
 
 def test_random_tokens_do_not_depend_on_the_batch():

@@ -173,14 +173,15 @@ def encoder_parts(tower: nn.Module, select: int | Sequence[int], where: str) -> 
         )
     has_cls, layers, attention = kinds[kind]
     modules = getattr(getattr(tower, "vision_model", tower).encoder, layers)
-    index = select if isinstance(select, int) else list(select)[-1]
+    indices = [select] if isinstance(select, int) else list(select)
     states = len(modules) + 1
-    if not -states <= index < states or index % states == 0:
+    if any(not -states <= index < states or index % states == 0 for index in indices):
         raise ValueError(
             f"{where}.vision_feature_layer: {select!r} is not the output of one of {len(modules)} layers. "
             "Correct config.json."
         )
-    return TowerParts(tower, modules, attention, has_cls, index % states - 1)
+    outputs = [index % states - 1 for index in indices]
+    return TowerParts(tower, modules, attention, has_cls, outputs[-1], outputs=outputs)
 
 
 def feature_layer(config: Any) -> int | list[int]:
