@@ -31,6 +31,7 @@ ALLOWED = {
     "llava.eval.tables": LOW + "llava.eval.benchmarks llava.eval.metrics",
     "llava.eval": LOW + "llava.eval.*",
     "llava.analysis": LOW + "llava.eval llava.eval.*",
+    "llava.integrations": LOW + "llava.eval llava.eval.*",
     "llava.tiny": "llava llava.model",
 }
 ROOM_OF = {"llava": "llava.__init__", "llava.eval.tables.__main__": "llava.eval"}

@@ -10,6 +10,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +158,40 @@ def add_inference_arguments(
     graphs = "launch every kernel by itself instead of replaying CUDA graphs (also VISPRUNER_GRAPHS=0)"
     add("--no-graphs", dest="graphs", action="store_const", const=False, help=graphs)
     add("--compile", action="store_true", help="compile layers, on CUDA: faster, with other last bits")
+
+
+def add_server_arguments(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """Add the server that runs the language model."""
+    add = parser.add_argument_group("server").add_argument
+    text = (
+        "address of a vLLM server with --enable-mm-embeds that runs the language model; --batch-size is the "
+    )
+    text += "number of requests at the same time; OPENAI_API_KEY is sent if it is set"
+    add("--server", required=required, metavar="URL", help=text + ("" if required else " (default: none)"))
+    add("--server-model", metavar="NAME", help="name of the model there (default: its only one)")
+
+
+def with_server(job: Job, pruner: Pruner, url: str, model: str | None) -> Job:
+    """Return the job with a server as its language model.
+
+    Raises:
+        EndpointError: There is no such server, or it has several models.
+        ValueError: The server cannot do what is asked.
+    """
+    from llava.eval.inference.server import VllmServer
+
+    refused = {
+        f"--num_beams {job.num_beams}: a server decodes without beams. Use 1": job.num_beams > 1,
+        f"--method {pruner.name}: prunes inside the language model, which the server runs. Choose a method "
+        "that prunes the image's tokens": pruner.acts_in != "image",
+        "--tokens 0: a server takes no image without tokens. Use 1 or more": pruner.tokens == 0,
+        f"--method {pruner.name}: needs the original positions of the kept tokens, which a server does not "
+        "take. Choose another method": pruner.positions == "original",
+    }
+    for problem, found in refused.items():
+        if found:
+            raise ValueError(problem)
+    return replace(job, server=url, server_model=VllmServer.connect(url, model).model)
 
 
 def add_data_argument(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,9 @@ and srun are recognized by their environment variables; --num-chunks N --chunk-i
 Questions are sharded by image. Process I of N appends to OUTPUT/N_I.jsonl, and the one that finds all
 questions answered merges and scores. The next start answers what a failed process left open, with any number
 of processes.
+
+--server URL runs the language model on a vLLM server (--enable-mm-embeds); tower, projector and pruning run
+here. Its answers are another configuration than local ones, with folders of their own.
 """
 
 from __future__ import annotations
@@ -62,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(fixed=False)
     cli.add_model_arguments(parser)
     cli.add_inference_arguments(parser)
+    cli.add_server_arguments(parser)
     return parser
 
 
@@ -91,6 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             config, args.method, args.tokens, args.ratio, args.anyres, args.seed, args.preset
         )
         job = cli.job_of(args, model, config, anyres, rank.local_rank if rank.size > 1 else None)
+        if args.server is not None:
+            job = cli.with_server(job, pruner, args.server, args.server_model)
+        elif args.server_model is not None:
+            parser.error(f"--server-model {args.server_model}: there is no --server. Set its address")
     except ValueError as error:
         parser.error(str(error))
     if args.num_processes > 1 and ":" in job.device:
@@ -108,8 +116,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{job.conv_mode}, {job.dtype} on {job.device.split(':')[0]}"
         + (f", preset {job.preset}" if job.preset != "exact" else "")
         + (f", {size} processes" if size > 1 else "")
+        + (f", language model {job.server_model} at {job.server}" if job.server else "")
     )
-    output = args.output or args.output_dir / benchmark.name / job.name / setting_name(pruner)
+    setting = setting_name(pruner) + ("-server" if job.server else "")
+    output = args.output or args.output_dir / benchmark.name / job.name / setting
     command = cli.command_of(parser, args, ("num_chunks", "chunk_idx"))
     several = {"size": size, "exclusive": args.num_processes > 1}
     run = SettingRun.open(job, task, pruner, output.expanduser(), **several, command=command)

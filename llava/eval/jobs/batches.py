@@ -56,6 +56,8 @@ def with_batch_size(
     kind = configuration.device
     if size is not None:
         line = "" if size == _USUAL.get(kind) else f"batches of {size} questions, as recorded"
+    elif job.server is not None:  # requests at the same time; no memory of this machine
+        size = _USUAL["cpu"]
     elif kind != "cuda":
         size = _USUAL.get(kind, _OTHER)
     else:

@@ -54,6 +54,8 @@ class Job:
     graphs: bool = False  # capture stages as CUDA graphs
     compile: bool = False  # compile layers
     num_processes: int = 1  # that this one starts; they share the GPUs
+    server: str | None = None  # address of a server that runs the language model
+    server_model: str | None = None  # its name there
     warnings: tuple[str, ...] = ()
 
     def answer_length(self, benchmark: Benchmark | None) -> int:
@@ -79,6 +81,7 @@ class Job:
             max_new_tokens=decoding.max_new_tokens,
             top_k=decoding.top_k,
             unused_settings=tuple(decoding.unused(self.generation_settings).items()),
+            server=None if self.server is None else self.server_model or "unnamed",
             **{name: getattr(self, name) for name in same},
         )
 

@@ -47,6 +47,7 @@ class Session:
     def engine(self, task: Task, batch_size: int = 1) -> Any:
         """Return an engine for one task; the first call loads the model. Raises ModelError."""
         from llava.eval.inference.engine import Engine
+        from llava.eval.inference.server import VllmServer
         from llava.eval.inference.vision_cache import VisionCache
 
         if self.loaded is None:
@@ -65,6 +66,10 @@ class Session:
         )
         if benchmark is not None:
             engine.load_image = benchmark.load_image
+        if job.server is not None:
+            engine.server = VllmServer.connect(
+                job.server, job.server_model, conv_mode=job.conv_mode, concurrency=batch_size
+            )
         return engine
 
     def check_method(self, pruner: Any) -> None:
@@ -137,6 +142,7 @@ def load_model(job: Job) -> tuple[Any, Any, Any]:
         )
         # Every pruning setting is given, so that environment and config.json are not asked again.
         pruning = {"method": "none", "visual_token_num": 0, "important_ratio": 0.5}
+        pruning["decoder"] = job.server is None
         tokenizer, model, image_processor, _ = load_pretrained_model(
             str(job.model), job.model_base, job.name, **{name: getattr(job, name) for name in same}, **pruning
         )

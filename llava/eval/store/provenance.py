@@ -20,7 +20,14 @@ from llava.eval.benchmarks import Question
 # Fields that are left out, of the hash or of the metadata too, while they have these values, so that answer
 # files of versions without them can be resumed.
 _NOT_HASHED = {"preset": "exact"}
-_NOT_WRITTEN = {"batch_size": None, "top_k": None, "unused_settings": (), "graphs": False, "compile": False}
+_NOT_WRITTEN = {
+    "batch_size": None,
+    "top_k": None,
+    "unused_settings": (),
+    "graphs": False,
+    "compile": False,
+    "server": None,
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class Configuration:
     unused_settings: tuple[tuple[str, Any], ...] = ()  # of generation_config.json, see `Decoding.unused`
     graphs: bool = False  # captured stages; never hashed: they compute what the same stages do without
     compile: bool = False  # compiled layers; hashed if True: they compute other last bits
+    server: str | None = None  # name of the model on a server that runs the language model
 
     def flat(self) -> dict[str, Any]:
         """Return one level of keys, pruning settings included, as stored in metadata."""

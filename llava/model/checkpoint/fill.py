@@ -24,6 +24,7 @@ from llava.model.transformers_compat import rebuild_rotary
 
 TOWER_PREFIX = "model.vision_tower.vision_tower."
 NEWLINE = "model.image_newline"
+LAYERS = "model.layers."
 
 
 def fill_model(
@@ -71,6 +72,8 @@ def fill_model(
         if name.startswith(TOWER):
             inside = tower_keys.translate(name.removeprefix(TOWER))
             return None if inside is None else TOWER_PREFIX + inside
+        if name.startswith(LAYERS) and not model.model.layers:  # left out on purpose
+            return None
         if name != NEWLINE or NEWLINE in assigner.names:
             return name
         # LLaVA-NeXT saves image_newline whether or not its merging uses it.

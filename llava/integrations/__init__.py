@@ -1,0 +1,1 @@
+"""Other programs and models that prune with this package."""
