@@ -19,12 +19,14 @@ from llava.argtypes import at_least, failures, ratio
 from llava.environment import check_environment
 from llava.eval.benchmarks import Benchmark, DataError, DataIssue, Score, benchmark_name
 from llava.eval.inference.memory import MOST_QUESTIONS
+from llava.eval.jobs.host import host_class, with_host
 from llava.eval.jobs.job import Job, resolve_job, resolve_pruner
 from llava.eval.jobs.session import MethodUnavailable, ModelError, TooManyFailures
 from llava.eval.metrics.scorecard import Scorecard
 from llava.eval.store.answer_file import AnswerFileError
 from llava.model.checkpoint import CheckpointError
-from llava.model.checkpoint.find import local_folder
+from llava.model.checkpoint.entries import read_object
+from llava.model.checkpoint.find import local_folder, resolve_config
 from llava.model.checkpoint.folder import CheckpointFolder
 from llava.table import number, text_table
 
@@ -194,6 +196,22 @@ def with_server(job: Job, pruner: Pruner, url: str, model: str | None) -> Job:
     return replace(job, server=url, server_model=VllmServer.connect(url, model).model)
 
 
+def host_job(args: argparse.Namespace, model: Path | str, name: str, local_rank: int | None = None) -> Job:
+    """Return the job of a model of transformers. Raises ValueError, also for options that it does not have.
+
+    Args:
+        name: Its class; see `jobs.host.host_class`.
+    """
+    ours = ("conv_mode", "anyres", "tower_dtype", "model_base", "compile", "server", "server_model")
+    given = [f"--{name.replace('_', '-')}" for name in ours if getattr(args, name, None)]
+    given += ["--preset"] if args.preset not in (None, "exact") else []
+    config = read_object(resolve_config(model) / "config.json")
+    text = config.get("text_config") or {}
+    saved = {"dtype": config.get("dtype") or config.get("torch_dtype") or text.get("dtype")}
+    job = job_of(args, model, {**config, **saved, "torch_dtype": None}, None, local_rank)
+    return with_host(job, name, given)
+
+
 def add_data_argument(parser: argparse.ArgumentParser) -> None:
     text = "folder of the benchmark, or the one above (default: the bundled data)"
     parser.add_argument("--data", type=path_argument, help=text)
@@ -259,9 +277,16 @@ def pruner_of(args: argparse.Namespace, config: dict[str, Any]) -> tuple[Pruner,
 
 
 def model_folder(
-    args: argparse.Namespace, parser: argparse.ArgumentParser, option: str = "--model"
+    args: argparse.Namespace,
+    parser: argparse.ArgumentParser,
+    option: str = "--model",
+    hosts: bool = False,
 ) -> Path | str:
-    """Return the checkpoint of --model (or of `option`), checked as far as possible without loading it."""
+    """Return the checkpoint of --model (or of `option`), checked as far as possible without loading it.
+
+    Args:
+        hosts: Accept models of transformers; see `jobs.host`.
+    """
     if is_bundled(args.model):
         folder = Path(args.model).expanduser() if args.model else paths.BUNDLED_MODEL
         return paths.require_bundled(folder / "config.json", "--model (CKPT_DIR, CKPT)").parent
@@ -274,6 +299,8 @@ def model_folder(
     folder, base = folders
     if folder is None:
         return args.model  # a name on the hub
+    if hosts and host_class(folder) is not None:
+        return folder
     if given is None or base is not None:
         try:
             CheckpointFolder(folder, base).check()
@@ -332,6 +359,7 @@ def print_settings(benchmark: Benchmark, cards: Sequence[Scorecard]) -> None:
     rows = []
     for card in cards:
         speed, budget = card.speed or {}, "all" if card.tokens is None else str(card.tokens)
+        budget = budget if card.keep is None else f"{100 * card.keep:g}%"
         interval = "-" if card.ci_low is None else f"[{card.ci_low:.1f}, {card.ci_high:.1f}]"
         row = [card.method, number(card.important_ratio, "g"), budget, number(card.score, ".2f"), interval]
         row += [number(card.visual_tokens, ".1f"), number(card.llm_gflops, ".3g"), str(card.answered)]

@@ -33,7 +33,8 @@ from llava.eval import cli, submit
 from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark, list_benchmarks
 from llava.eval.jobs import execute, processes
 from llava.eval.jobs.execute import SettingRun
-from llava.eval.jobs.job import Task, read_task, resolve_pruner, setting_name
+from llava.eval.jobs.host import host_class, host_pruning
+from llava.eval.jobs.job import Job, Task, read_task, resolve_pruner, setting_name
 from llava.eval.jobs.session import Session, TooManyFailures
 from llava.eval.score import print_score
 from llava.model.checkpoint.config import stored_config
@@ -49,6 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     budget += "VISPRUNER_TOKENS, else config.json, else none)"
     add("--tokens", type=argtypes.tokens, metavar="N|none", help=budget)
     add("--ratio", type=argtypes.ratio, help="share selected by [CLS] attention (default: 0.5)")
+    share = "share of the visual tokens to keep, above 0, for models of transformers (default: as --tokens)"
+    add("--keep", type=argtypes.share, help=share)
     add = parser.add_argument
     add("--output", type=Path, help="folder (default: OUTPUT_DIR/BENCHMARK/MODEL/SETTING)")
     add("--output-dir", type=Path, default=Path("outputs"), help="(default: outputs)")
@@ -87,18 +90,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     benchmark.allow_outside = args.allow_outside_images
     if not quiet:
         cli.announce_bundled(cli.is_bundled(args.model), args.data is None)
-    model = cli.model_folder(args, parser)
+    model = cli.model_folder(args, parser, hosts=True)
+    host = host_class(model)
     task = read_task(benchmark, args.data, args.limit)
+    local_rank = rank.local_rank if rank.size > 1 else None
     try:
-        config = stored_config(model, args.model_base)
-        pruner, anyres = resolve_pruner(
-            config, args.method, args.tokens, args.ratio, args.anyres, args.seed, args.preset
-        )
-        job = cli.job_of(args, model, config, anyres, rank.local_rank if rank.size > 1 else None)
-        if args.server is not None:
-            job = cli.with_server(job, pruner, args.server, args.server_model)
-        elif args.server_model is not None:
-            parser.error(f"--server-model {args.server_model}: there is no --server. Set its address")
+        if host is not None:
+            pruner = host_pruning(args.method, args.tokens, args.ratio, args.keep, args.seed)
+            job = cli.host_job(args, model, host, local_rank)
+        else:
+            job, pruner = _own_job(args, model, parser, local_rank)
     except ValueError as error:
         parser.error(str(error))
     if args.num_processes > 1 and ":" in job.device:
@@ -183,6 +184,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         execute.answer(session, task, [run])
     return max(_finish(args, task, run), failed)
+
+
+def _own_job(
+    args: argparse.Namespace, model: Path | str, parser: argparse.ArgumentParser, local_rank: int | None
+) -> tuple[Job, Any]:
+    """Return the job and the pruner of a LLaVA checkpoint. Raises ValueError, or EndpointError of a server."""
+    if args.keep is not None:
+        parser.error(f"--keep {args.keep:g}: only for models of transformers. Set --tokens")
+    config = stored_config(model, args.model_base)
+    given = (args.method, args.tokens, args.ratio, args.anyres, args.seed, args.preset)
+    pruner, anyres = resolve_pruner(config, *given)
+    job = cli.job_of(args, model, config, anyres, local_rank)
+    if args.server is not None:
+        return cli.with_server(job, pruner, args.server, args.server_model), pruner
+    if args.server_model is not None:
+        parser.error(f"--server-model {args.server_model}: there is no --server. Set its address")
+    return job, pruner
 
 
 def _rank(args: argparse.Namespace, parser: argparse.ArgumentParser) -> processes.RankInfo:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _USUAL = {"cpu": 64}  # by kind of device, where the memory is not looked at
 _OTHER = 16
+_HOST = 8  # of a model of transformers, whose images differ in their number of tokens
 _LONG = 0.99  # share of the questions that are not longer than what is planned for; the others may halve
 _BYTES_A_TOKEN = 3  # of UTF-8; fewer than the 4 of English, as other languages have
 _TEMPLATE = 48  # tokens of a conversation besides its system prompt and the question
@@ -58,6 +59,8 @@ def with_batch_size(
         line = "" if size == _USUAL.get(kind) else f"batches of {size} questions, as recorded"
     elif job.server is not None:  # requests at the same time; no memory of this machine
         size = _USUAL["cpu"]
+    elif job.host is not None:
+        size = _HOST
     elif kind != "cuda":
         size = _USUAL.get(kind, _OTHER)
     else:

@@ -89,7 +89,7 @@ def differences(there: dict[str, Any], here: Configuration) -> list[str]:
     """Return one string per field in which stored metadata differs from this configuration."""
     mine = compared(here.flat())
     there = {**_NOT_HASHED, **compared(there)}
-    optional = ("tokens", "important_ratio", *_NOT_WRITTEN)
+    optional = ("tokens", "important_ratio", "keep", *_NOT_WRITTEN)
     keys = [*mine, *(key for key in optional if key in there and key not in mine)]
     return [
         f"{key} is {_shown(key, there)} in the file, {_shown(key, mine)} in this run"
