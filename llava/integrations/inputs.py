@@ -86,7 +86,9 @@ def load_processor(path: str) -> Any:
     """
     try:
         return transformers.AutoProcessor.from_pretrained(path)
-    except ImportError:  # names torchvision; what else is missing, the parts miss as well
+    except (ImportError, ValueError) as error:  # which one depends on the class
+        if isinstance(error, ValueError) and "torchvision" not in str(error):
+            raise
         return HostParts(
             transformers.AutoConfig.from_pretrained(path),
             transformers.AutoTokenizer.from_pretrained(path),
