@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _own_job(
     args: argparse.Namespace, model: Path | str, parser: argparse.ArgumentParser, local_rank: int | None
 ) -> tuple[Job, Any]:
-    """Return the job and the pruner of a LLaVA checkpoint. Raises ValueError, or EndpointError of a server."""
+    """Return the job and the pruner of a LLaVA checkpoint. Raises ValueError and EndpointError."""
     if args.keep is not None:
         parser.error(f"--keep {args.keep:g}: only for models of transformers. Set --tokens")
     config = stored_config(model, args.model_base)

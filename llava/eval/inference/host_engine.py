@@ -1,11 +1,13 @@
 """The engine for models of transformers: the same questions, writers and resumption, pruned by `llava.prune`.
 
-    model, tokenizer, processor = load_host(path, "Qwen2_5_VLForConditionalGeneration", "cuda", "bfloat16", "sdpa")
+    name = "Qwen2_5_VLForConditionalGeneration"
+    model, tokenizer, processor = load_host(path, name, "cuda", "bfloat16", "sdpa")
     engine = HostEngine(model, tokenizer, processor, decoding=Decoding(max_new_tokens=16), batch_size=8)
     engine.run(questions, [PassSetting("vispruner-r0.5-64", pruner, answer_file)])
 
-Every question is a conversation of one turn by the checkpoint's chat template, with the text of the benchmark.
-Images are encoded for every batch and every setting, because the tower is run by the model's own `generate`.
+Every question is a conversation of one turn by the checkpoint's chat template, with the text of the
+benchmark. Images are encoded for every batch and every setting, because the tower is run by the model's own
+`generate`.
 """
 
 from __future__ import annotations
@@ -69,8 +71,8 @@ def _stored_template(path: str) -> str:
             if isinstance(template, str):
                 return template
     raise ValueError(
-        f"{path}: the checkpoint has no chat template, which makes its prompts. Add chat_template.jinja of the "
-        "original checkpoint."
+        f"{path}: the checkpoint has no chat template, which makes its prompts. Add chat_template.jinja of "
+        "the original checkpoint."
     )
 
 

@@ -3,8 +3,8 @@
     name = host_class(folder)                      # "Qwen2_5_VLForConditionalGeneration", None for ours
     pruning = host_pruning("vispruner", keep=0.33)
 
-Checkpoints in the format of transformers that our own classes load (LLaVA over Llama or Mistral) stay with them.
-Loads no weights.
+Checkpoints in the format of transformers that our own classes load (LLaVA over Llama or Mistral) stay with
+them. Loads no weights.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class HostPruning:
 
 
 def host_class(model: Path | str) -> str | None:
-    """Return the class of transformers that a checkpoint is of; None if our own classes load it, or nothing does.
+    """Return the class of transformers that a checkpoint is of; None for our own classes and unknown ones.
 
     Args:
         model: Folder, or name on the Hugging Face Hub, from which config.json is then downloaded.
@@ -97,8 +97,8 @@ def host_pruning(
     if pruner.acts_in != "image" or pruner.needs_question:
         why = "chooses by the question" if pruner.acts_in == "image" else "prunes inside the language model"
         raise ValueError(
-            f"--method {pruner.name}: {why}, which models of transformers do not do here. Choose a method that "
-            "reads the image only"
+            f"--method {pruner.name}: {why}, which models of transformers do not do here. Choose a method "
+            "that reads the image only"
         )
     if pruner.uses_seed and seed:
         raise ValueError(f"--seed {seed}: models of transformers are pruned with seed 0. Leave it out")

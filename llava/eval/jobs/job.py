@@ -321,7 +321,8 @@ def common_anyres(config: dict[str, Any], anyres: str | None, preset: str | None
 def setting_name(pruner: Any) -> str:
     """Return a pruner's settings as a folder name and row label: none, random-64, vispruner-r0.5-64.
 
-    A share of the tokens is named as such: vispruner-r0.5-keep=0.33. Options of single methods are named only where they are not the default: score-exponent=0.5-64.
+    A share of the tokens is named as such: vispruner-r0.5-keep=0.33. Options of single methods are named
+    only where they are not the default: score-exponent=0.5-64.
     """
     settings = pruner.config()
     defaults = {one.name: one.default for one in fields(pruner)}
