@@ -38,7 +38,7 @@ _PATHS = ("model", "model_base")  # arguments that are folders or names on the H
 _SHOWN = 50  # failures listed at the end
 _JOB_ARGUMENTS = (
     *("device", "dtype", "tower_dtype", "attn_implementation", "preset", "conv_mode", "batch_size"),
-    *("model_base",),
+    *("model_base", "load_bits"),
     *("max_new_tokens", "temperature", "top_p", "num_beams", "seed", "num_workers", "graphs", "compile"),
 )
 
@@ -128,7 +128,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=DTYPES, help="language model (default: float32 on a CPU, else the checkpoint's)")
     add("--tower-dtype", choices=DTYPES, help="vision tower (default: as --dtype)")
     add("--attn-implementation", default="sdpa", choices=kernels, help="attention kernel (default: sdpa)")
-    add("--device", help="cpu, cuda, cuda:1, mps ... (default: cuda if available)")
+    devices = (
+        "cpu, cuda, cuda:1, mps ...; auto spreads the model over all GPUs that are visible (default: cuda "
+    )
+    add("--device", help=f"{devices}if available)")
+    add = parser.add_argument_group("model").add_mutually_exclusive_group().add_argument
+    for bits in (8, 4):
+        text = f"quantize the layers of the language model to {bits} bits (bitsandbytes)"
+        add(f"--load-{bits}bit", dest="load_bits", action="store_const", const=bits, help=text)
+    add = parser.add_argument_group("model").add_argument
     cut = "how LLaVA-NeXT images are cut (default: paper when pruning, else llava)"
     add("--anyres", choices=("paper", "llava"), help=cut)
     text = (
@@ -202,8 +210,17 @@ def host_job(args: argparse.Namespace, model: Path | str, name: str, local_rank:
     Args:
         name: Its class; see `jobs.host.host_class`.
     """
-    ours = ("conv_mode", "anyres", "tower_dtype", "model_base", "compile", "server", "server_model")
+    ours = (
+        "conv_mode",
+        "anyres",
+        "tower_dtype",
+        "model_base",
+        "compile",
+        "server",
+        "server_model",
+    )
     given = [f"--{name.replace('_', '-')}" for name in ours if getattr(args, name, None)]
+    given += [] if args.load_bits is None else [f"--load-{args.load_bits}bit"]
     given += ["--preset"] if args.preset not in (None, "exact") else []
     config = read_object(resolve_config(model) / "config.json")
     text = config.get("text_config") or {}

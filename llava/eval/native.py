@@ -42,7 +42,7 @@ _NAMES = {
 }
 BENCHMARKS = "pope,vqav2_val,gqa,vizwiz_val,scienceqa,textvqa,mme,mmbench,mmbench_cn,mmvet"
 SETTINGS = "all,33%,20%,10%,128,64,32"
-_REHEARSAL = 8  # questions per benchmark
+_REHEARSAL, _SHORT = 8, 4  # questions per benchmark, tokens per answer
 REHEARSED = "REHEARSAL with a tiny random model: these scores mean nothing"
 
 
@@ -101,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     note = ""
     if args.model is None:
         note, args.limit = REHEARSED, args.limit or _REHEARSAL
+        args.max_new_tokens = args.max_new_tokens or _SHORT
         model: Path | str = _write_tiny(args.host, args.output.expanduser() / f"tiny-{args.host}")
         args.model = str(model)
         print(f"{note}. Set --model (CKPT_DIR, CKPT) to use your own.", flush=True)

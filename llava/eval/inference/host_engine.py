@@ -36,9 +36,12 @@ _TEMPLATES = ("chat_template.json",)  # which transformers reads with a processo
 
 
 def load_host(
-    path: str, class_name: str, device: str, dtype: str, attn_implementation: str
+    path: str, class_name: str, device: str, dtype: str, attn_implementation: str, spread: bool = False
 ) -> tuple[Any, Any, Any]:
     """Return (model, tokenizer, processor) of a checkpoint of transformers.
+
+    Args:
+        spread: Over all GPUs, by accelerate.
 
     Raises:
         ValueError: Weights are missing, or the checkpoint has no chat template.
@@ -51,8 +54,13 @@ def load_host(
     owner = tokenizer if isinstance(processor, HostParts) else processor
     if getattr(owner, "chat_template", None) is None:
         owner.chat_template = _stored_template(path)
+    options = {"device_map": "auto"} if spread else {}
     model, found = getattr(transformers, class_name).from_pretrained(
-        path, dtype=getattr(torch, dtype), attn_implementation=attn_implementation, output_loading_info=True
+        path,
+        dtype=getattr(torch, dtype),
+        attn_implementation=attn_implementation,
+        output_loading_info=True,
+        **options,
     )
     missing = sorted(found["missing_keys"])
     if missing:
@@ -60,7 +68,7 @@ def load_host(
             f"{path}: {len(missing)} weights of {class_name} are missing (first: {missing[0]}). Weights and "
             "config.json do not match; use one checkpoint's files."
         )
-    return model.to(device).eval(), tokenizer, processor
+    return (model if spread else model.to(device)).eval(), tokenizer, processor
 
 
 def _stored_template(path: str) -> str:

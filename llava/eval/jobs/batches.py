@@ -89,7 +89,9 @@ def size_by_memory(job: Job, task: Task, together: Sequence[Pruner]) -> tuple[in
     decoding = job.decoding(task.benchmark)
     text, new = text_tokens(job, task), decoding.max_new_tokens
     images = len({question.image for question in task.asked}) / max(1, len(task.asked))
-    weights = weight_bytes(language, config.vocab_size, vision, element, tower_element)
+    # Embeddings and projector are not quantized.
+    held_as = element if job.load_bits is None else job.load_bits / 8 + 0.1
+    weights = int(weight_bytes(language, config.vocab_size, vision, held_as, tower_element))
     row = question_bytes(
         language,
         config.vocab_size,

@@ -142,7 +142,6 @@ def load_model(job: Job) -> tuple[Any, Any, Any]:
         torch.cuda.set_device(job.device)
     try:
         same = (
-            "device",
             "dtype",
             "tower_dtype",
             "attn_implementation",
@@ -153,9 +152,17 @@ def load_model(job: Job) -> tuple[Any, Any, Any]:
         )
         # Every pruning setting is given, so that environment and config.json are not asked again.
         pruning = {"method": "none", "visual_token_num": 0, "important_ratio": 0.5}
-        pruning["decoder"] = job.server is None
+        loading = {"decoder": job.server is None}
+        if job.load_bits is not None:
+            loading[f"load_{job.load_bits}bit"] = True
         tokenizer, model, image_processor, _ = load_pretrained_model(
-            str(job.model), job.model_base, job.name, **{name: getattr(job, name) for name in same}, **pruning
+            str(job.model),
+            job.model_base,
+            job.name,
+            **{name: getattr(job, name) for name in same},
+            **pruning,
+            **loading,
+            device=None if job.spread else job.device,
         )
     except (ValueError, ImportError, OSError) as error:
         raise ModelError(str(error)) from error
@@ -167,6 +174,7 @@ def _load_host(job: Job) -> tuple[Any, Any, Any]:
     from llava.eval.inference.host_engine import load_host
 
     try:
-        return load_host(str(job.model), job.host, job.device, job.dtype, job.attn_implementation)
+        where = (job.device, job.dtype, job.attn_implementation, job.spread)
+        return load_host(str(job.model), job.host, *where)
     except (ValueError, ImportError, OSError) as error:
         raise ModelError(str(error)) from error

@@ -41,12 +41,16 @@ _OLD_NAMES = {
 }
 SETTING = ("model", "method", "tokens", "important_ratio", "keep")
 # What else decides the answers of a run. Scores with different values are not of one table.
-FACTS = ("preset", "weights", "dtype", "tower_dtype", "conv_mode", "temperature", "num_beams", "server")
+FACTS = (
+    *("preset", "weights", "dtype", "tower_dtype", "conv_mode", "temperature", "num_beams"),
+    *("server", "load_bits"),
+)
 _RECORDED = (*SETTING, *FACTS, "anyres", "config")  # keys of the answers' metadata
 # Validation by entry; None is allowed everywhere. Other numbers are finite and not negative.
 _TEXTS = {"model", "method", "setting", "answers_file", "config", "version", *FACTS, "anyres"}
-_TEXTS -= {"temperature", "num_beams"}
+_TEXTS -= {"temperature", "num_beams", "load_bits"}
 _COUNTS = {"tokens", "answered", "empty", "unreadable", "questions", "generated", "limit", "num_beams"}
+_COUNTS |= {"load_bits"}
 _NUMBERS = {"score", "ci_low", "ci_high", "important_ratio", "visual_tokens", "llm_gflops", "temperature"}
 _NUMBERS |= {"seconds", "questions_per_second", "keep"}
 _CONTAINERS = {"details": dict, "prefill": dict, "speed": dict, "failures": list}
@@ -82,8 +86,8 @@ class Scorecard:
         speed: Durations and rates of one setting of a sweep.
         failures: One line for every question without an answer.
         config: Hash of the configuration that made the answers.
-        preset, weights, dtype, tower_dtype, conv_mode, anyres, temperature, num_beams, server: That
-            configuration.
+        preset, weights, dtype, tower_dtype, conv_mode, anyres, temperature, num_beams, server, load_bits:
+            That configuration.
         limit: N of a run that asked only the first N questions.
         version: Version of this package that wrote the file.
         extra: Further entries, e.g. `submission` or `judge`.
@@ -123,6 +127,7 @@ class Scorecard:
     temperature: float | None = None
     num_beams: int | None = None
     server: str | None = None
+    load_bits: int | None = None
     limit: int | None = None
     version: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)

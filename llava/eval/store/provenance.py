@@ -27,6 +27,7 @@ _NOT_WRITTEN = {
     "graphs": False,
     "compile": False,
     "server": None,
+    "load_bits": None,
 }
 
 
@@ -56,6 +57,7 @@ class Configuration:
     graphs: bool = False  # captured stages; never hashed: they compute what the same stages do without
     compile: bool = False  # compiled layers; hashed if True: they compute other last bits
     server: str | None = None  # name of the model on a server that runs the language model
+    load_bits: int | None = None  # of quantized layers of the decoder
 
     def flat(self) -> dict[str, Any]:
         """Return one level of keys, pruning settings included, as stored in metadata."""
