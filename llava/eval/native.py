@@ -54,16 +54,22 @@ def host(text: str) -> str:
     return name
 
 
-def budget(text: str) -> dict[str, Any]:
-    """Parse all, a share such as 33%, or a number of tokens; returns arguments of `host_pruning`."""
+def budget(text: str) -> str:
+    """Check the text of a setting: all, a share such as 33%, or a number of tokens."""
+    try:
+        _arguments(text)
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected all, a share such as 33% or tokens") from error
+    return text
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    """Return the arguments of `host_pruning` for a setting."""
     if text == "all":
         return {"tokens": "none"}
-    try:
-        if text.endswith("%"):
-            return {"keep": argtypes.share(str(float(text[:-1]) / 100))}
-        return {"tokens": argtypes.at_least(1)(text)}
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected all, a share such as 33% or tokens") from error
+    if text.endswith("%"):
+        return {"keep": argtypes.share(str(float(text[:-1]) / 100))}
+    return {"tokens": argtypes.at_least(1)(text)}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -98,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     benchmarks = find_benchmarks(args, dict.fromkeys(args.benchmarks), parser)
-    note = ""
+    note, command = "", cli.command_of(parser, args)  # as given: a rehearsal is resumed as one
     if args.model is None:
         note, args.limit = REHEARSED, args.limit or _REHEARSAL
         args.max_new_tokens = args.max_new_tokens or _SHORT
@@ -118,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     failures = Failures()
-    session, command = Session(job, 0, args.max_failures), cli.command_of(parser, args)
+    session = Session(job, 0, args.max_failures)
     output = args.output.expanduser() / job.name
     cards = []
     for task in read_tasks(args, benchmarks, failures):
@@ -146,9 +152,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _pruners(args: argparse.Namespace) -> list[HostPruning]:
     """Return the settings, each once. Raises ValueError."""
     found = {}
-    for one in args.settings:
-        full = one == {"tokens": "none"}
-        found[host_pruning(None if full else args.method, ratio=args.ratio, seed=args.seed, **one)] = None
+    for text in args.settings:
+        method = None if text == "all" else args.method
+        one = _arguments(text)
+        found[host_pruning(method, ratio=args.ratio, seed=args.seed, **one)] = None
     return list(found)
 
 

@@ -13,7 +13,7 @@ import llava
 from helpers.answers import without_ids
 from helpers.loaded import share_models
 from helpers.synthetic_pope import make_pope
-from llava.eval import native, run
+from llava.eval import native, run, status
 from llava.eval.benchmarks import get_benchmark
 from llava.eval.inference.host_engine import load_host
 from llava.eval.jobs.host import host_class, host_pruning
@@ -165,6 +165,11 @@ def test_a_rehearsal_runs_and_resumes(data, tmp_path, capsys):
     ]
     written = (tmp_path / "tiny-qwen3_vl" / "native.md").read_text()
     assert native.REHEARSED in written and "second hand" in written and "42.6" in written
+    resume = [status.state_of(*found).command for found in status.find_runs(tmp_path)]
+    assert len(resume) == 3
+    for text in resume:  # the command as it was given, so that it is a rehearsal again
+        assert "--settings all,50%,8" in text.replace("'", "") and f"--output {tmp_path}" in text
+        assert "--model" not in text
     assert native.main(command) == 0
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert again["scores"] == document["scores"]

@@ -82,6 +82,8 @@ def test_a_run_asks_the_server_and_has_the_same_answers(data, local, loaded, tmp
         # a finished run asks nothing
         assert run.main(arguments(data, tmp_path, "--server", stub.url)) == 0 and len(stub.asked) == 12
     assert json.loads((tmp_path / "score.json").read_text())["server"] == "llava"
+    # nor does it need the server, if the model is named
+    assert run.main(arguments(data, tmp_path, "--server", stub.url, "--server-model", "llava")) == 0
     capsys.readouterr()
     with stub_vllm(*loaded, name="other") as stub:
         assert run.main(arguments(data, tmp_path, "--server", stub.url)) == 1 and not stub.asked

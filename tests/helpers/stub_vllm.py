@@ -105,7 +105,8 @@ class StubVllm:
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         document = {"model": self.name, "choices": [choice], "usage": {"prompt_tokens": len(expanded)}}
         if self.returns_ids and body.get("return_token_ids"):
-            choice["token_ids"], document["prompt_token_ids"] = said, expanded
+            ended = [] if len(said) == body["max_completion_tokens"] else [self.tokenizer.eos_token_id]
+            choice["token_ids"], document["prompt_token_ids"] = [*said, *ended], expanded
         return document
 
 

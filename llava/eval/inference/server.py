@@ -28,7 +28,7 @@ from torch import Tensor
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.endpoint import EndpointError, JsonEndpoint
-from llava.model.decode import Decoding, Row
+from llava.model.decode import Decoding, Row, until_stop
 
 _TIMEOUT, _ATTEMPTS = (
     300.0,
@@ -178,7 +178,7 @@ class VllmServer:
             return self.failure
         try:
             document = self.endpoint.request("/chat/completions", self._body(prompt, decoding, stops))
-            reply, ids, count = self._read(document)
+            reply, ids, count = self._read(document, set(stops))
             wrong = prompt_difference(prompt.row, ids, count)
         except EndpointError as error:
             if error.status in _OF_ONE_QUESTION and self._answered:
@@ -225,7 +225,7 @@ class VllmServer:
         body |= {"seed": prompt.seed} if sample and prompt.seed is not None else {}
         return body if self.model is None else {"model": self.model, **body}
 
-    def _read(self, document: Any) -> tuple[Reply, list[int] | None, int | None]:
+    def _read(self, document: Any, stops: set[int]) -> tuple[Reply, list[int] | None, int | None]:
         """Return the reply, the ids of its prompt and their number, as far as the server gives them."""
         try:
             choice = document["choices"][0]
@@ -242,7 +242,8 @@ class VllmServer:
                 f"{self.endpoint.base_url}: the reply is not an OpenAI chat completion ({error}). Use the "
                 "address of a vLLM server."
             ) from error
-        return Reply(text or "", None if lists[0] is None else tuple(lists[0])), lists[1], count
+        said = None if lists[0] is None else tuple(until_stop(lists[0], stops))
+        return Reply(text or "", said), lists[1], count
 
     def _explained(self, error: EndpointError) -> str:
         """Return the text of an error with what to do about it."""
