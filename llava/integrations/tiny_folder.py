@@ -79,7 +79,8 @@ def _tokenizer(name: str) -> Any:
         "{% for part in messages[0]['content'] %}{% if part['type'] == 'image' %}"
         + _IMAGES[name]
         + "{% else %}"
-        "User: {{ part['text'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}\nAnswer: {% endif %}"
+        "User: {{ part['text'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '\\nAnswer: ' }}"
+        "{% endif %}"
     )
     return tokenizer
 
@@ -96,5 +97,5 @@ def _image_processor(name: str) -> Any:
         options = {"size": {"height": height, "width": width}, "crop_to_patches": True}
         return slow("GotOcr2ImageProcessor")(min_patches=1, max_patches=4, **options)
     half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if name == "qwen3_vl" else {}
-    size = {"shortest_edge": 8 * 8 * 16, "longest_edge": 8 * 8 * 64}
+    size = {"shortest_edge": 8 * 8 * 16, "longest_edge": 8 * 8 * 160}
     return slow("Qwen2VLImageProcessor")(patch_size=4, merge_size=2, temporal_patch_size=2, size=size, **half)

@@ -76,15 +76,12 @@ def answers(output: Path) -> list[tuple[str, int]]:
 
 @pytest.mark.parametrize(
     ("name", "flags", "budget"),
-    [
-        ("qwen3_vl", ["--keep", "0.33"], {"keep": 0.33}),
-        ("internvl", ["--tokens", "5"], {"tokens": 5}),
-        ("qwen3_vl", [], {}),
-    ],
+    [("qwen3_vl", ["--keep", "0.33"], {"keep": 0.33}), ("internvl", [], {})],
 )
 def test_answers_are_those_of_generate(models, data, tmp_path, name, flags, budget):
     assert run.main(arguments(models[name], data, tmp_path, *flags)) == 0
     assert answers(tmp_path) == by_hand(models[name], name, data, **budget)
+    assert len({text for text, _ in answers(tmp_path)}) > 1
     rows = without_ids(tmp_path / "answers.jsonl")
     of = rows[0]["metadata"]
     assert (of["conv_mode"], of["method"]) == ("chat template", "vispruner" if budget else "none")
