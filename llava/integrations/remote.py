@@ -1,8 +1,8 @@
 """Prune models that transformers does not define, whose code comes with their checkpoint.
 
-    model = load_remote("OpenGVLab/InternVL-Chat-ViT-6B-Vicuna-13B", trust_remote_code=True)
+    model = load_remote("Qwen/Qwen-VL-Chat", trust_remote_code=True)
     prompt = arguments_of(decoder, lambda: model(**inputs))  # what the decoder would get
-    kept = keep_places(features, cue, tokens=144)  # (images, N, C), (images, N) -> (images, K)
+    kept = keep_places(features, cue, tokens=128)  # (images, N, C), (images, N) -> (images, K)
     index = kept_index(visual, kept)  # (B, S) -> (B, S')
     prompt = select_tokens(prompt, index)
     answers = generate(step, prompt, max_new_tokens=32, stops={2})
