@@ -190,9 +190,7 @@ def test_printed_templates_make_our_prompts(loaded, mode, capsys):
 
     assert vllm_client.main(["--print-template", mode]) == 0
     content = '<image>\nIs it "red" {{ 1 }} ü?\nYes.'
-    made = jinja2.Template(capsys.readouterr().out).render(
-        messages=[{"role": "user", "content": content}]
-    )
+    made = jinja2.Template(capsys.readouterr().out).render(messages=[{"role": "user", "content": content}])
     conversation = conv_templates[mode].copy()
     conversation.append_message(conversation.roles[0], content)
     conversation.append_message(conversation.roles[1], None)
