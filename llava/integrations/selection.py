@@ -73,7 +73,7 @@ def select_tokens(base: nn.Module, pruning: Pruning, seen: Seen) -> Choice:
             pruner = pruning.pruner(budget)
             kept = _keep(pruner, [row for _, row in part])
             for i, (number, row) in enumerate(part):
-                _apply(base, host, choice, pruner, row, kept[i : i + 1])
+                _apply(base, host, choice, pruner, seen.modality, row, kept[i : i + 1])
                 results[number] = _kept_row(seen, row, kept.indices[i].cpu(), kept.important[i].cpu())
     place = 0
     for number, row in enumerate(found.rows):
@@ -103,7 +103,9 @@ def _identity(pixels: Tensor) -> str:
     return hashlib.sha256(values.tobytes()).hexdigest()
 
 
-def _apply(base: nn.Module, host: Host, choice: Choice, pruner: Pruner, row: HostRow, kept: Kept) -> None:
+def _apply(
+    base: nn.Module, host: Host, choice: Choice, pruner: Pruner, modality: str, row: HostRow, kept: Kept
+) -> None:
     """Write what one row keeps into `choice`."""
     places, indices = row.places, kept.indices[0].cpu()
     choice.keep[places[places >= 0]] = False
@@ -113,10 +115,10 @@ def _apply(base: nn.Module, host: Host, choice: Choice, pruner: Pruner, row: Hos
         mine = places[indices]
         choice.keep[mine[mine >= 0]] = True
         return
-    if not bool((places[1:] == places[:-1] + 1).all()):
+    if not host.merges.get(modality, False) or not bool((places[1:] == places[:-1] + 1).all()):
         raise ValueError(
-            f"method: {pruner.name!r} merges tokens, which have no place between the rows of crops that were "
-            "stitched. Choose a method that keeps tokens as they are."
+            f"method: {pruner.name!r} merges tokens, for which {modality} tokens have no place here. Choose "
+            "a method that keeps tokens as they are."
         )
     column = indices != NO_TOKEN
     taken = places[_places_of_merged(indices[column], len(places))]
