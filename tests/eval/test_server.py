@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers.answers import without_ids
+from helpers.loaded import share_models
 from helpers.stub_vllm import StubVllm, stub_vllm
 from helpers.synthetic_pope import make_pope
 from llava import endpoint
@@ -51,9 +52,16 @@ def retry(monkeypatch, timeout: float = 30, attempts: int = 3) -> None:
     monkeypatch.setattr(server, "JsonEndpoint", fast)
 
 
+@pytest.fixture(scope="module")
+def shared():
+    """Load the model of the commands once; the run of the first test loads its own, without the decoder."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield share_models(patch)
+
+
 def arguments(data: Path, output: Path, *more: str, tokens: str = "16") -> list[str]:
     command = ["--benchmark", "pope", "--model", str(MODEL), "--data", str(data), "--output", str(output)]
-    return [*command, "--tokens", tokens, "--max-new-tokens", "3", "--batch-size", "5", *more]
+    return [*command, "--tokens", tokens, "--max-new-tokens", "2", "--batch-size", "5", *more]
 
 
 def texts(path: Path) -> list[tuple[int, str]]:
@@ -101,15 +109,15 @@ def test_the_decoder_is_not_loaded(data, loaded, tmp_path):
         model(input_ids=torch.tensor([[1, 5]]))
 
 
-@pytest.mark.parametrize("fault", [429, 503, "close"])
-def test_faults_that_pass_are_retried(data, local, loaded, tmp_path, fault):
+@pytest.mark.parametrize("fault", [429, "close"])
+def test_faults_that_pass_are_retried(shared, data, local, loaded, tmp_path, fault):
     with stub_vllm(*loaded, fault=lambda number: fault if number in (0, 6, 7) else None) as stub:
         assert run.main(arguments(data, tmp_path, "--server", stub.url)) == 0
         assert len(stub.asked) == 15
     assert texts(tmp_path / "answers.jsonl") == texts(local)
 
 
-def test_a_reply_that_does_not_come_is_asked_for_again(data, local, loaded, tmp_path, monkeypatch):
+def test_a_reply_that_does_not_come_is_asked_for_again(shared, data, local, loaded, tmp_path, monkeypatch):
     retry(monkeypatch, 1.0, 9)
     with stub_vllm(*loaded, fault=lambda number: 2.0 if number == 3 else None) as stub:
         assert run.main(arguments(data, tmp_path, "--server", stub.url)) == 0
@@ -118,7 +126,7 @@ def test_a_reply_that_does_not_come_is_asked_for_again(data, local, loaded, tmp_
 
 
 @pytest.mark.parametrize("fault", [500, "close", "html", 403])
-def test_a_server_that_dies_loses_nothing(data, local, loaded, tmp_path, capsys, fault):
+def test_a_server_that_dies_loses_nothing(shared, data, local, loaded, tmp_path, capsys, fault):
     with stub_vllm(*loaded, fault=lambda number: fault if number > 6 else None) as stub:
         assert run.main(arguments(data, tmp_path, "--server", stub.url)) == 1
         kept = len((tmp_path / "answers.jsonl").read_text().splitlines())
@@ -137,7 +145,7 @@ def test_a_server_that_dies_loses_nothing(data, local, loaded, tmp_path, capsys,
     assert texts(tmp_path / "answers.jsonl") == texts(local)
 
 
-def test_a_question_that_the_server_refuses_is_skipped(data, local, loaded, tmp_path, capsys):
+def test_a_question_that_the_server_refuses_is_skipped(shared, data, local, loaded, tmp_path, capsys):
     with stub_vllm(*loaded, fault=lambda number: 400 if number == 8 else None) as stub:
         assert run.main(arguments(data, tmp_path, "--server", stub.url)) == 1
         assert len(stub.asked) == 12
@@ -153,7 +161,7 @@ def asked(capsys, data: Path, tmp_path: Path, *more: str) -> str:
     return error
 
 
-def test_wrong_servers(data, loaded, tmp_path, capsys):
+def test_wrong_servers(shared, data, loaded, tmp_path, capsys):
     with stub_vllm(*loaded) as stub:
         assert "/wrong/v1/models: request rejected (404" in asked(
             capsys, data, tmp_path, "--server", f"{stub.url}/wrong"
@@ -174,7 +182,7 @@ def test_wrong_servers(data, loaded, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("returns_ids", [True, False])
-def test_another_chat_template_is_refused(data, loaded, tmp_path, capsys, returns_ids):
+def test_another_chat_template_is_refused(shared, data, loaded, tmp_path, capsys, returns_ids):
     template = "USER: {{ messages[0]['content'] }} ASSISTANT:"
     with stub_vllm(*loaded, template=template, returns_ids=returns_ids) as stub:
         error = asked(capsys, data, tmp_path, "--server", stub.url)
@@ -214,7 +222,7 @@ def test_what_a_server_cannot_do_is_refused_before_it_is_asked(data, tmp_path, c
     assert "there is no --server" in capsys.readouterr().err
 
 
-def test_the_client_asks_about_one_and_several_images(loaded, capsys):
+def test_the_client_asks_about_one_and_several_images(shared, loaded, capsys):
     model, tokenizer = loaded
     with stub_vllm(*loaded) as stub:
         base = ["--server", stub.url, "--model", str(MODEL), "--tokens", "9", "--max-new-tokens", "4"]
