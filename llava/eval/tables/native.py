@@ -44,7 +44,7 @@ def native_tables(title: str, host: str, cards: Sequence[Scorecard], note: str =
         title: Name of the model.
         host: Family, as in `natives.json`.
         cards: Of all benchmarks and settings, in the order of the table.
-        note: Shown first below the measured scores.
+        note: Shown first below every table.
     """
     found: dict[str, dict[str, Scorecard]] = {}
     for card in cards:
@@ -71,10 +71,10 @@ def native_tables(title: str, host: str, cards: Sequence[Scorecard], note: str =
         "Both are relative to all tokens of the same model as measured here."
     )
     tables = [Table(f"{title}: measured", header, rows, notes, ["left"])]
-    return [*tables, *[_published(one, found) for one in published_natives(host)]]
+    return [*tables, *[_published(one, found, note) for one in published_natives(host)]]
 
 
-def _published(table: dict[str, Any], found: dict[str, dict[str, Scorecard]]) -> Table:
+def _published(table: dict[str, Any], found: dict[str, dict[str, Scorecard]], note: str) -> Table:
     """Return a published table, with the measured scores of the same settings beside it."""
     header, rows = ["method", "tokens"], []
     for name in table["columns"]:
@@ -94,7 +94,8 @@ def _published(table: dict[str, Any], found: dict[str, dict[str, Scorecard]]) ->
             cells += [f"{value:.1f}", number(own[name].score if name in own else None, ".1f")]
         rows.append(TableRow([TableCell(cell) for cell in cells]))
     rules = "; ".join(f"{_title(name)}: {rule}" for name, rule in table["rules"].items())
-    notes = [
+    notes = [note] if note else []
+    notes += [
         f"Published: {table['source']}. {table['certainty'][0].upper()}{table['certainty'][1:]}.",
         f"Rules of the published scores: {rules}. Measured: the rules of this repository, as in the table "
         "above, so that the two columns of a benchmark are not the same number.",
