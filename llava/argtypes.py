@@ -34,6 +34,14 @@ def ratio(text: str) -> float:
     return number
 
 
+def share(text: str) -> float:
+    """Parse a share in (0, 1]."""
+    found = ratio(text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0, up to 1")
+    return found
+
+
 def failures(text: str) -> int | float:
     """Parse a number of failures, or a share of the questions: a number in [0, 1] with a point."""
     try:

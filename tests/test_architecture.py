@@ -26,15 +26,20 @@ ALLOWED = {
     "llava.integrations": "llava llava.model llava.pruning",
     "llava.eval.benchmarks": "llava",
     "llava.eval.store": LOW + "llava.eval.benchmarks",
-    "llava.eval.inference": LOW + "llava.eval.benchmarks",
+    "llava.eval.inference": LOW + "llava.integrations llava.eval.benchmarks",
     "llava.eval.metrics": LOW + "llava.eval.benchmarks llava.eval.store",
-    "llava.eval.jobs": LOW + "llava.eval.benchmarks llava.eval.store llava.eval.inference llava.eval.metrics",
+    "llava.eval.jobs": LOW
+    + "llava.integrations llava.eval.benchmarks llava.eval.store llava.eval.inference llava.eval.metrics",
     "llava.eval.tables": LOW + "llava.eval.benchmarks llava.eval.metrics",
-    "llava.eval": LOW + "llava.eval.*",
+    "llava.eval": LOW + "llava.integrations llava.eval.*",
     "llava.analysis": LOW + "llava.eval llava.eval.*",
     "llava.tiny": "llava llava.model",
 }
-ROOM_OF = {"llava": "llava.__init__", "llava.eval.tables.__main__": "llava.eval"}
+ROOM_OF = {
+    "llava": "llava.__init__",
+    "llava.eval.tables.__main__": "llava.eval",  # commands
+    "llava.integrations.vllm_client": "llava.eval",
+}
 
 FILES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path

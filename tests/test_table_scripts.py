@@ -55,6 +55,25 @@ def test_the_papers_tables(script: str, table: str, sandbox: Sandbox) -> None:
     )
 
 
+def test_a_model_of_transformers(sandbox: Sandbox) -> None:
+    assert command(sandbox, "native", "qwen3_vl", "--limit", "3") == (
+        "llava.eval.native --host qwen3_vl --output outputs/native --limit 3"
+    )
+    given = {"CKPT_DIR": "models", "CKPT": "Qwen", "DATA_DIR": "-data", "METHOD": "random"}
+    given["OUT_DIR"] = str(sandbox.repo / "elsewhere")
+    assert command(sandbox, "native", "internvl", **given) == (
+        "llava.eval.native --host internvl --model models/Qwen --data ./-data --method random "
+        "--output elsewhere/native"
+    )
+    done = sandbox.run("--limit", "3", script="tables/native.sh", **UNSET)
+    assert done.returncode == 2 and "HOST is missing" in done.stderr
+
+
+def test_other_models_are_explained(sandbox: Sandbox) -> None:
+    done = sandbox.run(script="tables/other_vlms.sh", **UNSET)
+    assert all(name in done.stdout for name in ("Qwen/Qwen-VL", "OpenGVLab/InternVL-Chat", "THUDM/cogvlm"))
+
+
 def test_the_extra_for_plots_is_installed(sandbox: Sandbox) -> None:
     done = sandbox.run(script="tables/llava_1_5_7b.sh", **{**UNSET, "VISPRUNER_SYSTEM_PYTHON": ""})
     assert done.returncode == 0, done.stderr

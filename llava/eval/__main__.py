@@ -25,6 +25,7 @@ COMMANDS = {
     "video": ("llava.eval.video", "score answers to the video sets"),
     "compare": ("llava.eval.compare", "compare two answer files question by question"),
     "data": ("llava.eval.data", "check which benchmark data is present"),
+    "native": ("llava.eval.native", "evaluate a model of transformers at several budgets"),
     "tables": ("llava.eval.tables.__main__", "compare scores with the published tables"),
     "paper": ("llava.eval.paper", "run everything that the paper reports, into one report"),
     "overlay": ("llava.analysis.overlay", "draw the kept tokens on an image"),

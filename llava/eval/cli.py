@@ -10,6 +10,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,14 @@ from llava.argtypes import at_least, failures, ratio
 from llava.environment import check_environment
 from llava.eval.benchmarks import Benchmark, DataError, DataIssue, Score, benchmark_name
 from llava.eval.inference.memory import MOST_QUESTIONS
+from llava.eval.jobs.host import host_class, with_host
 from llava.eval.jobs.job import Job, resolve_job, resolve_pruner
 from llava.eval.jobs.session import MethodUnavailable, ModelError, TooManyFailures
 from llava.eval.metrics.scorecard import Scorecard
 from llava.eval.store.answer_file import AnswerFileError
 from llava.model.checkpoint import CheckpointError
-from llava.model.checkpoint.find import local_folder
+from llava.model.checkpoint.entries import read_object
+from llava.model.checkpoint.find import local_folder, resolve_config
 from llava.model.checkpoint.folder import CheckpointFolder
 from llava.table import number, text_table
 
@@ -35,7 +38,7 @@ _PATHS = ("model", "model_base")  # arguments that are folders or names on the H
 _SHOWN = 50  # failures listed at the end
 _JOB_ARGUMENTS = (
     *("device", "dtype", "tower_dtype", "attn_implementation", "preset", "conv_mode", "batch_size"),
-    *("model_base",),
+    *("model_base", "load_bits"),
     *("max_new_tokens", "temperature", "top_p", "num_beams", "seed", "num_workers", "graphs", "compile"),
 )
 
@@ -125,7 +128,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=DTYPES, help="language model (default: float32 on a CPU, else the checkpoint's)")
     add("--tower-dtype", choices=DTYPES, help="vision tower (default: as --dtype)")
     add("--attn-implementation", default="sdpa", choices=kernels, help="attention kernel (default: sdpa)")
-    add("--device", help="cpu, cuda, cuda:1, mps ... (default: cuda if available)")
+    devices = (
+        "cpu, cuda, cuda:1, mps ...; auto spreads the model over all GPUs that are visible (default: cuda "
+    )
+    add("--device", help=f"{devices}if available)")
+    add = parser.add_argument_group("model").add_mutually_exclusive_group().add_argument
+    for bits in (8, 4):
+        text = f"quantize the layers of the language model to {bits} bits (bitsandbytes)"
+        add(f"--load-{bits}bit", dest="load_bits", action="store_const", const=bits, help=text)
+    add = parser.add_argument_group("model").add_argument
     cut = "how LLaVA-NeXT images are cut (default: paper when pruning, else llava)"
     add("--anyres", choices=("paper", "llava"), help=cut)
     text = (
@@ -157,6 +168,65 @@ def add_inference_arguments(
     graphs = "launch every kernel by itself instead of replaying CUDA graphs (also VISPRUNER_GRAPHS=0)"
     add("--no-graphs", dest="graphs", action="store_const", const=False, help=graphs)
     add("--compile", action="store_true", help="compile layers, on CUDA: faster, with other last bits")
+
+
+def add_server_arguments(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """Add the server that runs the language model."""
+    add = parser.add_argument_group("server").add_argument
+    text = (
+        "address of a vLLM server with --enable-mm-embeds that runs the language model; --batch-size is the "
+    )
+    text += "number of requests at the same time; OPENAI_API_KEY is sent if it is set"
+    add("--server", required=required, metavar="URL", help=text + ("" if required else " (default: none)"))
+    add("--server-model", metavar="NAME", help="name of the model there (default: its only one)")
+
+
+def with_server(job: Job, pruner: Pruner, url: str, model: str | None) -> Job:
+    """Return the job with a server as its language model.
+
+    Raises:
+        EndpointError: There is no such server, or it has several models.
+        ValueError: The server cannot do what is asked.
+    """
+    from llava.eval.inference.server import VllmServer
+
+    refused = {
+        f"--num_beams {job.num_beams}: a server decodes without beams. Use 1": job.num_beams > 1,
+        f"--method {pruner.name}: prunes inside the language model, which the server runs. Choose a method "
+        "that prunes the image's tokens": pruner.acts_in != "image",
+        "--tokens 0: a server takes no image without tokens. Use 1 or more": pruner.tokens == 0,
+        f"--method {pruner.name}: needs the original positions of the kept tokens, which a server does not "
+        "take. Choose another method": pruner.positions == "original",
+    }
+    for problem, found in refused.items():
+        if found:
+            raise ValueError(problem)
+    return replace(job, server=url, server_model=VllmServer.connect(url, model).model)
+
+
+def host_job(args: argparse.Namespace, model: Path | str, name: str, local_rank: int | None = None) -> Job:
+    """Return the job of a model of transformers. Raises ValueError, also for options that it does not have.
+
+    Args:
+        name: Its class; see `jobs.host.host_class`.
+    """
+    ours = (
+        "conv_mode",
+        "anyres",
+        "tower_dtype",
+        "model_base",
+        "compile",
+        "server",
+        "server_model",
+    )
+    given = [f"--{name.replace('_', '-')}" for name in ours if getattr(args, name, None)]
+    given += [] if args.load_bits is None else [f"--load-{args.load_bits}bit"]
+    given += ["--preset"] if args.preset not in (None, "exact") else []
+    config = read_object(resolve_config(model) / "config.json")
+    text = config.get("text_config") or {}
+    saved = {"dtype": config.get("dtype") or config.get("torch_dtype") or text.get("dtype")}
+    job = job_of(args, model, {**config, **saved, "torch_dtype": None}, None, local_rank)
+    return with_host(job, name, given)
 
 
 def add_data_argument(parser: argparse.ArgumentParser) -> None:
@@ -224,9 +294,16 @@ def pruner_of(args: argparse.Namespace, config: dict[str, Any]) -> tuple[Pruner,
 
 
 def model_folder(
-    args: argparse.Namespace, parser: argparse.ArgumentParser, option: str = "--model"
+    args: argparse.Namespace,
+    parser: argparse.ArgumentParser,
+    option: str = "--model",
+    hosts: bool = False,
 ) -> Path | str:
-    """Return the checkpoint of --model (or of `option`), checked as far as possible without loading it."""
+    """Return the checkpoint of --model (or of `option`), checked as far as possible without loading it.
+
+    Args:
+        hosts: Accept models of transformers; see `jobs.host`.
+    """
     if is_bundled(args.model):
         folder = Path(args.model).expanduser() if args.model else paths.BUNDLED_MODEL
         return paths.require_bundled(folder / "config.json", "--model (CKPT_DIR, CKPT)").parent
@@ -239,6 +316,8 @@ def model_folder(
     folder, base = folders
     if folder is None:
         return args.model  # a name on the hub
+    if hosts and host_class(folder) is not None:
+        return folder
     if given is None or base is not None:
         try:
             CheckpointFolder(folder, base).check()
@@ -297,6 +376,7 @@ def print_settings(benchmark: Benchmark, cards: Sequence[Scorecard]) -> None:
     rows = []
     for card in cards:
         speed, budget = card.speed or {}, "all" if card.tokens is None else str(card.tokens)
+        budget = budget if card.keep is None else f"{100 * card.keep:g}%"
         interval = "-" if card.ci_low is None else f"[{card.ci_low:.1f}, {card.ci_high:.1f}]"
         row = [card.method, number(card.important_ratio, "g"), budget, number(card.score, ".2f"), interval]
         row += [number(card.visual_tokens, ".1f"), number(card.llm_gflops, ".3g"), str(card.answered)]

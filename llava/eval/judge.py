@@ -6,36 +6,31 @@
 For MM-Vet and the video sets. Each reply is stored, with the judge and the instruction, before the next
 question is sent, so rerunning the command resumes it. `python -m llava.eval.score` finds the grades next to
 the answers. Grades of two judges or two instructions are not comparable: stored grades of another judge are
-refused, and need another --output. The key is read from OPENAI_API_KEY; local servers need none. The only
-request is sent with urllib, because one POST with retries does not justify the `openai` package.
+refused, and need another --output. The key is read from OPENAI_API_KEY; local servers need none.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import os
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llava.argtypes import at_least
+from llava.endpoint import EndpointError, JsonEndpoint
 from llava.eval import cli
 from llava.eval.benchmarks import DataError, get_benchmark
-from llava.eval.benchmarks.files import load_json, read_text
+from llava.eval.benchmarks.files import read_text
 from llava.eval.benchmarks.joining import check_not_empty
 from llava.eval.benchmarks.judging import Judge
 from llava.eval.score import print_score
 from llava.eval.store.atomic import write_atomically
 
 JUDGED = ("mmvet", "tgif", "msvd", "msrvtt", "activitynet")
-_TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504}
 
 
 @dataclass
@@ -55,31 +50,19 @@ class Endpoint:
         body = {"model": self.model, "messages": messages}
         options = {"temperature": temperature, "max_tokens": max_tokens}
         body |= {name: value for name, value in options.items() if value is not None}
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        headers["Content-Type"] = "application/json"
-        address = self.base_url.rstrip("/") + "/chat/completions"
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
-        for attempt in range(self.attempts):
-            time.sleep(self.seconds * 2 ** (attempt - 1) if attempt else 0)
-            try:
-                with urllib.request.urlopen(request, timeout=120) as response:
-                    document = load_json(response.read())
-                reply = document["choices"][0]["message"]["content"]
-                if not isinstance(reply, str | None):
-                    raise TypeError(f"content is a {type(reply).__name__}")
-                return reply or "", str(document.get("model", self.model))
-            except urllib.error.HTTPError as error:
-                reason = f"{error.code}: {error.read(500).decode(errors='replace')}"
-                if error.code not in _TRANSIENT:
-                    raise DataError(f"{address}: request rejected ({reason})") from error
-            except (OSError, http.client.HTTPException) as error:
-                reason = str(error)
-            except (ValueError, LookupError, TypeError) as error:
-                raise DataError(f"{address}: reply is not an OpenAI chat completion ({error})") from error
-        raise DataError(
-            f"{address}: no answer after {self.attempts} attempts ({reason}). Finished grades are kept; run "
-            "the same command again to resume."
-        )
+        endpoint = JsonEndpoint(self.base_url, self.key, self.attempts, self.seconds)
+        try:
+            document = endpoint.request("/chat/completions", body)
+        except EndpointError as error:
+            kept = "" if error.status else " Finished grades are kept; run the same command again to resume."
+            raise DataError(f"{error}{kept}") from error
+        try:
+            reply = document["choices"][0]["message"]["content"]
+            if not isinstance(reply, str | None):
+                raise TypeError(f"content is a {type(reply).__name__}")
+            return reply or "", str(document.get("model", self.model))
+        except (LookupError, TypeError, AttributeError) as error:
+            raise DataError(f"{self.base_url}: reply is not an OpenAI chat completion ({error})") from error
 
 
 def build_parser() -> argparse.ArgumentParser:

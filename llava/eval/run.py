@@ -13,6 +13,9 @@ and srun are recognized by their environment variables; --num-chunks N --chunk-i
 Questions are sharded by image. Process I of N appends to OUTPUT/N_I.jsonl, and the one that finds all
 questions answered merges and scores. The next start answers what a failed process left open, with any number
 of processes.
+
+--server URL runs the language model on a vLLM server (--enable-mm-embeds); tower, projector and pruning run
+here. Its answers are another configuration than local ones, with folders of their own.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ from llava.eval import cli, submit
 from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark, list_benchmarks
 from llava.eval.jobs import execute, processes
 from llava.eval.jobs.execute import SettingRun
-from llava.eval.jobs.job import Task, read_task, resolve_pruner, setting_name
+from llava.eval.jobs.host import host_class, host_pruning
+from llava.eval.jobs.job import Job, Task, read_task, resolve_pruner, setting_name
 from llava.eval.jobs.session import Session, TooManyFailures
 from llava.eval.score import print_score
 from llava.model.checkpoint.config import stored_config
@@ -46,6 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     budget += "VISPRUNER_TOKENS, else config.json, else none)"
     add("--tokens", type=argtypes.tokens, metavar="N|none", help=budget)
     add("--ratio", type=argtypes.ratio, help="share selected by [CLS] attention (default: 0.5)")
+    share = "share of the visual tokens to keep, above 0, for models of transformers (default: as --tokens)"
+    add("--keep", type=argtypes.share, help=share)
     add = parser.add_argument
     add("--output", type=Path, help="folder (default: OUTPUT_DIR/BENCHMARK/MODEL/SETTING)")
     add("--output-dir", type=Path, default=Path("outputs"), help="(default: outputs)")
@@ -62,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(fixed=False)
     cli.add_model_arguments(parser)
     cli.add_inference_arguments(parser)
+    cli.add_server_arguments(parser)
     return parser
 
 
@@ -83,14 +90,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     benchmark.allow_outside = args.allow_outside_images
     if not quiet:
         cli.announce_bundled(cli.is_bundled(args.model), args.data is None)
-    model = cli.model_folder(args, parser)
+    model = cli.model_folder(args, parser, hosts=True)
+    host = host_class(model)
     task = read_task(benchmark, args.data, args.limit)
+    local_rank = rank.local_rank if rank.size > 1 else None
     try:
-        config = stored_config(model, args.model_base)
-        pruner, anyres = resolve_pruner(
-            config, args.method, args.tokens, args.ratio, args.anyres, args.seed, args.preset
-        )
-        job = cli.job_of(args, model, config, anyres, rank.local_rank if rank.size > 1 else None)
+        if host is not None:
+            pruner = host_pruning(args.method, args.tokens, args.ratio, args.keep, args.seed)
+            job = cli.host_job(args, model, host, local_rank)
+        else:
+            job, pruner = _own_job(args, model, parser, local_rank)
     except ValueError as error:
         parser.error(str(error))
     if args.num_processes > 1 and ":" in job.device:
@@ -108,8 +117,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{job.conv_mode}, {job.dtype} on {job.device.split(':')[0]}"
         + (f", preset {job.preset}" if job.preset != "exact" else "")
         + (f", {size} processes" if size > 1 else "")
+        + (f", language model {job.server_model} at {job.server}" if job.server else "")
     )
-    output = args.output or args.output_dir / benchmark.name / job.name / setting_name(pruner)
+    setting = setting_name(pruner) + ("-server" if job.server else "")
+    output = args.output or args.output_dir / benchmark.name / job.name / setting
     command = cli.command_of(parser, args, ("num_chunks", "chunk_idx"))
     several = {"size": size, "exclusive": args.num_processes > 1}
     run = SettingRun.open(job, task, pruner, output.expanduser(), **several, command=command)
@@ -174,6 +185,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         execute.answer(session, task, [run])
     return max(_finish(args, task, run), failed)
+
+
+def _own_job(
+    args: argparse.Namespace, model: Path | str, parser: argparse.ArgumentParser, local_rank: int | None
+) -> tuple[Job, Any]:
+    """Return the job and the pruner of a LLaVA checkpoint. Raises ValueError and EndpointError."""
+    if args.keep is not None:
+        parser.error(f"--keep {args.keep:g}: only for models of transformers. Set --tokens")
+    config = stored_config(model, args.model_base)
+    given = (args.method, args.tokens, args.ratio, args.anyres, args.seed, args.preset)
+    pruner, anyres = resolve_pruner(config, *given)
+    job = cli.job_of(args, model, config, anyres, local_rank)
+    if args.server is not None:
+        return cli.with_server(job, pruner, args.server, args.server_model), pruner
+    if args.server_model is not None:
+        parser.error(f"--server-model {args.server_model}: there is no --server. Set its address")
+    return job, pruner
 
 
 def _rank(args: argparse.Namespace, parser: argparse.ArgumentParser) -> processes.RankInfo:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from llava.eval.jobs.job import Job
+    from llava.model.decode import Row
     from llava.pruning import Pruner
 
 _URL = ("http://", "https://")
@@ -177,16 +178,20 @@ def _download(address: str) -> bytes:
         ) from error
 
 
-def _generate(job: Job, pruner: Pruner, images: Sequence[Image.Image], query: str) -> str:
-    """Load the model and return its answer."""
-    session = Session(job)
-    engine = session.engine(Task(()))
-    session.check_method(pruner)
+def prompt_row(engine: Any, job: Job, pruner: Pruner, images: Sequence[Image.Image], query: str) -> Row:
+    """Return the prompt of a question about images, with their pruned visual tokens.
+
+    Args:
+        engine: Of the job's session.
+        query: Question, with IMAGE_PLACEHOLDER for every image or none.
+
+    Raises:
+        DataError: The prompt is too long.
+    """
     import torch
 
-    from llava.eval.inference.engine import not_finite
     from llava.mm_utils import process_images, tokenizer_image_token
-    from llava.model.decode import Row, generate
+    from llava.model.decode import Row
     from llava.model.splice import ContextLimits
 
     model, tokenizer = engine.model, engine.tokenizer
@@ -212,11 +217,28 @@ def _generate(job: Job, pruner: Pruner, images: Sequence[Image.Image], query: st
     row = Row(ids, visual, crops=len(first.kept.indices), places=first.places, span=first.span)
     if reason := limits.refuse(row.length, sum(map(len, visual))):
         raise DataError(f"--query: {reason}.")
+    return row
+
+
+def _generate(job: Job, pruner: Pruner, images: Sequence[Image.Image], query: str) -> str:
+    """Load the model and return its answer."""
+    session = Session(job)
+    engine = session.engine(Task(()))
+    session.check_method(pruner)
+    import torch
+
+    from llava.eval.inference.engine import not_finite
+    from llava.model.decode import generate
+    from llava.model.splice import ContextLimits
+
+    model, tokenizer = engine.model, engine.tokenizer
+    row = prompt_row(engine, job, pruner, images, query)
     torch.manual_seed(job.seed)
     try:
         (answer,) = generate(model, tokenizer, [row], engine.decoding, pruner)
     except ValueError as error:  # a method inside the language model that cannot do this
         raise DataError(str(error)) from error
+    limits = ContextLimits.of(model.config)
     reason = not_finite(model) if answer is None else limits.overrun(row.length, len(answer))
     if reason is not None:
         raise DataError(f"--query: {reason}.")

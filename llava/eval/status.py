@@ -262,6 +262,10 @@ def _card(run: RunState, folder: Path, config: str | None) -> Scorecard | None:
     return found
 
 
+# Commands whose option names the folder above BENCHMARK/SETTING, or above MODEL/BENCHMARK/SETTING
+_ABOVE = {"llava.eval.sweep": 1, "llava.eval.native": 2}
+
+
 def _command(record: RunRecord | None, name: Path) -> str | None:
     """Return the shell command of a record, for any working directory.
 
@@ -271,10 +275,10 @@ def _command(record: RunRecord | None, name: Path) -> str | None:
     if record is None or not record.command or not re.fullmatch(r"llava\.eval\.\w+", record.command[0]):
         return None
     output = Path(os.path.abspath(name))
-    if record.command[0] == "llava.eval.sweep":  # its option names the folder above BENCHMARK/SETTING
+    if record.command[0] in _ABOVE:
         if record.answers and Path(record.answers).parts[-3:-1] != output.parts[-2:]:
             return None
-        output = output.parents[1]
+        output = output.parents[_ABOVE[record.command[0]]]
     command, option = [], "--output" if name.is_dir() else "--answers-file"
     for word in record.command:  # an option of paths and its value are two arguments, see `cli.command_of`
         if command and command[-1] in _OUTPUTS:

@@ -11,9 +11,15 @@
 The mechanism is in `core.py`; what differs between model families is in `hosts`.
 """
 
-from llava.integrations.core import prune, pruned, pruning_of, shorten, unprune
-from llava.integrations.hosts import supported_classes
-from llava.integrations.plan import Plan, Pruning, Shortened
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llava.integrations.core import prune, pruned, pruning_of, shorten, unprune
+    from llava.integrations.hosts import supported_classes
+    from llava.integrations.plan import Plan, Pruning, Shortened
 
 __all__ = [
     "Plan",
@@ -26,3 +32,12 @@ __all__ = [
     "supported_classes",
     "unprune",
 ]
+_MODULES = {"Plan": "plan", "Pruning": "plan", "Shortened": "plan", "supported_classes": "hosts"}
+
+
+def __getattr__(
+    name: str,
+) -> Any:  # transformers is imported with the first name, not by `--help` of a command
+    if name not in __all__:
+        raise AttributeError(f"module 'llava.integrations' has no attribute {name!r}")
+    return getattr(import_module(f"llava.integrations.{_MODULES.get(name, 'core')}"), name)

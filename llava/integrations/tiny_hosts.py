@@ -10,15 +10,15 @@ hand-made ids, so no processor and no tokenizer is needed. Their answers mean no
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
+
+from .inputs import crop_counts, packed_lengths, video_llava_pixels
 
 PAD, BOS, EOS = 0, 1, 2
 FIRST_WORD, WORDS = 10, 80  # ids of text
@@ -205,44 +205,24 @@ _SIZES = [(40, 20), (20, 44), (44, 44), (30, 24)]  # height and width of images 
 
 def _crop_inputs(config: Any, rows: list[str], frame_tokens: int, after_video: int) -> tuple[Any, Batch]:
     """Make inputs of classes that cut images into crops and pack their features."""
-    module = inspect.getmodule(getattr(transformers, type(config).__name__.replace("Config", "Model")))
     several = config.model_type == "llava_onevision"  # whose rows of several images have one crop per image
     size = config.vision_config.image_size
-    patches = (size // config.vision_config.patch_size) ** 2
-    place: list[int] = []
-    sizes, crops, numbers = [], [], []
-    for row in rows:
-        images = row.count("i")
-        if images:
-            numbers.append(images)
-        for _ in range(images):
-            sizes.append(torch.tensor(_SIZES[len(sizes) % len(_SIZES)]))
-            cut = not several or images == 1
-            crops.append(
-                module.image_size_to_num_patches(sizes[-1], config.image_grid_pinpoints, size) if cut else 1
-            )
+    numbers = [row.count("i") for row in rows if "i" in row]
+    cut = [not several or number == 1 for number in numbers for _ in range(number)]
     inputs: Batch = {}
-    if sizes:
-        pixels = _pixels(len(sizes), max(crops), 3, size, size)
+    lengths = iter(())
+    if numbers:
+        sizes = torch.tensor([_SIZES[i % len(_SIZES)] for i in range(len(cut))])
+        crops = crop_counts(config, sizes, cut)
+        pixels = _pixels(len(cut), max(crops), 3, size, size)
         for i, n in enumerate(crops):
             pixels[i, n:] = 0
-        inputs |= {"pixel_values": pixels, "image_sizes": torch.stack(sizes)}
-        base = getattr(transformers, type(config).__name__.replace("Config", "Model"))
-        options = {"vision_aspect_ratio": config.vision_aspect_ratio} if several else {}
-        if not several:
-            options["vision_feature_select_strategy"] = config.vision_feature_select_strategy
-        place = base.pack_image_features(
-            SimpleNamespace(config=config),
-            [torch.zeros(n, patches, 1) for n in crops],
-            torch.stack(sizes),
-            image_newline=torch.zeros(1),
-            **options,
-        )[1].tolist()
+        inputs |= {"pixel_values": pixels, "image_sizes": sizes}
         if several:
             inputs["batch_num_images"] = torch.tensor(numbers)
+        lengths = iter(packed_lengths(config, sizes, cut))
     if _count(rows, "v"):
         inputs["pixel_values_videos"] = _pixels(_count(rows, "v"), _FRAMES, 3, size, size)
-    lengths = iter(place)
 
     def ids(kind: str) -> list[int]:
         return [IMAGE] * next(lengths) if kind == "i" else [VIDEO] * (_FRAMES * frame_tokens + after_video)
@@ -253,11 +233,9 @@ def _crop_inputs(config: Any, rows: list[str], frame_tokens: int, after_video: i
 def _video_llava_inputs(config: Any, rows: list[str]) -> tuple[list[list[int]], Batch]:
     vision = config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2
-    takes = inspect.signature(transformers.VideoLlavaForConditionalGeneration.forward).parameters
     inputs = {}
     if _count(rows, "i"):
-        name = "pixel_values" if "pixel_values" in takes else "pixel_values_images"
-        inputs[name] = _pixels(_count(rows, "i"), 3, vision.image_size, vision.image_size)
+        inputs[video_llava_pixels()] = _pixels(_count(rows, "i"), 3, vision.image_size, vision.image_size)
     if _count(rows, "v"):
         inputs["pixel_values_videos"] = _pixels(
             _count(rows, "v"), _FRAMES, 3, vision.image_size, vision.image_size

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import GenerationConfig
 
 from llava.environment import check_environment
@@ -78,6 +79,7 @@ def load_pretrained_model(
     allow_outside: bool = False,
     graphs: bool | None = None,
     compile: bool = False,
+    decoder: bool = True,
     **kwargs: Any,
 ) -> tuple[Any, Any, Any, int]:
     """Load a LLaVA checkpoint; return (tokenizer, model, image_processor, context_len).
@@ -109,6 +111,8 @@ def load_pretrained_model(
         graphs: capture the stages of a generation as CUDA graphs (default: on CUDA, unless
             VISPRUNER_GRAPHS=0).
         compile: compile layers, on CUDA only; last bits of the results differ.
+        decoder: False leaves out the decoder's layers, where a server runs the language model; a forward pass
+            then raises ValueError. A LoRA checkpoint is always loaded as a whole.
         kwargs: revision, cache_dir, token and local_files_only for the Hub, and arguments of LLaVA and
             transformers that have no effect here.
 
@@ -182,6 +186,8 @@ def load_pretrained_model(
             )
             tower.read_weights = partial(tower_weights, source, checkpoint.weights)
             setattr(model.model, holder, tower)
+        if not decoder and checkpoint.adapter() is None:
+            model.model.layers = AbsentLayers()
         if quantizer is not None:
             quantizer.swap(model)
         placement = place(model, device_map, device, model_dtype)
@@ -221,6 +227,16 @@ def _build(model_class: type, config: Any) -> Any:
         model = model_class(config)
     config.pad_token_id, config.tie_word_embeddings = padding, tied
     return model
+
+
+class AbsentLayers(nn.ModuleList):
+    """The layers of a decoder that was not loaded: whoever runs it gets an error, not its input."""
+
+    def __iter__(self) -> Any:
+        raise ValueError("decoder: its layers were not loaded. Load the model with decoder=True to run it.")
+
+    def __getitem__(self, index: Any) -> Any:
+        return iter(self)
 
 
 def _load_tokenizer(checkpoint: CheckpointFolder) -> Any:

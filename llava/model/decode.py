@@ -219,14 +219,16 @@ def generate(
             visual=visual or None,
             **({"pruner": None} if acts_inside(getattr(model, "pruner", None)) else {}),
             pad_token_id=pad,
-            logits_processor=LogitsProcessorList([check := _FiniteCheck()]),
+            logits_processor=LogitsProcessorList([check := FiniteCheck()]),
             **decoding.arguments(),
         )
     finite = check.rows(len(rows))
-    return [_until(line, stops) if valid else None for line, valid in zip(new.tolist(), finite, strict=True)]
+    return [
+        until_stop(line, stops) if valid else None for line, valid in zip(new.tolist(), finite, strict=True)
+    ]
 
 
-class _FiniteCheck:
+class FiniteCheck:
     """A logits processor that remembers, on the device, which rows had NaN or infinite logits.
 
     Such rows get equal logits, because drawing from NaN raises an error on a CPU and ends the CUDA context on
@@ -427,7 +429,7 @@ def _is_captured(model: Any) -> bool:
 
 def _texts(stops: set[int], said: Sequence[list[int]]) -> list[list[int] | None]:
     """Return ids without the stop token; None for a row with a token that is not one."""
-    return [None if INVALID in ids else _until(ids, stops) for ids in said]
+    return [None if INVALID in ids else until_stop(ids, stops) for ids in said]
 
 
 def _cost_of_a_group(device: torch.device) -> int:
@@ -480,7 +482,7 @@ def _left_pad(pieces: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return out, mask
 
 
-def _until(ids: list[int], stops: set[int]) -> list[int]:
+def until_stop(ids: list[int], stops: set[int]) -> list[int]:
     """Return the ids before the first one that ends an answer."""
     for place, token in enumerate(ids):
         if token in stops:

@@ -16,6 +16,7 @@ def share_models(patch: pytest.MonkeyPatch) -> list[Any]:
     def load_once(job: Any) -> Any:
         jobs.append(job)
         key = (str(job.model), job.model_base, job.device, job.dtype, job.tower_dtype, job.anyres)
+        key += (job.server is None,)  # else without the decoder
         if key not in models:
             models[key] = load(job)
         return models[key]

@@ -39,10 +39,11 @@ from llava.conversation import conv_templates
 from llava.eval.benchmarks import Answer, DataIssue, Question
 from llava.eval.inference.image_loading import ImageLoader, LoadedImage, read_ahead
 from llava.eval.inference.memory import images_at_once, most_crops
+from llava.eval.inference.server import Prompt, Reply, VllmServer
 from llava.eval.inference.stopwatch import Stopwatch
 from llava.eval.inference.vision_cache import VisionCache, image_key
 from llava.mm_utils import is_anyres, load_image, tokenizer_image_token
-from llava.model.decode import Decoding, Row, can_share, generate, generate_shared
+from llava.model.decode import Decoding, Row, can_share, generate, generate_shared, stop_ids
 from llava.model.features import VisualTokens
 from llava.model.flops import VisionShape
 from llava.model.multimodal_encoder.cues import tower_cues
@@ -139,6 +140,7 @@ class Engine:
         vision_cache: Shares encoded images between runs, e.g. over several benchmarks.
         num_workers: Processes that load images; 0 for threads, None for automatic (see `image_loading`).
         after_group: Called with the cost and failures so far after each group of images; may raise to stop.
+        server: Answers in place of the model's own language model; see `server.VllmServer`.
 
     Raises:
         ValueError: Unknown conversation template, or a batch size below 1.
@@ -157,6 +159,7 @@ class Engine:
     vision_cache: VisionCache | None = None
     num_workers: int | None = None
     after_group: Callable[[InferenceStats], Any] | None = None
+    server: VllmServer | None = None
 
     def __post_init__(self) -> None:
         if self.conv_mode not in conv_templates:
@@ -283,12 +286,16 @@ class Engine:
                 new = [question for question in askable if _wanted([setting], question)]
                 if not new:
                     continue
+                # a server has batches of its own, so that nothing is gained by asking twice
+                asked = askable if self.server is None else new
                 with self._watch.span(setting, "seconds"):
-                    answers = self._answer_batch(askable, setting, features, visual, shared, waiting)
+                    answers = self._answer_batch(asked, setting, features, visual, shared, waiting)
                 setting.writer.write([one for one in answers if isinstance(one, Answer)])
+                if self.server is not None:
+                    self.server.check()
                 lost = [
                     DataIssue(question.file, question.line, reason)
-                    for question, reason in zip(askable, answers, strict=True)
+                    for question, reason in zip(asked, answers, strict=True)
                     if isinstance(reason, str)
                 ]
                 setting.failures += lost
@@ -343,6 +350,10 @@ class Engine:
         if setting.pruner.needs_question:
             rows = [self._row_by_question(one, features, setting.pruner) for one in questions]
             return self._answer(questions, rows, setting.pruner)
+        if self.server is not None:  # which is not asked twice
+            for one in waiting:
+                self._settle(one, shared, visual)
+            waiting.clear()
         answers = self._answer(questions, self._rows(questions, visual[setting.name]), setting.pruner)
         changed = [self._settle(one, shared, visual) for one in waiting]
         waiting.clear()
@@ -422,22 +433,43 @@ class Engine:
             torch.manual_seed(zlib.crc32(f"{self.seed}/{questions[0].index}".encode()))
         visual = [0 if row.visual is None else len(row.visual) for row in rows]
         too_long = [self._limits.refuse(row.length, count) for row, count in zip(rows, visual, strict=True)]
-        fitting = [row for row, reason in zip(rows, too_long, strict=True) if reason is None]
-        generated = iter(self._generate(fitting, pruner))
+        fitting = [number for number, reason in enumerate(too_long) if reason is None]
+        asked = [questions[number] for number in fitting], [rows[number] for number in fitting]
+        said = iter(self._said(asked[1], pruner) if self.server is None else self._ask_server(*asked))
         answers: list[Answer | str] = []
         for question, row, count, reason in zip(questions, rows, visual, too_long, strict=True):
-            if reason is None:
-                ids = next(generated)
-                if ids is None:
-                    reason = not_finite(self.model)
-                else:
-                    reason = self._limits.overrun(row.length, len(ids))
+            text, reason = next(said) if reason is None else ("", reason)
             if reason is not None:
                 answers.append(reason)
                 continue
-            text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
             answers.append(Answer(question.index, text, self._entering(row, count, pruner)))
         return answers
+
+    def _said(self, rows: Sequence[Row], pruner: Pruner) -> list[tuple[str, str | None]]:
+        """Return the model's text for every row, and the reason if it is not an answer."""
+        found: list[tuple[str, str | None]] = []
+        for row, ids in zip(rows, self._generate(rows, pruner), strict=True):
+            if ids is None:
+                found.append(("", not_finite(self.model)))
+            else:
+                found.append((self._text(ids), self._limits.overrun(row.length, len(ids))))
+        return found
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def _ask_server(self, questions: Sequence[Question], rows: Sequence[Row]) -> list[tuple[str, str | None]]:
+        """Return the server's text for every question, and the reason if there is no answer."""
+        seeds = [zlib.crc32(f"{self.seed}/{question.index}".encode()) for question in questions]
+        texts = [question.text for question in questions]
+        prompts = [Prompt(*one) for one in zip(texts, rows, seeds, strict=True)]
+        found: list[tuple[str, str | None]] = []
+        for reply in self.server.generate(prompts, self.decoding, stop_ids(self.model, self.tokenizer)):
+            if isinstance(reply, Reply):
+                found.append((reply.text.strip() if reply.ids is None else self._text(reply.ids), None))
+            else:
+                found.append(("", str(reply)))
+        return found
 
     def _entering(self, row: Row, count: int, pruner: Pruner) -> int | float:
         """Return the visual tokens that enter a layer of the language model, the mean over its layers."""

@@ -27,8 +27,8 @@ _IMAGES_SHARE = 0.1  # of the free memory, for what is encoded together
 
 
 def weight_bytes(
-    language: LanguageShape, vocabulary: int, vision: VisionShape, element: int, tower_element: int
-) -> int:
+    language: LanguageShape, vocabulary: int, vision: VisionShape, element: float, tower_element: int
+) -> float:
     """Return bytes of the weights of language model, projector (of two layers) and tower."""
     d, m = language.width, language.mlp
     kv = d if language.kv_width is None else language.kv_width

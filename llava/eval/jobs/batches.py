@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _USUAL = {"cpu": 64}  # by kind of device, where the memory is not looked at
 _OTHER = 16
+_HOST = 8  # of a model of transformers, whose images differ in their number of tokens
 _LONG = 0.99  # share of the questions that are not longer than what is planned for; the others may halve
 _BYTES_A_TOKEN = 3  # of UTF-8; fewer than the 4 of English, as other languages have
 _TEMPLATE = 48  # tokens of a conversation besides its system prompt and the question
@@ -56,6 +57,10 @@ def with_batch_size(
     kind = configuration.device
     if size is not None:
         line = "" if size == _USUAL.get(kind) else f"batches of {size} questions, as recorded"
+    elif job.server is not None:  # requests at the same time; no memory of this machine
+        size = _USUAL["cpu"]
+    elif job.host is not None:
+        size = _HOST
     elif kind != "cuda":
         size = _USUAL.get(kind, _OTHER)
     else:
@@ -84,7 +89,9 @@ def size_by_memory(job: Job, task: Task, together: Sequence[Pruner]) -> tuple[in
     decoding = job.decoding(task.benchmark)
     text, new = text_tokens(job, task), decoding.max_new_tokens
     images = len({question.image for question in task.asked}) / max(1, len(task.asked))
-    weights = weight_bytes(language, config.vocab_size, vision, element, tower_element)
+    # Embeddings and projector are not quantized.
+    held_as = element if job.load_bits is None else job.load_bits / 8 + 0.1
+    weights = int(weight_bytes(language, config.vocab_size, vision, held_as, tower_element))
     row = question_bytes(
         language,
         config.vocab_size,

@@ -54,6 +54,11 @@ class Job:
     graphs: bool = False  # capture stages as CUDA graphs
     compile: bool = False  # compile layers
     num_processes: int = 1  # that this one starts; they share the GPUs
+    server: str | None = None  # address of a server that runs the language model
+    server_model: str | None = None  # its name there
+    host: str | None = None  # class of transformers, where the model is not one of ours
+    spread: bool = False  # over all GPUs that this process sees, as device_map="auto"
+    load_bits: int | None = None  # 8 or 4: quantized layers of the decoder
     warnings: tuple[str, ...] = ()
 
     def answer_length(self, benchmark: Benchmark | None) -> int:
@@ -67,7 +72,7 @@ class Job:
         """
         same = (
             *("conv_mode", "dtype", "tower_dtype", "attn_implementation", "preset", "anyres"),
-            *("temperature", "top_p", "num_beams", "seed", "batch_size", "graphs", "compile"),
+            *("temperature", "top_p", "num_beams", "seed", "batch_size", "graphs", "compile", "load_bits"),
         )
         decoding = self.decoding(task.benchmark)
         return Configuration(
@@ -79,6 +84,7 @@ class Job:
             max_new_tokens=decoding.max_new_tokens,
             top_k=decoding.top_k,
             unused_settings=tuple(decoding.unused(self.generation_settings).items()),
+            server=None if self.server is None else self.server_model or "unnamed",
             **{name: getattr(self, name) for name in same},
         )
 
@@ -98,9 +104,13 @@ class Job:
         """Bytes of the GPU for a process of this run, before its weights are loaded.
 
         That of the GPU with the fewest, if there are several. A GPU that several processes share is divided.
+        The GPUs that one model is spread over add up.
         """
         import torch
 
+        if self.spread:
+            everywhere = range(torch.cuda.device_count())
+            return sum(torch.cuda.mem_get_info(one)[0] for one in everywhere)
         places = [torch.device(self.device)]
         if self.num_processes > 1:  # one per GPU, in turn
             count = min(self.num_processes, torch.cuda.device_count())
@@ -223,7 +233,13 @@ def resolve_job(
     from llava.model.settings import choose_dtypes, choose_runtime, resolve_preset
     from llava.model.splice import ContextLimits
 
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    spread = device == "auto"
+    if spread and (local_rank is not None or given.get("num_processes", 1) > 1):
+        raise ValueError(
+            "--device auto: spreads one model over all GPUs, but there are several processes. Give each "
+            "process GPUs of its own with CUDA_VISIBLE_DEVICES and --num-chunks, or leave --device out"
+        )
+    place = (None if spread else device) or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         kind = torch.device(place).type
     except RuntimeError as error:
@@ -265,6 +281,7 @@ def resolve_job(
         anyres=anyres,
         graphs=graphs,
         compile=compile,
+        spread=spread and kind == "cuda" and torch.cuda.device_count() > 1,
         **given,
     )
     if unused := job.decoding(None).unused(job.generation_settings):
@@ -317,10 +334,11 @@ def common_anyres(config: dict[str, Any], anyres: str | None, preset: str | None
 def setting_name(pruner: Any) -> str:
     """Return a pruner's settings as a folder name and row label: none, random-64, vispruner-r0.5-64.
 
-    Options of single methods are named only where they are not the default: score-exponent=0.5-64.
+    A share of the tokens is named as such: vispruner-r0.5-keep=0.33. Options of single methods are named
+    only where they are not the default: score-exponent=0.5-64.
     """
     settings = pruner.config()
-    defaults = {one.name: one.default for one in fields(pruner)}
+    defaults = {one.name: one.default for one in fields(getattr(pruner, "pruner", pruner))}
     settings.pop("seed", None)
     method, budget = settings.pop("method"), settings.pop("tokens")
     ratio = settings.pop("important_ratio", None)

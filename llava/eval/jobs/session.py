@@ -47,6 +47,8 @@ class Session:
     def engine(self, task: Task, batch_size: int = 1) -> Any:
         """Return an engine for one task; the first call loads the model. Raises ModelError."""
         from llava.eval.inference.engine import Engine
+        from llava.eval.inference.host_engine import HostEngine
+        from llava.eval.inference.server import VllmServer
         from llava.eval.inference.vision_cache import VisionCache
 
         if self.loaded is None:
@@ -56,7 +58,7 @@ class Session:
                 self.cache = VisionCache(self.cache_bytes, "cpu", store)
         job, benchmark = self.job, task.benchmark
         same = ("conv_mode", "seed", "share_prefix", "anyres", "num_workers")
-        engine = Engine(
+        engine = (Engine if job.host is None else HostEngine)(
             *self.loaded,
             decoding=job.decoding(benchmark),
             batch_size=batch_size,
@@ -65,11 +67,23 @@ class Session:
         )
         if benchmark is not None:
             engine.load_image = benchmark.load_image
+        if job.server is not None:
+            engine.server = VllmServer.connect(
+                job.server, job.server_model, conv_mode=job.conv_mode, concurrency=batch_size
+            )
         return engine
 
     def check_method(self, pruner: Any) -> None:
         """Raise MethodUnavailable if the loaded model does not have what a pruning method reads."""
+        from llava.eval.inference.host_engine import pruned_by
+
         model = self.loaded[0]
+        if self.job.host is not None:
+            try:
+                with pruned_by(model, pruner):
+                    return
+            except ValueError as error:
+                raise MethodUnavailable(str(error)) from error
         if hasattr(model, "check_pruner"):  # not a model of another origin
             try:
                 model.check_pruner(pruner)
@@ -118,6 +132,8 @@ def load_model(job: Job) -> tuple[Any, Any, Any]:
     Raises:
         ModelError: The checkpoint cannot be loaded.
     """
+    if job.host is not None:
+        return _load_host(job)
     from llava.model.builder import load_pretrained_model
 
     if job.device.startswith("cuda:"):  # our own kernels are launched on the current device
@@ -126,7 +142,6 @@ def load_model(job: Job) -> tuple[Any, Any, Any]:
         torch.cuda.set_device(job.device)
     try:
         same = (
-            "device",
             "dtype",
             "tower_dtype",
             "attn_implementation",
@@ -137,9 +152,29 @@ def load_model(job: Job) -> tuple[Any, Any, Any]:
         )
         # Every pruning setting is given, so that environment and config.json are not asked again.
         pruning = {"method": "none", "visual_token_num": 0, "important_ratio": 0.5}
+        loading = {"decoder": job.server is None}
+        if job.load_bits is not None:
+            loading[f"load_{job.load_bits}bit"] = True
         tokenizer, model, image_processor, _ = load_pretrained_model(
-            str(job.model), job.model_base, job.name, **{name: getattr(job, name) for name in same}, **pruning
+            str(job.model),
+            job.model_base,
+            job.name,
+            **{name: getattr(job, name) for name in same},
+            **pruning,
+            **loading,
+            device=None if job.spread else job.device,
         )
     except (ValueError, ImportError, OSError) as error:
         raise ModelError(str(error)) from error
     return model, tokenizer, image_processor
+
+
+def _load_host(job: Job) -> tuple[Any, Any, Any]:
+    """Return (model, tokenizer, processor) of a model of transformers. Raises ModelError."""
+    from llava.eval.inference.host_engine import load_host
+
+    try:
+        where = (job.device, job.dtype, job.attn_implementation, job.spread)
+        return load_host(str(job.model), job.host, *where)
+    except (ValueError, ImportError, OSError) as error:
+        raise ModelError(str(error)) from error

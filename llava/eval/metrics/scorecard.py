@@ -39,16 +39,20 @@ _OLD_NAMES = {
     "generated": "asked",
     "prefill": "gflops",
 }
-SETTING = ("model", "method", "tokens", "important_ratio")
+SETTING = ("model", "method", "tokens", "important_ratio", "keep")
 # What else decides the answers of a run. Scores with different values are not of one table.
-FACTS = ("preset", "weights", "dtype", "tower_dtype", "conv_mode", "temperature", "num_beams")
+FACTS = (
+    *("preset", "weights", "dtype", "tower_dtype", "conv_mode", "temperature", "num_beams"),
+    *("server", "load_bits"),
+)
 _RECORDED = (*SETTING, *FACTS, "anyres", "config")  # keys of the answers' metadata
 # Validation by entry; None is allowed everywhere. Other numbers are finite and not negative.
 _TEXTS = {"model", "method", "setting", "answers_file", "config", "version", *FACTS, "anyres"}
-_TEXTS -= {"temperature", "num_beams"}
+_TEXTS -= {"temperature", "num_beams", "load_bits"}
 _COUNTS = {"tokens", "answered", "empty", "unreadable", "questions", "generated", "limit", "num_beams"}
+_COUNTS |= {"load_bits"}
 _NUMBERS = {"score", "ci_low", "ci_high", "important_ratio", "visual_tokens", "llm_gflops", "temperature"}
-_NUMBERS |= {"seconds", "questions_per_second"}
+_NUMBERS |= {"seconds", "questions_per_second", "keep"}
 _CONTAINERS = {"details": dict, "prefill": dict, "speed": dict, "failures": list}
 _MOST_POINTS = 2800  # MME: 14 tasks of 200
 _MOST_OF_DETAILS = {"average_score": 5}  # a judge's grade, which tables show
@@ -66,6 +70,7 @@ class Scorecard:
         method: Pruning method.
         tokens: Token budget per crop; None if all tokens are kept.
         important_ratio: r of methods that have one.
+        keep: Share of each image's tokens that is kept, where there is no number; then `tokens` is None.
         setting: Name of the pruning setting, e.g. "vispruner-r0.5-64".
         ci_low, ci_high: 95% bootstrap interval over images.
         visual_tokens: Mean number of visual tokens that enter a layer of the language model.
@@ -81,7 +86,8 @@ class Scorecard:
         speed: Durations and rates of one setting of a sweep.
         failures: One line for every question without an answer.
         config: Hash of the configuration that made the answers.
-        preset, weights, dtype, tower_dtype, conv_mode, anyres, temperature, num_beams: That configuration.
+        preset, weights, dtype, tower_dtype, conv_mode, anyres, temperature, num_beams, server, load_bits:
+            That configuration.
         limit: N of a run that asked only the first N questions.
         version: Version of this package that wrote the file.
         extra: Further entries, e.g. `submission` or `judge`.
@@ -94,6 +100,7 @@ class Scorecard:
     method: str | None = None
     tokens: int | None = None
     important_ratio: float | None = None
+    keep: float | None = None
     setting: str | None = None
     ci_low: float | None = None
     ci_high: float | None = None
@@ -119,6 +126,8 @@ class Scorecard:
     anyres: str | None = None
     temperature: float | None = None
     num_beams: int | None = None
+    server: str | None = None
+    load_bits: int | None = None
     limit: int | None = None
     version: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
@@ -236,7 +245,11 @@ def _validated(known: dict[str, Any]) -> dict[str, Any]:
     name = benchmark_name(given) if isinstance(given, str) else None
     if name not in list_benchmarks():
         raise DataError(f"unknown benchmark {given!r:.80}; choose from {', '.join(list_benchmarks())}")
-    most = {"important_ratio": 1, "score": 100 if get_benchmark(name).unit == "%" else _MOST_POINTS}
+    most = {
+        "important_ratio": 1,
+        "keep": 1,
+        "score": 100 if get_benchmark(name).unit == "%" else _MOST_POINTS,
+    }
     most |= {"ci_low": most["score"], "ci_high": most["score"]}
     found = {key: value for key, value in known.items() if value is not None or key == "score"}
     for key in found.keys() & _TEXTS:

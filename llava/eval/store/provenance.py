@@ -20,7 +20,15 @@ from llava.eval.benchmarks import Question
 # Fields that are left out, of the hash or of the metadata too, while they have these values, so that answer
 # files of versions without them can be resumed.
 _NOT_HASHED = {"preset": "exact"}
-_NOT_WRITTEN = {"batch_size": None, "top_k": None, "unused_settings": (), "graphs": False, "compile": False}
+_NOT_WRITTEN = {
+    "batch_size": None,
+    "top_k": None,
+    "unused_settings": (),
+    "graphs": False,
+    "compile": False,
+    "server": None,
+    "load_bits": None,
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,8 @@ class Configuration:
     unused_settings: tuple[tuple[str, Any], ...] = ()  # of generation_config.json, see `Decoding.unused`
     graphs: bool = False  # captured stages; never hashed: they compute what the same stages do without
     compile: bool = False  # compiled layers; hashed if True: they compute other last bits
+    server: str | None = None  # name of the model on a server that runs the language model
+    load_bits: int | None = None  # of quantized layers of the decoder
 
     def flat(self) -> dict[str, Any]:
         """Return one level of keys, pruning settings included, as stored in metadata."""
@@ -81,7 +91,7 @@ def differences(there: dict[str, Any], here: Configuration) -> list[str]:
     """Return one string per field in which stored metadata differs from this configuration."""
     mine = compared(here.flat())
     there = {**_NOT_HASHED, **compared(there)}
-    optional = ("tokens", "important_ratio", *_NOT_WRITTEN)
+    optional = ("tokens", "important_ratio", "keep", *_NOT_WRITTEN)
     keys = [*mine, *(key for key in optional if key in there and key not in mine)]
     return [
         f"{key} is {_shown(key, there)} in the file, {_shown(key, mine)} in this run"

@@ -142,6 +142,7 @@ def _read(path: Path, warnings: list[str]) -> MeasuredResult:
         f"it has no {' and no '.join(missing)}; add {', '.join(map(repr, missing))} to it "
         "(tokens: null for all of them)": not missing,
         f"method is {method!r}, but tokens is null, which means all; set tokens": card.tokens is not None
+        or card.keep is not None
         or method in (None, "none"),
         f"tokens is {card.tokens}, but method 'none' keeps all; set tokens to null": card.tokens is None
         or method != "none",

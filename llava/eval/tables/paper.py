@@ -239,7 +239,7 @@ def build_paper_table(
     warnings: list[str] = []
     for model in table.models.values():
         known = {name.lower() for name in names.get(model.name, ())}
-        own = [one for one in results if one.card.model.lower() in known]
+        own = [one for one in results if one.card.model.lower() in known and one.card.keep is None]
         for result in sorted(own, key=lambda one: (_fits(table, model, one), *rank(one)), reverse=True):
             card, cells = result.card, _cells(table, model, result)
             if cells:

@@ -24,6 +24,7 @@ from llava.model.transformers_compat import rebuild_rotary
 
 TOWER_PREFIXES = {holder: f"model.{holder}.vision_tower." for holder in HOLDERS.values()}
 NEWLINE = "model.image_newline"
+LAYERS = "model.layers."
 
 
 def fill_model(
@@ -77,6 +78,8 @@ def fill_model(
                 return None if inside is None else TOWER_PREFIXES[holder] + inside
             if name.startswith(mark) and any(source.folder_first for source in sources.values()):
                 return None  # config.json names no such tower
+        if name.startswith(LAYERS) and not model.model.layers:  # left out on purpose
+            return None
         if name != NEWLINE or NEWLINE in assigner.names:
             return name
         # LLaVA-NeXT saves image_newline whether or not its merging uses it.

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -181,29 +182,30 @@ def children(process: subprocess.Popen) -> list[int]:
     return [int(word) for word in found.stdout.split()]
 
 
-def test_torchrun_gives_what_one_process_gives(data, whole, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "llava.eval.run",
-        *arguments(data, tmp_path),
-    ]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_torchrun_on_two_nodes_gives_what_one_process_gives(data, whole, tmp_path):
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    nodes = []
+    for rank in "01":
+        place = ["--nnodes", "2", "--node_rank", rank, "--nproc_per_node", "1"]
+        place += ["--master_addr", "127.0.0.1", "--master_port", port, "-m", "llava.eval.run"]
+        command = [sys.executable, "-m", "torch.distributed.run", *place, *arguments(data, tmp_path)]
+        nodes.append(
+            subprocess.Popen(
+                command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
+    said = [node.communicate() for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
     assert without_ids(tmp_path / "answers.jsonl") == whole
     counts = [(tmp_path / f"2_{rank}.jsonl").read_bytes().count(b"\n") for rank in range(2)]
     assert sum(counts) == 180 and min(counts) > 60
     assert not list(tmp_path.glob("*.report.json"))
-    said = done.stdout.splitlines()
-    documents = [json.loads(line) for line in said if line.startswith("{")]
-    assert sum(document["score"] is not None for document in documents) == 1
-    assert json.loads(said[-1])["asked"] == 180  # by both together
-    assert done.stdout.count("POPE: 180 questions") == 1
+    documents = [json.loads(out.splitlines()[-1]) for out, _ in said]
+    (scored,) = [document for document in documents if document["score"] is not None]
+    assert scored["asked"] == 180  # by both together
+    assert "".join(out for out, _ in said).count("POPE: 180 questions") == 1
 
 
 def killed_in_the_middle(data, folder):

@@ -1,0 +1,280 @@
+"""`host_inputs` without processors: models take it, and it equals the processors where torchvision is."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from helpers.hosts import HOSTS
+from llava.integrations import inputs as module
+from llava.integrations.inputs import HostParts, fitting_size, host_inputs, load_processor
+from llava.integrations.tiny_hosts import FIRST_WORD, IMAGE, VIDEO, VOCABULARY
+
+NAMES = [
+    "llava",
+    "llava_siglip",
+    "llava_next",
+    "llava_next_video",
+    "llava_onevision",
+    "video_llava",
+    "internvl",
+]
+NAMES += ["llava_onevision_interpolated", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+SMALL = {"shortest_edge": 8 * 8 * 4, "longest_edge": 8 * 8 * 24}
+STRINGS = {
+    "internvl": ["<IMG_CONTEXT>", "<unused_video>", "<img>", "</img>", "<video>"],
+    "qwen": ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"],
+    "llava": ["<image>", "<video>"],
+}
+
+
+def slow(name: str):
+    """Return an image processor that uses Pillow; older releases have no other name for it."""
+    return getattr(transformers, name + "Pil", None) or getattr(transformers, name)
+
+
+def family(name: str) -> str:
+    return "qwen" if name.startswith("qwen") else "internvl" if name == "internvl" else "llava"
+
+
+def tokenizer_of(name: str):
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    letters = string.ascii_letters + string.digits + " .:?!<>\n/"
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {c: FIRST_WORD + i for i, c in enumerate(letters)}
+    specials = STRINGS[family(name)]
+    vocabulary |= {text: IMAGE + i for i, text in enumerate(specials)}
+    used = set(vocabulary.values())
+    vocabulary |= {f"<unused{i}>": i for i in range(VOCABULARY) if i not in used}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="</s>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    core.add_special_tokens(["<pad>", "<s>", "</s>", *specials])
+    named = {}
+    if family(name) == "internvl":
+        named = {
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<video>",
+        }
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens=named,
+    )
+
+
+def parts_of(name: str) -> HostParts:
+    config = HOSTS[name].make_config()
+    side = getattr(config.vision_config, "image_size", None)
+    square = {"height": side, "width": side}
+    clip = {"size": {"shortest_edge": side}, "crop_size": square}
+    video: dict = dict(clip)
+    if name in ("llava", "llava_siglip"):
+        images = slow("CLIPImageProcessor")(**clip)
+    elif name.startswith("llava_next"):
+        images = slow("LlavaNextImageProcessor")(**clip, image_grid_pinpoints=config.image_grid_pinpoints)
+    elif name.startswith("llava_onevision"):
+        points = config.image_grid_pinpoints
+        images = slow("LlavaOnevisionImageProcessor")(size=square, image_grid_pinpoints=points)
+        video = {"size": square, "do_center_crop": False}
+    elif name == "video_llava":
+        images = transformers.VideoLlavaImageProcessor(**clip)
+    elif name == "internvl":
+        square = {"height": 24, "width": 24}
+        images = slow("GotOcr2ImageProcessor")(
+            size=square, min_patches=1, max_patches=4, crop_to_patches=True
+        )
+        video = {"size": square}
+    else:
+        video = {"size": dict(SMALL)}
+        if name == "qwen3_vl":  # whose limit is for all frames
+            video["size"]["longest_edge"] *= 4
+        half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if name == "qwen3_vl" else {}
+        sizes = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2, "size": SMALL}
+        images = slow("Qwen2VLImageProcessor")(**sizes, **half)
+    return HostParts(config, tokenizer_of(name), images, video)
+
+
+def picture(seed: int, width: int, height: int) -> Image.Image:
+    """Make a smooth image, on which resizing libraries agree."""
+    y, x = np.mgrid[0:height, 0:width]
+    planes = [np.sin(x / (9 + c + seed) + seed) + np.cos(y / (11 + c) - seed) for c in range(3)]
+    return Image.fromarray(np.uint8(127 + 60 * np.stack(planes, -1)))
+
+
+def request(name: str):
+    """Return text, images and videos: a row of one image, a row of two, and rows of videos where taken."""
+    kind = family(name)
+    image, video = {
+        "qwen": [f"<|vision_start|>{p}<|vision_end|>" for p in STRINGS["qwen"][:2]],
+        "internvl": ["<IMG_CONTEXT>", "<video>"],
+        "llava": ["<image>", "<video>"],
+    }[kind]
+    text = [f"USER: {image}\nwhat?", f"one {image} two {image} or {image}"]
+    images = [picture(1, 40, 20), picture(2, 30, 60), picture(3, 50, 50), picture(4, 33, 31)]
+    videos = []
+    if HOSTS[name].video:
+        text += [f"see {video} now", f"{image} then {video} and {video}!"]
+        images.append(picture(5, 44, 28))
+        videos = [[picture(10 * v + f, 40, 24) for f in range(5)] for v in range(3)]
+    return text, images, videos
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_models_take_the_inputs_of_parts(name):
+    parts, model = parts_of(name), HOSTS[name].build()
+    text, images, videos = request(name)
+    inputs = host_inputs(parts, text, images, videos, fps=2.0)
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        right = host_inputs(parts, text, images, videos, fps=2.0, padding_side="right")
+        again = model(**right).logits
+    assert logits.shape[:2] == inputs["input_ids"].shape and logits.isfinite().all()
+    for a, m, b, n in zip(logits, inputs["attention_mask"], again, right["attention_mask"], strict=True):
+        torch.testing.assert_close(a[m == 1], b[n == 1], rtol=0, atol=2e-5)
+    single = host_inputs(parts, text[0], images[:1])
+    assert torch.equal(single["input_ids"][0], inputs["input_ids"][0][inputs["attention_mask"][0] == 1])
+
+
+VIDEO_PROCESSORS = {
+    "llava_next_video": "LlavaNextVideoVideoProcessor",
+    "llava_onevision": "LlavaOnevisionVideoProcessor",
+    "video_llava": "VideoLlavaVideoProcessor",
+    "internvl": "InternVLVideoProcessor",
+    "qwen2_vl": "Qwen2VLVideoProcessor",
+    "qwen2_5_vl": "Qwen2VLVideoProcessor",
+    "qwen3_vl": "Qwen3VLVideoProcessor",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inputs_of_parts_equal_those_of_the_processor(name):
+    parts = parts_of(name)
+    kind = parts.config.model_type
+    options: dict = {}
+    if kind in VIDEO_PROCESSORS:
+        pytest.importorskip("torchvision")
+        settings = dict(parts.video)
+        if kind in QWEN:
+            settings |= {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
+        if kind in ("llava_next_video", "video_llava"):
+            settings["do_center_crop"] = True
+        options["video_processor"] = getattr(transformers, VIDEO_PROCESSORS[kind])(**settings)
+    if kind in ("llava", "llava_next", "llava_next_video", "video_llava"):
+        has_cls = parts.config.vision_config.model_type.startswith("clip")
+        options["patch_size"] = parts.config.vision_config.patch_size
+        options["num_additional_image_tokens"] = int(has_cls)
+        options["vision_feature_select_strategy"] = parts.config.vision_feature_select_strategy
+    if kind == "llava_onevision":
+        options["num_image_tokens"] = 49
+        options["vision_feature_select_strategy"] = "full"
+        options["vision_aspect_ratio"] = parts.config.vision_aspect_ratio
+    if kind == "internvl":
+        options["image_seq_length"] = parts.config.image_seq_length
+    class_name = HOSTS[name].class_name.replace("ForConditionalGeneration", "Processor")
+    processor = getattr(transformers, class_name)(
+        image_processor=parts.image_processor, tokenizer=parts.tokenizer, **options
+    )
+    text, images, videos = request(name)
+    ours = host_inputs(parts, text, images, videos, fps=2.0)
+    theirs = host_inputs(processor, text, images, videos, fps=2.0)
+    theirs.pop("token_type_ids", None)
+    renamed = {"pixel_values_images": "pixel_values"}
+    names = [{renamed.get(key, key) for key in got} - {"mm_token_type_ids"} for got in (ours, theirs)]
+    assert names[0] == names[1]
+    for key, value in ours.items():
+        other = theirs.get(key, theirs.get("pixel_values_images"))
+        assert value.shape == other.shape, key
+        if key == "pixel_values_videos" or (key == "pixel_values" and name == "internvl"):
+            worst = (value - other).abs()
+            assert worst.max() < 0.06 and worst.mean() < 0.01, (key, worst.max(), worst.mean())
+        else:
+            assert torch.equal(value.to(other.dtype), other), key
+
+
+@pytest.mark.parametrize("name", QWEN)
+def test_a_still_has_the_patches_of_an_image(name):
+    parts = parts_of(name)
+    still = picture(3, 32, 24)  # of a size that needs no resizing, so limits of videos do not matter
+    video = STRINGS["qwen"][1]
+    inputs = host_inputs(parts, f"a {video} b", videos=[[still] * 3], fps=1.0)
+    image = host_inputs(parts, STRINGS["qwen"][0], images=[still])
+    assert inputs["video_grid_thw"].tolist() == [[2, 6, 8]]
+    assert image["image_grid_thw"].tolist() == [[1, 6, 8]]
+    assert torch.equal(inputs["pixel_values_videos"], image["pixel_values"].repeat(2, 1))
+    assert (inputs["input_ids"] == VIDEO).sum() == 2 * 12
+    assert (inputs["mm_token_type_ids"] == 2).sum() == 24
+
+
+def test_an_odd_last_frame_is_repeated_and_times_are_middles():
+    parts = parts_of("qwen3_vl")
+    clip = [picture(i, 32, 24) for i in range(3)]
+    inputs = host_inputs(parts, STRINGS["qwen"][1], videos=[clip], fps=0.5)
+    padded = host_inputs(parts, STRINGS["qwen"][1], videos=[[*clip, clip[-1]]], fps=0.5)
+    assert torch.equal(inputs["pixel_values_videos"], padded["pixel_values_videos"])
+    text = parts.tokenizer.decode(inputs["input_ids"][0]).replace(" ", "")
+    assert re.findall(r"<([\d.]+)seconds>", text) == ["1.0", "4.0"]  # (0 + 2) / 2 and (4 + 4) / 2
+
+
+def test_sizes_fit_the_limits():
+    assert fitting_size(100, 50, 28, 56 * 56, 10**6) == (112, 56)
+    assert fitting_size(2000, 1000, 28, 56 * 56, 28 * 28 * 100) == (392, 196)  # 14 x 7 tokens
+    assert fitting_size(10, 20, 28, 56 * 56, 10**6) == (56, 84)
+    assert fitting_size(64, 64, 32, 0, 32 * 32 * 8, 4, 2) == (32, 32)
+
+
+def test_what_is_asked_wrongly_is_refused():
+    parts = parts_of("qwen2_5_vl")
+    image, video = STRINGS["qwen"][:2]
+    with pytest.raises(
+        ValueError, match=r"images: 1 given, but the text has 2 placeholders '<\|image_pad\|>'"
+    ):
+        host_inputs(parts, f"{image} {image}", [picture(1, 20, 20)])
+    with pytest.raises(ValueError, match="fps: not given, but qwen2_5_vl uses the time"):
+        host_inputs(parts, video, videos=[[picture(1, 20, 20)]])
+    with pytest.raises(ValueError, match="a video without frames"):
+        host_inputs(parts, video, videos=[[]], fps=1.0)
+    with pytest.raises(ValueError, match="frames of a video have different sizes"):
+        host_inputs(parts, video, videos=[[picture(1, 20, 20), picture(1, 30, 20)]], fps=1.0)
+    with pytest.raises(ValueError, match="model_type: no inputs for 'gemma3' without its processor"):
+        HostParts(HOSTS["gemma3"].make_config(), None, None)
+    parts = parts_of("video_llava")
+    clips = [[picture(1, 20, 20)] * 2, [picture(1, 20, 20)]]
+    with pytest.raises(ValueError, match=r"numbers of frames differ, \[1, 2\]"):
+        host_inputs(parts, "<video> <video>", videos=clips)
+
+
+def test_parts_are_loaded_where_the_processor_cannot_be(tmp_path, monkeypatch):
+    parts = parts_of("qwen2_5_vl")
+    for part in (parts.config, parts.tokenizer, parts.image_processor):
+        part.save_pretrained(tmp_path)
+    entries = {"min_pixels": 256, "max_pixels": 1024, "image_mean": [0.5] * 3}
+    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(entries))
+
+    def refuse(path: str) -> None:
+        raise ImportError("Qwen2_5_VLProcessor requires the Torchvision library")
+
+    monkeypatch.setattr(module.transformers.AutoProcessor, "from_pretrained", refuse)
+    loaded = load_processor(str(tmp_path))
+    assert loaded.video == {"size": {"shortest_edge": 256, "longest_edge": 1024}, "image_mean": [0.5] * 3}
+    text, images, _ = request("qwen2_5_vl")
+    a = host_inputs(loaded, text[:2], images[:4])
+    b = host_inputs(parts, text[:2], images[:4])
+    assert torch.equal(a["input_ids"], b["input_ids"]) and torch.equal(
+        a["image_grid_thw"], b["image_grid_thw"]
+    )
+    torch.testing.assert_close(a["pixel_values"], b["pixel_values"], rtol=0, atol=0.06)  # with any library
+    (tmp_path / "video_preprocessor_config.json").write_text("{")
+    with pytest.raises(ValueError, match="video_preprocessor_config.json: not valid JSON"):
+        load_processor(str(tmp_path))
