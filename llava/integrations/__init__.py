@@ -32,12 +32,11 @@ __all__ = [
     "supported_classes",
     "unprune",
 ]
-_MODULES = {"Plan": "plan", "Pruning": "plan", "Shortened": "plan", "supported_classes": "hosts"}
+
+_MODULES = {"supported_classes": "hosts", "Plan": "plan", "Pruning": "plan", "Shortened": "plan"}
 
 
-def __getattr__(
-    name: str,
-) -> Any:  # transformers is imported with the first name, not by `--help` of a command
+def __getattr__(name: str) -> Any:  # transformers is imported with the first name, not by --help
     if name not in __all__:
-        raise AttributeError(f"module 'llava.integrations' has no attribute {name!r}")
-    return getattr(import_module(f"llava.integrations.{_MODULES.get(name, 'core')}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'core')}"), name)

@@ -25,9 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from llava.integrations.budget import HostBudget
-from llava.integrations.generation import adapt_generation, full_output, inferred_mask, refuse_generation
+from llava.integrations.generation import (
+    adapt_generation,
+    full_output,
+    inferred_mask,
+    refuse_generation,
+    refuse_several_answers,
+)
 from llava.integrations.hosts import find_host
-from llava.integrations.hosts.base import Host
+from llava.integrations.hosts.base import Host, PrunedFeatures
 from llava.integrations.plan import Pruning, Shortened
 from llava.integrations.selection import problem_of
 from llava.integrations.shortening import deepstack_given, shortened
@@ -258,6 +264,8 @@ class GenerateDoor(_Door):
         if not _has_pixels(given):
             return self.original(*args, **kwargs)
         refuse_generation(given)
+        if not self.pruning.host.takes_embeds:
+            refuse_several_answers(self.model, given)
         if (ids := given.pop("inputs", None)) is not None:
             given["input_ids"] = ids
         mask = given.get("attention_mask")
@@ -278,7 +286,7 @@ class GenerateDoor(_Door):
 
 def _has_pixels(given: Mapping[str, Any]) -> bool:
     encoded = given.get("mm_encoder_outputs") or {}  # `generate` passes a dictionary without features
-    if any(one is not None for one in encoded.values()):
+    if any(one is not None and not isinstance(one, PrunedFeatures) for one in encoded.values()):
         raise ValueError(
             "mm_encoder_outputs: features of all tokens would not be pruned. Pass pixels, or call "
             "llava.unprune(model)."

@@ -132,14 +132,21 @@ class CueCollector:
         return found
 
     @torch.no_grad()
-    def see(self, module: nn.Module, query: Tensor, key: Tensor, scaling: float | None) -> None:
+    def see(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        scaling: float | None,
+        mask: Tensor | None = None,
+    ) -> None:
         """Keep the cues of one attention call, from queries and keys (B, H, N, d), with any [CLS]."""
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         for cue, kind, has_cls in self._wanted.get(id(module), ()):
             if kind == "attention" and has_cls:
                 found = attention_of_cls(query[:, :, :1].detach(), key.detach(), scale)
             elif kind in ("attention", "received"):
-                found = received_per_head(query.detach(), key.detach(), scale)[:, :, int(has_cls) :]
+                found = received_per_head(query.detach(), key.detach(), scale, mask)[:, :, int(has_cls) :]
                 found = found.mean(1) if kind == "received" else found
             elif kind == "keys":
                 found = _wide(key).mean(1)
@@ -157,7 +164,7 @@ class CueCollector:
         return keep
 
 
-def received_per_head(query: Tensor, key: Tensor, scale: float) -> Tensor:
+def received_per_head(query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
     """Return the attention that each token receives: mean over all queries, per head, in blocks of queries.
 
     One row of the batch at a time, so that its bits do not depend on the other rows.
@@ -165,6 +172,7 @@ def received_per_head(query: Tensor, key: Tensor, scale: float) -> Tensor:
     Args:
         query: (B, H, N, d).
         key: (B, H, N, d).
+        mask: (B or 1, 1, N, N) that the tower applies: bool, or added to the logits.
 
     Returns:
         (B, H, N), float32 or wider.
@@ -172,10 +180,16 @@ def received_per_head(query: Tensor, key: Tensor, scale: float) -> Tensor:
     heads, length = query.shape[1:3]
     block = max(1, BLOCK // (heads * length))
     rows = []
-    for q, k in zip(_wide(query), _wide(key), strict=True):
+    for row, (q, k) in enumerate(zip(_wide(query), _wide(key), strict=True)):
         total = q.new_zeros(heads, length)
-        for part in q.split(block, dim=1):
-            total += (part @ k.transpose(1, 2) * scale).softmax(dim=-1).sum(dim=1)
+        for start in range(0, length, block):
+            part = slice(start, start + block)
+            logits = q[:, part] @ k.transpose(1, 2) * scale
+            if mask is not None:
+                lines = mask[row % len(mask), :, part]
+                is_bool = lines.dtype == torch.bool
+                logits = logits.masked_fill(~lines, -torch.inf) if is_bool else logits + lines
+            total += logits.softmax(dim=-1).sum(dim=1)
         rows.append(total / length)
     return torch.stack(rows)
 
@@ -186,7 +200,7 @@ def cue_attention(
     """Compute attention as the tower is set to, and let the active collector see queries and keys."""
     collector = _active.get()
     if collector is not None:
-        collector.see(module, query, key, kwargs.get("scaling"))
+        collector.see(module, query, key, kwargs.get("scaling"), attention_mask)
     name = module.config._vispruner_real._attn_implementation
     if name in (None, "eager"):
         real = sys.modules[type(module).__module__].eager_attention_forward

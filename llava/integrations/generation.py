@@ -33,6 +33,18 @@ def refuse_generation(given: Mapping[str, Any]) -> None:
         raise ValueError("inputs, input_ids: both are given. Pass one of them.")
 
 
+def refuse_several_answers(model: nn.Module, given: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for beams of a batch, for which transformers repeats encoded images, not rows."""
+    configs = [given.get("generation_config"), model.generation_config]
+    for name in ("num_beams", "num_return_sequences"):
+        number = _setting(given, configs, name) or 1
+        if number > 1 and len(given.get("input_ids", ())) > 1:
+            raise ValueError(
+                f"{name}: {number} answers per row of a batch are not possible after pruning for "
+                f"{type(model).__name__}. Pass one row at a time, or one beam."
+            )
+
+
 def inferred_mask(model: nn.Module, given: Mapping[str, Any]) -> Tensor | None:
     """Return the mask that `generate` derives from padding ids if none is passed; None if there is none."""
     ids, configs = given["input_ids"], [given.get("generation_config"), model.generation_config]

@@ -26,7 +26,10 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor
+from transformers.utils import is_torchvision_available
 from transformers.utils.hub import cached_file
+
+from llava.video_files import read_frames
 
 Video = str | Path | Sequence[Image.Image]
 
@@ -84,17 +87,15 @@ def load_processor(path: str) -> Any:
     Args:
         path: Folder or name of a checkpoint in the format of transformers.
     """
-    try:
+    config = transformers.AutoConfig.from_pretrained(path)
+    if config.model_type not in _VIDEO_DEFAULTS or is_torchvision_available():
         return transformers.AutoProcessor.from_pretrained(path)
-    except (ImportError, ValueError) as error:  # which one depends on the class
-        if isinstance(error, ValueError) and "torchvision" not in str(error):
-            raise
-        return HostParts(
-            transformers.AutoConfig.from_pretrained(path),
-            transformers.AutoTokenizer.from_pretrained(path),
-            transformers.AutoImageProcessor.from_pretrained(path),
-            _video_settings(path),
-        )
+    return HostParts(
+        config,
+        transformers.AutoTokenizer.from_pretrained(path),
+        transformers.AutoImageProcessor.from_pretrained(path),
+        _video_settings(path),
+    )
 
 
 def _video_settings(path: str) -> dict[str, Any]:
@@ -158,19 +159,13 @@ def host_inputs(
         raise ValueError(
             f"fps: not given, but {kind} uses the time between frames. Pass the number of frames per second."
         )
-    clips = [_read_frames(clip, frames) if isinstance(clip, (str, Path)) else list(clip) for clip in videos]
+    clips = [read_frames(clip, frames) if isinstance(clip, (str, Path)) else list(clip) for clip in videos]
     if any(not clip for clip in clips):
         raise ValueError("videos: a video without frames. Pass at least one frame of each.")
     grouped = _by_row(list(images), counts["image"])
     if isinstance(processor, HostParts):
         return _inputs_of_parts(processor, rows, grouped, clips, fps, padding_side)
     return _inputs_of_processor(processor, rows, grouped, clips, fps, padding_side)
-
-
-def _read_frames(path: str | Path, count: int) -> list[Image.Image]:
-    from llava.video_files import read_frames
-
-    return read_frames(path, count)
 
 
 def _kind_of(processor: Any) -> str:
@@ -243,7 +238,7 @@ def _inputs_of_parts(
     # The mask and ids only: segments of a text are no input of these models
     encoded = parts.tokenizer(expanded, padding=True, padding_side=padding_side, return_tensors="pt")
     ids = {name: encoded[name] for name in ("input_ids", "attention_mask")}
-    if parts.config.model_type.startswith("qwen"):
+    if parts.config.model_type.startswith("qwen") and takes_argument(parts.config, "mm_token_type_ids"):
         config = parts.config
         ids["mm_token_type_ids"] = (ids["input_ids"] == config.image_token_id).int() + 2 * (
             ids["input_ids"] == config.video_token_id
@@ -378,10 +373,15 @@ def crop_counts(config: Any, sizes: Tensor, cut: list[bool]) -> list[int]:
     ]
 
 
-def video_llava_pixels() -> str:
-    """Return the name of the argument for images of VideoLlava, which releases of transformers changed."""
-    takes = inspect.signature(transformers.VideoLlavaForConditionalGeneration.forward).parameters
-    return "pixel_values" if "pixel_values" in takes else "pixel_values_images"
+def takes_argument(config: Any, name: str) -> bool:
+    """Return whether the model class of a configuration takes an argument, in which releases differ."""
+    class_name = type(config).__name__.replace("Config", "ForConditionalGeneration")
+    return name in inspect.signature(getattr(transformers, class_name).forward).parameters
+
+
+def video_llava_pixels(config: Any) -> str:
+    """Return the name of the argument for images of VideoLlava."""
+    return "pixel_values" if takes_argument(config, "pixel_values") else "pixel_values_images"
 
 
 def _place_video_llava(parts: HostParts, images: Any, clips: Any, fps: Any) -> _Placed:
@@ -391,7 +391,7 @@ def _place_video_llava(parts: HostParts, images: Any, clips: Any, fps: Any) -> _
     patches = _patches(parts.config)
     if flat:
         encoded = parts.image_processor(images=flat, return_tensors="pt")
-        inputs[video_llava_pixels()] = next(iter(encoded.values()))
+        inputs[video_llava_pixels(parts.config)] = next(iter(encoded.values()))
         texts["image"] = _repeat(parts, "image", [patches] * len(flat))
     if clips:
         inputs["pixel_values_videos"] = _frames(parts, clips)

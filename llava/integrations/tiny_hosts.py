@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from .inputs import crop_counts, packed_lengths, video_llava_pixels
+from .inputs import crop_counts, packed_lengths, takes_argument, video_llava_pixels
 
 PAD, BOS, EOS = 0, 1, 2
 FIRST_WORD, WORDS = 10, 80  # ids of text
@@ -78,7 +78,10 @@ class HostCase:
         """Make inputs of any rows, such as ["i", "iiv"]: i is an image, v a video."""
         config = self.make_config()
         ids, inputs = self.make_inputs(config, rows)
-        return {**_padded(ids, padding, _type_ids(config)), **inputs}
+        made = {**_padded(ids, padding, _type_ids(config)), **inputs}
+        if not takes_argument(config, "mm_token_type_ids"):  # older releases derive them from ids
+            made.pop("mm_token_type_ids", None)
+        return made
 
 
 def spread_weights(model: Any, seed: int) -> None:
@@ -235,7 +238,9 @@ def _video_llava_inputs(config: Any, rows: list[str]) -> tuple[list[list[int]], 
     patches = (vision.image_size // vision.patch_size) ** 2
     inputs = {}
     if _count(rows, "i"):
-        inputs[video_llava_pixels()] = _pixels(_count(rows, "i"), 3, vision.image_size, vision.image_size)
+        inputs[video_llava_pixels(config)] = _pixels(
+            _count(rows, "i"), 3, vision.image_size, vision.image_size
+        )
     if _count(rows, "v"):
         inputs["pixel_values_videos"] = _pixels(
             _count(rows, "v"), _FRAMES, 3, vision.image_size, vision.image_size

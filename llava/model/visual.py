@@ -325,9 +325,10 @@ class VisualTokenMixin(ClipTokenMixin, TokenOrderMixin):
 
         for name in cues:
             if name.partition("@")[0] not in _OF_PATCHES:
+                whole, part = ("image", "crop") if pruner.per_image else ("clip", "frame")
                 raise ValueError(
-                    f"cues: {pruner.name!r} would select over all crops or frames by {name!r}, which has no "
-                    f"row per patch. Read {', '.join(_OF_PATCHES)}, or select per crop or frame."
+                    f"cues: {pruner.name!r} selects per {whole} by {name!r}, which has no row per patch. "
+                    f"Read {', '.join(_OF_PATCHES)}, or select per {part}."
                 )
         joined = {name: join(cue, _OF_PATCHES[name.partition("@")[0]]) for name, cue in cues.items()}
         return join(features, 1), join(attention, 2), joined

@@ -45,6 +45,7 @@ CUES = {
     "merged": "(B, L, C) features of a tower whose layers merge N patches to L, the number after @",
     "merged_groups": "(B, N) int64, the column of `merged` that each patch is part of",
 }
+LARGEST = 3072  # tokens of a row whose pairs are held in one matrix of float64: 72 MiB
 # Places of kept tokens that are not patches, in `Kept.indices`
 CLS_PLACE, NO_PLACE, NO_TOKEN = -1, -2, -3
 
@@ -73,6 +74,12 @@ class Kept:
     def __getitem__(self, rows: slice) -> Kept:
         """Return some of the rows."""
         return self._each(lambda one: one[rows])
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Kept]) -> Kept:
+        """Join rows that have the same number of tokens."""
+        names = [name for name, one in vars(rows[0]).items() if one is not None]
+        return cls(**{name: torch.cat([getattr(row, name) for row in rows]) for name in names})
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Kept:
         return Kept(**{name: change(one) for name, one in vars(self).items() if one is not None})
@@ -269,7 +276,10 @@ class Pruner:
         if budget == 0 or (budget >= n and not self.keeps_ratio and not self.is_adaptive):
             indices = torch.arange(min(budget, n), device=features.device).repeat(rows, 1)
             return Kept(indices, torch.zeros_like(indices, dtype=torch.bool))
-        kept = self.choose(features, cues, budget)
+        if rows > 1 and is_large(n) and not self.is_adaptive:
+            kept = Kept.of_rows([self.choose(*_one_row(features, cues, row), budget) for row in range(rows)])
+        else:
+            kept = self.choose(features, cues, budget)
         most = min(budget, n)
         shape = kept.indices.shape
         # An adaptive method may add one token that stands for all others.
@@ -344,6 +354,21 @@ def has_float64(device_type: str) -> bool:
         return (ones @ ones + 2.0**-40).sum().item() == 8 + 2.0**-38
     except (RuntimeError, TypeError):
         return False
+
+
+def is_large(tokens: int) -> bool:
+    """Return whether a row has too many tokens for the matrix of all pairs (see `pairs`).
+
+    A selection that must not wait for the device (`Pruner.keep_deferred`) has the matrix for any row.
+    """
+    return tokens > LARGEST and not deferring()
+
+
+def _one_row(features: Tensor, cues: Cues, row: int) -> tuple[Tensor, Cues]:
+    one = slice(row, row + 1)
+    tensors = {name: cue if name == "text_embeds" else cue[one] for name, cue in cues.tensors.items()}
+    crop_ids = None if cues.crop_ids is None else cues.crop_ids[one]
+    return features[one], Cues(tensors, crop_ids, cues.question)
 
 
 def deferring() -> bool:

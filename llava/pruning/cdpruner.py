@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .base import Kept, Pruner, descending
 from .diversity import MIN_SQUARE
-from .greedy import cosines, gram_flops, greedy, line
+from .greedy import cosines, diagonal, gram_flops, greedy, line
 from .registry import register_pruner
 
 _EXHAUSTED = 1e-12  # share of a token's own L that is left where it depends on the chosen ones
@@ -31,7 +31,7 @@ class CDPruner(Pruner):
         relevance = _relevance(cues["image_embeds"], cues["text_embeds"])
         least, most = relevance.aminmax(dim=1, keepdim=True)
         quality = ((relevance - least + 1e-6) / (most - least)).masked_fill_(most == least, 1.0)
-        volume = quality * quality * similarity.diagonal(dim1=1, dim2=2)  # what is left of each token
+        volume = quality * quality * diagonal(similarity)  # what is left of each token
         floor = _EXHAUSTED * volume
         fill = -1.0 - descending(relevance).argsort(dim=1).to(volume.dtype)  # below any volume
         factor = volume.new_empty(volume.shape[0], tokens, volume.shape[1])  # Cholesky, line by line
@@ -55,7 +55,7 @@ class CDPruner(Pruner):
             volume.sub_(step * step)
             return score()
 
-        return Kept.from_selected(greedy(score(), tokens, update), 0)
+        return Kept.from_selected(greedy(score(), tokens, update, similarity), 0)
 
     def flops(self, patches, channels, projected):
         budget = patches if self.tokens is None else min(self.tokens, patches)

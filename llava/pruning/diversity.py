@@ -20,13 +20,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import kernels
-from .base import defer, deferring
+from . import kernels, pairs
+from .base import defer, deferring, is_large
+from .pairs import MAX_SQUARE, MIN_SQUARE, PairLines, check_square
 
 DROP_PER_ROUND = 8
 NEARLY_EQUAL = 1e-9  # tokens nearer than this may be equal ones, which have to tie exactly
+_NEIGHBORS = 32  # that are known of every token of a long row
 _STREAMS = 4  # of a GPU, which compute products of rows at the same time; each has a workspace of cuBLAS
-MIN_SQUARE, MAX_SQUARE = 1e-100, 1e100  # squared norms: below counts as zero, above is refused
 
 
 def most_diverse(
@@ -49,6 +50,13 @@ def most_diverse(
     """
     if target == 0 or residual.shape[1] <= target:
         return residual[:, :target]
+    if is_large(residual.shape[1]):
+        return torch.stack(
+            [
+                _most_diverse_of_many(x[row], row, target, drop_per_round, on_round)
+                for x, row in zip(features, residual, strict=True)
+            ]
+        )
     similarity = _similarity_of_rows(features, residual)
     if residual.shape[1] > kernels.MAX_RESIDUAL or drop_per_round != DROP_PER_ROUND or on_round is not None:
         return remove_duplicates_in_torch(similarity, residual, target, drop_per_round, on_round)
@@ -94,6 +102,68 @@ def remove_duplicates_in_torch(
         if on_round is not None:
             on_round(residual.gather(1, rho))
     return residual.gather(1, rho)
+
+
+def _most_diverse_of_many(
+    x: Tensor, residual: Tensor, target: int, drop_per_round: int, on_round: Callable[[Tensor], object] | None
+) -> Tensor:
+    """Run the rounds of one long row with the nearest neighbors of every token, not with all pairs.
+
+    The best odd of an even is the first odd among its neighbors, by falling similarity. Where all of them
+    were dropped or are evens, its similarities to the tokens that are left are computed again.
+
+    Args:
+        x: (R, C) features of the tokens in `residual` (R,).
+    Returns:
+        (target,) int64, in the order of the last round's list.
+    """
+    lines = PairLines(x).then(lambda entries, rows, columns: entries.mul_(entries.abs()))
+    square, place = lines.square, lines.place
+    zero = square < MIN_SQUARE
+
+    def similarity(evens: Tensor, odds: Tensor) -> Tensor:
+        """Compute cos * |cos| of groups; an odd of zero norm matches no token."""
+        found = lines.block(evens, odds).div_(square[evens][:, None] * square[odds])
+        return found.masked_fill_(zero[odds], -torch.inf)
+
+    groups = torch.arange(len(square), device=x.device)
+    near_value = square.new_full((len(square), _NEIGHBORS), -torch.inf)
+    near = groups[:, None].repeat(1, _NEIGHBORS)  # a value of -inf is never better than another
+
+    def find_neighbors(some: Tensor, left: Tensor, odds: Tensor | None = None) -> Tensor | None:
+        """List the neighbors of some groups among those that are left; return their best odds."""
+        found = similarity(some, left)
+        count = min(_NEIGHBORS, len(left))
+        values, columns = found.topk(count, dim=1)
+        near_value[some], near[some] = -torch.inf, some[:, None]
+        near_value[some, :count], near[some, :count] = values, left[columns]
+        return None if odds is None else found[:, odds].amax(dim=1)
+
+    for part in lines.blocks():
+        find_neighbors(part, groups)
+    rho = torch.arange(len(residual), device=x.device)
+    while len(rho) > target:
+        even, odd = rho[0::2], rho[1::2]
+        drop = min(drop_per_round, len(rho) - target, len(even))
+        is_odd = torch.zeros_like(zero)
+        is_odd[place[odd]] = True
+        own = place[even]
+        hit = is_odd[near[own]]
+        best = near_value[own].gather(1, hit.to(torch.uint8).argmax(dim=1, keepdim=True))[:, 0]
+        missing = own[~hit.any(dim=1)].unique()
+        if len(missing):
+            left = place[rho].unique()
+            odds = is_odd[left].nonzero()[:, 0]
+            fresh = torch.zeros_like(square)
+            for part in missing.split(max(1, pairs.ENTRIES // len(left))):
+                fresh[part] = find_neighbors(part, left, odds)
+            best = torch.where(hit.any(dim=1), best, fresh[own])
+        best = best.masked_fill_(zero[own], torch.inf)  # an even of zero norm is dropped first
+        rank = best.argsort(descending=True, stable=True)
+        rho = torch.cat([even[rank[drop:]], odd])
+        if on_round is not None:
+            on_round(residual[rho][None])
+    return residual[rho]
 
 
 def _similarity_of_rows(features: Tensor, residual: Tensor) -> Tensor:
@@ -192,11 +262,7 @@ def _similarity(x: Tensor) -> Tensor:
         similarity, square = _signed_square_cosines(distinct)
         similarity = torch.maximum(similarity, similarity.T)[place][:, place]  # equal for (i, j) and (j, i)
         square = square[place]
-    if (square > MAX_SQUARE).any():
-        raise ValueError(
-            "features too large for float64 similarities: "
-            f"the largest squared norm is {square.max().item():.3g}, the limit is 1e100"
-        )
+    check_square(square.max().item())
     zero = square < MIN_SQUARE
     if zero.any():  # carries no information: as an odd it matches no token, as an even it is dropped first
         infinity = float("inf")

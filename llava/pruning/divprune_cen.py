@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .base import Kept, Pruner
-from .greedy import gram, gram_flops, min_max, nearest_other, spread, to_cosines
+from .greedy import Pairs, diagonal, gram, gram_flops, line_sums, min_max, nearest_other, spread, to_cosines
+from .pairs import PairLines
 from .registry import register_pruner
 
 _AT_MEAN = 1e-12  # squared distance to the mean over squared norm: below, a token counts as the mean
@@ -39,16 +40,26 @@ class DivPruneCentered(Pruner):
         return gram_flops(patches, projected)
 
 
-def _centered(products: Tensor) -> Tensor:
+def _centered(products: Pairs) -> Pairs:
     """Return cosines of tokens minus their mean m, from dot products: x_i x_j - x_i m - x_j m + m m."""
-    n = products.shape[1]
-    with_mean = products.sum(dim=2) / n
-    mean = torch.stack([row.sum() for row in with_mean]) / n if len(products) else with_mean.sum(dim=1)
+    with_mean = line_sums(products)
+    n = with_mean.shape[1]
+    with_mean = with_mean / n
+    mean = torch.stack([row.sum() for row in with_mean]) / n if len(with_mean) else with_mean.sum(dim=1)
+    least = _AT_MEAN * diagonal(products)
+    if isinstance(products, PairLines):
+        own = products.of_groups(with_mean[0])
+        return to_cosines(
+            products.then(
+                lambda entries, rows, columns: entries + (mean - (own[rows][:, None] + own[columns]))
+            ),
+            least,
+        )
     centered = products + (mean[:, None, None] - (with_mean[:, :, None] + with_mean[:, None, :]))
-    return to_cosines(centered, _AT_MEAN * products.diagonal(dim1=1, dim2=2))
+    return to_cosines(centered, least)
 
 
-def _mean_of_others(similarity: Tensor) -> Tensor:
+def _mean_of_others(similarity: Pairs) -> Tensor:
     """Return each token's mean similarity to the other tokens: (B, N, N) -> (B, N)."""
-    own = similarity.diagonal(dim1=1, dim2=2)
-    return (similarity.sum(dim=2) - own) / max(similarity.shape[1] - 1, 1)
+    own = diagonal(similarity)
+    return (line_sums(similarity) - own) / max(own.shape[1] - 1, 1)

@@ -18,11 +18,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .base import defer
-from .diversity import MAX_SQUARE, MIN_SQUARE, NEARLY_EQUAL, dot_products
+from .base import defer, is_large
+from .diversity import NEARLY_EQUAL, dot_products
+from .pairs import MAX_SQUARE, MIN_SQUARE, PairLines, check_square
+
+Pairs = Tensor | PairLines  # (B, N, N) float64, or of one row that is too long for it
 
 
-def cosines(x: Tensor, change: Callable[[Tensor], object] | None = None) -> Tensor:
+def cosines(x: Tensor, change: Callable[[Tensor], object] | None = None) -> Pairs:
     """Compute the cosine of all pairs of tokens of each row: (B, N, C) -> (B, N, N) float64.
 
     A token whose norm is zero has cosine 0 with every token. Tokens with equal features have equal cosines to
@@ -35,6 +38,17 @@ def cosines(x: Tensor, change: Callable[[Tensor], object] | None = None) -> Tens
         ValueError: for features whose squared norm is not below 1e100.
     """
 
+    if len(x) == 1 and is_large(x.shape[1]):
+        found = to_cosines(PairLines(x[0]))
+        if change is None:
+            return found
+
+        def changed(entries: Tensor, _rows: Tensor, _columns: Tensor) -> Tensor:
+            change(entries)
+            return entries
+
+        return found.then(changed)
+
     def finish(products: Tensor) -> None:
         to_cosines(products)
         if change is not None:
@@ -43,7 +57,7 @@ def cosines(x: Tensor, change: Callable[[Tensor], object] | None = None) -> Tens
     return gram(x, finish)
 
 
-def gram(x: Tensor, change: Callable[[Tensor], object] | None = None) -> Tensor:
+def gram(x: Tensor, change: Callable[[Tensor], object] | None = None) -> Pairs:
     """Compute all dot products: (B, N, C) -> (B, N, N) float64; tokens with equal features have equal ones.
 
     Args:
@@ -52,6 +66,8 @@ def gram(x: Tensor, change: Callable[[Tensor], object] | None = None) -> Tensor:
     Raises:
         ValueError: for features whose squared norm is not below 1e100.
     """
+    if change is None and len(x) == 1 and is_large(x.shape[1]):
+        return PairLines(x[0])
     x = x.to(torch.float64)
     found = _symmetric(dot_products(x))
     square = found.diagonal(dim1=1, dim2=2)
@@ -67,12 +83,7 @@ def gram(x: Tensor, change: Callable[[Tensor], object] | None = None) -> Tensor:
         # An entry at the edge of a block of BLAS may be summed in another order, so equal tokens share one.
         distinct, place = torch.unique(x[row], dim=0, return_inverse=True)
         shared = _symmetric(dot_products(distinct[None]))[0]
-        largest = shared.diagonal().max().item()
-        if not largest < MAX_SQUARE:
-            raise ValueError(
-                "features too large for float64 similarities: "
-                f"the largest squared norm is {largest:.3g}, the limit is 1e100"
-            )
+        check_square(shared.diagonal().max().item())
         if change is not None:
             change(shared)
         found[row] = shared[place][:, place]
@@ -84,21 +95,33 @@ def _symmetric(products: Tensor) -> Tensor:
     return torch.maximum(products, products.transpose(1, 2))
 
 
-def to_cosines(products: Tensor, least: Tensor | float = MIN_SQUARE) -> Tensor:
+def to_cosines(products: Pairs, least: Tensor | float = MIN_SQUARE) -> Pairs:
     """Turn dot products (..., N, N) into cosines in place; tokens of a squared norm below `least` have 0."""
+    if isinstance(products, PairLines):
+        own = products.own()
+        is_zero = own < (products.of_groups(least[0]) if isinstance(least, Tensor) else least)
+
+        def divide(entries: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+            entries.div_((own[rows][:, None] * own[columns]).sqrt_())
+            return entries.masked_fill_(is_zero[rows][:, None] | is_zero[columns], 0.0)
+
+        return products.then(divide)
     square = products.diagonal(dim1=-2, dim2=-1).clone()
     zero = square < least
     products.div_((square[..., :, None] * square[..., None, :]).sqrt_())  # s / sqrt(s * s) is exactly 1
     return products.masked_fill_(zero[..., :, None] | zero[..., None, :], 0.0)
 
 
-def greedy(score: Tensor, tokens: int, update: Callable[[Tensor], Tensor]) -> Tensor:
+def greedy(
+    score: Tensor, tokens: int, update: Callable[[Tensor], Tensor], pairs: Pairs | None = None
+) -> Tensor:
     """Choose the token of the largest score, `tokens` times, each token once.
 
     Args:
         score: (B, N) float64, of the first choice.
         tokens: At most N.
         update: Called with the last chosen tokens (B, 1); returns the scores (B, N) of the next choice.
+        pairs: What `update` reads lines of.
     Returns:
         (B, tokens) int64, in the order of choice.
     """
@@ -109,12 +132,14 @@ def greedy(score: Tensor, tokens: int, update: Callable[[Tensor], Tensor]) -> Te
             score = update(chosen[-1])
         # Not finite within `Pruner.keep_deferred` only, where indices have to be distinct nevertheless
         free = torch.nan_to_num(score).masked_fill_(taken, -math.inf)
+        if isinstance(pairs, PairLines):
+            pairs.expect(free[0])
         chosen.append(free.argmax(dim=1, keepdim=True))  # the first of equal ones
         taken.scatter_(1, chosen[-1], True)
     return torch.cat(chosen, dim=1)
 
 
-def spread(similarity: Tensor, first: Tensor, tokens: int, score: Callable[[Tensor], Tensor]) -> Tensor:
+def spread(similarity: Pairs, first: Tensor, tokens: int, score: Callable[[Tensor], Tensor]) -> Tensor:
     """Choose greedily by a score that depends on each token's largest similarity to a chosen one.
 
     Args:
@@ -131,16 +156,34 @@ def spread(similarity: Tensor, first: Tensor, tokens: int, score: Callable[[Tens
         torch.maximum(closest, line(similarity, last), out=closest)
         return score(closest)
 
-    return greedy(first, tokens, update)
+    return greedy(first, tokens, update, similarity)
 
 
-def line(matrix: Tensor, index: Tensor) -> Tensor:
+def line(matrix: Pairs, index: Tensor) -> Tensor:
     """Return line index[b] of each matrix: (B, N, N), (B, 1) -> (B, N)."""
+    if isinstance(matrix, PairLines):
+        return matrix.line(int(index))[None]
     return matrix.gather(1, index[:, :, None].expand(-1, -1, matrix.shape[2]))[:, 0]
 
 
-def nearest_other(similarity: Tensor) -> Tensor:
+def diagonal(matrix: Pairs) -> Tensor:
+    """Return the entry of every token with itself: (B, N, N) -> (B, N)."""
+    if isinstance(matrix, PairLines):
+        return matrix.own()[matrix.place][None]
+    return matrix.diagonal(dim1=1, dim2=2)
+
+
+def line_sums(matrix: Pairs, weight: Tensor | None = None) -> Tensor:
+    """Add the entries of every line, times a weight (B, N) of their columns: (B, N, N) -> (B, N)."""
+    if isinstance(matrix, PairLines):
+        return matrix.per_token(lambda lines: (lines if weight is None else lines * weight).sum(dim=1))[None]
+    return (matrix if weight is None else matrix * weight[:, None]).sum(dim=2)
+
+
+def nearest_other(similarity: Pairs) -> Tensor:
     """Return each token's largest similarity to another token: (B, N, N) -> (B, N)."""
+    if isinstance(similarity, PairLines):
+        return similarity.nearest_other()[None]
     diagonal = similarity.diagonal(dim1=1, dim2=2)
     before = diagonal.clone()
     diagonal.fill_(-math.inf)

@@ -24,7 +24,7 @@ class IDSelection(Pruner):
         def update(last):
             return score.sub_(line(nearness, last) * score.gather(1, last))
 
-        return Kept.from_selected(greedy(score, tokens, update), 0)
+        return Kept.from_selected(greedy(score, tokens, update, nearness), 0)
 
     def flops(self, patches, channels, projected):
         return gram_flops(patches, channels)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .base import NO_PLACE, NO_TOKEN, Kept, Pruner, descending
-from .greedy import cosines, gram_flops, row_products
+from .greedy import Pairs, cosines, gram_flops, row_products
+from .pairs import PairLines
 from .registry import register_pruner
 
 NEAREST = 32  # tokens that a picked one is merged with
@@ -53,15 +54,15 @@ class PruMerge(Pruner):
 
     def choose(self, features, cues, tokens):
         weight = _attention(cues["last_query"].to(torch.float64), cues["last_keys"].to(torch.float64))
-        similarity = cosines(cues["last_keys"][:, 1:])
+        keys = cues["last_keys"][:, 1:]
         if not self.adaptive:
             picked, n_top = self._pick(weight, tokens - 1)
-            return _merge(features, weight, similarity, picked, n_top)
+            return _merge(features, weight, cosines(keys), picked, n_top)
         rows = []
         for row in range(len(features)):
             one = slice(row, row + 1)
             picked, n_top = self._pick_adaptively(weight[one])
-            rows.append(_merge(features[one], weight[one], similarity[one], picked, n_top))
+            rows.append(_merge(features[one], weight[one], cosines(keys[one]), picked, n_top))
         return _padded(rows, features)
 
     def _pick(self, weight: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -128,7 +129,7 @@ def _quantile(ordered: Tensor, quarter: int) -> Tensor:
     return low + (ordered[:, min(below + 1, ordered.shape[1] - 1), None] - low) * (part / 4)
 
 
-def _merge(features: Tensor, weight: Tensor, similarity: Tensor, picked: Tensor, n_top: Tensor) -> Kept:
+def _merge(features: Tensor, weight: Tensor, similarity: Pairs, picked: Tensor, n_top: Tensor) -> Kept:
     """Merge every picked patch with its nearest ones, and the others into one extra token.
 
     Args:
@@ -140,8 +141,11 @@ def _merge(features: Tensor, weight: Tensor, similarity: Tensor, picked: Tensor,
     """
     rows, n = weight.shape
     count = picked.shape[1]
-    lines = picked[:, :, None].expand(-1, -1, n)
-    others = similarity.gather(1, lines).scatter_(2, picked[:, :, None], -torch.inf)
+    if isinstance(similarity, PairLines):
+        lines = similarity.lines(similarity.place[picked[0]])[None]
+    else:
+        lines = similarity.gather(1, picked[:, :, None].expand(-1, -1, n))
+    others = lines.scatter_(2, picked[:, :, None], -torch.inf)
     nearest = others.argsort(dim=2, descending=True, stable=True)[:, :, : min(NEAREST, n - 1)]
     shares = weight[:, None].expand(-1, count, -1)
     shares = torch.zeros_like(shares).scatter(2, nearest, shares.gather(2, nearest))

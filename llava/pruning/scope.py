@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from . import pairs
 from .base import Kept, Pruner, deferring
-from .greedy import at_least_zero, cosines, gram_flops, greedy, line, power, sum_of_heads
+from .greedy import Pairs, at_least_zero, cosines, gram_flops, greedy, line, power, sum_of_heads
+from .pairs import PairLines
 from .registry import register_pruner
 
 _BLOCK, _GROWTH = 16, 8  # gains that are computed together, at first and times as many after that
@@ -42,7 +47,7 @@ class Scope(Pruner):
         return gram_flops(patches, channels) + 2.0 * budget * patches * patches
 
 
-def cover(gain: Tensor, weight: Tensor, tokens: int) -> Tensor:
+def cover(gain: Pairs, weight: Tensor, tokens: int) -> Tensor:
     """Choose always the j of the largest w_j * sum over i of max(0, G_ji - c_i); then c = max(c, G_j).
 
     Args:
@@ -52,11 +57,17 @@ def cover(gain: Tensor, weight: Tensor, tokens: int) -> Tensor:
     Returns:
         (B, tokens) int64, in the order of choice.
     """
+    chosen = weight.new_empty(len(weight), tokens, dtype=torch.int64)
+    if isinstance(gain, PairLines):
+        bound = gain.per_token(lambda lines: lines.clamp_(min=0).sum(dim=1))
+        _choose_lazily(gain.lines, gain.place, bound, weight[0], chosen[0])
+        return chosen
     if gain.is_cuda or deferring():
         return _choose_densely(gain, weight, tokens)
-    chosen = gain.new_empty(len(gain), tokens, dtype=torch.int64)
+    every = torch.arange(weight.shape[1])
     for row in range(len(gain)):
-        _choose_lazily(gain[row], weight[row], chosen[row])
+        bound = gain[row].clamp(min=0).sum(dim=1)
+        _choose_lazily(partial(gain[row].index_select, 0), every, bound, weight[row], chosen[row])
     return chosen
 
 
@@ -76,26 +87,42 @@ def _choose_densely(similarity: Tensor, weight: Tensor, tokens: int) -> Tensor:
     return greedy(score(), tokens, update)
 
 
-def _choose_lazily(similarity: Tensor, weight: Tensor, chosen: Tensor) -> None:
+def _choose_lazily(
+    lines: Callable[[Tensor], Tensor], group: Tensor, gains: Tensor, weight: Tensor, chosen: Tensor
+) -> None:
     """Choose the same tokens of one row into `chosen` (tokens,), with few gains per step.
 
     A gain never grows, rounding included, so an old one bounds the new one: the largest value decides as soon
     as it is a new one. Bookkeeping is in numpy, whose calls take a fraction of the time of torch's.
+
+    Args:
+        lines: Returns the lines (m, N) of some groups (m,), a copy.
+        group: (N,) int64; tokens of one group have one line.
+        gains: (N,) float64, sums of the lines where they are positive.
+        weight: (N,) float64.
     """
     covered = torch.zeros_like(weight)
-    bound = (weight * similarity.clamp(min=0).sum(dim=1)).numpy()
-    weights = weight.numpy()
+    groups, weights = group.cpu().numpy(), weight.cpu().numpy()
+    gain = np.zeros(len(groups))
+    gain[groups] = gains.cpu().numpy()
+    bound = weights * gain[groups]
+    taken = np.zeros(len(groups), dtype=bool)
+    size = max(1, pairs.ENTRIES // len(groups))
     for step in range(len(chosen)):
-        best, old, new, block = int(bound.argmax()), bound.copy(), set[int](), _BLOCK
-        while step and best not in new:
-            some = old.argpartition(-min(block, len(old)))[-block:]
+        bound[taken] = -math.inf
+        best, old, new, block = int(bound.argmax()), bound.copy(), np.zeros(len(gain), dtype=bool), _BLOCK
+        while step and not new[groups[best]]:
+            some = np.unique(groups[old.argpartition(-min(block, len(old)))[-block:]])
             block *= _GROWTH
-            lines = similarity.index_select(0, torch.from_numpy(some))
-            gains = lines.sub_(covered).clamp_(min=0).sum(dim=1).numpy()
-            bound[some] = (weights[some] * gains).clip(max=bound[some])
-            old[some] = -math.inf
-            new.update(some.tolist())
+            parts = torch.from_numpy(some).to(weight.device).split(size)
+            fresh = torch.cat([lines(part).sub_(covered).clamp_(min=0).sum(dim=1) for part in parts])
+            gain[some] = fresh.cpu().numpy().clip(max=gain[some])
+            new[some] = True
+            members = new[groups]
+            bound[members] = weights[members] * gain[groups[members]]
+            bound[taken] = -math.inf
+            old[members] = -math.inf
             best = int(bound.argmax())
         chosen[step] = best
-        bound[best] = -math.inf
-        torch.maximum(covered, similarity[best], out=covered)
+        taken[best] = True
+        torch.maximum(covered, lines(group[best : best + 1])[0], out=covered)

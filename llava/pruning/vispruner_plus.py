@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .base import Kept, Pruner, mean_attention
 from .diversity import MIN_SQUARE
-from .greedy import gram, gram_flops, min_max
+from .greedy import Pairs, diagonal, gram, gram_flops, line_sums, min_max
+from .pairs import PairLines
 from .registry import register_pruner
 from .scope import cover
 
@@ -40,7 +41,7 @@ class VisPrunerPlus(Pruner):
         attention = mean_attention(cues.attention)
         total = torch.stack([row.sum() for row in attention]) if len(attention) else attention.sum(dim=1)
         demand = attention * unlike * directed * (_UNITS / total.clamp(min=MIN_SQUARE))[:, None]
-        represented.mul_(demand[:, None]).round_()
+        represented = _times(represented, demand)
         return Kept.from_selected(cover(represented, directed.to(torch.float64), tokens), 0)
 
     def flops(self, patches, channels, projected):
@@ -48,23 +49,45 @@ class VisPrunerPlus(Pruner):
         return gram_flops(patches, projected) + 2.0 * budget * patches * patches
 
 
-def _unlike(products: Tensor) -> Tensor:
+def _times(represented: Pairs, demand: Tensor) -> Pairs:
+    """Multiply the columns of K by the demands (B, N), in whole units."""
+    if isinstance(represented, PairLines):
+        return represented.each_line(lambda lines: lines.mul_(demand).round_())
+    return represented.mul_(demand[:, None]).round_()
+
+
+def _unlike(products: Pairs) -> Tensor:
     """Return u from the dot products of all tokens: (B, N, N) -> (B, N)."""
-    square = products.diagonal(dim1=1, dim2=2)
+    square = diagonal(products)
     inverse = torch.where(square < MIN_SQUARE, 0.0, square.clamp(min=MIN_SQUARE).rsqrt())
     # Not a matrix product: equal tokens have equal sums. Rounded, so that noise is not scaled to [0, 1].
-    likeness = (products * inverse[:, None]).sum(dim=2) * inverse * (_UNITS / products.shape[1])
+    likeness = line_sums(products, inverse) * inverse * (_UNITS / inverse.shape[1])
     return min_max(-likeness.round_())
 
 
-def _explained(products: Tensor) -> tuple[Tensor, Tensor]:
+def _explained(products: Pairs) -> tuple[Pairs, Tensor]:
     """Return K from the dot products of all tokens, and which tokens are not at the mean (B, N)."""
-    n = products.shape[1]
-    with_mean = products.sum(dim=2) / n
-    mean = torch.stack([row.sum() for row in with_mean]) / n if len(products) else with_mean.sum(dim=1)
+    with_mean = line_sums(products)
+    n = with_mean.shape[1]
+    with_mean = with_mean / n
+    mean = torch.stack([row.sum() for row in with_mean]) / n if len(with_mean) else with_mean.sum(dim=1)
+    least = (_AT_MEAN * diagonal(products)).clamp(min=MIN_SQUARE)
+    if isinstance(products, PairLines):
+        own = products.of_groups(with_mean[0])
+        centered = products.then(
+            lambda entries, rows, columns: entries - (own[rows][:, None] + own[columns]).sub_(mean)
+        )
+        distance = centered.own()
+        directed = distance[centered.place][None] > least
+        share = distance.clamp(min=MIN_SQUARE)
+        return centered.then(
+            lambda entries, rows, columns: (
+                entries.clamp_(min=0).square_().div_(share[rows][:, None] * share[columns])
+            )
+        ), directed
     centered = products - (with_mean[:, :, None] + with_mean[:, None]).sub_(mean[:, None, None])
     distance = centered.diagonal(dim1=1, dim2=2).clone()
-    directed = distance > (_AT_MEAN * products.diagonal(dim1=1, dim2=2)).clamp(min=MIN_SQUARE)
+    directed = distance > least
     distance.clamp_(min=MIN_SQUARE)
     # s * s / (s * s) is exactly 1
     return centered.clamp_(min=0).square_().div_(distance[:, :, None] * distance[:, None]), directed

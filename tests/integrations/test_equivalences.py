@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
+from packaging import version
 
 import llava
 from helpers import host_oracle as oracle
 from helpers.host_oracle import NAMES, every_host, logits, new_tokens
 from helpers.hosts import HOSTS
+
+OLD = version.parse(transformers.__version__) < version.parse("5.23")
 
 
 def _pairs(*batches):
@@ -50,6 +54,7 @@ def test_pruned_is_masked_by_hand(name, batch, kind, model):
     assert torch.equal(answer, new_tokens(model, by_hand, max_new_tokens=3))
 
 
+@pytest.mark.skipif(OLD, reason="beams of the unpruned model repeat images instead of rows")
 @every_host
 def test_beams_are_those_of_a_prompt_masked_by_hand(name, model):
     inputs = inputs_of(name, "mixed" if HOSTS[name].mixed else "padded")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import string
 
 import numpy as np
 import pytest
@@ -12,98 +11,16 @@ import torch
 import transformers
 from PIL import Image
 
+from helpers.host_parts import STRINGS, family, parts_of
 from helpers.hosts import HOSTS
 from llava.integrations import inputs as module
-from llava.integrations.inputs import HostParts, fitting_size, host_inputs, load_processor
-from llava.integrations.tiny_hosts import FIRST_WORD, IMAGE, VIDEO, VOCABULARY
+from llava.integrations.inputs import HostParts, fitting_size, host_inputs, load_processor, takes_argument
+from llava.integrations.tiny_hosts import VIDEO
+from llava.video_files import read_frames
 
-NAMES = [
-    "llava",
-    "llava_siglip",
-    "llava_next",
-    "llava_next_video",
-    "llava_onevision",
-    "video_llava",
-    "internvl",
-]
-NAMES += ["llava_onevision_interpolated", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-SMALL = {"shortest_edge": 8 * 8 * 4, "longest_edge": 8 * 8 * 24}
-STRINGS = {
-    "internvl": ["<IMG_CONTEXT>", "<unused_video>", "<img>", "</img>", "<video>"],
-    "qwen": ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"],
-    "llava": ["<image>", "<video>"],
-}
-
-
-def slow(name: str):
-    """Return an image processor that uses Pillow; older releases have no other name for it."""
-    return getattr(transformers, name + "Pil", None) or getattr(transformers, name)
-
-
-def family(name: str) -> str:
-    return "qwen" if name.startswith("qwen") else "internvl" if name == "internvl" else "llava"
-
-
-def tokenizer_of(name: str):
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-
-    letters = string.ascii_letters + string.digits + " .:?!<>\n/"
-    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {c: FIRST_WORD + i for i, c in enumerate(letters)}
-    specials = STRINGS[family(name)]
-    vocabulary |= {text: IMAGE + i for i, text in enumerate(specials)}
-    used = set(vocabulary.values())
-    vocabulary |= {f"<unused{i}>": i for i in range(VOCABULARY) if i not in used}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="</s>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    core.add_special_tokens(["<pad>", "<s>", "</s>", *specials])
-    named = {}
-    if family(name) == "internvl":
-        named = {
-            "start_image_token": "<img>",
-            "end_image_token": "</img>",
-            "context_image_token": "<IMG_CONTEXT>",
-            "video_token": "<video>",
-        }
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        extra_special_tokens=named,
-    )
-
-
-def parts_of(name: str) -> HostParts:
-    config = HOSTS[name].make_config()
-    side = getattr(config.vision_config, "image_size", None)
-    square = {"height": side, "width": side}
-    clip = {"size": {"shortest_edge": side}, "crop_size": square}
-    video: dict = dict(clip)
-    if name in ("llava", "llava_siglip"):
-        images = slow("CLIPImageProcessor")(**clip)
-    elif name.startswith("llava_next"):
-        images = slow("LlavaNextImageProcessor")(**clip, image_grid_pinpoints=config.image_grid_pinpoints)
-    elif name.startswith("llava_onevision"):
-        points = config.image_grid_pinpoints
-        images = slow("LlavaOnevisionImageProcessor")(size=square, image_grid_pinpoints=points)
-        video = {"size": square, "do_center_crop": False}
-    elif name == "video_llava":
-        images = transformers.VideoLlavaImageProcessor(**clip)
-    elif name == "internvl":
-        square = {"height": 24, "width": 24}
-        images = slow("GotOcr2ImageProcessor")(
-            size=square, min_patches=1, max_patches=4, crop_to_patches=True
-        )
-        video = {"size": square}
-    else:
-        video = {"size": dict(SMALL)}
-        if name == "qwen3_vl":  # whose limit is for all frames
-            video["size"]["longest_edge"] *= 4
-        half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if name == "qwen3_vl" else {}
-        sizes = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2, "size": SMALL}
-        images = slow("Qwen2VLImageProcessor")(**sizes, **half)
-    return HostParts(config, tokenizer_of(name), images, video)
+CROPS = ("llava_next", "llava_next_video", "llava_onevision", "llava_onevision_interpolated")
+NAMES = ["llava", "llava_siglip", *CROPS, "video_llava", "internvl", *QWEN]
 
 
 def picture(seed: int, width: int, height: int) -> Image.Image:
@@ -214,7 +131,8 @@ def test_a_still_has_the_patches_of_an_image(name):
     assert image["image_grid_thw"].tolist() == [[1, 6, 8]]
     assert torch.equal(inputs["pixel_values_videos"], image["pixel_values"].repeat(2, 1))
     assert (inputs["input_ids"] == VIDEO).sum() == 2 * 12
-    assert (inputs["mm_token_type_ids"] == 2).sum() == 24
+    if takes_argument(parts.config, "mm_token_type_ids"):
+        assert (inputs["mm_token_type_ids"] == 2).sum() == 24
 
 
 def test_an_odd_last_frame_is_repeated_and_times_are_middles():
@@ -262,10 +180,7 @@ def test_parts_are_loaded_where_the_processor_cannot_be(tmp_path, monkeypatch):
     entries = {"min_pixels": 256, "max_pixels": 1024, "image_mean": [0.5] * 3}
     (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(entries))
 
-    def refuse(path: str) -> None:
-        raise ImportError("Qwen2_5_VLProcessor requires the Torchvision library")
-
-    monkeypatch.setattr(module.transformers.AutoProcessor, "from_pretrained", refuse)
+    monkeypatch.setattr(module, "is_torchvision_available", lambda: False)
     loaded = load_processor(str(tmp_path))
     assert loaded.video == {"size": {"shortest_edge": 256, "longest_edge": 1024}, "image_mean": [0.5] * 3}
     text, images, _ = request("qwen2_5_vl")
@@ -278,3 +193,17 @@ def test_parts_are_loaded_where_the_processor_cannot_be(tmp_path, monkeypatch):
     (tmp_path / "video_preprocessor_config.json").write_text("{")
     with pytest.raises(ValueError, match="video_preprocessor_config.json: not valid JSON"):
         load_processor(str(tmp_path))
+
+
+def test_frames_of_video_files_are_spread_evenly(tmp_path):
+    from tests.test_video_files import write
+
+    clip = write(tmp_path / "clip.mp4", frames=13, size=(32, 24))
+    parts = parts_of("video_llava")
+    inputs = host_inputs(parts, "<video> <video>", videos=[clip, str(clip)], frames=4)
+    frames = read_frames(clip, 4)
+    expected = host_inputs(parts, "<video> <video>", videos=[frames, frames])
+    assert inputs["pixel_values_videos"].shape[:2] == (2, 4)
+    assert all(torch.equal(inputs[name], expected[name]) for name in expected)
+    with pytest.raises(FileNotFoundError, match="none.mp4"):
+        host_inputs(parts, "<video>", videos=[tmp_path / "none.mp4"])

@@ -38,7 +38,7 @@ def measure_methods(args: argparse.Namespace, names: list[str]) -> dict[str, Any
     for batch in args.batch_sizes:
         for tokens in args.tokens:
             pruners = {name: get_pruner(name, tokens, args.ratio) for name in [REFERENCE, *names]}
-            runs = {name: _selection(pruner, args, batch, shape.width) for name, pruner in pruners.items()}
+            runs = {name: selection_run(pruner, args, batch, shape.width) for name, pruner in pruners.items()}
             spent = compare(runs, args.device, args.repeats, args.warmup)
             prefill = batch * 2 * flops.llm_prefill_macs(tokens + args.text_tokens, shape)
             prefill_ms = _prefill_ms(args, batch * (tokens + args.text_tokens), shape, prefill)
@@ -75,7 +75,9 @@ def _row(own: Timing, reference: Timing) -> dict[str, Any]:
     return {"selection": own.as_json(), **quotient("vs_vispruner", own, reference)}
 
 
-def _selection(pruner: Pruner, args: argparse.Namespace, batch: int, projected: int) -> Callable[[], object]:
+def selection_run(
+    pruner: Pruner, args: argparse.Namespace, batch: int, projected: int
+) -> Callable[[], object]:
     """Return the selection of random features as a function."""
     generator = torch.Generator().manual_seed(args.seed)
 

@@ -9,6 +9,9 @@ baseline in float64 for every row; a difference is an error. The speedup is the 
 optimized time; the document's `speedup` is the smallest of all rows. On CUDA the selection is also captured
 in a graph (`graph`); its checks of unusual inputs then become a flag.
 
+--n 4096,16384 measures time and peak memory of one long row per number (`long_rows.py`), which is selected
+without the matrix of all pairs; with --vs baseline next to the selection with it, where that fits.
+
 --methods times other methods that prune before the language model, and compares them with VisPruner's time
 and with the prefill of --dummy-model.
 """
@@ -48,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--patches", type=at_least(2), default=576, help="patches N per crop (default: %(default)s)"
     )
     group.add_argument(
+        "--n",
+        type=numbers,
+        help="patches of long rows to measure one by one instead, comma-separated, such as 4096,16384",
+    )
+    group.add_argument(
         "--channels", type=at_least(1), default=1024, help="channels C of a feature (default: %(default)s)"
     )
     group.add_argument(
@@ -66,10 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    if max(args.tokens) >= args.patches:
-        raise ValueError(f"--tokens {max(args.tokens)}: expected fewer than --patches {args.patches}")
+    option, least = ("--n", min(args.n)) if args.n else ("--patches", args.patches)
+    if max(args.tokens) >= least:
+        raise ValueError(f"--tokens {max(args.tokens)}: expected fewer than {option} {least}")
     check_device(args)
-    if args.methods and args.vs:
+    if args.n and args.batch_sizes:
+        raise ValueError("--batch-sizes: --n measures one row. Leave it out")
+    if args.methods and args.vs and not args.n:
         raise ValueError("--methods: compares with vispruner, not with --vs baseline. Use one of them")
     args.methods = args.methods and _methods(args.methods)
     args.batch_sizes = args.batch_sizes or ([1, 5] if args.device == "cpu" else [1, 5, 32])
@@ -89,6 +100,10 @@ def _methods(names: list[str]) -> list[str]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.n:
+        from llava.analysis.efficiency.long_rows import measure_long_rows
+
+        return measure_long_rows(args)
     if args.methods:
         from llava.analysis.efficiency.methods import measure_methods
 
@@ -165,6 +180,10 @@ def select_deferred(pruner: Any, features: Any, attention: Any) -> tuple[Any, An
 
 
 def render(document: dict[str, Any]) -> str:
+    if "long_rows" in document:
+        from llava.analysis.efficiency.long_rows import render_long_rows
+
+        return render_long_rows(document)
     if "methods" in document:
         from llava.analysis.efficiency.methods import render_methods
 

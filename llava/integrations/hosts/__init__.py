@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from .base import Host
+from .gemma import Gemma3Host, PaliGemmaHost
+from .glm import Glm4vHost
+from .idefics import Idefics3Host
 from .internvl import InternVLHost
 from .llava import LlavaHost
 from .llava_next import LlavaNextHost, LlavaNextVideoHost
+from .mistral import Mistral3Host
 from .onevision import LlavaOnevisionHost
 from .qwen import Qwen3VLHost, Qwen25VLHost, QwenVLHost
 from .video_llava import VideoLlavaHost
@@ -22,6 +26,11 @@ HOSTS: tuple[Host, ...] = (
     QwenVLHost(),
     Qwen25VLHost(),
     Qwen3VLHost(),
+    Idefics3Host(),
+    Mistral3Host(),
+    Glm4vHost(),
+    PaliGemmaHost(),
+    Gemma3Host(),
 )
 
 

@@ -19,12 +19,21 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from llava.integrations.cue import TowerParts
 
 # Cues of a tower with [CLS] whose patches are the tokens, one to one
 ALL_CUES = ("attention", "received", "keys", "cls", "last_query", "last_keys", "projected")
 POOLED_CUES = ("attention", "received", "projected")  # of tokens made of several patches, and without [CLS]
+
+
+class UnsupportedRelease(ValueError):
+    """The installed transformers lacks what pruning of a class needs."""
+
+
+class PrunedFeatures(BaseModelOutputWithPooling):
+    """Features of kept tokens, for hosts that take them as outputs of the encoder."""
 
 
 @dataclass
@@ -50,6 +59,13 @@ class Seen:
     projected: Tensor | None = None
     calls: dict[str, list[tuple[dict[str, Any], Callable[..., Any]]]] = field(default_factory=dict)
     cues: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    @property
+    def frames(self) -> int:
+        """Frames per clip of (clips, frames, 3, H, W), whose argument older releases call `pixel_values`."""
+        names = ("pixel_values_videos", "pixel_values")
+        clips = next(self.arguments[name] for name in names if self.arguments.get(name) is not None)
+        return clips.shape[1]
 
     def embeds(self) -> Tensor:
         """Return the features of all placeholders (M, D), in their order."""
@@ -114,6 +130,7 @@ class Host:
     watched: ClassVar[tuple[str, ...]] = ()  # methods of the base model whose calls `rows` reads
     mrope: ClassVar[bool] = False  # positions have a time, a row and a column
     needs_ids: ClassVar[bool] = False  # positions are derived from ids
+    takes_embeds: ClassVar[bool] = True  # False: `feed` passes features as outputs of the encoder
     cues: ClassVar[Mapping[str, Sequence[str]]] = {"image": ALL_CUES}  # by modality
     merges: ClassVar[Mapping[str, bool]] = {"image": True}  # whether merged tokens can take placeholders
 
@@ -163,6 +180,8 @@ def encoder_parts(tower: nn.Module, select: int | Sequence[int], where: str) -> 
     kinds = {  # model type -> has [CLS], list of layers, attention of a layer
         "clip_vision_model": (True, "layers", "self_attn"),
         "siglip_vision_model": (False, "layers", "self_attn"),
+        "idefics3_vision": (False, "layers", "self_attn"),
+        "smolvlm_vision": (False, "layers", "self_attn"),
         "internvl_vision": (True, "layer", "attention"),
     }
     kind = tower.config.model_type

@@ -53,7 +53,7 @@ class LlavaNextVideoHost(LlavaNextHost):
     def rows(self, base: nn.Module, seen: Seen) -> HostRows:
         if seen.modality == "image":
             return super().rows(base, seen)
-        frames = seen.arguments["pixel_values_videos"].shape[1]
+        frames = seen.frames
         return plain_rows(seen, partial(_pooled, base), frames=frames)
 
 

@@ -31,7 +31,7 @@ class LlavaOnevisionHost(LlavaNextHost):
                 features=base.apply_pooling(seen.features.detach()),
                 projected=base.apply_pooling(seen.projected.detach()),
             )
-            frames = seen.arguments["pixel_values_videos"].shape[1]
+            frames = seen.frames
             return plain_rows(pooled, partial(_pooled, base), frames=frames, gap=1)
         arguments, pack = seen.calls["pack_image_features"][0]
         crops, embeds = iter(plain_rows(seen).rows), seen.embeds().detach()

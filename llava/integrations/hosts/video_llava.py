@@ -28,4 +28,4 @@ class VideoLlavaHost(Host):
 
     def rows(self, base: nn.Module, seen: Seen) -> HostRows:
         is_video = seen.modality == "video"
-        return plain_rows(seen, frames=seen.arguments["pixel_values_videos"].shape[1] if is_video else None)
+        return plain_rows(seen, frames=seen.frames if is_video else None)

@@ -47,3 +47,21 @@ def test_all_methods_are_compared_with_vispruner_and_the_prefill(capsys):
 def test_some_methods(capsys):
     _, document = run(capsys, f"{SMALL} --methods scope mmr --dummy-model tiny")
     assert document["methods"] == ["scope", "mmr"] and len(document["rows"]) == 4
+
+
+def test_long_rows_are_measured_with_and_without_the_matrix(monkeypatch, capsys):
+    import json
+
+    from llava.analysis.efficiency.__main__ import main
+    from llava.pruning import base
+
+    monkeypatch.setattr(base, "LARGEST", 100)
+    options = ["--channels", "8", "--heads", "2", "--tokens", "4", "--repeats", "1", "--warmup", "0"]
+    main(["selection", "--device", "cpu", "--n", "90,200", "--vs", "baseline", *options])
+    table, _, last = capsys.readouterr().out.strip().rpartition("\n")
+    short, long = json.loads(last)["long_rows"]
+    assert "N x N MiB" in table and (short["patches"], long["patches"]) == (90, 200)
+    assert "matrix" not in short  # it has the matrix anyway
+    assert long["matrix_bytes"] == 8 * 200**2 and long["speedup"] > 0
+    assert 0 < long["selection_peak_bytes"] < long["matrix_peak_bytes"]
+    assert base.LARGEST == 100
