@@ -1,0 +1,1 @@
+"""Other programs' models and programs: pruning in transformers' own models, lmms-eval."""

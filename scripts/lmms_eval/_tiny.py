@@ -1,0 +1,151 @@
+"""The bundled benchmarks as tasks of lmms-eval, and the comparison of its scores with ours; used by tiny.sh.
+
+    python scripts/lmms_eval/_tiny.py tasks FOLDER              # FOLDER/tasks/*.yaml and FOLDER/data/*.parquet
+    python scripts/lmms_eval/_tiny.py check FOLDER RUN [RUN]    # results of lmms-eval in FOLDER/RUN
+
+Every task is one of lmms-eval's own (its YAML is included), with local files in place of its dataset. A check
+scores the logged answers with our scorers too and exits with 1 if a score differs; with two runs, it also
+prints how many answers are equal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llava import paths
+from llava.eval.benchmarks import get_benchmark
+from llava.eval.benchmarks.textvqa import _OCR_LINE
+
+DATA = paths.BUNDLED_DATA
+TOLERANCE = 1e-9
+POPE = {"adversarial": "pope_adv", "popular": "pope_pop", "random": "pope_random"}
+# task -> (YAML in lmms_eval/tasks, our benchmark, its metrics)
+TASKS = {
+    **{f"tiny_{task}": (f"pope/{task}.yaml", "pope", ("pope_f1_score", "pope_accuracy")) for task in POPE.values()},
+    "tiny_gqa": ("gqa/gqa.yaml", "gqa", ("exact_match",)),
+    "tiny_mme": ("mme/mme.yaml", "mme", ("mme_perception_score",)),
+    "tiny_textvqa": ("textvqa/textvqa_val.yaml", "textvqa", ("exact_match",)),
+}
+
+
+def rows(task: str) -> Iterator[dict[str, Any]]:
+    """Yield the documents of a task, in the order of our questions, with the columns that lmms-eval reads."""
+    name = TASKS[task][1]
+    benchmark = get_benchmark(name)
+    folder, issues = DATA / benchmark.folder, []
+    for question in benchmark.questions(folder, issues):
+        text = question.text.split("\n")[0]
+        row = {"question_id": str(question.question_id), "image": str(question.image), "question": text}
+        truth = benchmark.truth(folder)[benchmark.question_key(question)]
+        if name == "pope":
+            if f"tiny_{POPE[question.category]}" != task:
+                continue
+            row["answer"] = truth["label"]
+        elif name == "gqa":
+            row["answer"] = truth["answer"]
+        elif name == "mme":
+            row |= {"answer": truth[1], "category": question.category}
+        else:
+            listed = question.text.split("\n")[1].removeprefix(_OCR_LINE)
+            row |= {"answers": truth, "answer": truth[0], "ocr_tokens": listed.split(", ")}
+        yield row | {"index": question.index}
+    if issues:
+        raise SystemExit(f"error: {issues[0]}")
+
+
+def write_tasks(folder: Path) -> None:
+    """Write the tasks and their data. Needs lmms-eval, whose YAML files they include."""
+    import datasets
+    import lmms_eval.tasks
+    import yaml
+
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    (folder / "tasks").mkdir(exist_ok=True)
+    installed = Path(lmms_eval.tasks.__file__).parent
+    for task, (included, _, _) in TASKS.items():
+        documents = [{name: value for name, value in row.items() if name != "index"} for row in rows(task)]
+        data = folder / "data" / f"{task}.parquet"
+        found = datasets.Dataset.from_list(documents).cast_column("image", datasets.Image())
+        found.to_parquet(data)
+        split = {"data_files": {"test": str(data.resolve())}}
+        config: dict[str, Any] = {"include": str(installed / included), "task": task, "test_split": "test"}
+        config |= {"dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": split}
+        if task == "tiny_gqa":
+            config["process_docs"] = None  # would join images of the Hub
+        if task == "tiny_textvqa":  # the prompt of LLaVA, with OCR tokens
+            prompt = {"pre_prompt": "", "post_prompt": "\nAnswer the question using a single word or phrase."}
+            config["lmms_eval_specific_kwargs"] = {"default": prompt | {"ocr": True}}
+        (folder / "tasks" / f"{task}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, dict[int, dict[str, Any]]]]:
+    """Return the newest result file of a run, and its samples: task -> document -> sample."""
+    results = sorted(folder.rglob("*_results.json"))
+    if not results:
+        raise SystemExit(f"error: {folder}: no results of lmms-eval. Look for its error above.")
+    document = json.loads(results[-1].read_text(encoding="utf-8"))
+    samples: dict[str, dict[int, dict[str, Any]]] = {}
+    for task in document["results"]:
+        path = results[-1].with_name(results[-1].name.replace("_results.json", f"_samples_{task}.jsonl"))
+        lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        samples[task] = {line["doc_id"]: line for line in lines}
+    return document, samples
+
+
+def our_score(task: str, samples: dict[int, dict[str, Any]]) -> list[float]:
+    """Return the metrics of TASKS by our scorer, of the logged answers."""
+    name = TASKS[task][1]
+    benchmark = get_benchmark(name)
+    folder = DATA / benchmark.folder
+    questions = {question.index: question for question in benchmark.questions(folder, [])}
+    indices = [row["index"] for row in rows(task)]
+    answers = []
+    for document, sample in sorted(samples.items()):
+        question = questions[indices[document]]
+        text = sample["filtered_resps"]
+        answers.append({"question_id": question.question_id, "prompt": question.text, "text": text})
+    scored = benchmark.official_score(folder, answers, fixed=True)
+    if name == "pope":
+        category = next(key for key, value in POPE.items() if f"tiny_{value}" == task)
+        return [scored.details[category]["f1"], scored.details[category]["accuracy"]]
+    return [scored.score if name == "mme" else scored.score / 100]
+
+
+def check(folder: Path, runs: list[str]) -> int:
+    """Print scores of lmms-eval and ours side by side; return 1 if one differs."""
+    wrong, answers = 0, []
+    for run in runs:
+        document, samples = read_run(folder / run)
+        settings = document["config"]["resolved_cli_args"].get("vispruner")
+        print(f"{run}: {json.dumps(settings)}")
+        if settings is None or settings.get("failed"):
+            print("  the result file has no pruning settings, or requests failed")
+            wrong += 1
+        for task, found in samples.items():
+            theirs = [document["results"][task][f"{metric},none"] for metric in TASKS[task][2]]
+            for metric, one, other in zip(TASKS[task][2], theirs, our_score(task, found), strict=True):
+                equal = abs(one - other) <= TOLERANCE
+                wrong += not equal
+                print(
+                    f"  {task:18} {metric:22} lmms-eval {one:10.4f}   ours {other:10.4f}   "
+                    f"{'equal' if equal else 'DIFFERENT'} ({len(found)} answers)"
+                )
+        answers.append({(task, key): one["filtered_resps"] for task in samples for key, one in samples[task].items()})
+    if len(runs) == 2:
+        shared = answers[0].keys() & answers[1].keys()
+        same = sum(answers[0][key] == answers[1][key] for key in shared)
+        print(f"{runs[0]} and {runs[1]}: {same} of {len(shared)} answers are equal")
+    print("all scores agree" if not wrong else f"{wrong} differences")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    action, place, *names = sys.argv[1:]
+    if action == "tasks":
+        write_tasks(Path(place))
+    else:
+        sys.exit(check(Path(place), names))
