@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llava.model.auto import teach_auto_classes
 
 if TYPE_CHECKING:
+    from llava.integrations import prune, pruned, pruning_of, unprune
     from llava.model import (
         LlavaConfig,
         LlavaLlamaForCausalLM,
@@ -29,7 +30,12 @@ __all__ = [
     "LlavaMistralForCausalLM",
     "get_pruner",
     "load_pretrained_model",
+    "prune",
+    "pruned",
+    "pruning_of",
+    "unprune",
 ]
+_INTEGRATIONS = ("prune", "pruned", "pruning_of", "unprune")
 
 teach_auto_classes()
 
@@ -39,6 +45,10 @@ def __getattr__(name: str) -> Any:
         from llava.pruning import get_pruner
 
         return get_pruner
+    if name in _INTEGRATIONS:
+        import llava.integrations
+
+        return getattr(llava.integrations, name)
     if name in __all__:
         import llava.model
 

@@ -20,9 +20,10 @@ PACKAGE = Path(llava.__file__).parent
 LOW = "llava llava.__init__ llava.model llava.pruning "
 ALLOWED = {
     "llava": "",
-    "llava.__init__": "llava.model llava.pruning",  # names of these, resolved lazily
+    "llava.__init__": "llava.integrations llava.model llava.pruning",  # names of these, resolved lazily
     "llava.pruning": "",
     "llava.model": "llava llava.pruning",
+    "llava.integrations": "llava llava.model llava.pruning",
     "llava.eval.benchmarks": "llava",
     "llava.eval.store": LOW + "llava.eval.benchmarks",
     "llava.eval.inference": LOW + "llava.eval.benchmarks",

@@ -147,6 +147,7 @@ class Pruner:
     needs_question: ClassVar[bool] = False  # True: the selection is not shared by the questions of one image
     reads_values: ClassVar[bool] = False  # True: the method decides on the host, so no CUDA graph captures it
     scores_attention: ClassVar[bool] = False  # True: `score` is [CLS] attention, so kept tokens are important
+    merges: ClassVar[bool] = False  # True: kept tokens are features merged from patches
     uses_ratio: ClassVar[bool] = False
     uses_seed: ClassVar[bool] = False
 

@@ -22,6 +22,8 @@ class Downsample(Pruner):
     square number, the cells are even runs in raster order.
     """
 
+    merges = True
+
     def choose(self, features, cues, tokens):
         rows, n = features.shape[:2]
         groups, places = _cells(n, min(tokens, n), features.device)

@@ -34,6 +34,7 @@ class PruMerge(Pruner):
     adaptive: bool = False
 
     cues = ("last_query", "last_keys")
+    merges = True
     adds_uniform: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

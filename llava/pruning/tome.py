@@ -31,6 +31,8 @@ class ToMe(Pruner):
     The budget is met by a constant number of merges per layer (see `schedule`), which is not published.
     """
 
+    merges = True
+
     @property
     def cues(self) -> tuple[str, ...]:
         """The features that the tower merged to the budget, and their groups; none if nothing is merged."""

@@ -30,6 +30,7 @@ class VisionZip(Pruner):
     contextual: int | None = None
 
     cues = ("keys", "cls")
+    merges = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -113,16 +113,28 @@ def cls_row(hidden: Tensor, query: nn.Module, key: nn.Module, heads: int) -> Ten
     """
     batch, tokens, _ = hidden.shape
     # On a GPU several crops share a pass. A product with one line per crop would be rounded differently for
-    # each number of crops, so the query is projected with all other tokens, and the scores are sums.
+    # each number of crops, so the query is projected with all other tokens.
     shared = hidden.device.type != "cpu"
     q = query(hidden if shared else hidden[:, :1])[:, :1].view(batch, 1, heads, -1).transpose(1, 2)
-    k = key(hidden).view(batch, tokens, heads, -1).transpose(1, 2)  # (B, H, N + 1, d); q: (B, H, 1, d)
-    wide = torch.promote_types(q.dtype, torch.float32)
-    scale = q.shape[-1] ** -0.5
-    if shared:
-        scores = (q.to(wide) * k).sum(-1)[:, :, None] * scale
+    k = key(hidden).view(batch, tokens, heads, -1).transpose(1, 2)
+    return attention_of_cls(q, k, q.shape[-1] ** -0.5)
+
+
+def attention_of_cls(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Compute the attention of one query over all keys, without that to the first key, [CLS].
+
+    Args:
+        query: (B, H, 1, d).
+        key: (B, H, N + 1, d), [CLS] first.
+
+    Returns:
+        (B, H, N), float32 or wider.
+    """
+    wide = torch.promote_types(query.dtype, torch.float32)
+    if query.device.type != "cpu":  # sums, whose rounding does not depend on the number of rows
+        scores = (query.to(wide) * key).sum(-1)[:, :, None] * scale
     else:
-        scores = q.to(wide) @ k.to(wide).transpose(2, 3) * scale
+        scores = query.to(wide) @ key.to(wide).transpose(2, 3) * scale
     return scores.softmax(dim=-1)[:, :, 0, 1:]  # of (B, H, 1, N + 1)
 
 
