@@ -71,19 +71,10 @@ class EngineArguments:
             "batch_size": argtypes.batch_size,
             "seed": argtypes.at_least(0),
         }
-        found = {}
-        for name, value in given.items():
-            try:
-                found[name] = kinds.get(name, str)(str(value))
-            except argparse.ArgumentTypeError as error:
-                raise ValueError(f"model_args: {name}={error}.") from None
-        return cls(**found)
+        return cls(**parse_values(given, kinds))
 
     def resolve(self, local_rank: int | None = None) -> tuple[Job, Pruner]:
         """Return the job and the pruner; loads no weights.
-
-        lmms-eval names a result and finds a cached response by its --model_args alone, so settings that
-        change answers are not taken from the environment.
 
         Args:
             local_rank: of this process on its machine, if there are several.
@@ -95,17 +86,9 @@ class EngineArguments:
         from llava.model.checkpoint.config import stored_config
         from llava.model.checkpoint.find import local_folder
         from llava.model.checkpoint.folder import CheckpointFolder
-        from llava.model.settings import ENVIRONMENT
 
         check_environment()
-        for name in ("method", "tokens", "ratio", "anyres", "tower_dtype", "preset"):
-            argument = "important_ratio" if name == "ratio" else name
-            value = os.environ.get(ENVIRONMENT[name])
-            if value and getattr(self, argument) is None:
-                raise ValueError(
-                    f"{ENVIRONMENT[name]}: {value!r} is set in the environment, but lmms-eval identifies a run "
-                    f"by --model_args. Add {argument}={value} to --model_args, or unset the variable."
-                )
+        refuse_environment(vars(self), "vispruner")
         if self.pretrained is None:
             config_file = paths.BUNDLED_MODEL / "config.json"
             model: Path | str = paths.require_bundled(config_file, "pretrained= in --model_args").parent
@@ -134,6 +117,34 @@ def check_names(given: Mapping[str, Any], known: Sequence[str], model: str) -> N
             f"model_args: {', '.join(map(repr, unknown))} is not an argument of model {model}. Choose from "
             f"{', '.join(known)}."
         )
+
+
+def parse_values(given: Mapping[str, Any], kinds: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
+    """Return arguments, each read by its kind, else as text. Raises ValueError."""
+    found = {}
+    for name, value in given.items():
+        try:
+            found[name] = kinds.get(name, str)(str(value))
+        except (argparse.ArgumentTypeError, ValueError) as error:
+            raise ValueError(f"model_args: {name}={error}.") from None
+    return found
+
+
+def refuse_environment(given: Mapping[str, Any], model: str) -> None:
+    """Raise ValueError if the environment sets what changes answers and --model_args does not.
+
+    lmms-eval names a result and finds a cached response by its --model_args alone.
+    """
+    from llava.model.settings import ENVIRONMENT
+
+    for name in ("method", "tokens", "ratio", "anyres", "tower_dtype", "preset"):
+        argument = "important_ratio" if name == "ratio" else name
+        value = os.environ.get(ENVIRONMENT[name])
+        if value and argument in given and given[argument] is None:
+            raise ValueError(
+                f"{ENVIRONMENT[name]}: {value!r} is set in the environment, but lmms-eval identifies a run "
+                f"of {model} by --model_args. Add {argument}={value} to them, or unset the variable."
+            )
 
 
 @dataclass(frozen=True)
@@ -172,7 +183,7 @@ class Generation:
             if value not in _NEUTRAL.get(name, ()):
                 known = "until, max_new_tokens, do_sample, temperature, top_p, num_beams"
                 raise ValueError(
-                    f"generation_kwargs: {name}={value!r} is not supported by model vispruner, and leaving it "
+                    f"generation_kwargs: {name}={value!r} is not supported by vispruner, and leaving it "
                     f"out would change answers. Use only {known}."
                 )
         return cls(length, temperature, None if top_p is None else float(top_p), beams, until)
@@ -323,7 +334,7 @@ class RequestEngine:
         self.seconds += time.monotonic() - start
         return [found[index] for index in range(len(requests))]
 
-    # -- one group of requests that are decoded alike ---------------------------------------------------------
+    # -- one group of requests that are decoded alike ----------------------------------------------------
 
     def _answer_group(
         self, generation: Generation, members: Sequence[int], requests: Sequence[Request], progress: bool
@@ -398,7 +409,10 @@ class RequestEngine:
         for question, answer in zip(questions, answers, strict=True):
             before = engine.prompt_ids(question)
             whole = engine.prompt_ids(question, answer.strip())
-            shared = next((i for i, pair in enumerate(zip(before, whole, strict=False)) if len({*pair}) > 1), len(before))
+            shared = next(
+                (i for i, pair in enumerate(zip(before, whole, strict=False)) if len({*pair}) > 1),
+                len(before),
+            )
             visual = list(self._visual(engine, question, known))
             row = splice(torch.tensor([whole], device=device), None, None, visual, embed, "left").embeds[0]
             if reason := ContextLimits.of(model.config).refuse(len(row), new=0):
@@ -444,7 +458,7 @@ class RequestEngine:
             raise ValueError(f"{question.file}, document {question.question_id}: an image cannot be resized.")
         return tuple(found[one] for one in images)
 
-    # -- images and questions ---------------------------------------------------------------------------------
+    # -- images and questions ----------------------------------------------------
 
     def _windows(self, requests: Sequence[Request], members: Sequence[int]) -> Iterator[list[Question]]:
         """Yield the questions of windows; their images are in memory until the next one is asked for."""
@@ -491,7 +505,7 @@ class RequestEngine:
         engine.load_image = self._load
         return engine
 
-    # -- failures ---------------------------------------------------------------------------------------------
+    # -- failures ----------------------------------------------------
 
     def _fail(self, question: Question, reason: str) -> None:
         self.failures.append(DataIssue(question.file, question.line, reason))

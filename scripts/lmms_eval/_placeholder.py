@@ -2,10 +2,10 @@
 
     python scripts/lmms_eval/_placeholder.py FOLDER 0.28.0
 
-lmms-eval and timm require torchvision, but on a machine without an NVIDIA GPU the build that pip finds is a CUDA
-build: it fails at import, and transformers imports torchvision whenever there is a module of that name. With
-this wheel pip considers the requirement met, `pip check` passes, and transformers finds no torchvision and
-uses Pillow.
+lmms-eval and timm require torchvision, but on a machine without an NVIDIA GPU the build that pip finds is a
+CUDA build: it fails at import, and transformers imports torchvision whenever there is a module of that name.
+With this wheel pip considers the requirement met, `pip check` passes, and transformers finds no torchvision
+and uses Pillow.
 """
 
 from __future__ import annotations

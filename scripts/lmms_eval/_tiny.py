@@ -1,7 +1,7 @@
 """The bundled benchmarks as tasks of lmms-eval, and the comparison of its scores with ours; used by tiny.sh.
 
-    python scripts/lmms_eval/_tiny.py tasks FOLDER              # FOLDER/tasks/*.yaml and FOLDER/data/*.parquet
-    python scripts/lmms_eval/_tiny.py check FOLDER RUN [RUN]    # results of lmms-eval in FOLDER/RUN
+    python scripts/lmms_eval/_tiny.py tasks FOLDER            # FOLDER/tasks/*.yaml, FOLDER/data/*.parquet
+    python scripts/lmms_eval/_tiny.py check FOLDER RUN [RUN]  # results of lmms-eval in FOLDER/RUN
 
 Every task is one of lmms-eval's own (its YAML is included), with local files in place of its dataset. A check
 scores the logged answers with our scorers too and exits with 1 if a score differs; with two runs, it also
@@ -25,7 +25,10 @@ TOLERANCE = 1e-9
 POPE = {"adversarial": "pope_adv", "popular": "pope_pop", "random": "pope_random"}
 # task -> (YAML in lmms_eval/tasks, our benchmark, its metrics)
 TASKS = {
-    **{f"tiny_{task}": (f"pope/{task}.yaml", "pope", ("pope_f1_score", "pope_accuracy")) for task in POPE.values()},
+    **{
+        f"tiny_{task}": (f"pope/{task}.yaml", "pope", ("pope_f1_score", "pope_accuracy"))
+        for task in POPE.values()
+    },
     "tiny_gqa": ("gqa/gqa.yaml", "gqa", ("exact_match",)),
     "tiny_mme": ("mme/mme.yaml", "mme", ("mme_perception_score",)),
     "tiny_textvqa": ("textvqa/textvqa_val.yaml", "textvqa", ("exact_match",)),
@@ -134,7 +137,9 @@ def check(folder: Path, runs: list[str]) -> int:
                     f"  {task:18} {metric:22} lmms-eval {one:10.4f}   ours {other:10.4f}   "
                     f"{'equal' if equal else 'DIFFERENT'} ({len(found)} answers)"
                 )
-        answers.append({(task, key): one["filtered_resps"] for task in samples for key, one in samples[task].items()})
+        answers.append(
+            {(task, key): one["filtered_resps"] for task in samples for key, one in samples[task].items()}
+        )
     if len(runs) == 2:
         shared = answers[0].keys() & answers[1].keys()
         same = sum(answers[0][key] == answers[1][key] for key in shared)
