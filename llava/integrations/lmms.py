@@ -21,7 +21,8 @@ from lmms_eval.api.model import lmms
 from lmms_eval.utils import simple_parse_args_string
 
 from llava import argtypes
-from llava.integrations.core import prune
+from llava.integrations.budget import HostBudget
+from llava.integrations.core import POSITIONS, prune
 from llava.integrations.lmms_requests import (
     EngineArguments,
     Request,
@@ -30,6 +31,7 @@ from llava.integrations.lmms_requests import (
     parse_values,
     refuse_environment,
 )
+from llava.pruning import get_pruner
 
 # model_type of a checkpoint -> lmms-eval's model that runs it
 HOSTS = {
@@ -245,6 +247,7 @@ class HostLmms(lmms):
         asked = parse_values({key: given.pop(key) for key in PRUNING if key in given}, PRUNING)
         budget = {key: asked.pop(key, None) for key in ("tokens", "keep", "clip_tokens")}
         budget = {key: value for key, value in budget.items() if value not in (None, "none")}
+        _check_pruning(asked, budget)
         built = host_class(name, cls.wants_chat)
         known = accepted_arguments(built)
         check_names(given, ["host", *PRUNING, *known], f"vispruner_hf with host={name}")
@@ -256,10 +259,6 @@ class HostLmms(lmms):
         model = host(**given)
         if budget:
             prune(model.model, **asked, **budget)
-        elif asked.get("method", "none") != "none":
-            raise ValueError(
-                f"model_args: method={asked['method']} has no budget. Add tokens=, keep= or clip_tokens=."
-            )
         model.settings = {"host": name, **given, "method": "none", **budget}
         if budget:
             model.settings |= prune_settings(asked)
@@ -276,6 +275,18 @@ class ChatHostLmms(HostLmms):
 
     is_simple = False
     wants_chat = True
+
+
+def _check_pruning(asked: Mapping[str, Any], budget: Mapping[str, Any]) -> None:
+    """Raise ValueError for arguments of `llava.prune` that no model can serve, before one is loaded."""
+    method = asked.get("method", "none" if not budget else "vispruner")
+    if method != "none" and not budget:
+        raise ValueError(f"model_args: method={method} has no budget. Add tokens=, keep= or clip_tokens=.")
+    if asked.get("positions", POSITIONS[0]) not in POSITIONS:
+        raise ValueError(f"model_args: positions={asked['positions']!r}. Choose from {', '.join(POSITIONS)}.")
+    if budget:
+        HostBudget(**budget)
+    get_pruner(method, tokens=1, important_ratio=asked.get("important_ratio", 0.5))
 
 
 def prune_settings(asked: Mapping[str, Any]) -> dict[str, Any]:

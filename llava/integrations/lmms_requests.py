@@ -228,7 +228,7 @@ class Request:
     document: int = 0
 
 
-class _Collected:
+class _AnswerCollector:
     """The writer of a pass: index -> answer."""
 
     def __init__(self) -> None:
@@ -352,7 +352,7 @@ class RequestEngine:
             engine = engine or self._engine(questions, job)
             several = [one for one in questions if _has_tags(one)]
             single = [one for one in questions if not _has_tags(one)]
-            collected = _Collected()
+            collected = _AnswerCollector()
             setting = PassSetting(self.pruner.name, self.pruner, collected)
             engine.run(single, [setting], progress)
             self.failures += setting.failures
