@@ -297,20 +297,35 @@ def prune_settings(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def host_name(host: str | None, pretrained: str | None) -> str:
-    """Return lmms-eval's model of `host=`, else of the checkpoint's model_type. Raises ValueError."""
-    kind = host
-    if host is None:
-        if pretrained is None:
-            raise ValueError(f"model_args: host is missing. Add host=NAME: {', '.join(HOSTS)}.")
-        from transformers import AutoConfig
+    """Return lmms-eval's model of `host=`, else of the checkpoint's model_type.
 
-        kind = AutoConfig.from_pretrained(pretrained).model_type
-    if kind in HOSTS.values():
-        return str(kind)
-    if kind not in HOSTS:
-        what = f"host={host!r}" if host else f"pretrained={pretrained}: model_type {kind!r}"
-        raise ValueError(f"model_args: {what} is not supported. Choose from {', '.join(HOSTS)}.")
-    return HOSTS[kind]
+    Raises:
+        ValueError: an unknown host, or a checkpoint that it cannot load.
+        OSError: there is no such checkpoint.
+    """
+    from transformers import PreTrainedConfig
+
+    if host is None and pretrained is None:
+        raise ValueError(f"model_args: host is missing. Add host=NAME: {', '.join(HOSTS)}.")
+    if host is not None and host not in HOSTS and host not in HOSTS.values():
+        raise ValueError(f"model_args: host={host!r} is not supported. Choose from {', '.join(HOSTS)}.")
+    asked = HOSTS.get(host, host)
+    if pretrained is None:
+        return asked
+    config = PreTrainedConfig.get_config_dict(pretrained)[0]
+    if "mm_vision_tower" in config:
+        raise ValueError(
+            f"model_args: pretrained={pretrained} is a checkpoint of the original LLaVA, whose weights "
+            "transformers' classes do not load. Use --model vispruner, or the -hf conversion."
+        )
+    found = HOSTS.get(config.get("model_type"))
+    if found is None or asked not in (None, found):
+        what = "is not supported" if found is None else f"does not run with host={host}"
+        raise ValueError(
+            f"model_args: pretrained={pretrained}: model_type {config.get('model_type')!r} {what}. Choose a "
+            f"checkpoint of {', '.join(HOSTS)}, and omit host."
+        )
+    return found
 
 
 def host_class(name: str, chat: bool) -> type[lmms]:

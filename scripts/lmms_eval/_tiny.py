@@ -1,6 +1,7 @@
 """The bundled benchmarks as tasks of lmms-eval, and the comparison of its scores with ours; used by tiny.sh.
 
     python scripts/lmms_eval/_tiny.py tasks FOLDER            # FOLDER/tasks/*.yaml, FOLDER/data/*.parquet
+    python scripts/lmms_eval/_tiny.py host FOLDER             # FOLDER/host, the bundled model in -hf format
     python scripts/lmms_eval/_tiny.py check FOLDER RUN [RUN]  # results of lmms-eval in FOLDER/RUN
 
 Every task is one of lmms-eval's own (its YAML is included), with local files in place of its dataset. A check
@@ -85,6 +86,113 @@ def write_tasks(folder: Path) -> None:
         (folder / "tasks" / f"{task}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 
+def fast_tokenizer(path: Path) -> Any:
+    """Return a tokenizer of the `tokenizers` package for a SentencePiece model with byte-pair merges."""
+    from sentencepiece import SentencePieceProcessor
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors
+
+    content = SentencePieceProcessor(model_file=str(path))
+    scores = {content.IdToPiece(i): (i, content.GetScore(i)) for i in range(content.GetPieceSize())}
+    merges = []
+    for piece, (_, score) in scores.items():
+        parts = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
+        known = [(a, b) for a, b in parts if a in scores and b in scores]
+        merges += [(-score, scores[a][0], scores[b][0], (a, b)) for a, b in known]
+    vocabulary = {piece: index for piece, (index, _) in scores.items()}
+    pairs = [pair for *_, pair in sorted(merges)]
+    tokenizer = Tokenizer(models.BPE(vocabulary, pairs, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    spaces = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(spaces)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+def write_host(folder: Path) -> None:
+    """Write the bundled model as a checkpoint of transformers' LlavaForConditionalGeneration."""
+    import torch
+    from transformers import (
+        Dinov2Config,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerFast,
+    )
+
+    from llava.mm_utils import tokenizer_image_token
+    from llava.model.builder import load_pretrained_model
+
+    none = {"method": "none", "visual_token_num": 0, "important_ratio": 0.5}
+    tokenizer, model, image_processor, _ = load_pretrained_model(paths.BUNDLED_MODEL, device="cpu", **none)
+    tower = model.get_vision_tower()
+    image_token, ours = len(tokenizer), tokenizer
+    names = ("bos_token", "eos_token", "unk_token")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=fast_tokenizer(paths.BUNDLED_MODEL / "tokenizer.model"),
+        **{name: getattr(ours, name) for name in names},
+        pad_token=ours.convert_ids_to_tokens(0),
+        additional_special_tokens=["<image>"],
+        padding_side="left",
+    )
+    prompt = "A chat. USER: <image>\nIs there a dog?\nAnswer using a single word. ASSISTANT:"
+    expected = tokenizer_image_token(prompt, ours, image_token)
+    if (found := tokenizer(prompt).input_ids) != expected:
+        raise SystemExit(f"error: the tokenizer of the host gives {found}, expected {expected}")
+    text = {
+        name: getattr(model.config, name)
+        for name in (
+            *("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"),
+            *("num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_parameters"),
+        )
+    }
+    rows = image_token + 64 - image_token % 64
+    vision = tower.vision_tower.config.to_dict()
+    for name in ("out_features", "out_indices", "stage_names"):
+        vision.pop(name, None)
+    select, depth = model.config.mm_vision_select_layer, len(tower.vision_tower.encoder.layer)
+    vision["num_hidden_layers"] = depth - select - 1  # the layers after the select layer are not loaded
+    config = LlavaConfig(
+        vision_config=Dinov2Config(**vision),
+        text_config=LlamaConfig(vocab_size=rows, bos_token_id=1, eos_token_id=2, pad_token_id=0, **text),
+        image_token_index=image_token,
+        image_seq_length=tower.num_patches,
+        vision_feature_layer=select,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=False,
+    )
+    host = LlavaForConditionalGeneration(config).float().eval()
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if name.startswith("model.vision_tower."):
+            continue
+        name = name.replace("model.mm_projector.0", "model.multi_modal_projector.linear_1")
+        name = name.replace("model.mm_projector.2", "model.multi_modal_projector.linear_2")
+        if not name.startswith(("lm_head", "model.multi_modal_projector")):
+            name = name.replace("model.", "model.language_model.", 1)
+        if name.startswith(("lm_head", "model.language_model.embed_tokens")):
+            tensor = torch.cat([tensor, tensor.new_zeros(rows - len(tensor), tensor.shape[1])])
+        weights[name] = tensor
+    for name, tensor in tower.vision_tower.state_dict().items():
+        weights[f"model.vision_tower.{name}"] = tensor
+    lost = host.load_state_dict(weights, strict=False)
+    unused = (
+        ".embeddings.mask_token",
+        ".vision_tower.layernorm.",
+        *(f".layer.{i}." for i in range(depth, 99)),
+    )
+    if lost.unexpected_keys or not all(any(part in one for part in unused) for one in lost.missing_keys):
+        raise SystemExit(f"error: weights of the host do not match: {lost}")
+    host.save_pretrained(folder / "host")
+    LlavaProcessor(
+        image_processor,
+        tokenizer,
+        patch_size=tower.vision_tower.config.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder / "host")
+
+
 def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, dict[int, dict[str, Any]]]]:
     """Return the newest result file of a run, and its samples: task -> document -> sample."""
     results = sorted(folder.rglob("*_results.json"))
@@ -152,5 +260,7 @@ if __name__ == "__main__":
     action, place, *names = sys.argv[1:]
     if action == "tasks":
         write_tasks(Path(place))
+    elif action == "host":
+        write_host(Path(place))
     else:
         sys.exit(check(Path(place), names))

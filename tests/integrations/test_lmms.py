@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
@@ -188,8 +189,7 @@ def host_requests(task: Task) -> list[Any]:
 def test_a_host_is_pruned_and_recorded(plugin):
     from llava import pruning_of
 
-    text = "host=llava,pretrained=any,tokens=3,important_ratio=0.5"
-    lm = plugin.HostLmms.create_from_arg_string(text, {"batch_size": 1})
+    lm = plugin.HostLmms.create_from_arg_string("host=llava,tokens=3,important_ratio=0.5", {"batch_size": 1})
     assert isinstance(lm, StandInHost) and lm.is_simple
     assert lm.given["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
     task = Task(DOCUMENTS)
@@ -199,13 +199,13 @@ def test_a_host_is_pruned_and_recorded(plugin):
     assert len(pruned) == len(plain) and pruning_of(lm.model).last.rows[0].kept.numel() == 3
     named = {"host": "llava_hf", "method": "vispruner", "tokens": 3, "important_ratio": 0.5}
     assert named.items() <= task.args.vispruner.items()
-    whole = plugin.HostLmms.create_from_arg_string("host=llava,pretrained=any", {})
+    whole = plugin.HostLmms.create_from_arg_string("host=llava", {})
     assert pruning_of(whole.model) is None and whole.generate_until(requests) == [plain]
     assert task.args.vispruner["method"] == "none"
 
 
 def test_errors_of_a_host_are_not_empty_answers(plugin):
-    lm = plugin.HostLmms.create_from_arg_string("host=llava_hf,pretrained=any,keep=0.5", {})
+    lm = plugin.HostLmms.create_from_arg_string("host=llava_hf,keep=0.5", {})
     requests = host_requests(Task(DOCUMENTS))
     requests[0].args[0]["pixel_values"] = torch.zeros(1, 3, 7, 7)
     door = lm.model.generate
@@ -219,7 +219,7 @@ def test_errors_of_a_host_are_not_empty_answers(plugin):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("pretrained=any,tokens=3,host=qwen", "host='qwen' is not supported.*qwen2_5_vl"),
+        ("tokens=3,host=qwen", "host='qwen' is not supported.*qwen2_5_vl"),
         ("tokens=3", "host is missing"),
         (
             "host=llava,token=3",
@@ -238,6 +238,30 @@ def test_host_arguments_that_are_refused(plugin, monkeypatch, text, message):
     monkeypatch.setattr(StandInHost, "__init__", lambda self, pretrained="", device="": pytest.fail("loaded"))
     with pytest.raises(ValueError, match=message):
         plugin.HostLmms.create_from_arg_string(text, {})
+
+
+@pytest.mark.parametrize(
+    ("config", "host", "message"),
+    [
+        (
+            {"model_type": "llava", "mm_vision_tower": "clip"},
+            "host=llava,",
+            "original LLaVA.*--model vispruner",
+        ),
+        ({"model_type": "qwen2_5_vl"}, "host=llava,", "model_type 'qwen2_5_vl' does not run with host=llava"),
+        ({"model_type": "bert"}, "", "model_type 'bert' is not supported"),
+    ],
+)
+def test_a_host_loads_only_its_checkpoints(plugin, tmp_path, config, host, message):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        plugin.HostLmms.create_from_arg_string(f"{host}pretrained={tmp_path},tokens=3", {})
+
+
+def test_the_host_of_a_checkpoint(plugin, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava_next"}))
+    lm = plugin.HostLmms.create_from_arg_string(f"pretrained={tmp_path},tokens=3", {})
+    assert lm.settings["host"] == "llava_hf" and lm.given["pretrained"] == str(tmp_path)
 
 
 def test_a_host_refuses_settings_in_the_environment(plugin, monkeypatch):
