@@ -85,16 +85,18 @@ vispruner_lmms_env() { # sets PY to a Python with lmms-eval
     fi
 }
 
+_vp_lmms_results() { find "$1" -name '*_results.json' | grep -c . || true; }
+
 # lmms-eval itself: in one process, or one per GPU. It exits with 0 after an error, so a result is looked for.
 vispruner_lmms_eval() { # output folder, arguments of `lmms-eval eval`
     local output=$1 processes before launch=(-m lmms_eval eval)
     shift
     mkdir -p -- "$output"
-    before=$(find "$output" -name '*_results.json' | wc -l)
+    before=$(_vp_lmms_results "$output")
     processes=$(_vp_processes)
     if [ "$processes" != 1 ]; then launch=(-m accelerate.commands.launch --num_processes "$processes" "${launch[@]}"); fi
     "$PY" "${launch[@]}" --output_path "$output" "$@" || return $?
-    [ "$(find "$output" -name '*_results.json' | wc -l)" -gt "$before" ] || {
+    [ "$(_vp_lmms_results "$output")" -gt "$before" ] || {
         echo "error: lmms-eval wrote no result to $output (see its error above)" >&2
         return 1
     }

@@ -71,9 +71,10 @@ def tasks(tmp_path):
         "generation_kwargs:\n  max_new_tokens: 3\n"
     )
     (tmp_path / "tasks" / "three_choices.yaml").write_text(
-        f"task: three_choices\n{local}output_type: multiple_choice\ndoc_to_visual: !function visual.images\n"
-        "doc_to_text: question\ndoc_to_target: answer\ndoc_to_choice: choices\nmetric_list:\n  - metric: acc\n"
-        "    aggregation: mean\n    higher_is_better: true\n"
+        f"task: three_choices\n{local}output_type: multiple_choice\n"
+        "doc_to_visual: !function visual.images\ndoc_to_text: question\n"
+        "doc_to_target: answer\ndoc_to_choice: choices\n"
+        "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
     )
     (tmp_path / "tasks" / "visual.py").write_text("def images(doc):\n    return [doc['image']]\n")
     return tmp_path
