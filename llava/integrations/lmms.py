@@ -246,15 +246,15 @@ class HostLmms(lmms):
         name = host_name(given.pop("host", None), given.get("pretrained"))
         asked = parse_values({key: given.pop(key) for key in PRUNING if key in given}, PRUNING)
         budget = {key: asked.pop(key, None) for key in ("tokens", "keep", "clip_tokens")}
+        whole = budget["tokens"] == "none"
         budget = {key: value for key, value in budget.items() if value not in (None, "none")}
-        _check_pruning(asked, budget)
+        _check_pruning(asked, budget, whole)
         built = host_class(name, cls.wants_chat)
         known = accepted_arguments(built)
         check_names(given, ["host", *PRUNING, *known], f"vispruner_hf with host={name}")
         if not torch.cuda.is_available():  # the hosts' default is CUDA
-            for key in ("device", "device_map"):
-                if key in known:
-                    given.setdefault(key, "cpu")
+            usual = {"device": "cpu", "device_map": "auto" if name == "video_llava" else "cpu"}
+            given = {key: value for key, value in usual.items() if key in known} | given
         host = type(f"Pruned{built.__name__}", (PrunedHost, built), {"__module__": __name__})
         model = host(**given)
         if budget:
@@ -277,10 +277,10 @@ class ChatHostLmms(HostLmms):
     wants_chat = True
 
 
-def _check_pruning(asked: Mapping[str, Any], budget: Mapping[str, Any]) -> None:
+def _check_pruning(asked: Mapping[str, Any], budget: Mapping[str, Any], whole: bool) -> None:
     """Raise ValueError for arguments of `llava.prune` that no model can serve, before one is loaded."""
     method = asked.get("method", "none" if not budget else "vispruner")
-    if method != "none" and not budget:
+    if method != "none" and not budget and not whole:
         raise ValueError(f"model_args: method={method} has no budget. Add tokens=, keep= or clip_tokens=.")
     if asked.get("positions", POSITIONS[0]) not in POSITIONS:
         raise ValueError(f"model_args: positions={asked['positions']!r}. Choose from {', '.join(POSITIONS)}.")

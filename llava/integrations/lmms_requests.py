@@ -21,6 +21,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from llava import argtypes, paths
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.environment import check_environment
@@ -284,8 +286,8 @@ class RequestEngine:
         """Return the answers, cut at their stop strings.
 
         Raises:
-            ValueError: generation_kwargs that are not supported, a visual that is not an image, or no
-                request could be answered.
+            ValueError: generation_kwargs that are not supported, or no request could be answered.
+            TypeError: a visual that is not an image.
         """
         start, before = time.monotonic(), len(self.failures)
         generations = [Generation.parse(one.generation) for one in requests]
@@ -470,7 +472,8 @@ class RequestEngine:
             question = Question(index, request.document, None, request.text, **name)
             try:
                 images = [as_image(one) for one in request.images() or () if one is not None]
-            except OSError as error:  # an image file of the task that cannot be decoded
+            # An image of the task that cannot be decoded, or has no pixels
+            except (OSError, ValueError, Image.DecompressionBombError) as error:
                 self._fail(question, str(error))
                 continue
             digests = []
@@ -523,13 +526,12 @@ def as_image(visual: Any) -> Any:
     """Return a visual of a task as an RGB image.
 
     Raises:
-        ValueError: it is not an image.
+        TypeError: it is not an image.
+        OSError, ValueError: it cannot be decoded, or has no pixels.
     """
-    from PIL import Image
-
     if not isinstance(visual, Image.Image):
         what = f"a path ({visual})" if isinstance(visual, str) else type(visual).__name__
-        raise ValueError(
+        raise TypeError(
             f"visual: expected a PIL image, got {what}. Model vispruner takes images; for videos use "
             "--model vispruner_hf --model_args host=video_llava."
         )

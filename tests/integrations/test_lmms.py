@@ -199,7 +199,7 @@ def test_a_host_is_pruned_and_recorded(plugin):
     assert len(pruned) == len(plain) and pruning_of(lm.model).last.rows[0].kept.numel() == 3
     named = {"host": "llava_hf", "method": "vispruner", "tokens": 3, "important_ratio": 0.5}
     assert named.items() <= task.args.vispruner.items()
-    whole = plugin.HostLmms.create_from_arg_string("host=llava", {})
+    whole = plugin.HostLmms.create_from_arg_string("host=llava,method=vispruner,tokens=none", {})
     assert pruning_of(whole.model) is None and whole.generate_until(requests) == [plain]
     assert task.args.vispruner["method"] == "none"
 

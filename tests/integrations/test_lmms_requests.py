@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
 
 from helpers.golden_model import CHECKPOINT, DATA, golden_image
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -229,12 +230,13 @@ def test_failures_are_counted_and_named(engine, capsys):
         Request("Why?", images(NAMES[0]), SHORT),
         Request("Why?", broken, SHORT, task="pope", document=7),
         Request("<image> <image>", images(NAMES[0]), SHORT, task="pope", document=8),
+        Request("Why?", lambda: [Image.new("RGB", (0, 4))], SHORT, task="pope", document=8),
         Request("long " * 3000, images(NAMES[0]), SHORT, task="pope", document=9),
     ]
     answers = engine.answers(requests)
-    assert answers[0] and answers[1:] == ["", "", ""]
-    assert [one.line for one in engine.failures] == [7, 8, 9]
-    assert "3 of 4 requests have an empty answer" in capsys.readouterr().out
+    assert answers[0] and answers[1:] == ["", "", "", ""]
+    assert [one.line for one in engine.failures] == [7, 8, 8, 9]
+    assert "4 of 5 requests have an empty answer" in capsys.readouterr().out
     with pytest.raises(ValueError, match="none of 1 requests.*\n.*pope.*truncated"):
         engine.answers(requests[1:2])
     with pytest.raises(ValueError, match="pope.*has no likelihood"):
@@ -243,7 +245,7 @@ def test_failures_are_counted_and_named(engine, capsys):
 
 @pytest.mark.parametrize("visual", ["clip.mp4", {"array": [0.0]}])
 def test_only_images_are_taken(engine, visual):
-    with pytest.raises(ValueError, match="expected a PIL image.*vispruner_hf"):
+    with pytest.raises(TypeError, match="expected a PIL image.*vispruner_hf"):
         engine.answers([Request("Why?", lambda: [visual], SHORT)])
 
 
