@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
+from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms
 from lmms_eval.utils import simple_parse_args_string
 
@@ -110,6 +111,27 @@ def record_settings(requests: Sequence[Any], settings: Mapping[str, Any]) -> Non
                 arguments.vispruner = dict(settings)
 
 
+class Likelihood(tuple, GenerationResult):
+    """(loss, is_greedy) that reaches the task.
+
+    The evaluator of lmms-eval 0.7.3 takes every result for text and turns a plain tuple into a string, on
+    which multiple-choice tasks fail. It passes on what a `GenerationResult` has as its text.
+    """
+
+    token_counts = None
+
+    def __new__(cls, loss: float, is_greedy: bool) -> Likelihood:
+        return super().__new__(cls, (loss, is_greedy))
+
+    def __init__(self, loss: float, is_greedy: bool) -> None:
+        pass
+
+    @property
+    def text(self) -> tuple[float, bool]:
+        """What the evaluator stores as the response."""
+        return self[0], self[1]
+
+
 class EngineLmms(lmms):
     """`--model vispruner`: an original LLaVA checkpoint on our engine.
 
@@ -175,7 +197,7 @@ class EngineLmms(lmms):
             asked.append(self._request(context, *document, answer=str(continuation)))
         found = self.engine.losses(asked)
         self._record(requests)
-        return found
+        return [Likelihood(*one) for one in found]
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         """Raise NotImplementedError: tasks of several rounds are not supported."""
@@ -334,7 +356,7 @@ def host_class(name: str, chat: bool) -> type[lmms]:
 
     try:
         return get_model(name, force_simple=not chat)
-    except ModuleNotFoundError as error:
+    except ModuleNotFoundError as error:  # decord, for example: lmms-eval does not require it, the extra does
         raise ImportError(
             f"host={name}: lmms-eval's model needs the package {error.name}, which is not installed. Install "
             f"it: pip install {error.name}."
@@ -414,7 +436,7 @@ class PrunedHost:
             logits = self.model(**whole.to(self.device, self.model.dtype)).logits[0]
         logits = logits[-len(targets) - 1 : -1].float()
         loss = torch.nn.functional.cross_entropy(logits, targets)
-        return float(loss), bool((logits.argmax(-1) == targets).all())
+        return Likelihood(float(loss), bool((logits.argmax(-1) == targets).all()))
 
 
 def _vicuna_template(cls: type) -> str:

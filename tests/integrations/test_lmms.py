@@ -33,6 +33,12 @@ class StandInLmms:
         self.cleaned = True
 
 
+@dataclass
+class StandInResult:
+    text: str
+    token_counts: Any = None
+
+
 @dataclass(frozen=True)
 class StandInManifest:
     model_id: str
@@ -79,6 +85,7 @@ def plugin(monkeypatch):
     modules = {
         "lmms_eval": {},
         "lmms_eval.api": {},
+        "lmms_eval.api.instance": {"GenerationResult": StandInResult},
         "lmms_eval.api.model": {"lmms": StandInLmms},
         "lmms_eval.utils": {"simple_parse_args_string": parse},
         "lmms_eval.models": {"get_model": lambda name, force_simple: StandInHost},
@@ -155,6 +162,8 @@ def test_the_engine_as_a_model_of_lmms_eval(plugin):
             for i, document in enumerate(task.documents)
         ]
     )
+    assert all(isinstance(one, StandInResult) and one.text == tuple(one) for one in losses)
+    assert all(type(one.text) is tuple and one.token_counts is None for one in losses)
     assert lm.loglikelihood([SimpleNamespace(args=("", "Yes"))])[0][0] > 0  # without a document
     with pytest.raises(NotImplementedError, match="several rounds"):
         lm.generate_until_multi_round([])
