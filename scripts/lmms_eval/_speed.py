@@ -70,6 +70,9 @@ def main() -> int:
         "llava": get_model("llava").create_from_arg_string(theirs, {"batch_size": 1}),
     }
     seconds: dict[str, list[float]] = {name: [] for name in models}
+    cpu_seconds: dict[str, list[float]] = {
+        name: [] for name in models
+    }  # of all threads; other load matters less
     answers: dict[str, list[str]] = {}
     for lm in models.values():
         lm.task_dict |= documents
@@ -81,9 +84,10 @@ def main() -> int:
                 one.arguments = (one.args[0], copy.deepcopy(one.args[1]), *one.args[2:])
             if name == "vispruner":
                 models[name].engine.session.cache = None
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             answers[name] = [one.strip() for one in models[name].generate_until(asked)]
             seconds[name].append(time.perf_counter() - start)
+            cpu_seconds[name].append(time.process_time() - cpu)
     different = sum(a != b for a, b in zip(*answers.values(), strict=True))
     rates = {name: len(requests) / statistics.median(times) for name, times in seconds.items()}
     result = {
@@ -93,8 +97,10 @@ def main() -> int:
         "important_ratio": args.ratio,
         "threads": torch.get_num_threads(),
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "questions_per_second": rates,
         "speedup": rates["vispruner"] / rates["llava"],
+        "cpu_speedup": statistics.median(cpu_seconds["llava"]) / statistics.median(cpu_seconds["vispruner"]),
         "different_answers": different,
     }
     print(json.dumps(result))
