@@ -82,13 +82,15 @@ def parse_model_args(
         ValueError: an entry without value, or a name twice.
     """
     if isinstance(text, str):
-        parts = [part for part in re.split(r",(?=\s*\w+=)", text) if part.strip()]
-        names = [part.partition("=")[0].strip() for part in parts]
-        if wrong := [part for part in parts if "=" not in part]:
-            raise ValueError(f"model_args: {wrong[0]!r} has no value. Write name=value,name=value.")
+        names = re.findall(r"(?:^|,)\s*(\w+)=", text)
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"model_args: {', '.join(twice)} is given twice. Give it once.")
-        found = simple_parse_args_string(text)
+        try:
+            found = simple_parse_args_string(text)
+        except ValueError as error:
+            raise ValueError(
+                f"model_args: {text!r} has an entry without value. Write name=value,name=value."
+            ) from error
     else:
         found = dict(text or {})
     for name, value in (config or {}).items():
