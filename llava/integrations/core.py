@@ -193,13 +193,11 @@ def _check(model: nn.Module, host: Host, pruner: Pruner, budget: HostBudget) -> 
     name = type(model).__name__
     if budget.clip_tokens is not None and "video" not in host.modalities:
         raise ValueError(
-            f"clip_tokens: {name} gets videos as images, one per frame. Pass tokens=, the budget per frame."
+            f"clip_tokens: {name} has no videos of their own: frames are passed as images. Pass tokens=, the "
+            "budget per image."
         )
     base = host.base(model)
     problems = [problem_of(base, host, pruner, modality) for modality in host.modalities]
-    for parts in host.towers(base).values():
-        for cue in pruner.cues:
-            parts.layer_of(cue)
     if all(problems):
         raise ValueError(f"method: {name}: {problems[0]}")
 
@@ -215,13 +213,17 @@ class _Door:
 
     def __init__(self, model: nn.Module, original: Callable, pruning: Pruning, was_set: bool) -> None:
         self.model, self.original, self.pruning, self.was_set = model, original, pruning, was_set
-        self.__signature__ = inspect.signature(original)
-        self.__name__ = getattr(original, "__name__", type(self).__name__)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The arguments of the original, by which callers choose what they pass."""
+        return inspect.signature(self.original)
 
     def named(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call by name, without those that are None."""
-        bound = self.__signature__.bind(*args, **kwargs).arguments
-        for name, parameter in self.__signature__.parameters.items():
+        signature = self.__signature__
+        bound = signature.bind(*args, **kwargs).arguments
+        for name, parameter in signature.parameters.items():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 bound = {**bound, **bound.pop(name, {})}
         return {name: value for name, value in bound.items() if value is not None}
