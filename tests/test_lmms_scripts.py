@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -126,3 +128,22 @@ def test_pins_are_of_packages_that_the_core_does_not_pin() -> None:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
         names.append({line.split("==")[0].lower().replace("_", "-") for line in lines})
     assert not names[0] & names[1] and "lmms-eval" in names[0]
+
+
+@pytest.mark.parametrize(("shift", "failed", "code"), [(0.0, 0, 0), (0.01, 0, 1), (0.0, 2, 1)])
+def test_the_check_finds_a_score_that_differs(tmp_path, capsys, shift, failed, code) -> None:
+    """Three answers to GQA, two of them right, as lmms-eval logs them."""
+    spec = importlib.util.spec_from_file_location("tiny_tasks", ROOT / "scripts" / "lmms_eval" / "_tiny.py")
+    tiny = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tiny)
+    truth = [row["answer"] for row, _ in zip(tiny.rows("tiny_gqa"), range(3), strict=False)]
+    samples = [{"doc_id": i, "filtered_resps": said} for i, said in enumerate([*truth[:2], "none of them"])]
+    arguments = {"vispruner": {"method": "vispruner", "failed": failed}}
+    scores = {"tiny_gqa": {"exact_match,none": 2 / 3 + shift}}
+    document = {"results": scores, "config": {"resolved_cli_args": arguments}}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "a_results.json").write_text(json.dumps(document))
+    lines = "".join(json.dumps(one) + "\n" for one in samples)
+    (tmp_path / "run" / "a_samples_tiny_gqa.jsonl").write_text(lines)
+    assert tiny.check(tmp_path, ["run"]) == code
+    assert ("all scores agree" in capsys.readouterr().out) is (code == 0)
