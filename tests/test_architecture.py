@@ -23,7 +23,7 @@ ALLOWED = {
     "llava.__init__": "llava.integrations llava.model llava.pruning",  # names of these, resolved lazily
     "llava.pruning": "",
     "llava.model": "llava llava.pruning",
-    "llava.integrations": "llava llava.model llava.pruning",
+    "llava.integrations": LOW + "llava.eval llava.eval.*",
     "llava.eval.benchmarks": "llava",
     "llava.eval.store": LOW + "llava.eval.benchmarks",
     "llava.eval.inference": LOW + "llava.integrations llava.eval.benchmarks",

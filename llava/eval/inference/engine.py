@@ -502,21 +502,25 @@ class Engine:
             self._free_memory()  # not above: the error holds what was computed so far
         return found
 
-    def prompt_ids(self, question: Question) -> tuple[int, ...]:
+    def prompt_ids(self, question: Question, answer: str | None = None) -> tuple[int, ...]:
         """Return the token ids of the whole prompt, with IMAGE_TOKEN_INDEX in place of the image."""
-        return tuple(tokenizer_image_token(self.prompt(question), self._tokenize, IMAGE_TOKEN_INDEX))
+        return tuple(tokenizer_image_token(self.prompt(question, answer), self._tokenize, IMAGE_TOKEN_INDEX))
 
-    def prompt(self, question: Question) -> str:
-        """Return the whole prompt, with <image> in place of the image."""
+    def prompt(self, question: Question, answer: str | None = None) -> str:
+        """Return the whole prompt, with <image> in place of the image, before its text if it is not in it.
+
+        Args:
+            answer: Follows the prompt, with the end of the turn.
+        """
         text = question.text
-        if question.image is not None:
-            image = DEFAULT_IMAGE_TOKEN
-            if getattr(self.model.config, "mm_use_im_start_end", False):
-                image = DEFAULT_IM_START_TOKEN + image + DEFAULT_IM_END_TOKEN
-            text = image + "\n" + text
+        if question.image is not None and DEFAULT_IMAGE_TOKEN not in text:
+            text = DEFAULT_IMAGE_TOKEN + "\n" + text
+        if getattr(self.model.config, "mm_use_im_start_end", False):
+            image = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
+            text = text.replace(DEFAULT_IMAGE_TOKEN, image)
         conversation = conv_templates[self.conv_mode].copy()
         conversation.append_message(conversation.roles[0], text)
-        conversation.append_message(conversation.roles[1], None)
+        conversation.append_message(conversation.roles[1], answer or None)
         return conversation.get_prompt()
 
     # -- images -----------------------------------------------------------------------------------

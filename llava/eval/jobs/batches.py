@@ -57,15 +57,19 @@ def with_batch_size(
     kind = configuration.device
     if size is not None:
         line = "" if size == _USUAL.get(kind) else f"batches of {size} questions, as recorded"
-    elif job.server is not None:  # requests at the same time; no memory of this machine
-        size = _USUAL["cpu"]
-    elif job.host is not None:
-        size = _HOST
-    elif kind != "cuda":
-        size = _USUAL.get(kind, _OTHER)
     else:
-        size, line = size_by_memory(job, task, together)
+        size, line = default_batch_size(job, task, together)
     return dataclasses.replace(configuration, batch_size=size), line
+
+
+def default_batch_size(job: Job, task: Task, together: Sequence[Pruner]) -> tuple[int, str]:
+    """Return the batch size where none is given or recorded, and a line about it. Raises ModelError."""
+    kind = job.device.split(":")[0]
+    if job.server is not None:  # requests at the same time; no memory of this machine
+        return _USUAL["cpu"], ""
+    if job.host is not None:
+        return _HOST, ""
+    return size_by_memory(job, task, together) if kind == "cuda" else (_USUAL.get(kind, _OTHER), "")
 
 
 def size_by_memory(job: Job, task: Task, together: Sequence[Pruner]) -> tuple[int, str]:

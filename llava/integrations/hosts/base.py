@@ -179,6 +179,7 @@ def encoder_parts(tower: nn.Module, select: int | Sequence[int], where: str) -> 
     """
     kinds = {  # model type -> has [CLS], list of layers, attention of a layer
         "clip_vision_model": (True, "layers", "self_attn"),
+        "dinov2": (True, "layer", "attention"),
         "siglip_vision_model": (False, "layers", "self_attn"),
         "idefics3_vision": (False, "layers", "self_attn"),
         "smolvlm_vision": (False, "layers", "self_attn"),
