@@ -224,11 +224,16 @@ def pruner_of(args: argparse.Namespace, config: dict[str, Any]) -> tuple[Pruner,
 
 
 def model_folder(
-    args: argparse.Namespace, parser: argparse.ArgumentParser, option: str = "--model"
+    args: argparse.Namespace, parser: argparse.ArgumentParser, option: str = "--model", media: str = "image"
 ) -> Path | str:
-    """Return the checkpoint of --model (or of `option`), checked as far as possible without loading it."""
+    """Return the checkpoint of --model (or of `option`), checked as far as possible without loading it.
+
+    Args:
+        media: What the bundled model takes that is used without --model: image or video.
+    """
     if is_bundled(args.model):
-        folder = Path(args.model).expanduser() if args.model else paths.BUNDLED_MODEL
+        folder = paths.BUNDLED_VIDEO_MODEL if media == "video" else paths.BUNDLED_MODEL
+        folder = Path(args.model).expanduser() if args.model else folder
         return paths.require_bundled(folder / "config.json", "--model (CKPT_DIR, CKPT)").parent
     given, folders = getattr(args, "model_base", None), []
     for asked, name in ((option, args.model), ("--model-base", given)):
@@ -249,7 +254,7 @@ def model_folder(
 
 def is_bundled(model: str | None) -> bool:
     """Return True if --model is not given, or names a bundled checkpoint."""
-    bundled = (paths.BUNDLED_MODEL, paths.BUNDLED_ANYRES_MODEL)
+    bundled = (paths.BUNDLED_MODEL, paths.BUNDLED_ANYRES_MODEL, paths.BUNDLED_VIDEO_MODEL)
     return model is None or os.path.realpath(user_path(model)) in map(os.path.realpath, bundled)
 
 

@@ -30,7 +30,7 @@ from llava.eval import cli, submit
 from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark, list_benchmarks
 from llava.eval.jobs import execute, processes
 from llava.eval.jobs.execute import SettingRun
-from llava.eval.jobs.job import Task, read_task, resolve_pruner, setting_name
+from llava.eval.jobs.job import Task, check_media, read_task, resolve_pruner, setting_name
 from llava.eval.jobs.session import Session, TooManyFailures
 from llava.eval.score import print_score
 from llava.model.checkpoint.config import stored_config
@@ -42,7 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_source_arguments(parser)
     add = parser.add_argument_group("pruning").add_argument
     add("--method", help="pruning method (default: vispruner, none without --tokens)")
-    budget = "visual tokens to keep per crop; 0 is a blind baseline, none disables pruning (default: "
+    budget = "visual tokens to keep per crop, of a clip in all; 0 is a blind baseline, none disables pruning "
+    budget += "(default: "
     budget += "VISPRUNER_TOKENS, else config.json, else none)"
     add("--tokens", type=argtypes.tokens, metavar="N|none", help=budget)
     add("--ratio", type=argtypes.ratio, help="share selected by [CLS] attention (default: 0.5)")
@@ -83,10 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     benchmark.allow_outside = args.allow_outside_images
     if not quiet:
         cli.announce_bundled(cli.is_bundled(args.model), args.data is None)
-    model = cli.model_folder(args, parser)
+    model = cli.model_folder(args, parser, media=benchmark.media)
     task = read_task(benchmark, args.data, args.limit)
     try:
         config = stored_config(model, args.model_base)
+        check_media(benchmark, config, model)
         pruner, anyres = resolve_pruner(
             config, args.method, args.tokens, args.ratio, args.anyres, args.seed, args.preset
         )

@@ -34,7 +34,7 @@ from llava.eval.benchmarks import DataError, EmptyAnswersError, benchmark_name, 
 from llava.eval.cli import ModelError
 from llava.eval.jobs import execute
 from llava.eval.jobs.execute import SettingRun
-from llava.eval.jobs.job import Task, common_anyres, read_task, setting_name
+from llava.eval.jobs.job import Task, check_media, common_anyres, read_task, setting_name
 from llava.eval.jobs.session import MethodUnavailable, Session, TooManyFailures
 from llava.eval.metrics.scorecard import ScoredSetting
 from llava.eval.metrics.statistics import paired_bootstrap
@@ -119,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     benchmarks = find_benchmarks(args, dict.fromkeys(args.benchmarks), parser)
     cli.announce_bundled(args.model is None, args.data is None)
-    model, failures = cli.model_folder(args, parser), Failures()
+    media = "video" if all(one.media == "video" for one in benchmarks) else "image"
+    model, failures = cli.model_folder(args, parser, media=media), Failures()
     tasks = read_tasks(args, benchmarks, failures)
     try:
         pruners = grid(args.methods, args.tokens, args.ratios, args.seed)
@@ -127,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         job = cli.job_of(args, model, config, common_anyres(config, args.anyres, args.preset))
     except ValueError as error:
         parser.error(str(error))
+    tasks = suitable(tasks, config, model, failures)
     cli.print_warnings(job.warnings)
     # Images that several benchmarks show are encoded once; within one benchmark the engine sees to that.
     cache = args.vision_cache << 20 if len(benchmarks) > 1 else 0
@@ -200,6 +202,22 @@ def read_tasks(args: argparse.Namespace, benchmarks: Sequence[Any], failures: Fa
     if not tasks:
         raise DataError("none of the benchmarks can be evaluated")
     return tasks
+
+
+def suitable(
+    tasks: Sequence[Task], config: dict[str, Any], model: Path | str, failures: Failures
+) -> list[Task]:
+    """Return the tasks whose images or videos the model takes; a single one that does not fit raises."""
+    found = []
+    for task in tasks:
+        try:
+            check_media(task.benchmark, config, model)
+            found.append(task)
+        except DataError as error:
+            if len(tasks) == 1:
+                raise
+            failures.note(task.title, error)
+    return found
 
 
 def answer_task(

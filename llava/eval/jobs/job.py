@@ -153,13 +153,9 @@ def read_task(benchmark: Benchmark, data: Path | None, limit: int | None = None)
     Raises:
         DataError: No such data, or no readable question.
     """
-    if benchmark.media != "image":
-        raise DataError(
-            f"{benchmark.title}: asks about videos, and no model here takes any. Score answers made "
-            "elsewhere with python -m llava.eval.score"
-        )
     if data is None:
-        given = paths.require_bundled(paths.BUNDLED_DATA, "--data (DATA_DIR)") / benchmark.folder
+        bundled = paths.BUNDLED_CLIPS if benchmark.media == "video" else paths.BUNDLED_DATA
+        given = paths.require_bundled(bundled, "--data (DATA_DIR)") / benchmark.folder
     else:
         given = data.expanduser()
     if data is None and not benchmark.owns(given):
@@ -183,6 +179,28 @@ def read_task(benchmark: Benchmark, data: Path | None, limit: int | None = None)
     if limit is not None:  # lines beyond the limit are not evaluated
         issues = [issue for issue in issues if not lines or issue.line <= max(lines)]
     return Task(questions, issues, benchmark, folder, limit, benchmark.check(folder, asked))
+
+
+def check_media(benchmark: Benchmark, config: dict[str, Any], model: Path | str) -> None:
+    """Check that a model takes what a benchmark asks about: images, or videos.
+
+    Args:
+        config: The checkpoint's config.json.
+
+    Raises:
+        DataError: It does not.
+    """
+    if benchmark.media == "video" and not config.get("mm_video_tower"):
+        raise DataError(
+            f"{benchmark.title}: asks about videos, but {model} takes images only (its config.json names no "
+            "mm_video_tower). Use a Video-LLaVA in its original layout (--model; CKPT_DIR), or score answers "
+            "made elsewhere with python -m llava.eval.video --answers FILE"
+        )
+    if benchmark.media == "image" and config.get("mm_video_tower") and not config.get("mm_image_tower"):
+        raise DataError(
+            f"{benchmark.title}: asks about images, but {model} takes videos only (its config.json names no "
+            "mm_image_tower). Use a checkpoint with an image tower"
+        )
 
 
 def resolve_job(

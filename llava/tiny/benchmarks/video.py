@@ -113,9 +113,7 @@ def write_sets(root: Path, pools: tuple[list[Clip], list[Clip]]) -> dict[str, in
                 identity = f"v_{shown.removeprefix('v_')}_{place}"
                 text = question if video.marks else question.rstrip("?")
                 asked.append({"video_name": shown, "question_id": identity, "question": text})
-                answers.append(
-                    {"answer": answer, "type": video.types.get(kind, 3), "question_id": identity}
-                )
+                answers.append({"answer": answer, "type": video.types.get(kind, 3), "question_id": identity})
         write_json(folder / "test_q.json", asked)
         write_json(folder / "test_a.json", answers)
         counts[name] = len(asked)

@@ -50,7 +50,9 @@ def train(folder: Path, lines: list[str] | None = None, length: int = 2048) -> N
         text = Path(scratch) / "corpus.txt"
         # The trainer reads lines, but prompts contain newlines, and a word after a newline has no leading
         # space. A bar represents the newline (pieces never cross scripts), so that such words become pieces.
-        text.write_text("\n".join(entry.replace("\n", "\n|") for entry in lines or corpus()) + "\n", encoding="utf-8")
+        text.write_text(
+            "\n".join(entry.replace("\n", "\n|") for entry in lines or corpus()) + "\n", encoding="utf-8"
+        )
         sentencepiece.SentencePieceTrainer.train(
             input=str(text),
             model_prefix=str(Path(scratch) / "tokenizer"),

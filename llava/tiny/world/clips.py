@@ -162,7 +162,9 @@ def _try(rs: np.random.RandomState, kind: str, name: str, role: str) -> ClipObje
         ways |= {"up": place[1], "down": CLIP_SIDE - side - place[1]}
         direction = min(ways, key=ways.__getitem__)
     colors = [str(color) for color in rs.permutation(list(COLORS))[:2]]
-    when = {"enters": rs.uniform(0.15, 0.6), "leaves": rs.uniform(0.25, 0.7)}.get(role, rs.uniform(0.35, 0.65))
+    when = {"enters": rs.uniform(0.15, 0.6), "leaves": rs.uniform(0.25, 0.7)}.get(
+        role, rs.uniform(0.35, 0.65)
+    )
     is_shape = kind == "shape"
     return ClipObject(
         kind,
