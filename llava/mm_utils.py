@@ -171,12 +171,12 @@ def process_anyres_image(image: Image.Image, processor: Any, grid_pinpoints: Any
 
 
 def process_images(
-    images: Sequence[Image.Image], image_processor: Any, model_cfg: Any
+    images: Sequence[Image.Image | Sequence[Image.Image]], image_processor: Any, model_cfg: Any
 ) -> torch.Tensor | list[torch.Tensor]:
-    """Convert images to pixel values, as the checkpoint's config specifies.
+    """Convert images, and for Video-LLaVA clips, to pixel values, as the checkpoint's config specifies.
 
     Args:
-        images: PIL images of any mode.
+        images: PIL images of any mode; a clip is a sequence of its frames.
         image_processor: of the model's vision tower.
         model_cfg: object or dict with `image_aspect_ratio`: "pad" (square canvas in the mean color), "anyres"
             or "anyres_max_N" (tiles), "square" or None (resize and center crop). For tiles also
@@ -184,10 +184,11 @@ def process_images(
             the pinpoints are, otherwise the best pinpoint is used.
 
     Returns:
-        (n, 3, H, W) floats, with anyres (n, crops, 3, H, W); a list of n tensors where their shapes differ.
+        (n, 3, H, W) floats, with anyres (n, crops, 3, H, W), of clips (n, 3, frames, H, W); a list of n
+        tensors where their shapes differ.
 
     Raises:
-        ValueError: another `image_aspect_ratio`.
+        ValueError: another `image_aspect_ratio`, or a clip for a model that takes only images.
     """
     get = model_cfg.get if isinstance(model_cfg, dict) else lambda name: getattr(model_cfg, name, None)
     aspect = get("image_aspect_ratio")
@@ -199,6 +200,13 @@ def process_images(
         )
     pixels = []
     for image in images:
+        if isinstance(image, list | tuple):
+            if not hasattr(image_processor, "preprocess_clip"):
+                raise ValueError(
+                    "images: a clip, but this model takes only images. Load a Video-LLaVA checkpoint."
+                )
+            pixels.append(image_processor.preprocess_clip(image))
+            continue
         image = to_rgb(image)
         if tiled:
             side = _side(image_processor)

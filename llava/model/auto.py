@@ -96,10 +96,11 @@ def _teach(auto_config: type) -> None:
 def is_language_model(path: Any, model_base: Any = None, **kwargs: Any) -> bool:
     """Return whether `path` is a Llama or Mistral without tower and projector, as training starts from."""
     from llava.model.checkpoint.config import stored_config
+    from llava.model.checkpoint.find import tower_names
 
     hub = {name: kwargs[name] for name in _HUB if kwargs.get(name) is not None}
     stored = stored_config(path, model_base, **hub)
-    return not (stored.get("mm_vision_tower") or "text_config" in stored or model_base)
+    return not (tower_names(stored) or "text_config" in stored or model_base)
 
 
 def load_model(

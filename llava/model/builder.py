@@ -4,8 +4,9 @@
         "liuhaotian/llava-v1.5-7b", visual_token_num=64)
 
 Formats: LLaVA-1.5 and 1.6 folders (.bin or .safetensors, sharded or not; vision tower by name, in a folder or
-inside), LoRA and projector-only folders over `model_base`, llava-hf folders (LLaVA and LLaVA-NeXT); on
-Llama/Vicuna and Mistral. No remote code is ever run. What concerns files is in `llava.model.checkpoint`.
+inside), LoRA and projector-only folders over `model_base`, llava-hf folders (LLaVA and LLaVA-NeXT), original
+Video-LLaVA folders; on Llama/Vicuna and Mistral. No remote code is ever run. What concerns files is in
+`llava.model.checkpoint`.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ def load_pretrained_model(
             )
         tokenizer = _load_tokenizer(checkpoint) if model_class is None else None
         generation = read_generation_config(checkpoint.generation_config())
-        stored_class, config, tower_source = understand(checkpoint.config_folder, raw, base)
+        stored_class, config, sources = understand(checkpoint.config_folder, raw, base)
         if not issubclass(model_class or stored_class, stored_class):
             raise CheckpointError(
                 f"{checkpoint.config_folder / 'config.json'}: the checkpoint is a {stored_class.__name__}, "
@@ -172,19 +173,22 @@ def load_pretrained_model(
         quantizer = Quantizer(4 if load_4bit else 8, model_dtype) if load_8bit or load_4bit else None
         set_attention(config, kernels)
         model = _build(model_class or stored_class, config)
-        model.model.vision_tower = build_vision_tower(
-            tower_source,
-            select_layer=getattr(config, "mm_vision_select_layer", -2),
-            select_feature=getattr(config, "mm_vision_select_feature", None) or "patch",
-            attn_implementation=tower_kernels,
-        )
+        for holder, source in sources.items():
+            tower = build_vision_tower(
+                source,
+                select_layer=getattr(config, "mm_vision_select_layer", -2),
+                select_feature=getattr(config, "mm_vision_select_feature", None) or "patch",
+                attn_implementation=tower_kernels,
+            )
+            tower.read_weights = partial(tower_weights, source, checkpoint.weights)
+            setattr(model.model, holder, tower)
         if quantizer is not None:
             quantizer.swap(model)
         placement = place(model, device_map, device, model_dtype)
         fill_model(
             model,
             checkpoint.weights(),
-            tower_source,
+            sources,
             placement,
             model_dtype,
             tower_type,
@@ -193,8 +197,6 @@ def load_pretrained_model(
             checkpoint.adapter(),
             raw.get("quantization_config") or (raw.get("text_config") or {}).get("quantization_config"),
         )
-        read_weights = partial(tower_weights, tower_source, checkpoint.weights)
-        model.get_vision_tower().read_weights = read_weights
         model.preset = resolve_preset(preset)
         model.set_pruner(settings.pruner, anyres=settings.anyres)
         if generation is not None:

@@ -14,7 +14,10 @@ from llava.pruning import Kept
 
 @dataclass
 class VisionFeatures:
-    """Tower output for one image: everything that is the same for all questions and all budgets."""
+    """Tower output for one image or clip: everything that is the same for all questions and all budgets.
+
+    The frames of a clip take the place of crops, and their `features` have [CLS] first: (frames, N + 1, C).
+    """
 
     features: Tensor  # (crops, N, C), in the dtype the projector reads
     attention: Tensor  # (crops, H, N), [CLS] row of the select layer, float32 or wider
@@ -22,15 +25,16 @@ class VisionFeatures:
     keys: Sequence[str]  # one identity per crop, see `crop_key`; `CropKeys` until they are needed
     as_crops: bool = True  # False: came as a plain (B, 3, H, W) batch, which is never merged
     cues: dict[str, Tensor] = field(default_factory=dict)  # further cues of the tower, (crops, ...) each
+    is_clip: bool = False
 
 
 @dataclass
 class VisualTokens:
-    """What enters the language model for one image."""
+    """What enters the language model for one image or clip."""
 
     embeds: Tensor  # (K, D) projected, in final order, image_newline rows included
-    # (crops, T) patches per crop, before unpadding cuts any; for a method that selects per image (1, T),
-    # patch p of crop c being c * N + p
+    # (crops, T) patches per crop, before unpadding cuts any; for a clip and for a method that selects per
+    # image (1, T), patch p of crop c being c * N + p
     kept: Kept
     # (K,) int64, places of the tokens among those of the unpruned image, of which there are `span`; None if
     # positions are contiguous
@@ -38,11 +42,18 @@ class VisualTokens:
     span: int = field(default=0, kw_only=True)
     # () bool on the device, True: the tokens may be wrong, call `visual_tokens`; None: they are right
     doubt: Tensor | None = field(default=None, kw_only=True)
+    # tokens of every frame of a clip, which has an <image> tag per frame; None for an image
+    lengths: tuple[int, ...] | None = field(default=None, kw_only=True)
 
     @property
     def count(self) -> int:
         """K, the number of visual tokens that enter the language model."""
         return self.embeds.shape[0]
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """One (K_i, D) for every <image> tag: the tokens of an image, or of every frame of a clip."""
+        return (self.embeds,) if self.lengths is None else self.embeds.split(self.lengths)
 
 
 class CropKeys(Sequence):
@@ -129,6 +140,41 @@ def _with_crops(images: list[Tensor]) -> list[Tensor]:
         if not len(image):
             raise ValueError(f"images[{i}]: shape is {tuple(image.shape)}, without a crop. Leave it out.")
     return images
+
+
+def as_media_list(images: Tensor | list[Tensor], frames: int) -> tuple[list[Tensor], list[bool]]:
+    """Convert pictures and clips, told apart by their dimensions, to (crops or frames, 3, H, W) each.
+
+    Args:
+        images: a list with (3, H, W) for a picture and (3, frames, H, W) for a clip; or a tensor: one of
+            these, (B, 3, H, W) or (B, 3, frames, H, W).
+        frames: of a clip.
+
+    Returns:
+        The tensors, and which of them are clips.
+
+    Raises:
+        ValueError: any other form, or a clip of another number of frames.
+    """
+    if isinstance(images, Tensor):
+        is_one = images.ndim == 3 or (images.ndim == 4 and len(images) == 3 != images.shape[1])
+        images = [images] if is_one else list(images)
+    elif not isinstance(images, list | tuple):
+        raise ValueError(f"images: expected a tensor or a list of tensors, got {type(images).__name__}.")
+    found = []
+    for i, one in enumerate(images):
+        shape = tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__
+        if not isinstance(one, Tensor) or one.ndim not in (3, 4) or len(one) != 3:
+            raise ValueError(
+                f"images[{i}]: expected a picture (3, H, W) or a clip (3, {frames}, H, W), got {shape}."
+            )
+        if one.ndim == 4 and one.shape[1] != frames:
+            raise ValueError(
+                f"images[{i}]: a clip of {one.shape[1]} frames, but the video tower takes exactly {frames}. "
+                f"Take {frames} frames (llava.video_files.read_frames)."
+            )
+        found.append(one.transpose(0, 1) if one.ndim == 4 else one[None])
+    return found, [one.ndim == 4 for one in images]
 
 
 def as_size_list(image_sizes: object, count: int) -> list[tuple[int, int] | None]:

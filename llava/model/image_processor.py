@@ -5,15 +5,19 @@ torchvision. Padding and tiling come before, in `llava.mm_utils.process_images`.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
+from llava.image_files import to_rgb
 from llava.model.checkpoint.entries import check_processor, read_object
 from llava.model.checkpoint.tower import read_processor
 
 if TYPE_CHECKING:
+    import torch
     from transformers.image_processing_utils import BaseImageProcessor
 
 _NAME = "preprocessor_config.json"
@@ -109,3 +113,71 @@ def _class(name: str) -> Any:
 def _empty(name: str) -> Any:
     kind = _class(name)
     return kind.__new__(kind)
+
+
+class LanguageBindProcessor:
+    """Pixels of LanguageBind's towers, for pictures and clips: fixed rules, which no file can change.
+
+    Both are resized without antialiasing, so that their short side is `side`, and cut to its center.
+    """
+
+    image_mean = [0.48145466, 0.4578275, 0.40821073]
+    image_std = [0.26862954, 0.26130258, 0.27577711]
+
+    def __init__(self, side: int) -> None:
+        self.crop_size = {"height": side, "width": side}
+
+    def preprocess(self, images: Any, return_tensors: str = "pt", **_: Any) -> dict[str, Any]:
+        """Convert one picture or several of equal size: {"pixel_values": (n, 3, S, S) float32}.
+
+        Resized in float from 0 to 1, bicubic; values may leave this range. Then normalized.
+        """
+        images = images if isinstance(images, list | tuple) else [images]
+        pixels = self._tensor(images) / 255  # (n, 3, H, W)
+        height, width = pixels.shape[2:]
+        edge, short = self.crop_size["height"], min(height, width)
+        size = [edge if side == short else int(edge * side / short) for side in (height, width)]
+        return {"pixel_values": self._normalize(self._crop(pixels, size, "bicubic"))}
+
+    def preprocess_clip(self, frames: Sequence[Image.Image]) -> "torch.Tensor":
+        """Convert the frames of a clip: (3, F, S, S) float32.
+
+        Normalized first, then resized, bilinear.
+
+        Raises:
+            ValueError: no frames, or frames of different sizes.
+        """
+        pixels = self._normalize(self._tensor(frames) / 255)  # (F, 3, H, W)
+        height, width = pixels.shape[2:]
+        edge, short = self.crop_size["height"], min(height, width)
+        size = [edge if side == short else int(side / short * edge) for side in (height, width)]
+        return self._crop(pixels, size, "bilinear").transpose(0, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings, as processors of transformers do."""
+        return {"image_processor_type": type(self).__name__, "crop_size": self.crop_size}
+
+    @staticmethod
+    def _tensor(images: Sequence[Image.Image]) -> "torch.Tensor":
+        """(n, 3, H, W) float32, from 0 to 255"""
+        import torch
+
+        sizes = sorted({image.size for image in images})
+        if len(sizes) != 1:
+            found = f"sizes {sizes}" if sizes else "none"
+            raise ValueError(f"images: expected one size, got {found}. Pass the frames of one video.")
+        pixels = np.stack([np.asarray(to_rgb(image)) for image in images])
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+
+    def _normalize(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        mean, std = (pixels.new_tensor(one)[:, None, None] for one in (self.image_mean, self.image_std))
+        return (pixels - mean) / std
+
+    def _crop(self, pixels: "torch.Tensor", size: list[int], mode: str) -> "torch.Tensor":
+        """Resize to `size` (height, width) and cut the center; a half is rounded to even."""
+        from torch.nn import functional
+
+        pixels = functional.interpolate(pixels, size=size, mode=mode, align_corners=False)
+        edge = self.crop_size["height"]
+        top, left = (round((side - edge) / 2) for side in size)
+        return pixels[:, :, top : top + edge, left : left + edge]

@@ -27,13 +27,15 @@ from llava.constants import (
 )
 from llava.model.checkpoint import CheckpointError
 from llava.model.checkpoint.entries import CONFIG, check_entries
-from llava.model.checkpoint.find import is_hub_name
+from llava.model.checkpoint.find import is_hub_name, tower_names
 from llava.model.checkpoint.keys import translate
 from llava.model.checkpoint.read import check_finite, listing, read_file
+from llava.model.clips import join_tags
 from llava.model.decode import SWITCHES, Row, generate_inside, id_set
 from llava.model.inside import acts_inside
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_encoder.video_encoder import VideoTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.runtime.answers import CapturedAnswers
 from llava.model.runtime.cache import CapturedGeneration
@@ -52,18 +54,28 @@ _TRAINING_ARGUMENTS = (
 
 
 class LlavaMetaModel:
-    """Mixed into the decoder (`model.model`): adds `vision_tower`, `mm_projector`, `image_newline`."""
+    """Mixed into the decoder (`model.model`): adds towers, `mm_projector`, `image_newline`."""
 
     def __init__(self, config) -> None:
         super().__init__(config)
         self.vision_tower: VisionTower | None = None  # attached by the loader
+        self.video_tower: VideoTower | None = None  # of Video-LLaVA, for clips
         if getattr(config, "mm_hidden_size", None):
             self.mm_projector = build_vision_projector(config)
         if "unpad" in (getattr(config, "mm_patch_merge_type", None) or ""):
             self.image_newline = nn.Parameter(torch.randn(config.hidden_size) * config.hidden_size**-0.5)
 
     def get_vision_tower(self) -> VisionTower | None:
-        return self.vision_tower
+        """Return the tower for images; that for clips if there is no other."""
+        return self.video_tower if self.vision_tower is None else self.vision_tower
+
+    def get_video_tower(self) -> VideoTower | None:
+        """Return the tower for clips, None if the model takes only images."""
+        return self.video_tower
+
+    def towers(self) -> list[VisionTower]:
+        """Return all towers."""
+        return [tower for tower in (self.vision_tower, self.video_tower) if tower is not None]
 
     def initialize_vision_modules(self, model_args: Any, fsdp: object = None) -> None:
         """Attach the vision tower and the projector that training arguments name, as LLaVA's training does.
@@ -149,6 +161,10 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
         """Return the vision tower."""
         return self.get_model().get_vision_tower()
 
+    def get_video_tower(self) -> VideoTower | None:
+        """Return the tower for clips, None if the model takes only images."""
+        return self.get_model().get_video_tower()
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, *model_args: Any, **kwargs: Any
@@ -203,23 +219,25 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any):
         """Save as in transformers, the tower included: the folder loads again, wherever it is moved.
 
-        The tower's config and image processor are saved in a folder of the tower's name. An anyres protocol
+        Config and image processor of each tower are saved in a folder of the tower's name. An anyres protocol
         that only followed from the pruner is not saved: whoever loads the folder chooses again.
         """
-        followed, tower, named = self.config.anyres_protocol, self.get_vision_tower(), None
+        followed, renamed = self.config.anyres_protocol, {}
         if self._anyres is None:
             del self.config.anyres_protocol
-        if tower is not None:
-            named = self.config.mm_vision_tower
+        for holder, (entry, named) in tower_names(vars(self.config)).items():
+            tower = getattr(self.model, holder)
+            if tower is None:
+                continue
             name = named[0] if isinstance(named, list) else str(named)
-            last = re.split(r"[\\/]", name.rstrip("\\/"))[-1].strip(".:~") or "vision_tower"
-            self.config.mm_vision_tower = name if is_hub_name(name) else last
-            tower.config.save_pretrained(Path(save_directory, last))
-            tower.image_processor.save_pretrained(Path(save_directory, last))
+            last = re.split(r"[\\/]", name.rstrip("\\/"))[-1].strip(".:~") or holder
+            renamed[entry] = named
+            setattr(self.config, entry, name if is_hub_name(name) else last)
+            tower.save_settings(Path(save_directory, last))
             if not tower.is_loaded:
                 state = kwargs.get("state_dict") or self.state_dict()
                 kwargs["state_dict"] = {
-                    k: v for k, v in state.items() if not k.startswith("model.vision_tower.")
+                    k: v for k, v in state.items() if not k.startswith(f"model.{holder}.")
                 }
         # transformers refuses to save sampling settings without do_sample, as LLaVA-1.5 has them.
         generation, self.generation_config = self.generation_config, GenerationConfig()
@@ -234,8 +252,8 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
         finally:
             self.generation_config = generation
             self.config.anyres_protocol = followed
-            if tower is not None:
-                self.config.mm_vision_tower = named
+            for entry, named in renamed.items():
+                setattr(self.config, entry, named)
 
     def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
         """Give tokenizer and model the image tokens that training arguments name, as LLaVA's training does.
@@ -351,7 +369,8 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
         input_ids = input_ids.to(device)
         attention_mask = None if attention_mask is None else attention_mask.to(device)
         labels = None if labels is None else labels.to(device)
-        cut = limits.prompt if truncate else None
+        # Video-LLaVA cuts every prompt: two clips are longer than its limit, whatever was asked.
+        cut = limits.prompt if truncate or self.get_video_tower() is not None else None
         batch = splice(input_ids, attention_mask, labels, visual, embed, side, cut)
         if not truncate and (reason := limits.refuse(batch.embeds.shape[1], new=new)):
             raise ValueError(f"input_ids: {reason}.")
@@ -433,7 +452,8 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
             input_ids: (B, L), or LLaVA's name `inputs`. Prompts of different lengths are padded on either
                 side and marked in `attention_mask`.
             images, image_sizes: as for `encode_vision`.
-            visual: instead of images, one (K, D) per <image> tag in reading order over the batch.
+            visual: instead of images, one (K, D) per <image> tag in reading order over the batch: for a clip
+                those of every frame (`VisualTokens.parts`).
             pruner: another `Pruner` than the model's own, or None for no pruning. With `visual`, it matters
                 only if it acts inside the language model: then decoding is greedy, and a budget per crop is
                 multiplied by the number of crops, for `visual` by its length in crops, rounded.
@@ -477,7 +497,7 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
                 return found
         if visual is None:
             visions = [] if images is None else self.encode_vision(images, image_sizes, pruner.cues)
-            visual = [self.visual_tokens(one, pruner).embeds for one in visions]
+            visual = [part for one in visions for part in self.visual_tokens(one, pruner).parts]
         batch = self._splice(input_ids, attention_mask, None, visual, "left", truncate=False, new=1)
         with repeatable_attention(batch.embeds.device):
             found = super().generate(inputs_embeds=batch.embeds, attention_mask=batch.mask.long(), **kwargs)
@@ -513,8 +533,10 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
         if visual is None:
             visions = self.encode_vision(images, image_sizes, pruner.cues)
             tokens = [self.visual_tokens(one, pruner) for one in visions]
+            input_ids, attention_mask = join_tags(input_ids, attention_mask, tokens)
             visual = [one.embeds for one in tokens]
-            more = [(len(one.kept.indices), None, one.places, one.span) for one in tokens]
+            counts = [len(one.kept.indices if one.lengths is None else one.lengths) for one in tokens]
+            more = [(n, None, one.places, one.span) for n, one in zip(counts, tokens, strict=True)]
         else:
             tower = self.get_vision_tower()
             patches = None if tower is None else tower.num_patches

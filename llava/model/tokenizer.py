@@ -32,7 +32,13 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
-from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_PATCH_TOKEN,
+    DEFAULT_VID_END_TOKEN,
+    DEFAULT_VID_START_TOKEN,
+)
 from llava.model.checkpoint import CheckpointError, warn
 from llava.model.checkpoint.entries import (
     SPECIAL_TOKENS,
@@ -159,12 +165,17 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
     """Give the tokenizer the tokens that `mm_use_im_patch_token` and `mm_use_im_start_end` name.
 
     A checkpoint trained with them has their embeddings already. If not, rows are added, each the mean of the
-    others, with a warning.
+    others, with a warning. In Video-LLaVA, `mm_use_im_patch_token` is true where it is absent.
     """
-    if getattr(model.config, "mm_use_im_patch_token", False):
+    takes_clips = model.get_video_tower() is not None
+    patch = getattr(model.config, "mm_use_im_patch_token", None)
+    if takes_clips if patch is None else patch:
         tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
     if getattr(model.config, "mm_use_im_start_end", False):
-        tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
+        ends = [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN]
+        if takes_clips:
+            ends += [DEFAULT_VID_START_TOKEN, DEFAULT_VID_END_TOKEN]
+        tokenizer.add_tokens(ends, special_tokens=True)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         warn(

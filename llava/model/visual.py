@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from llava.model.anyres import PROTOCOLS
+from llava.model.clips import CLIP_BUDGETS, ClipTokenMixin
 from llava.model.features import (
     CropKeys,
     IdsReadError,
@@ -22,8 +23,10 @@ from llava.model.features import (
     VisionFeatures,
     VisualTokens,
     as_image_list,
+    as_media_list,
     as_size_list,
 )
+from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.multimodal_encoder.cues import tower_cues
 from llava.model.settings import PRESETS, Preset
 from llava.model.token_order import TokenOrderMixin
@@ -36,8 +39,8 @@ _OF_PATCHES = {"attention": 2, "received": 1, "features": 1, "projected": 1, "im
 USE_CURRENT = "use current"  # default of visual_tokens(pruner=): the model's own pruner
 
 
-class VisualTokenMixin(TokenOrderMixin):
-    """Mixed into a model with `get_model()` (projector, image_newline), `get_vision_tower()` and `config`."""
+class VisualTokenMixin(ClipTokenMixin, TokenOrderMixin):
+    """Mixed into a model with `get_model()` (towers, projector, image_newline) and `config`."""
 
     def init_pruning(self) -> None:
         """Start without pruning. Called once by the constructor."""
@@ -66,23 +69,30 @@ class VisualTokenMixin(TokenOrderMixin):
         important_ratio: float = 0.5,
         anyres: str | None = None,
         positions: str | None = None,
+        clip_budget: str | None = None,
     ) -> Pruner:
         """Change the pruning of a loaded model, starting with the next image.
 
         Args:
             pruner: a `Pruner`, the name of one, or None ("vispruner" if `tokens` is given, else no pruning).
-            tokens: visual tokens to keep per crop.
+            tokens: visual tokens to keep per crop; of a clip as `clip_budget` says.
             important_ratio: share of them selected by attention.
             anyres: "paper", "llava" or "auto" (the preset's, else "paper" if tokens are pruned and "llava" if
                 not); None keeps an earlier choice.
             positions: of kept tokens in the prompt, "contiguous" (as in the released code) or "original",
                 those of the unpruned prompt, for which decoding is greedy; None keeps an earlier choice.
+            clip_budget: what the budget is for a clip: "frame" (of every frame), "total" (of the clip, split
+                over its frames) or "clip" (of the clip, over all frames at once); None keeps an earlier
+                choice.
 
         Raises:
             ValueError: unknown name or invalid value.
         """
         if positions not in (None, *POSITIONS):
             raise ValueError(f"positions: {positions!r} is unknown. Choose one of {', '.join(POSITIONS)}.")
+        if clip_budget not in (None, *CLIP_BUDGETS):
+            known = ", ".join(CLIP_BUDGETS)
+            raise ValueError(f"clip_budget: {clip_budget!r} is unknown. Choose one of {known}.")
         if anyres not in (None, "auto", *PROTOCOLS):
             raise ValueError(f"anyres: {anyres!r} is unknown. Choose one of {', '.join(PROTOCOLS)}, auto.")
         if pruner is None:
@@ -98,14 +108,16 @@ class VisualTokenMixin(TokenOrderMixin):
         self._pruner = pruner
         self._anyres = None if anyres == "auto" else anyres or self._anyres
         self.positions = positions or self.positions
+        self.clip_budget = clip_budget or self.clip_budget
         self.config.anyres_protocol = self.anyres
         return pruner
 
     def check_pruner(self, pruner: Pruner) -> None:
         """Raise `ValueError` if this model does not have what a method reads."""
-        tower = self.get_vision_tower()
         try:
-            if tower is not None and tower.is_loaded:
+            for tower in self.get_model().towers():
+                if not tower.is_loaded:
+                    continue
                 for cue in pruner.cues:
                     parse_cue(cue, tower.config.num_hidden_layers)
                 tower.prepare(tower_cues(pruner.cues))
@@ -137,7 +149,8 @@ class VisualTokenMixin(TokenOrderMixin):
 
         Args:
             images: (B, 3, H, W), (B, crops, 3, H, W), a single (3, H, W), or a list of (3, H, W) or
-                (crops, 3, H, W); any float dtype, any device.
+                (crops, 3, H, W); any float dtype, any device. Of a model that takes clips, see
+                `as_media_list`: a list of (3, H, W) or (3, frames, H, W).
             image_sizes: (width, height) of each original image.
             cues: what methods read besides features and [CLS] attention (default: what the model's own
                 pruner reads); cues that the tower does not compute are ignored.
@@ -146,11 +159,37 @@ class VisualTokenMixin(TokenOrderMixin):
             ValueError: the tower does not have a cue.
         """
         cues = tower_cues(self._pruner.cues if cues is None else cues)
-        tower = self.get_vision_tower()
+        tower, video = self.get_vision_tower(), self.get_video_tower()
         if tower is None:
             raise ValueError("the model has no vision tower. Load it with load_pretrained_model.")
-        crops, as_crops = as_image_list(images)
-        sizes = as_size_list(image_sizes, len(crops))
+        if video is None:
+            crops, as_crops = as_image_list(images)
+            return self._encode(tower, crops, as_size_list(image_sizes, len(crops)), as_crops, cues)
+        media, clips = as_media_list(images, video.num_frames)
+        sizes = as_size_list(image_sizes, len(media))
+        found: dict[int, VisionFeatures] = {}
+        for is_clip in sorted(set(clips)):
+            places = [place for place, one in enumerate(clips) if one == is_clip]
+            encoder = video if is_clip else self.get_model().vision_tower
+            if encoder is None:
+                raise ValueError(
+                    f"images[{places[0]}]: a picture, but the model takes only clips (mm_image_tower in "
+                    f"config.json is empty). Pass (3, {video.num_frames}, H, W)."
+                )
+            parts = [media[place] for place in places], [sizes[place] for place in places]
+            found |= zip(places, self._encode(encoder, *parts, False, cues, is_clip), strict=True)
+        return [found[place] for place in range(len(media))]
+
+    def _encode(
+        self,
+        tower: VisionTower,
+        crops: list[Tensor],
+        sizes: list[tuple[int, int] | None],
+        as_crops: bool,
+        cues: tuple[str, ...],
+        is_clip: bool = False,
+    ) -> list[VisionFeatures]:
+        """Run a tower on images of (crops, 3, H, W), or on clips of (frames, 3, H, W)."""
         if not crops:
             return []
         if self.preset.pixel_dtype is not None:
@@ -162,13 +201,18 @@ class VisualTokenMixin(TokenOrderMixin):
             )
         counts = [len(image) for image in crops]
         pixels = torch.cat([image.to(tower.device, non_blocking=True) for image in crops])
-        features, attention, *found = tower(pixels, counts, self.runtime.runner(self, "vision tower"), cues)
+        run = None if is_clip else self.runtime.runner(self, "vision tower")
+        asked = tuple(dict.fromkeys((*cues, "cls"))) if is_clip else cues
+        features, attention, *found = tower(pixels, counts, run, asked)
+        if is_clip:  # unpruned, the [CLS] of every frame is a visual token
+            features = torch.cat([found[asked.index("cls")][:, None], features], dim=1)
+            found = found[: len(cues)]
         # The projector needs features in its own dtype, and selection uses the same values as the projector.
         features = features.to(device=self._projector_place[0], dtype=self._projector_place[1])
         attention = attention.to(features.device)
         parts = [cue.to(features.device).split(counts) for cue in found]
         return [
-            VisionFeatures(f, a, size, CropKeys(image), as_crops, dict(zip(cues, rest, strict=True)))
+            VisionFeatures(f, a, size, CropKeys(image), as_crops, dict(zip(cues, rest, strict=True)), is_clip)
             for f, a, size, image, *rest in zip(
                 features.split(counts), attention.split(counts), sizes, crops, *parts, strict=True
             )
@@ -180,7 +224,7 @@ class VisualTokenMixin(TokenOrderMixin):
         pruner: Pruner | str | None = USE_CURRENT,
         question: TextCue | None = None,
     ) -> VisualTokens:
-        """Prune one image's tokens, project the kept ones and put them in order for the language model.
+        """Prune the tokens of an image or clip, project the kept ones and put them in order for the prompt.
 
         One image at a time, so that the shape of the projector's product, and with it the last bit, does not
         depend on the batch.
@@ -192,6 +236,8 @@ class VisualTokenMixin(TokenOrderMixin):
             question: for a pruner that needs it.
         """
         pruner = self._chosen(pruner)
+        if vision.is_clip:
+            return self._tokens_of_clip(vision, pruner, question)
         if self._pools_newlines(pruner, vision):
             return self._tokens_of_pool(vision, pruner)
         cues = self._cues(pruner, vision.features, vision.cues, question)
@@ -216,40 +262,42 @@ class VisualTokenMixin(TokenOrderMixin):
         features: Tensor,
         cues: Mapping[str, Tensor],
         question: TextCue | None = None,
+        tower: VisionTower | None = None,
     ) -> dict[str, Tensor]:
         """Return the cues that a method reads: those of the tower, and those that follow from its features.
 
         Args:
             features: (n, N, C).
             cues: of the tower, (n, ...) each.
+            tower: that for clips, if it computed them.
 
         Raises:
             ValueError: the image was encoded without a cue, or the model does not have it.
         """
-        found = {}
+        found, tower = {}, tower or self.get_vision_tower()
         for cue in pruner.cues:
             if cue == "projected":
                 projector = self.get_model().mm_projector
                 found[cue] = torch.stack([projector(one) for one in features])  # one shape per crop
             elif cue == "image_embeds":
-                found[cue] = self.get_vision_tower().clip.image_embeds(features)
+                found[cue] = tower.clip.image_embeds(features)
             elif cue == "text_embeds":
                 if question is not None:
                     text = question.text if question.bare is None else question.bare
-                    found[cue] = self.get_vision_tower().clip.text_embeds(text).to(features.device)
+                    found[cue] = tower.clip.text_embeds(text).to(features.device)
             elif cue in cues:
                 found[cue] = cues[cue]
             elif cue != "attention":
-                parse_cue(cue, self.get_vision_tower().config.num_hidden_layers)
+                parse_cue(cue, tower.config.num_hidden_layers)
                 raise ValueError(
                     f"cues: the image was encoded without {cue!r}, which {pruner.name!r} reads. Encode it "
                     "with encode_vision(images, cues=pruner.cues)."
                 )
         return found
 
-    @staticmethod
+    @classmethod
     def _rows(
-        pruner: Pruner, features: Tensor, attention: Tensor, cues: dict[str, Tensor], crops: int
+        cls, pruner: Pruner, features: Tensor, attention: Tensor, cues: dict[str, Tensor], crops: int
     ) -> tuple[tuple[Tensor, Tensor, dict[str, Tensor]], Pruner]:
         """Return what `Pruner.keep` gets; a method that selects per image gets all crops as one row.
 
@@ -258,6 +306,18 @@ class VisualTokenMixin(TokenOrderMixin):
         """
         if not pruner.per_image or crops == 1:
             return (features, attention, cues), pruner
+        budget = None if pruner.tokens is None else pruner.tokens * crops
+        return cls._join(pruner, features, attention, cues, crops), replace(pruner, tokens=budget)
+
+    @staticmethod
+    def _join(
+        pruner: Pruner, features: Tensor, attention: Tensor, cues: dict[str, Tensor], crops: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Join the crops of an image, or the frames of a clip, to one row of `crops` * N patches.
+
+        Args:
+            features, attention, cues: (n crops, ...) of n images.
+        """
 
         def join(tensor: Tensor, dim: int) -> Tensor:
             images = tensor.view(-1, crops, *tensor.shape[1:]).movedim(1, dim)
@@ -266,12 +326,11 @@ class VisualTokenMixin(TokenOrderMixin):
         for name in cues:
             if name.partition("@")[0] not in _OF_PATCHES:
                 raise ValueError(
-                    f"cues: {pruner.name!r} selects per image by {name!r}, which has no row per patch. Read "
-                    f"{', '.join(_OF_PATCHES)}, or select per crop."
+                    f"cues: {pruner.name!r} would select over all crops or frames by {name!r}, which has no "
+                    f"row per patch. Read {', '.join(_OF_PATCHES)}, or select per crop or frame."
                 )
-        budget = None if pruner.tokens is None else pruner.tokens * crops
         joined = {name: join(cue, _OF_PATCHES[name.partition("@")[0]]) for name, cue in cues.items()}
-        return (join(features, 1), join(attention, 2), joined), replace(pruner, tokens=budget)
+        return join(features, 1), join(attention, 2), joined
 
     def _pools_newlines(self, pruner: Pruner, vision: VisionFeatures) -> bool:
         crops = len(vision.features)
@@ -310,7 +369,7 @@ class VisualTokenMixin(TokenOrderMixin):
         """
         pruner = self._chosen(pruner)
         careful = self._asks_the_host(pruner) or self.keeps_positions(pruner)
-        if careful or any(self._pools_newlines(pruner, one) for one in visions):
+        if careful or any(one.is_clip or self._pools_newlines(pruner, one) for one in visions):
             return [self.visual_tokens(vision, pruner) for vision in visions]
         found: dict[int, VisualTokens] = {}
         for places in self._of_one_shape(visions):
@@ -413,20 +472,23 @@ class VisualTokenMixin(TokenOrderMixin):
         """Encode and prune images for one answer: `encode_vision` and `visual_tokens_deferred` in one stage.
 
         Returns:
-            Visual tokens (L, D) of every image, which the next call may overwrite; and flags () on the
-            device, True: the tokens may be wrong, call `encode_images`.
+            Visual tokens (L, D) of every image or frame, which the next call may overwrite; and flags () on
+            the device, True: the tokens may be wrong, call `encode_images`.
         """
         found = self._image_tokens_in_one_stage(images, image_sizes)
         if found is not None:
             return [found[0]], [found[1]]
         tokens = self.visual_tokens_deferred(self.encode_vision(images, image_sizes))
-        return [one.embeds for one in tokens], [one.doubt for one in tokens if one.doubt is not None]
+        parts = [part for one in tokens for part in one.parts]
+        return parts, [one.doubt for one in tokens if one.doubt is not None]
 
     def _image_tokens_in_one_stage(
         self, images: Tensor | list[Tensor], image_sizes: object
     ) -> tuple[Tensor, Tensor] | None:
         """Return tokens and doubt of a single image by one captured stage; None where it is impossible."""
         tower, pruner = self.get_vision_tower(), self._pruner
+        if self.get_video_tower() is not None:
+            return None
         crops, as_crops = as_image_list(images)
         if tower is None or not tower.is_loaded or len(crops) != 1:
             return None
@@ -482,5 +544,6 @@ class VisualTokenMixin(TokenOrderMixin):
         return pruner
 
     def encode_images(self, images: Tensor | list[Tensor], image_sizes: object = None) -> list[Tensor]:
-        """Return the visual tokens (K_i, D) of every image: encoded, pruned, projected and merged."""
-        return [self.visual_tokens(v).embeds for v in self.encode_vision(images, image_sizes)]
+        """Return the visual tokens (K_i, D) of every image or frame: encoded, pruned, projected, merged."""
+        visions = self.encode_vision(images, image_sizes)
+        return [part for one in visions for part in self.visual_tokens(one).parts]

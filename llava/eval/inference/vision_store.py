@@ -71,6 +71,7 @@ class VisionStore:
             facts["keys"],
             facts["as_crops"],
             found,
+            facts.get("is_clip", False),
         )
 
     def put(self, key: Hashable, features: VisionFeatures) -> None:
@@ -79,6 +80,7 @@ class VisionStore:
             "image_size": features.image_size,
             "keys": list(features.keys),
             "as_crops": features.as_crops,
+            "is_clip": features.is_clip,
         }
         main = {"features": features.features, "attention": features.attention}
         self._write(self._path(key, ""), main, facts)
@@ -189,7 +191,8 @@ def tower_identity(model: Any, image_processor: Any) -> str:
         "aspect": [getattr(config, name, None) for name in ("image_aspect_ratio", "image_grid_pinpoints")],
     }
     digest.update(json.dumps(facts, sort_keys=True, default=repr).encode())
-    for name, tensor in sorted(tower.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    for tower in model.get_model().towers():
+        for name, tensor in sorted(tower.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]

@@ -151,7 +151,7 @@ def _sizes(job: Job) -> tuple[Any, TowerSource]:
                 folder = CheckpointFolder(job.model, base).config_folder
             else:
                 folder = resolve_config(job.model)
-            _, config, source = understand(folder, stored_config(job.model, job.model_base), base)
+            _, config, sources = understand(folder, stored_config(job.model, job.model_base), base)
         except ValueError as error:
             raise ModelError(str(error)) from error
-    return config, source
+    return config, next(iter(sources.values()))

@@ -23,12 +23,12 @@ from llava.model.checkpoint.entries import (
     read_object,
     require_entries,
 )
-from llava.model.checkpoint.find import is_hub_name, resolve_config
+from llava.model.checkpoint.find import is_hub_name, resolve_config, tower_names
 from llava.model.checkpoint.tower import (
     TowerSource,
     check_tower,
     clip_processor,
-    find_tower,
+    find_towers,
     read_processor,
 )
 
@@ -89,7 +89,8 @@ def conversation_for(config: dict, name: str = "") -> str:
     """Choose the conversation template (a key of `conv_templates`) that a checkpoint was trained with.
 
     The language model in `config` decides where it is enough; the checkpoint's `name` distinguishes versions
-    that share an architecture. The default is "vicuna_v1", the template of LLaVA-1.5.
+    that share an architecture. The default is "vicuna_v1", the template of LLaVA-1.5; that of Video-LLaVA is
+    "llava_v1".
 
     Args:
         config: the content of config.json (see `stored_config`); {} if unknown.
@@ -109,13 +110,17 @@ def conversation_for(config: dict, name: str = "") -> str:
     vocabulary = text.get("vocab_size") or config.get("vocab_size")
     if vocabulary in _YI_VOCABULARY or (vocabulary is None and re.search(r"34b|hermes|yi-", name)):
         return "chatml_direct"
+    if config.get("mm_video_tower") or config.get("mm_image_tower"):
+        return "llava_v1"
     if "llama-2" in name:
         return "llava_llama_2"
     return "llava_v0" if re.search(r"(^|[-_/])v0($|[-_./])", name) else "vicuna_v1"
 
 
-def understand(folder: Path, config: dict, base: Path | None = None) -> tuple[type, object, TowerSource]:
-    """Return (model class, its config object, the source of its tower) for a folder's config.json.
+def understand(
+    folder: Path, config: dict, base: Path | None = None
+) -> tuple[type, object, dict[str, TowerSource]]:
+    """Return (model class, its config object, sources of its towers by holder) for a folder's config.json.
 
     Args:
         folder: of the config.json.
@@ -133,8 +138,9 @@ def understand(folder: Path, config: dict, base: Path | None = None) -> tuple[ty
     where = folder / "config.json"
     if config.get("text_config") is not None:
         config, source = _from_transformers(folder, config)
+        sources = {"vision_tower": source}
     else:
-        if not config.get("mm_vision_tower"):
+        if not tower_names(config):
             if folder == base:
                 raise CheckpointError(
                     f"{where}: no mm_vision_tower: model_base is a bare language model, and the folder of "
@@ -146,7 +152,7 @@ def understand(folder: Path, config: dict, base: Path | None = None) -> tuple[ty
                 "the projector or LoRA adapter as model_path."
             )
         require_entries(config, _NEEDED, str(where))
-        source = find_tower(config["mm_vision_tower"], folder, base)
+        sources = find_towers(config, folder, base)
     kind = str(config.get("model_type"))
     names = [kind, *(config.get("architectures") or [])]
     if kind not in _OURS:
@@ -163,10 +169,11 @@ def understand(folder: Path, config: dict, base: Path | None = None) -> tuple[ty
     fields["dtype"] = _dtype(where, fields.pop("dtype", None), fields.pop("torch_dtype", None))
     built = build_config(config_class, fields, str(where))
     _check_shapes(where, built)
-    _check_tower_width(where, built, source)
-    _check_layer(where, built, source)
-    _check_crops(where, built, source)
-    return (LlavaMistralForCausalLM if mistral else LlavaLlamaForCausalLM), built, source
+    for source in sources.values():
+        _check_tower_width(where, built, source)
+        _check_layer(where, built, source)
+        _check_crops(where, built, source)
+    return (LlavaMistralForCausalLM if mistral else LlavaLlamaForCausalLM), built, sources
 
 
 def _dtype(where: Path, dtype: str | None, torch_dtype: str | None) -> str | None:
@@ -206,6 +213,11 @@ def _check_crops(where: Path, config: object, source: TowerSource) -> None:
 
     if not str(getattr(config, "image_aspect_ratio", None)).startswith("anyres"):
         return
+    if source.folder_first:
+        raise CheckpointError(
+            f"{where}: image_aspect_ratio is {config.image_aspect_ratio!r}, but Video-LLaVA takes whole "
+            "images. Set it to pad."
+        )
     side = source.side
     try:
         pairs = read_pinpoints(getattr(config, "image_grid_pinpoints", None), side)
@@ -241,15 +253,25 @@ def _check_tower_width(where: Path, config: object, source: TowerSource) -> None
         config.mm_hidden_size = width
     elif width is not None and width != config.mm_hidden_size:
         raise CheckpointError(
-            f"{where}: mm_hidden_size is {config.mm_hidden_size}, but the tower {config.mm_vision_tower!r} "
+            f"{where}: mm_hidden_size is {config.mm_hidden_size}, but the tower {_name(config, source)!r} "
             f"has hidden_size {width}. Use the tower that the checkpoint was trained with."
         )
+
+
+def _name(config: object, source: TowerSource) -> object:
+    return getattr(config, "mm_vision_tower", None) if source.folder is None else str(source.folder)
 
 
 def _from_transformers(folder: Path, config: dict) -> tuple[dict, TowerSource]:
     """Translate a llava-hf folder's config. Images are prepared as in LLaVA (pad / anyres)."""
     where, kind = folder / "config.json", config.get("model_type")
     text, vision = dict(config["text_config"]), dict(config.get("vision_config") or {})
+    if kind == "video_llava":
+        raise CheckpointError(
+            f"{where}: a Video-LLaVA of transformers (-hf), which is another model than the original: its "
+            "video tower has no temporal attention. Load it with transformers "
+            "(VideoLlavaForConditionalGeneration), and prune it with llava.prune(model)."
+        )
     if kind not in ("llava", "llava_next") or text.get("model_type", "llama") not in ("llama", "mistral"):
         raise CheckpointError(
             f"{where}: model_type {kind!r} over {text.get('model_type')!r} is not supported. Choose llava or "

@@ -277,10 +277,11 @@ TOWER: Entries = {
     "use_swiglu_ffn": _FLAG, "use_mask_token": _FLAG,
     "apply_layernorm": _FLAG, "reshape_hidden_states": _FLAG,
     "vision_config": OBJECT, "quantization_config": OBJECT,
+    "add_time_attn": _FLAG, "num_frames": _whole(1, 1 << 12),
 }  # fmt: skip
 CONFIG: Entries = {
     **LANGUAGE,
-    "mm_vision_tower": _either(_PATH, _list_of(_PATH)),
+    "mm_vision_tower": _either(_PATH, _list_of(_PATH)), "mm_image_tower": _PATH, "mm_video_tower": _PATH,
     "mm_hidden_size": _whole(1, 1 << 17),
     "mm_projector_type": Entry(
         "linear, mlpNx_gelu (N = 1, 2, ...) or identity",

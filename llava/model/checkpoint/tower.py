@@ -22,7 +22,9 @@ from llava.model.checkpoint.entries import (
     read_object,
     require_entries,
 )
-from llava.model.checkpoint.find import last_part, resolve_tower
+from llava.model.checkpoint.find import has_weights, last_part, resolve_tower, tower_names
+from llava.model.checkpoint.keys import TOWER as MARK
+from llava.model.checkpoint.keys import VIDEO_TOWER, translate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,14 +46,18 @@ KNOWN_TOWERS = {
 }  # fmt: skip
 
 
+IMAGE_KIND, VIDEO_KIND = "LanguageBindImage", "LanguageBindVideo"  # model_type of Video-LLaVA's towers
+
+
 @dataclass(frozen=True)
 class TowerSource:
     """What a tower is made from: its configuration, the folder of its weights, its image processor."""
 
     config: dict
     folder: Path | None  # None: the weights must be inside the checkpoint
-    processor: dict  # entries of preprocessor_config.json
+    processor: dict  # entries of preprocessor_config.json; {} for LanguageBind's, which has none
     why_no_folder: str = ""
+    folder_first: bool = False  # the folder's weights are used although the checkpoint has some, too
 
     @property
     def side(self) -> int | None:
@@ -61,11 +67,25 @@ class TowerSource:
         return side or (self.config.get("vision_config") or self.config).get("image_size")
 
 
-def find_tower(name: str | list[str], checkpoint: Path | None, base: Path | None = None) -> TowerSource:
+def find_towers(config: dict, checkpoint: Path, base: Path | None = None) -> dict[str, TowerSource]:
+    """Find the towers of a checkpoint: attribute of the decoder -> source; {} if config.json names none.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as `find_tower`.
+    """
+    return {
+        holder: find_tower(name, checkpoint, base, entry)
+        for holder, (entry, name) in tower_names(config).items()
+    }
+
+
+def find_tower(
+    name: str | list[str], checkpoint: Path | None, base: Path | None = None, entry: str = "mm_vision_tower"
+) -> TowerSource:
     """Find the tower that config.json names, given as a text or a list of one.
 
     Args:
-        name: `mm_vision_tower`.
+        name: the value of `entry` in config.json.
         checkpoint, base: the folders in and beside which the tower may be.
 
     Raises:
@@ -80,15 +100,33 @@ def find_tower(name: str | list[str], checkpoint: Path | None, base: Path | None
             )
         name = name[0]
     try:
-        folder = resolve_tower(name, checkpoint, base)
+        folder = resolve_tower(name, checkpoint, base, entry)
     except FileNotFoundError as error:
         known = {last_part(one): config for one, config in KNOWN_TOWERS.items()}
-        if (config := known.get(last_part(name))) is not None:
+        if (config := known.get(last_part(name))) is not None and entry != "mm_video_tower":
             return TowerSource(config, None, clip_processor(config["image_size"]), str(error))
         raise
     config = read_entries(folder / "config.json", TOWER)
     where = str(folder / "config.json")
     vision = config.get("vision_config") or config
+    kind = config.get("model_type")
+    if (kind == VIDEO_KIND) != (entry == "mm_video_tower"):
+        wanted, why = "a CLIP or LanguageBindImage", "It would be used without its temporal attention"
+        if entry == "mm_video_tower":
+            wanted, why = VIDEO_KIND, "Another tower does not attend over the frames of a clip"
+        raise CheckpointError(
+            f"{where}: model_type is {kind!r}, but the tower of {entry} must be {wanted}. {why}. Set {entry} "
+            "to the tower that the checkpoint was trained with."
+        )
+    if kind in (IMAGE_KIND, VIDEO_KIND):
+        check_entries(vision, TOWER, f"{where}: vision_config")
+        needed = (
+            "hidden_size intermediate_size num_hidden_layers num_attention_heads patch_size image_size "
+            "hidden_act"
+        ) + (" add_time_attn num_frames" if kind == VIDEO_KIND else "")
+        require_entries(vision, needed, f"{where}: vision_config")
+        check_tower(vision, where)
+        return TowerSource(config, folder, {}, folder_first=entry != "mm_vision_tower")
     if vision is config:
         require_entries(
             config, "hidden_size num_hidden_layers num_attention_heads patch_size image_size", where
@@ -96,9 +134,8 @@ def find_tower(name: str | list[str], checkpoint: Path | None, base: Path | None
     else:
         check_entries(vision, TOWER, f"{where}: vision_config")
     check_tower(vision, where)
-    return TowerSource(
-        config, folder, read_processor(folder) or clip_processor(vision.get("image_size", 224))
-    )
+    processor = read_processor(folder) or clip_processor(vision.get("image_size", 224))
+    return TowerSource(config, folder, processor, folder_first=entry != "mm_vision_tower")
 
 
 def check_tower(vision: dict, where: str) -> None:
@@ -187,21 +224,25 @@ def tower_weights(
     """Yield (key below `vision_tower.`, tensor, file) of a tower's weights, where `fill_model` finds them.
 
     Args:
-        source: its own folder, used if the checkpoint contains no tower.
+        source: its own folder, used if the checkpoint contains no tower, or before it (`folder_first`).
         checkpoint: reads the checkpoint's weights.
     """
-    from llava.model.checkpoint.keys import TOWER as PREFIX
-    from llava.model.checkpoint.keys import translate
     from llava.model.checkpoint.read import read_folder
 
-    inside = False
-    for key, tensor, path in checkpoint() if checkpoint is not None else ():
+    inside = has_own_weights(source)
+    mark = VIDEO_TOWER if source.config.get("model_type") == VIDEO_KIND else MARK
+    for key, tensor, path in checkpoint() if checkpoint is not None and not inside else ():
         name = translate(key)
-        if name is not None and name.startswith(PREFIX):
+        if name is not None and name.startswith(mark):
             inside = True
-            yield name.removeprefix(PREFIX), tensor, path
-    if not inside and source.folder is not None:
+            yield name.removeprefix(mark), tensor, path
+    if source.folder is not None and (not inside or has_own_weights(source)):
         yield from read_folder(source.folder)
+
+
+def has_own_weights(source: TowerSource) -> bool:
+    """Return whether the weights of the tower's folder are used before those of the checkpoint."""
+    return source.folder_first and source.folder is not None and has_weights(source.folder)
 
 
 def fill_tower(tower: VisionTower, source: TowerSource, assign: Callable[[str, Tensor, str], None]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llava.model.checkpoint import CheckpointError
 from llava.model.checkpoint.config import read_config
-from llava.model.checkpoint.find import tower_places
+from llava.model.checkpoint.find import tower_names, tower_places
 
 SHARD_BYTES = 5 << 30
 TOKENIZER_FILES = (
@@ -84,7 +84,7 @@ def write_checkpoint(target: Path, weights: Iterable[tuple[str, Tensor]], settin
         index = {"metadata": {"total_size": total}, "weight_map": places}
         (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
     copy_files(settings, target, (*TOKENIZER_FILES, *_SETTINGS))
-    copy_tower(config, settings, target)
+    copy_towers(config, settings, target)
     write_config(target, {**config, "dtype" if "dtype" in config else "torch_dtype": dtype})
     return files
 
@@ -102,17 +102,17 @@ def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def copy_tower(config: dict, source: Path, target: Path) -> None:
-    """Copy the folder of the vision tower, if `target` does not find it under its name and `source` does."""
-    name = config.get("mm_vision_tower")
-    if not isinstance(name, str) or not name:
-        return
-    here, there = (
-        [place for place in tower_places(name, folder) if (place / "config.json").is_file()]
-        for folder in (source, target)
-    )
-    if here and not there:
-        shutil.copytree(here[0], target / here[0].name)
+def copy_towers(config: dict, source: Path, target: Path) -> None:
+    """Copy the folders of the towers that `target` does not find under their names and `source` does."""
+    for _, name in tower_names(config).values():
+        if not isinstance(name, str):
+            continue
+        here, there = (
+            [place for place in tower_places(name, folder) if (place / "config.json").is_file()]
+            for folder in (source, target)
+        )
+        if here and not there:
+            shutil.copytree(here[0], target / here[0].name)
 
 
 def _parts(weights: Iterable[tuple[str, Tensor]]) -> Iterable[dict[str, Tensor]]:

@@ -14,13 +14,14 @@ def model_type_of(config: dict) -> str | None:
     """Return "llava_llama" or "llava_mistral" for a config.json in LLaVA's own format, else None.
 
     Old folders have the model_type "llava", which transformers uses for another model: a LLaVA of
-    transformers has a `text_config`, one of LLaVA an `mm_vision_tower`.
+    transformers has a `text_config`, one of LLaVA an `mm_vision_tower`, or Video-LLaVA's two towers.
     """
     kind, classes = config.get("model_type"), config.get("architectures")
     classes = [str(name) for name in classes] if isinstance(classes, list) else []
     if kind in _CLASSES:
         return kind
-    ours = "mm_vision_tower" in config or any(
+    towers = {"mm_vision_tower", "mm_image_tower", "mm_video_tower"}
+    ours = not towers.isdisjoint(config) or any(
         name.startswith(("LlavaLlama", "LlavaMistral")) for name in classes
     )
     if kind != "llava" or "text_config" in config or not ours:

@@ -99,6 +99,10 @@ class VisionTower(nn.Module, ABC):
     def feed(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         """Run the second half of a layer, the MLP: (B, T, C) -> (B, T, C)."""
 
+    def enter(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """Run what a layer has before its attention over the patches: (B, T, C) -> (B, T, C)."""
+        return hidden
+
     # --- loading -----------------------------------------------------------------------------------------
     def load_model(self, device_map: object = None) -> None:
         """Read the weights of a tower that was built with `delay_load`, in float32; else do nothing.
@@ -113,6 +117,11 @@ class VisionTower(nn.Module, ABC):
             self._load(self, device_map)
             self.requires_grad_(False)
             self.is_loaded = True
+
+    def save_settings(self, folder: Path) -> None:
+        """Save the tower's config and image processor, for a checkpoint that contains its weights."""
+        self.config.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
 
     # --- running -----------------------------------------------------------------------------------------
     def forward(
@@ -270,10 +279,11 @@ class VisionTower(nn.Module, ABC):
             reader = CueReader(self, cues)
             for number, layer in enumerate(layers[:-1], 1):
                 reader.before(number, hidden)
-                hidden = self.run_layer(layer, hidden)
+                hidden = self.run_layer(layer, self.enter(layer, hidden))
             norm, query, key = self.attention_parts(layers[-1])
-            row = cls_row(norm(hidden), query, key, self.config.num_attention_heads)
             reader.before(len(layers), hidden)
+            hidden = self.enter(layers[-1], hidden)
+            row = cls_row(norm(hidden), query, key, self.config.num_attention_heads)
             hidden = self.run_layer(layers[-1], hidden)
             reader.before(len(layers) + 1, hidden)
             for tokens in budgets(cues):

@@ -11,7 +11,14 @@ from llava.model.checkpoint import CheckpointError
 from llava.model.checkpoint.entries import UNUSED
 from llava.model.checkpoint.placement import main_device
 from llava.model.checkpoint.read import Assigner, listing
-from llava.model.checkpoint.tower import TowerSource, fill_tower, find_tower, tower_weights
+from llava.model.checkpoint.tower import (
+    IMAGE_KIND,
+    VIDEO_KIND,
+    TowerSource,
+    fill_tower,
+    find_tower,
+    tower_weights,
+)
 from llava.model.multimodal_encoder.base import VisionTower
 from llava.model.transformers_compat import build_config
 
@@ -36,7 +43,7 @@ def build_vision_tower(
         FileNotFoundError: there is no such tower.
         ValueError: the architecture is not supported, or `select_feature` is not "patch".
     """
-    from llava.model.image_processor import load_image_processor
+    from llava.model.image_processor import LanguageBindProcessor, load_image_processor
 
     if not isinstance(source, TowerSource):
         return _build_named(source, attn_implementation, delay_load)
@@ -46,12 +53,13 @@ def build_vision_tower(
             "patches are ranked by [CLS], which is not itself a visual token. Set it to 'patch'."
         )
     try:
-        config = _tower_config(source.config)
-        processor = load_image_processor(source.processor)
+        config, kind = _tower_config(source.config), source.config.get("model_type")
+        binds = kind in (IMAGE_KIND, VIDEO_KIND)
+        processor = LanguageBindProcessor(source.side) if binds else load_image_processor(source.processor)
         crop = processor.crop_size
         crop = crop["height"] if hasattr(crop, "keys") else getattr(crop, "height", crop)  # dict, SizeDict
         with torch.device("meta"):
-            tower = _classes()[config.model_type].build(
+            tower = _classes()[kind if kind == VIDEO_KIND else config.model_type].build(
                 config, processor, select_layer, int(crop) if crop else None, attn_implementation
             )
     except ValueError as error:
@@ -95,21 +103,22 @@ def _fill(source: TowerSource, name: str, tower: VisionTower, device_map: object
 def _classes() -> dict[str, type]:
     from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
     from llava.model.multimodal_encoder.dinov2_encoder import Dinov2VisionTower
+    from llava.model.multimodal_encoder.video_encoder import VideoTower
 
-    return {"clip_vision_model": CLIPVisionTower, "dinov2": Dinov2VisionTower}
+    return {"clip_vision_model": CLIPVisionTower, "dinov2": Dinov2VisionTower, VIDEO_KIND: VideoTower}
 
 
 def _tower_config(config: dict) -> object:
     from transformers import CLIPVisionConfig, Dinov2Config
 
     kind = config.get("model_type")
-    if kind == "clip":  # a whole CLIP, as on the Hub
+    if kind in ("clip", IMAGE_KIND, VIDEO_KIND):  # a whole CLIP, as on the Hub
         config, kind = config.get("vision_config") or {}, "clip_vision_model"
     classes = {"clip_vision_model": CLIPVisionConfig, "dinov2": Dinov2Config}
     if kind not in classes:
         raise ValueError(
-            f"vision tower: model_type {kind!r} is not supported. Choose CLIP (clip, clip_vision_model) or "
-            "DINOv2 without register tokens (dinov2)."
+            f"vision tower: model_type {kind!r} is not supported. Choose CLIP (clip, clip_vision_model), "
+            "LanguageBind or DINOv2 without register tokens (dinov2)."
         )
     fields = {k: v for k, v in config.items() if k not in UNUSED}
     return build_config(classes[kind], fields, "config.json of the vision tower")

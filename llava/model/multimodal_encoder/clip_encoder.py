@@ -7,10 +7,14 @@ another name would silently load random weights.
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from llava.model.checkpoint.tower import IMAGE_KIND
+from llava.model.image_processor import LanguageBindProcessor
 from llava.model.multimodal_encoder.base import VisionTower, layers_to_run
 from llava.model.transformers_compat import set_attention
 
@@ -19,6 +23,7 @@ class CLIPVisionTower(VisionTower):
     """CLIP ViT: [CLS] + patches, pre-norm layers after `pre_layrnorm`."""
 
     kind = "clip"
+    file_kind = IMAGE_KIND  # model_type in config.json of LanguageBind's towers
 
     @classmethod
     def build(
@@ -36,7 +41,19 @@ class CLIPVisionTower(VisionTower):
         model = CLIPVisionModel(short)
         tower = cls(model, config, image_processor, config.image_size, select_layer)
         tower._inner.post_layernorm = nn.Identity()  # after the select layer
+        for layer in tower.layers():
+            tower.extend(layer, short)
         return tower
+
+    def extend(self, layer: nn.Module, config: CLIPVisionConfig) -> None:
+        """Add to a new layer what CLIP's does not have."""
+
+    def save_settings(self, folder: Path) -> None:
+        if not isinstance(self.image_processor, LanguageBindProcessor):
+            return super().save_settings(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        entries = {"model_type": self.file_kind, "vision_config": self.config.to_dict()}
+        (folder / "config.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
 
     @property
     def _inner(self) -> nn.Module:

@@ -88,7 +88,7 @@ class CueReader:
         layers = self._tower.layers()
         layer = layers[number - 1] if number <= len(layers) else self._tower.next_layer()
         norm, query, key = self._tower.attention_parts(layer)
-        normed = norm(hidden)
+        normed = norm(self._tower.enter(layer, hidden))
         for kind, cue in wanted:
             if kind == "attention":
                 self.found[cue] = cls_row(normed, query, key, self._heads)

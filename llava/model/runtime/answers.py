@@ -46,7 +46,7 @@ class CapturedAnswers:
             compiled: fuse the kernels of a layer with torch.compile, which moves last bits.
         """
         runtime = Runtime(self.get_input_embeddings().weight.device, graphs, compiled)
-        if (tower := self.get_vision_tower()) is not None:
+        for tower in self.get_model().towers():
             tower.compile_layers(compiled)
         self.__dict__["_runtime"] = runtime
         return runtime
