@@ -159,6 +159,13 @@ def add_inference_arguments(
     add("--compile", action="store_true", help="compile layers, on CUDA: faster, with other last bits")
 
 
+def add_clip_argument(parser: argparse.ArgumentParser) -> None:
+    """Add what the budget of a clip is."""
+    text = "of videos: total splits the budget over the frames, clip chooses among all frames at once "
+    text += "(default: total)"
+    parser.add_argument("--clip-budget", choices=("total", "clip"), default="total", help=text)
+
+
 def add_data_argument(parser: argparse.ArgumentParser) -> None:
     text = "folder of the benchmark, or the one above (default: the bundled data)"
     parser.add_argument("--data", type=path_argument, help=text)
@@ -184,6 +191,7 @@ def job_of(
     given = {name: getattr(args, name) for name in _JOB_ARGUMENTS}
     shared = not args.no_share_prefix
     given |= {"share_prefix": shared, "num_processes": getattr(args, "num_processes", 1)}
+    given |= {"clip_budget": getattr(args, "clip_budget", "total")}
     return resolve_job(model, config, anyres=anyres, local_rank=local_rank, **given)
 
 

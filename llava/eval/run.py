@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--fixed", action="store_true", help="work around known bugs of the official scoring rule")
     add("--strict", dest="fixed", action="store_false", help="use the official rule (default)")
     parser.set_defaults(fixed=False)
+    cli.add_clip_argument(parser)
     cli.add_model_arguments(parser)
     cli.add_inference_arguments(parser)
     return parser

@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_bootstrap_argument(parser)
     memory = "memory for encoded images that several benchmarks show (default: 2048)"
     add("--vision-cache", type=argtypes.at_least(0), default=2048, metavar="MIB", help=memory)
+    cli.add_clip_argument(parser)
     cli.add_model_arguments(parser)
     cli.add_inference_arguments(parser)
     return parser

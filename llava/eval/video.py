@@ -4,8 +4,8 @@
     python -m llava.eval.video --benchmark msvd --answers merge.jsonl --data playground/data/eval
     python -m llava.eval.video --benchmark msvd --tokens 227 --ratio 0.5 --judge gpt-3.5-turbo
 
-The first form is `python -m llava.eval.run`, whose options it takes as well: the same engine, answer files and
-resumption. Without --model or --data the bundled ones are used. TOKENS is the budget of a whole clip.
+The first form is `python -m llava.eval.run`, whose options it takes as well: the same engine, answer files
+and resumption. Without --model or --data the bundled ones are used. --tokens is the budget of a whole clip.
 
 Answers of another program are scored where --answers names them, and where answers.jsonl or merge.jsonl of
 OUTPUT_DIR/BENCHMARK/MODEL/SETTING is one; score.json, which the tables read, is then written next to it.
@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{' '.join(others)}: not used to score {answers}, only to ask a model")
     if args.data is None:
         raise DataError(
-            f"{benchmark.title}: {answers} was made elsewhere, and only the benchmark's own files can score it. "
-            f"Set --data (DATA_DIR) to the folder above {benchmark.folder}."
+            f"{benchmark.title}: {answers} was made elsewhere, and only the benchmark's own files can score "
+            f"it. Set --data (DATA_DIR) to the folder above {benchmark.folder}."
         )
     data = benchmark.locate(args.data)
     if args.judge and (code := _judge(args, data, answers)):

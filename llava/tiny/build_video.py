@@ -4,8 +4,8 @@
     python -m llava.tiny.build_video --num-clips 200 --output DIR           # more clips of the same kind
     python -m llava.tiny.build_video --check
 
-Clips come from seeds that training does not use. The bytes of a video depend on the version of its encoder, so
-the bundled clips are files with checksums. Independent of models.
+Clips come from seeds that training does not use. The bytes of a video depend on the version of its encoder,
+so the bundled clips are files with checksums. Independent of models.
 """
 
 from __future__ import annotations

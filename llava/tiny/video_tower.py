@@ -8,13 +8,13 @@ CLIP's pixel statistics. DINOv2 fits this exactly, up to rounding, at 224 pixels
 * Pixel statistics and the bias of the patch embedding go into its weights and the position embeddings, which
   are interpolated to 16 x 16 once.
 * Layer scales go into the output projections.
-* The residual stream is kept at mean zero, which changes no LayerNorm of DINOv2, and gets 12 more channels (two
-  per head, 396 in all). They are zero, but for two large opposite ones before the first LayerNorm: its
+* The residual stream is kept at mean zero, which changes no LayerNorm of DINOv2, and gets 12 more channels
+  (two per head, 396 in all). They are zero, but for two large opposite ones before the first LayerNorm: its
   statistics are then those of a constant, and it passes the rest through.
 
-The video tower is the image tower with temporal parts that nobody trained: its temporal attention is zero and
-adds nothing; the temporal embedding of the last layer in use writes a fixed code of the frame's number into the
-spare channels. So frames do not see each other in the tower; the language model compares them.
+The video tower is the image tower with temporal parts that are not trained: its temporal attention is zero
+and adds nothing; the temporal embedding of the last layer in use writes a fixed code of the frame's number
+into the spare channels. Frames do not see each other in the tower; the language model compares them.
 """
 
 from __future__ import annotations

@@ -59,12 +59,11 @@ class ImageLoader:
         except Exception as error:  # decoders raise anything
             return None, str(error) or type(error).__name__
         try:
-            if isinstance(opened, list):
-                return (self.image_processor.preprocess_clip(opened), opened[0].size), None
             pixels = process_images([opened], self.image_processor, self.config)[0]
         except (OSError, ValueError) as error:  # decoded late, or of an impossible shape
             return None, f"{image}: {error}"
-        return (pixels, opened.size), None
+        first = opened[0] if isinstance(opened, list) else opened
+        return (pixels, first.size), None
 
 
 @contextmanager

@@ -44,6 +44,7 @@ class Job:
     attn_implementation: str = "sdpa"
     preset: str = "exact"
     anyres: str | None = None  # None: the default of the method
+    clip_budget: str = "total"  # what the budget of a clip is, see `llava.model.clips`
     max_new_tokens: int | None = None  # None: the benchmark's
     temperature: float = 0.0
     top_p: float | None = None
@@ -78,6 +79,7 @@ class Job:
             device=self.device.split(":")[0],
             max_new_tokens=decoding.max_new_tokens,
             top_k=decoding.top_k,
+            clip_budget=self.clip_budget if task.is_video else None,
             unused_settings=tuple(decoding.unused(self.generation_settings).items()),
             **{name: getattr(self, name) for name in same},
         )
@@ -127,6 +129,11 @@ class Task:
     @property
     def title(self) -> str:
         return self.benchmark.title if self.benchmark is not None else "questions"
+
+    @property
+    def is_video(self) -> bool:
+        """True if the questions are about clips."""
+        return self.benchmark is not None and self.benchmark.media == "video"
 
     @functools.cached_property
     def asked(self) -> Sequence[Question]:

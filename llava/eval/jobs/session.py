@@ -68,6 +68,7 @@ class Session:
             decoding=job.decoding(benchmark),
             batch_size=batch_size,
             vision_cache=self.cache,
+            clip_budget=job.clip_budget if task.is_video else None,
             **{name: getattr(job, name) for name in same},
         )
         if benchmark is not None:

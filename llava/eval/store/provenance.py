@@ -21,6 +21,7 @@ from llava.eval.benchmarks import Question
 # files of versions without them can be resumed.
 _NOT_HASHED = {"preset": "exact"}
 _NOT_WRITTEN = {"batch_size": None, "top_k": None, "unused_settings": (), "graphs": False, "compile": False}
+_NOT_WRITTEN |= {"clip_budget": None}
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Configuration:
     batch_size: int | None = None  # questions per batch; hashed if answers are sampled: draws depend on it
     top_k: int | None = None  # of sampled answers only
     unused_settings: tuple[tuple[str, Any], ...] = ()  # of generation_config.json, see `Decoding.unused`
+    clip_budget: str | None = None  # what `tokens` is for a clip; None: the questions are about images
     graphs: bool = False  # captured stages; never hashed: they compute what the same stages do without
     compile: bool = False  # compiled layers; hashed if True: they compute other last bits
 

@@ -1,4 +1,4 @@
-"""The bundled video sets: clips as mp4 files, questions and answers in the layout of Video-LLaVA's evaluation.
+"""The bundled video sets: mp4 files, questions and answers in the layout of Video-LLaVA's evaluation.
 
 MSRVTT-QA asks about the clips of MSVD-QA, and ActivityNet-QA about those of TGIF-QA, through a link to their
 folder, so that every clip is stored once. Videos need PyAV (the extra `video`).
