@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+    DEFAULT_VID_END_TOKEN,
+    DEFAULT_VID_START_TOKEN,
+    IMAGE_TOKEN_INDEX,
+)
 from llava.image_files import load_image, load_image_from_base64, to_rgb
 
 __all__ = [
@@ -27,6 +34,7 @@ __all__ = [
     "is_anyres",
     "load_image",
     "load_image_from_base64",
+    "media_tags",
     "process_anyres_image",
     "process_images",
     "read_pinpoints",
@@ -255,6 +263,26 @@ def _middle(image: Image.Image) -> Image.Image:
     keep = 4 * min(width, height)
     left, top = max(0, (width - keep) // 2), max(0, (height - keep) // 2)
     return image.crop((left, top, width - left, height - top))
+
+
+def media_tags(clips: Sequence[bool], model_cfg: Any, frames: int = 8) -> str:
+    """Return what stands for pictures and clips at the beginning of a question, before a line break.
+
+    One <image> per picture and one per frame of a clip, with nothing between them.
+
+    Args:
+        clips: for each, in the order of `images`, whether it is a clip.
+        model_cfg: object or dict; with `mm_use_im_start_end` each is put between tokens of its own.
+        frames: of a clip.
+    """
+    get = model_cfg.get if isinstance(model_cfg, dict) else lambda name: getattr(model_cfg, name, None)
+    ends = {False: (DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN)}
+    ends[True] = (DEFAULT_VID_START_TOKEN, DEFAULT_VID_END_TOKEN)
+    tags = ""
+    for is_clip in clips:
+        start, end = ends[is_clip] if get("mm_use_im_start_end") else ("", "")
+        tags += start + DEFAULT_IMAGE_TOKEN * (frames if is_clip else 1) + end
+    return tags
 
 
 # --- prompts in, texts out -----------------------------------------------------------------------------
