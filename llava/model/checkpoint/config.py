@@ -52,6 +52,12 @@ def read_config(folder: Path) -> dict:
 def check_config(config: dict, where: str) -> None:
     """Check the entries of a config.json. Raises `CheckpointError` naming `where` and the key."""
     check_entries(config, CONFIG, where)
+    if config.get("model_type") == "video_llava":
+        raise CheckpointError(
+            f"{where}: a Video-LLaVA of transformers (-hf), which is another model than the original: its "
+            "video tower has no temporal attention. Load it with transformers "
+            "(VideoLlavaForConditionalGeneration), and prune it with llava.prune(model)."
+        )
     for name, rules in (("text_config", LANGUAGE), ("vision_config", TOWER)):
         check_entries(config.get(name) or {}, rules, f"{where}: {name}")
 
@@ -266,12 +272,6 @@ def _from_transformers(folder: Path, config: dict) -> tuple[dict, TowerSource]:
     """Translate a llava-hf folder's config. Images are prepared as in LLaVA (pad / anyres)."""
     where, kind = folder / "config.json", config.get("model_type")
     text, vision = dict(config["text_config"]), dict(config.get("vision_config") or {})
-    if kind == "video_llava":
-        raise CheckpointError(
-            f"{where}: a Video-LLaVA of transformers (-hf), which is another model than the original: its "
-            "video tower has no temporal attention. Load it with transformers "
-            "(VideoLlavaForConditionalGeneration), and prune it with llava.prune(model)."
-        )
     if kind not in ("llava", "llava_next") or text.get("model_type", "llama") not in ("llama", "mistral"):
         raise CheckpointError(
             f"{where}: model_type {kind!r} over {text.get('model_type')!r} is not supported. Choose llava or "

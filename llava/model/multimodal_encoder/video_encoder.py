@@ -15,6 +15,7 @@ from transformers import CLIPVisionConfig
 
 from llava.model.checkpoint.tower import VIDEO_KIND
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.multimodal_encoder.cues import budgets
 
 
 class VideoTower(CLIPVisionTower):
@@ -53,6 +54,14 @@ class VideoTower(CLIPVisionTower):
         attended = functional.scaled_dot_product_attention(query, key, value)
         hidden = hidden + attention["out_proj"](attended.transpose(1, 2).flatten(2))
         return hidden.view(-1, places, frames, width).transpose(1, 2).reshape(rows, places, width)
+
+    def prepare(self, cues: Sequence[str]) -> None:
+        if budgets(cues):
+            raise ValueError(
+                "the video tower cannot merge patches inside its layers: its frames attend to equal places "
+                "of each other. Choose a method that does not."
+            )
+        super().prepare(cues)
 
     def passes(self, images: Tensor, counts: Sequence[int]) -> list[tuple[int, int, int]]:
         """Choose passes of one clip each, whose bits so never depend on the clips beside it."""
