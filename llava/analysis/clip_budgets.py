@@ -1,11 +1,11 @@
 """One budget over a whole clip against a budget per frame, at equal totals: exact match with intervals.
 
     python -m llava.analysis.clip_budgets --output outputs/clip_budgets
-    python -m llava.analysis.clip_budgets --model CHECKPOINT --data playground/data/eval --benchmarks msvd,tgif
+    python -m llava.analysis.clip_budgets --model CHECKPOINT --data playground/data/eval --benchmarks msvd
 
 "frame" splits the budget over the eight frames; "clip" chooses among the patches of all frames at once, so
-that what stays the same is removed as a duplicate and paid once. The sweeps in OUTPUT/total and OUTPUT/clip are
-resumable; further options are theirs (`llava.eval.sweep`). The score is the offline exact match over all
+that what stays the same is removed as a duplicate and paid once. The sweeps in OUTPUT/total and OUTPUT/clip
+are resumable; further options are theirs (`llava.eval.sweep`). The score is the offline exact match over all
 questions, without a judge, and not comparable with papers. Intervals: bootstrap over clips; differences are
 paired. Writes clip_budgets.json; the last line of standard output is this document.
 """

@@ -89,13 +89,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     task = read_task(benchmark, args.data, args.limit)
     try:
         config = stored_config(model, args.model_base)
-        check_media(benchmark, config, model)
         pruner, anyres = resolve_pruner(
             config, args.method, args.tokens, args.ratio, args.anyres, args.seed, args.preset
         )
         job = cli.job_of(args, model, config, anyres, rank.local_rank if rank.size > 1 else None)
     except ValueError as error:
         parser.error(str(error))
+    check_media(benchmark, config, model)
     if args.num_processes > 1 and ":" in job.device:
         parser.error(
             f"--device {job.device}: one GPU for {args.num_processes} processes. List several in "

@@ -120,7 +120,9 @@ def test_missing_videos_are_counted(model, data, tmp_path, capsys):
     assert video.main(command(model, data, tmp_path / "out")) == 1
     said = capsys.readouterr()
     assert f"1 of {CLIPS} videos are missing; {EACH} questions use them" in said.err
-    assert f"{EACH} questions were not answered" in said.err and "tinyclip_0002.mp4: no such video" in said.err
+    assert (
+        f"{EACH} questions were not answered" in said.err and "tinyclip_0002.mp4: no such video" in said.err
+    )
     assert json.loads(said.out.splitlines()[-1])["answered"] == EACH
     shutil.rmtree(data / SET / "videos")
     assert video.main(command(model, data, tmp_path / "none")) == 1
@@ -156,9 +158,9 @@ def test_options_of_run_are_passed_on_or_refused(model, data, tmp_path, capsys):
     answers.write_text('{"id": "v_tinyclip_0001_0", "pred": "no"}\n')
     with pytest.raises(SystemExit):
         video.main([*given, "--answers", str(answers)])
-    assert "--limit 1: not used to score" in capsys.readouterr().err.replace("--max-new-tokens 3 ", "").replace(
-        "--batch-size 4 ", ""
-    )
+    assert "--limit 1: not used to score" in capsys.readouterr().err.replace(
+        "--max-new-tokens 3 ", ""
+    ).replace("--batch-size 4 ", "")
 
 
 def test_killed_in_the_middle_and_started_again(model, tmp_path):
