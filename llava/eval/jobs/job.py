@@ -142,8 +142,13 @@ class Task:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of all questions, so that a run with --limit can be continued without it."""
-        return fingerprint_questions(self.questions)
+        """Hash of all questions, so that a run with --limit can be continued without it.
+
+        Without the extensions of videos: those of missing ones are not known yet.
+        """
+        if not self.is_video:
+            return fingerprint_questions(self.questions)
+        return fingerprint_questions(replace(one, image=one.image.with_suffix("")) for one in self.questions)
 
     @property
     def partial(self) -> bool:

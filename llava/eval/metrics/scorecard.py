@@ -41,7 +41,7 @@ _OLD_NAMES = {
 }
 SETTING = ("model", "method", "tokens", "important_ratio")
 # What else decides the answers of a run. Scores with different values are not of one table.
-FACTS = ("preset", "weights", "dtype", "tower_dtype", "conv_mode", "temperature", "num_beams")
+FACTS = ("preset", "weights", "dtype", "tower_dtype", "conv_mode", "temperature", "num_beams", "clip_budget")
 _RECORDED = (*SETTING, *FACTS, "anyres", "config")  # keys of the answers' metadata
 # Validation by entry; None is allowed everywhere. Other numbers are finite and not negative.
 _TEXTS = {"model", "method", "setting", "answers_file", "config", "version", *FACTS, "anyres"}
@@ -81,7 +81,8 @@ class Scorecard:
         speed: Durations and rates of one setting of a sweep.
         failures: One line for every question without an answer.
         config: Hash of the configuration that made the answers.
-        preset, weights, dtype, tower_dtype, conv_mode, anyres, temperature, num_beams: That configuration.
+        preset, weights, dtype, tower_dtype, conv_mode, anyres, temperature, num_beams, clip_budget: That
+            configuration.
         limit: N of a run that asked only the first N questions.
         version: Version of this package that wrote the file.
         extra: Further entries, e.g. `submission` or `judge`.
@@ -119,6 +120,7 @@ class Scorecard:
     anyres: str | None = None
     temperature: float | None = None
     num_beams: int | None = None
+    clip_budget: str | None = None
     limit: int | None = None
     version: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)

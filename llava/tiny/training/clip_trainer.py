@@ -23,7 +23,7 @@ from llava.conversation import conv_templates
 from llava.paths import BUNDLED_MODEL
 from llava.tiny.video_tower import WIDTH, frame_codes
 from llava.tiny.world.clip_questions import ask_about
-from llava.tiny.world.clips import DIRECTIONS, Clip, ClipObject, draw_clip
+from llava.tiny.world.clips import DIRECTIONS, SLIDING, Clip, ClipObject, draw_clip
 from llava.tiny.world.vocabulary import COLORS, OBJECTS
 from llava.video_files import frame_indices
 
@@ -35,7 +35,6 @@ CONVERSATION = "llava_v1"
 PATCH, GRID = 14, 16
 LENGTH = 3072  # longest prompt
 _HINTED = ("exist", "exist_at", "color", "color_at", "direction", "action")
-_ENTERING = 0.15  # of clips.ClipObject
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,12 @@ class ClipPhase:
 class ClipRecipe:
     """All settings of a run, saved as recipe.json in the checkpoint. The field names are its keys."""
 
-    clips: int = 1000  # the first `validation` of them are not trained on
+    clips: int = 297  # the first `validation` of them are not trained on
     validation: int = 40
     phases: tuple[ClipPhase, ...] = (
-        ClipPhase(1200, 6, (64, 192), (1.0, 0.3), 10),
-        ClipPhase(60, 2, (2056, 2056), (0.3, 0.0), 24),
+        ClipPhase(400, 6, (64, 192), (1.0, 0.767), 10),
+        ClipPhase(60, 6, (64, 192), (0.767, 0.1), 10),
+        ClipPhase(8, 2, (2056, 2056), (0.1, 0.03), 24),
     )
     muon_lr: float = 0.006
     adam_lr: float = 1e-3
@@ -101,7 +101,7 @@ def reversed_clip(clip: Clip) -> Clip:
         if item.role == "changes":
             return replace(item, color=item.new_color, new_color=item.color, when=1 - item.when)
         role = {"enters": "leaves", "leaves": "enters"}.get(item.role)
-        return replace(item, role=role, when=1 - _ENTERING - item.when) if role else item
+        return replace(item, role=role, when=1 - SLIDING - item.when) if role else item
 
     return replace(clip, objects=tuple(map(turned, clip.objects)))
 

@@ -24,7 +24,7 @@ FRAMES_PER_SECOND = 8
 LENGTHS = (20, 33)  # frames of a clip: minimum, exclusive maximum
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 PANNING = 0.25  # probability that the background moves
-_MOVING = 0.15  # share of the clip in which an object enters or leaves
+SLIDING = 0.15  # share of the clip in which an object enters or leaves
 _MARGIN = 3  # pixels between objects, at all times
 _INSTANTS = np.linspace(0, 1, 17)
 
@@ -60,7 +60,7 @@ class ClipObject:
         if self.role == "moves":
             way = self.distance * min(1.0, max(0.0, (time - 0.1) / 0.8))
         elif self.role in ("enters", "leaves"):
-            hidden = (time - self.when) / _MOVING  # share of the way out
+            hidden = (time - self.when) / SLIDING  # share of the way out
             hidden = 1 - hidden if self.role == "enters" else hidden
             if hidden >= 1:
                 return None
