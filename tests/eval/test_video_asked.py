@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -151,6 +152,14 @@ def test_models_get_only_what_they_take(model, data, tmp_path, capsys):
     assert "POPE: asks about images" in capsys.readouterr().err
 
 
+def test_a_missing_decoder_is_told_before_the_model_is_loaded(model, data, tmp_path, capsys, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "av" else found(name))
+    monkeypatch.setattr("llava.eval.jobs.session.load_model", lambda *_: pytest.fail("the model was loaded"))
+    assert video.main(command(model, data, tmp_path / "out")) == 1
+    assert "Run: pip install 'vispruner[video]'" in capsys.readouterr().err
+
+
 def test_options_of_run_are_passed_on_or_refused(model, data, tmp_path, capsys):
     given = command(model, data, tmp_path / "out", "--limit", "1")
     assert video.main(given) == 0 and last(capsys)["limit"] == 1
@@ -166,7 +175,8 @@ def test_options_of_run_are_passed_on_or_refused(model, data, tmp_path, capsys):
 def test_killed_in_the_middle_and_started_again(model, tmp_path):
     data = write_set(tmp_path / "data", clips=12, each=14)
     arguments = command(model, data, tmp_path / "cut")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     answers = tmp_path / "cut" / "answers.jsonl"
     for _ in range(3):  # a busy machine may let the run finish before we look
         shutil.rmtree(answers.parent, ignore_errors=True)

@@ -14,6 +14,7 @@ finished run is recognized without a model.
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -194,19 +195,24 @@ def read_task(benchmark: Benchmark, data: Path | None, limit: int | None = None)
 
 
 def check_media(benchmark: Benchmark, config: dict[str, Any], model: Path | str) -> None:
-    """Check that a model takes what a benchmark asks about: images, or videos.
+    """Check that a model takes what a benchmark asks about, images or videos, and that videos can be read.
 
     Args:
         config: The checkpoint's config.json.
 
     Raises:
-        DataError: It does not.
+        DataError: It does not, or PyAV is not installed.
     """
     if benchmark.media == "video" and not config.get("mm_video_tower"):
         raise DataError(
             f"{benchmark.title}: asks about videos, but {model} takes images only (its config.json names no "
             "mm_video_tower). Use a Video-LLaVA in its original layout (--model; CKPT_DIR), or score answers "
             "made elsewhere with python -m llava.eval.video --answers FILE"
+        )
+    if benchmark.media == "video" and importlib.util.find_spec("av") is None:
+        raise DataError(
+            f"{benchmark.title}: PyAV is not installed, but needed to read videos. Run: pip install "
+            "'vispruner[video]'"
         )
     if benchmark.media == "image" and config.get("mm_video_tower") and not config.get("mm_image_tower"):
         raise DataError(

@@ -1,4 +1,4 @@
-"""Training on clips: it starts as the bundled image model, resumes exactly, and ends in the original layout."""
+"""Training on clips: from the bundled image model, resumed exactly, to a folder of the original layout."""
 
 import json
 from dataclasses import asdict
