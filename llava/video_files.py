@@ -84,6 +84,8 @@ def _decode(path: str | Path, name: str, wanted: Set[int]) -> tuple[dict[int, Im
         for packet in container.demux(stream):
             is_end = packet.dts is None and not packet.size
             packets += not is_end
+            if container.format.name == "avi" and packet.pts is not None:
+                packets = max(packets, packet.pts + 1)  # frames that repeat the one before have no packet
             if packet.is_corrupt:
                 raise ValueError(
                     f"{name}: truncated or corrupt: packet {packets} is incomplete. {_REENCODE}."
@@ -124,8 +126,9 @@ def _open(path: str | Path, name: str) -> Iterator[tuple[InputContainer, Any]]:
             cover = av.stream.Disposition.attached_pic  # the picture of a piece of music
             streams = [one for one in container.streams.video if not one.disposition & cover]
             if not streams:
-                kinds = sorted({one.type for one in container.streams}) or ["no stream"]
-                raise ValueError(f"{name}: no video in this file, only {', '.join(kinds)}. Replace it.")
+                kinds = {one.type.replace("video", "a cover") for one in container.streams}
+                found = f", only {', '.join(sorted(kinds))}" if kinds else ""
+                raise ValueError(f"{name}: no video in this file{found}. Replace it.")
             yield container, streams[0]
     except (av.error.FFmpegError, OSError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())

@@ -92,6 +92,20 @@ def test_the_rate_does_not_matter(tmp_path: Path, kind: str) -> None:
     assert numbers(read_frames(path)) == frame_indices(20)
 
 
+def test_an_avi_with_repeated_frames_is_whole(tmp_path: Path) -> None:
+    """Its header counts frames that repeat the one before, which are neither stored nor decoded."""
+    path = tmp_path / "clip.avi"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
+        for i in range(10):
+            frame = av.VideoFrame.from_ndarray(np.full((16, 32, 3), LEVEL * i, np.uint8), format="rgb24")
+            frame.pts = 3 * i
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    assert numbers(read_frames(path)) == frame_indices(10)
+
+
 def test_odd_sizes(tmp_path: Path) -> None:
     images = read_frames(write(tmp_path / "clip.webm", frames=9, size=(37, 23)))
     assert {image.size for image in images} == {(37, 23)}
@@ -204,11 +218,11 @@ def test_the_cover_of_a_sound_file_is_not_a_video(tmp_path: Path) -> None:
     with av.open(str(path), "w") as output:
         stream = output.add_stream("png", rate=1)
         stream.width, stream.height, stream.pix_fmt = 16, 16, "rgb24"
-        stream.disposition = av.stream.Disposition.attached_pic
+        stream.disposition = av.stream.Disposition.attached_pic.value
         frame = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")
         for packet in [*stream.encode(frame), *stream.encode()]:
             output.mux(packet)
-    with pytest.raises(ValueError, match=r"cover\.mp4: no video in this file"):
+    with pytest.raises(ValueError, match=r"cover\.mp4: no video in this file, only a cover"):
         read_frames(path)
 
 

@@ -172,7 +172,7 @@ def check_tags(ids: list[Tensor], images: int) -> None:
     if tags != images:
         raise ValueError(
             f"input_ids: {tags} <image> tag(s), but {images} image(s) were given. Pass one image per tag, in "
-            "reading order over the batch."
+            "reading order over the batch; a clip needs a tag for every frame."
         )
     invalid = text[(text < 0) & (text != IMAGE_TOKEN_INDEX)]
     if len(invalid):

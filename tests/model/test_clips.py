@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import replace
 
@@ -340,3 +341,22 @@ def test_no_warnings_in_a_usual_run(model) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         greedy(model, IDS, images=[clip(3)])
+
+
+@torch.no_grad()
+def test_half_precision(tmp_path) -> None:
+    model = load(write_all(tmp_path), dtype="bfloat16", tower_dtype="float32")
+    assert model.get_video_tower().dtype == torch.float32
+    model.set_pruner("vispruner", tokens=TOTAL, clip_budget="total")
+    tokens = model.visual_tokens(model.encode_vision([clip(1)])[0])
+    assert tokens.count == TOTAL and tokens.embeds.dtype == torch.bfloat16
+    model.get_video_tower().to(torch.bfloat16)
+    assert greedy(model, IDS, images=[clip(1)])
+
+
+@torch.no_grad()
+def test_copies_of_a_model_are_apart(model) -> None:
+    other = copy.deepcopy(model)
+    other.set_pruner("vispruner", tokens=TOTAL, clip_budget="clip")
+    assert model.clip_budget == "frame"
+    assert torch.equal(other.encode_vision([clip(1)])[0].features, model.encode_vision([clip(1)])[0].features)

@@ -30,11 +30,7 @@ import torch
 from tqdm import tqdm
 
 from llava.constants import (
-    DEFAULT_IM_END_TOKEN,
-    DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_TOKEN,
-    DEFAULT_VID_END_TOKEN,
-    DEFAULT_VID_START_TOKEN,
     IMAGE_TOKEN_INDEX,
 )
 from llava.conversation import conv_templates
@@ -43,7 +39,7 @@ from llava.eval.inference.image_loading import ImageLoader, LoadedImage, read_ah
 from llava.eval.inference.memory import images_at_once, most_crops
 from llava.eval.inference.stopwatch import Stopwatch
 from llava.eval.inference.vision_cache import VisionCache, image_key
-from llava.mm_utils import is_anyres, load_image, tokenizer_image_token
+from llava.mm_utils import is_anyres, load_image, media_tags, tokenizer_image_token
 from llava.model.clips import join_frame_tags
 from llava.model.decode import Decoding, Row, can_share, generate, generate_shared
 from llava.model.features import VisualTokens
@@ -487,12 +483,8 @@ class Engine:
         """Return the whole prompt, with <image> in place of the image, or of every frame of a clip."""
         text = question.text
         if question.image is not None:
-            image = DEFAULT_IMAGE_TOKEN * (self._frames or 1)
-            if getattr(self.model.config, "mm_use_im_start_end", False):
-                clip_ends = (DEFAULT_VID_START_TOKEN, DEFAULT_VID_END_TOKEN)
-                begin, end = clip_ends if self._frames else (DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN)
-                image = begin + image + end
-            text = image + "\n" + text
+            tags = media_tags([bool(self._frames)], self.model.config, self._frames)
+            text = tags + "\n" + text
         conversation = conv_templates[self.conv_mode].copy()
         conversation.append_message(conversation.roles[0], text)
         conversation.append_message(conversation.roles[1], None)

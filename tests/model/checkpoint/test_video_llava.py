@@ -65,8 +65,9 @@ def test_towers_of_their_own_classes(tmp_path) -> None:
     assert not any(p.requires_grad for tower in model.model.towers() for p in tower.parameters())
 
 
-@pytest.mark.parametrize("model_type", ["llava", "llava_llama"])
-@pytest.mark.parametrize("form", ["pytorch_model.bin", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("model_type", "form"), [("llava", "model.safetensors"), ("llava_llama", "pytorch_model.bin")]
+)
 def test_forms_of_files(tmp_path, expected, model_type, form) -> None:
     for kind in (VIDEO, IMAGE):
         write_tower(tmp_path, kind, weights=form)
@@ -82,7 +83,7 @@ def copies(dtype=None, seed: int = 0) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_copies_that_only_differ_by_rounding_are_not_used(tmp_path, expected, dtype) -> None:
     assert same(features(load(write_all(tmp_path, copies(dtype)))), expected)
 
