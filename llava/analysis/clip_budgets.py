@@ -151,7 +151,8 @@ def report(found: dict[tuple[str, Any], Pooled], iterations: int) -> dict[str, A
     shown = [[*_named(one)[1:], f"{one['difference']:+.1f}", _interval(one, "+")] for one in paired]
     print(text_table(header, shown))
     print("\nBy the beginning of the question; constant: the most frequent correct answer\n")
-    names = list(beginnings[0]["exact_match"]) if beginnings else []
+    least = min((pruner.tokens for _, pruner in found if pruner.tokens is not None), default=None)
+    names = [_name(*one) for one in found if one[1].tokens in (None, least)]
     table = [
         [one["beginning"], str(one["questions"]), f"{one['constant']:.1f}"]
         + [f"{one['exact_match'][name]:.1f}" for name in names]
@@ -172,7 +173,7 @@ def _beginnings(found: dict[tuple[str, Any], Pooled]) -> list[dict[str, Any]]:
     scores: dict[str, dict[str, float]] = {}
     answers: dict[str, list[Any]] = {}
     for (kind, pruner), one in found.items():
-        name = "none" if pruner.tokens is None else f"{SHOWN[kind]}: {setting_name(pruner)}"
+        name = _name(kind, pruner)
         for start, hits in grouped((start, hit) for start, _, hit in one.matches).items():
             scores.setdefault(start, {})[name] = 100 * sum(hits) / len(hits)
         answers = grouped((start, right) for start, right, _ in one.matches)
@@ -186,6 +187,10 @@ def _beginnings(found: dict[tuple[str, Any], Pooled]) -> list[dict[str, Any]]:
         for start, right in sorted(answers.items(), key=lambda item: -len(item[1]))
         if len(right) >= _FREQUENT
     ]
+
+
+def _name(kind: str, pruner: Any) -> str:
+    return "none" if pruner.tokens is None else f"{SHOWN[kind]}: {setting_name(pruner)}"
 
 
 def _named(row: dict[str, Any]) -> list[str]:

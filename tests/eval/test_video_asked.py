@@ -173,7 +173,7 @@ def test_options_of_run_are_passed_on_or_refused(model, data, tmp_path, capsys):
 
 
 def test_killed_in_the_middle_and_started_again(model, tmp_path):
-    data = write_set(tmp_path / "data", clips=12, each=14)
+    data = write_set(tmp_path / "data", clips=6, each=8)
     arguments = command(model, data, tmp_path / "cut")
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
@@ -185,7 +185,7 @@ def test_killed_in_the_middle_and_started_again(model, tmp_path):
         )
         try:
             while process.poll() is None:
-                if answers.exists() and answers.read_bytes().count(b"\n") >= 20:
+                if answers.exists() and answers.read_bytes().count(b"\n") >= 8:
                     break
                 time.sleep(0.002)
         finally:
@@ -194,7 +194,7 @@ def test_killed_in_the_middle_and_started_again(model, tmp_path):
         if process.returncode == -signal.SIGKILL:
             break
     left = answers.read_bytes().count(b"\n")
-    assert process.returncode == -signal.SIGKILL and 20 <= left < 12 * 14
+    assert process.returncode == -signal.SIGKILL and 8 <= left < 6 * 8
     answers.write_bytes(answers.read_bytes()[:-25])  # as if it had been killed within a write
     assert video.main(arguments) == 0
     assert video.main(command(model, data, tmp_path / "straight")) == 0

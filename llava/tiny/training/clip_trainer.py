@@ -58,6 +58,9 @@ class ClipRecipe:
         ClipPhase(400, 6, (64, 192), (1.0, 0.767), 10),
         ClipPhase(60, 6, (64, 192), (0.767, 0.1), 10),
         ClipPhase(8, 2, (2056, 2056), (0.1, 0.03), 24),
+        ClipPhase(240, 6, (64, 256), (0.8, 0.4), 10),
+        ClipPhase(50, 3, (256, 1024), (0.4, 0.15), 14),
+        ClipPhase(24, 2, (2056, 2056), (0.15, 0.0), 24),
     )
     muon_lr: float = 0.006
     adam_lr: float = 1e-3
@@ -314,8 +317,7 @@ class ClipTrainer:
                 entry |= {key: round(float(np.mean([one[key] for one in window])), 4) for key in window[0]}
                 window = []
                 if self.step % validate_every == 0 or self.step == total:
-                    all_tokens = self.step == total or self.phase()[0].visible[0] == FRAMES * PLACES
-                    entry["validation"] = self.validate(FRAMES * PLACES if all_tokens else 256)
+                    entry["validation"] = self.validate(self.phase()[0].visible[1])
                 self.log.append(entry)
                 print(json.dumps(entry), flush=True)
                 self.save()
