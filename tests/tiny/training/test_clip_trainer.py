@@ -38,6 +38,7 @@ def trainer(store, folder, monkeypatch):
     return ClipTrainer(RECIPE, store, folder)
 
 
+@pytest.mark.slow
 def test_a_run_starts_resumes_and_is_exported(store, tmp_path, monkeypatch, capsys):
     from safetensors.torch import load_file
 
