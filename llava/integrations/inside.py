@@ -63,6 +63,12 @@ def check_decoder(base: nn.Module, host: Host, pruner: Pruner) -> None:
             f"method: {pruner.name!r} prunes inside the language model, and this model's {why}. Choose a "
             "method that selects before the language model, such as 'vispruner'."
         )
+    if any(parameter.is_meta for parameter in decoder.parameters()):
+        raise ValueError(
+            f"device_map: layers are offloaded, but {pruner.name!r} prunes inside the language model, whose "
+            "weights have to be on a device. Load the model without offloading, or choose a method that "
+            "selects before the language model."
+        )
     if not (kernels := attention_of(decoder.config)).startswith(_KERNELS):
         raise ValueError(
             f"attn_implementation: {kernels!r} is not known to methods that prune inside the language model. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import pytest
@@ -279,6 +280,10 @@ def test_decoders_of_another_kind_are_refused():
     with pytest.raises(ValueError, match="decoder is a GemmaModel, not one of LlamaModel, MistralModel"):
         llava.prune(model, "fastv", tokens=4)
     llava.unprune(llava.prune(model, tokens=4))
+    offloaded = copy.deepcopy(deep("llava"))
+    offloaded.model.language_model.layers[1].to("meta")
+    with pytest.raises(ValueError, match="device_map: layers are offloaded, but 'fastv' prunes inside"):
+        llava.prune(offloaded, "fastv", tokens=4)
     with pytest.raises(ValueError, match="positions: 'sparsevlm' counts the tokens that a layer sees"):
         llava.prune(deep("llava"), "sparsevlm", tokens=4, positions="original")
 
