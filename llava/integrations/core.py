@@ -10,6 +10,9 @@ in four steps, and any other call passes through:
 3. Embeddings, ids, labels, positions and mask are shortened by one index (`shortening.py`).
 4. The original `forward` or `generate` is called with embeddings, and without pixels.
 
+A method that prunes inside the language model gets the prompt whole, and runs there by this repository's own
+code (`inside.py`).
+
 Independent of model families, which `hosts` describes, and of methods, which are in `llava.pruning`.
 """
 
@@ -34,11 +37,13 @@ from llava.integrations.generation import (
 )
 from llava.integrations.hosts import find_host
 from llava.integrations.hosts.base import Host, PrunedFeatures
+from llava.integrations.inside import answer_greedily_inside, check_decoder, refuse_inside
 from llava.integrations.plan import Pruning, Shortened
 from llava.integrations.selection import problem_of
 from llava.integrations.shortening import deepstack_given, shortened
 from llava.integrations.watch import PROMPT_ARGUMENTS, TEXT_ARGUMENTS
 from llava.pruning import Pruner, get_pruner
+from llava.pruning.inside import DecoderPruner
 
 POSITIONS = ("contiguous", "original")
 _PIXELS = ("pixel_values", "pixel_values_videos", "pixel_values_images")
@@ -57,14 +62,16 @@ def prune(
 
     Args:
         model: An instance of one of `supported_classes()`, or an adapter of PEFT around one.
-        method: Name of a method that needs no question and acts before the language model.
+        method: Name of a method that needs no question. One that prunes inside the language model takes a
+            decoder of the Llama kind and greedy `generate` (see `integrations.inside`).
         tokens: Visual tokens to keep per row: an image, crop, tile, or frame of a video.
         keep: Share of each row to keep, in (0, 1]; instead of `tokens`.
         clip_tokens: Tokens to keep per video, shared by its frames; images are then pruned by `tokens` or
             `keep`, and kept whole without them.
         important_ratio: Share of the kept tokens that is selected by attention.
         positions: Of kept tokens: "contiguous", as in the released method, or "original", those of the
-            unpruned prompt. Models with rows and columns in their positions (Qwen) always keep them.
+            unpruned prompt. Models with rows and columns in their positions (Qwen) always keep them, and
+            methods that prune inside the language model have a rule of their own.
 
     Returns:
         The same model.
@@ -89,8 +96,13 @@ def prune(
             f"model: this {type(inner).__name__} is pruned already. Call llava.unprune(model) first."
         )
     _check(inner, host, sample, budget)
-    positions = "original" if host.mrope else positions
-    if positions == "original" and not host.mrope and _uses_flash(inner):
+    inside = isinstance(sample, DecoderPruner)
+    if inside and positions == "original" and sample.positions != "original":
+        raise ValueError(
+            f"positions: {method!r} counts the tokens that a layer sees, got 'original'. Leave it out."
+        )
+    positions = sample.positions if inside else "original" if host.mrope else positions
+    if positions == "original" and not host.mrope and not inside and _uses_flash(inner):
         raise ValueError(
             "positions: 'original' leaves gaps, which flash attention takes for several prompts in one row. "
             "Load the model with attn_implementation='sdpa', or use positions='contiguous'."
@@ -152,6 +164,7 @@ def shorten(model: Any, generating: bool = False, **inputs: Any) -> Shortened:
     pruning = pruning_of(model)
     if pruning is None:
         raise ValueError("model: it is not pruned. Call llava.prune(model, ...) first.")
+    refuse_inside(pruning, "shorten")
     given = {name: value for name, value in inputs.items() if value is not None}
     return shortened(find_host(model)[0], given, pruning, generating)
 
@@ -186,11 +199,6 @@ def _doors(model: nn.Module) -> dict[str, _Door]:
 
 def _check(model: nn.Module, host: Host, pruner: Pruner, budget: HostBudget) -> None:
     """Raise `ValueError` if a method cannot run on a model."""
-    if pruner.acts_in != "image":
-        raise ValueError(
-            f"method: {pruner.name!r} prunes inside the language model, which llava.prune does not do. "
-            "Choose a method that selects before it, or use llava.load_pretrained_model."
-        )
     if pruner.needs_question:
         raise ValueError(
             f"method: {pruner.name!r} chooses by the question, which is not known here. Choose a method "
@@ -203,6 +211,8 @@ def _check(model: nn.Module, host: Host, pruner: Pruner, budget: HostBudget) -> 
             "budget per image."
         )
     base = host.base(model)
+    if pruner.acts_in != "image":
+        check_decoder(base, host, pruner)
     problems = [problem_of(base, host, pruner, modality) for modality in host.modalities]
     if all(problems):
         raise ValueError(f"method: {name}: {problems[0]}")
@@ -242,6 +252,7 @@ class ForwardDoor(_Door):
         given = kwargs if len(args) <= 1 else self.named(args, kwargs)  # ids alone carry no pixels
         if not _has_pixels(given):
             return self.original(*args, **kwargs)
+        refuse_inside(self.pruning, "forward")
         given = self.named(args, kwargs)
         if isinstance(given.get("logits_to_keep"), Tensor):
             raise ValueError(
@@ -272,9 +283,11 @@ class GenerateDoor(_Door):
         if mask is None and "input_ids" in given:
             mask = inferred_mask(self.model, given)
             given |= {} if mask is None else {"attention_mask": mask}
+        rest = _without_pixels(self.model, self.pruning.host, given)
+        if self.pruning.acts_inside:
+            return answer_greedily_inside(self.model, given, rest, self.pruning)
         with torch.no_grad():
             short = shortened(self.model, given, self.pruning, generating=True)
-        rest = _without_pixels(self.model, self.pruning.host, given)
         rest |= {**short.others, **self.pruning.host.feed(short, generating=True)}
         rest |= {"attention_mask": short.mask, "position_ids": short.positions}
         full = given.get("input_ids")

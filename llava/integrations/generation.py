@@ -37,7 +37,7 @@ def refuse_several_answers(model: nn.Module, given: Mapping[str, Any]) -> None:
     """Raise `ValueError` for beams of a batch, for which transformers repeats encoded images, not rows."""
     configs = [given.get("generation_config"), model.generation_config]
     for name in ("num_beams", "num_return_sequences"):
-        number = _setting(given, configs, name) or 1
+        number = setting(given, configs, name) or 1
         if number > 1 and len(given.get("input_ids", ())) > 1:
             raise ValueError(
                 f"{name}: {number} answers per row of a batch are not possible after pruning for "
@@ -48,14 +48,14 @@ def refuse_several_answers(model: nn.Module, given: Mapping[str, Any]) -> None:
 def inferred_mask(model: nn.Module, given: Mapping[str, Any]) -> Tensor | None:
     """Return the mask that `generate` derives from padding ids if none is passed; None if there is none."""
     ids, configs = given["input_ids"], [given.get("generation_config"), model.generation_config]
-    pad, eos = (_setting(given, configs, name) for name in ("pad_token_id", "eos_token_id"))
+    pad, eos = (setting(given, configs, name) for name in ("pad_token_id", "eos_token_id"))
     if pad is None or not bool((ids == pad).any()):
         return None
     ends = [] if eos is None else torch.as_tensor(eos).flatten().tolist()
     return None if int(pad) in ends else ids.ne(int(pad)).long()
 
 
-def _setting(given: Mapping[str, Any], configs: list[Any], name: str) -> Any:
+def setting(given: Mapping[str, Any], configs: list[Any], name: str) -> Any:
     """Return a generation setting by precedence: argument, given configuration, the model's."""
     values = [given.get(name), *(getattr(config, name, None) for config in configs)]
     return next((value for value in values if value is not None), None)
@@ -83,7 +83,7 @@ def adapt_generation(
             setattr(config, name, max(0, getattr(config, name) - less))
         elif getattr(model.generation_config, name, None):
             new = name.replace("_length", "_new_tokens")
-            if _setting(rest, [config, model.generation_config], new) is None:
+            if setting(rest, [config, model.generation_config], new) is None:
                 rest[name] = max(0, getattr(model.generation_config, name) - less)
     prompt = FullPrompt(full, plan.sel.shape[1])
     for name, wrapper in (("stopping_criteria", FullIdsCriterion), ("logits_processor", FullIdsProcessor)):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from llava.integrations.budget import HostBudget
 from llava.integrations.hosts.base import Host
+from llava.model.inside import acts_inside
 from llava.pruning import Pruner, get_pruner
 
 
@@ -24,6 +25,8 @@ class KeptRow:
         important: (K,) bool, selected by attention.
         frame: (i, f) of the i-th of f frames of a clip, None for an image.
         grid: (rows, columns) of the N tokens, None if unknown.
+        places: (N,) int64, the place of each token in the caller's prompt; -1 for none.
+        budget: Tokens to keep, None for all.
     """
 
     sample: int
@@ -33,23 +36,31 @@ class KeptRow:
     important: Tensor
     frame: tuple[int, int] | None
     grid: tuple[int, int] | None
+    places: Tensor
+    budget: int | None
 
 
 @dataclass
 class Plan:
     """Which places of the caller's prompt were kept.
 
+    After a method that prunes inside the language model, `sel`, `valid` and `rows` are what its last layer
+    sees. Tokens that the method makes of others have no place and are in none of them.
+
     Attributes:
         sel: (B, S') int64, places in the caller's sequence.
         valid: (B, S') bool, False on padding.
         rows: What was kept of every image, crop, tile or frame, in the order of their placeholders.
         length: S, the caller's length.
+        layers: Of a method that prunes inside the language model: for every row of the batch, and every
+            layer, the places of visual tokens that it sees, (K,) int64, ascending; else empty.
     """
 
     sel: Tensor
     valid: Tensor
     rows: list[KeptRow]
     length: int
+    layers: list[list[Tensor]] = field(default_factory=list)
 
 
 @dataclass
@@ -85,7 +96,8 @@ class Pruning:
         method: Name of the method.
         budget: `tokens`, `keep` and `clip_tokens`.
         important_ratio: Share of kept tokens that is selected by attention.
-        positions: "contiguous" or "original"; "original" on hosts whose positions have rows and columns.
+        positions: "contiguous" or "original"; "original" on hosts whose positions have rows and columns; the
+            method's own where it prunes inside the language model.
         last: The plan of the last call with pixels, None before.
     """
 
@@ -100,6 +112,11 @@ class Pruning:
         """Return the settings, ready for JSON."""
         settings = {"method": self.method, **vars(self.budget), "important_ratio": self.important_ratio}
         return {**settings, "positions": self.positions}
+
+    @property
+    def acts_inside(self) -> bool:
+        """Whether the method prunes inside the language model."""
+        return acts_inside(self.pruner(1))
 
     def pruner(self, tokens: int | None) -> Pruner:
         """Return the method with the budget of one row."""

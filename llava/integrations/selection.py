@@ -42,7 +42,8 @@ class Choice:
     Attributes:
         keep: (M,) bool, of the call's placeholders.
         merged: (place (K,), embeddings (K, D)) of merged tokens.
-        kept: A `KeptRow` per row, without its row of the batch, with its first placeholder.
+        kept: A `KeptRow` per row, with one of its placeholders; its row of the batch is not known, and its
+            places are placeholders of the call.
     """
 
     keep: Tensor
@@ -57,14 +58,18 @@ def select_tokens(base: nn.Module, pruning: Pruning, seen: Seen) -> Choice:
     choice = Choice(torch.ones(found.count, dtype=torch.bool))
     groups: dict[Any, list[tuple[int, HostRow]]] = defaultdict(list)
     results: dict[int, KeptRow] = {}
+    budgets: dict[int, int | None] = {}
     for number, row in enumerate(found.rows):
         total = len(row.places)
         extra = 0 if row.extra is None else len(row.extra)
         budget = pruning.budget.of_row(total + extra, row.frame, row.crops)
+        budgets[number] = budget
         if pruning.method == "none" or budget is None or budget >= total + extra:
             every = torch.arange(total)
-            results[number] = _kept_row(seen, row, every, torch.zeros(total, dtype=torch.bool))
+            results[number] = _kept_row(seen, row, every, torch.zeros(total, dtype=torch.bool), budget)
             continue
+        if pruning.acts_inside and row.frame is not None and pruning.budget.clip_tokens:
+            budget = max(1, budget)  # frames enter the language model together, whatever their shares
         groups[total, min(budget, total), row.cues["attention"].shape].append((number, row))
     for (total, budget, _), rows in groups.items():
         each = max(1, GRAM_ELEMENTS // total**2)
@@ -74,7 +79,8 @@ def select_tokens(base: nn.Module, pruning: Pruning, seen: Seen) -> Choice:
             kept = _keep(pruner, [row for _, row in part])
             for i, (number, row) in enumerate(part):
                 _apply(base, host, choice, pruner, seen.modality, row, kept[i : i + 1])
-                results[number] = _kept_row(seen, row, kept.indices[i].cpu(), kept.important[i].cpu())
+                mine = kept.indices[i].cpu(), kept.important[i].cpu()
+                results[number] = _kept_row(seen, row, *mine, budgets[number])
     place = 0
     for number, row in enumerate(found.rows):
         place = max(place, int(row.places.max()))  # a crop may be all padding, which has no place
@@ -82,8 +88,9 @@ def select_tokens(base: nn.Module, pruning: Pruning, seen: Seen) -> Choice:
     return choice
 
 
-def _kept_row(seen: Seen, row: HostRow, kept: Tensor, important: Tensor) -> KeptRow:
-    return KeptRow(-1, seen.modality, len(row.places), kept, important, row.frame, row.grid)
+def _kept_row(seen: Seen, row: HostRow, kept: Tensor, important: Tensor, budget: int | None) -> KeptRow:
+    total = len(row.places)
+    return KeptRow(-1, seen.modality, total, kept, important, row.frame, row.grid, row.places, budget)
 
 
 def _keep(pruner: Pruner, rows: list[HostRow]) -> Kept:

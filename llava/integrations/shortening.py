@@ -32,10 +32,10 @@ def shortened(
     """
     host = pruning.host
     base = host.base(model)
-    _refuse(base, host, given)
+    refuse_prompt(base, host, given)
     reached, seen = dry_run(model, host, given, pruning.pruner(pruning.budget.tokens or 1))
     embeds = reached["inputs_embeds"]
-    visual = _placeholders(model, base, host, given)
+    visual = placeholders(model, base, host, given)
     mask = given.get("attention_mask")
     real = torch.ones_like(next(iter(visual.values()))) if mask is None else mask.to(embeds.device).bool()
     retained, rows = real.clone(), []
@@ -58,8 +58,9 @@ def shortened(
             embeds = embeds.index_put((spot[:, 0], spot[:, 1]), merged.to(embeds))
         for place, row in choice.kept:
             row.sample = int(spots[place, 0])
+            row.places = torch.where(row.places < 0, row.places, spots[row.places, 1].cpu())
             rows.append(row)
-    plan = _plan(real, retained, rows)
+    plan = plan_of(real, retained, rows)
     whole = bool((retained == real).all())
     result = Shortened(
         embeds=embeds if whole else take(embeds, plan),
@@ -82,7 +83,7 @@ def take(tensor: Tensor, plan: Plan, dim: int = 0) -> Tensor:
     return tensor[(slice(None),) * dim + (rows, sel)]
 
 
-def _plan(real: Tensor, retained: Tensor, rows: list[KeptRow]) -> Plan:
+def plan_of(real: Tensor, retained: Tensor, rows: list[KeptRow]) -> Plan:
     """Return the index that drops what is not retained; padding is on the side on which the prompt had it."""
     batch, length = retained.shape
     every = torch.arange(length, device=retained.device)
@@ -195,7 +196,7 @@ def _repeated(deepstack: Mapping[str, Any], times: int) -> dict[str, Any]:
     return {"visual_pos_masks": where.repeat_interleave(times, 0), "deepstack_visual_embeds": layers}
 
 
-def _refuse(base: nn.Module, host: Host, given: Mapping[str, Any]) -> None:
+def refuse_prompt(base: nn.Module, host: Host, given: Mapping[str, Any]) -> None:
     """Raise `ValueError` for arguments that would be pruned wrongly."""
     if "input_ids" in given and "inputs_embeds" in given:
         raise ValueError(
@@ -228,7 +229,7 @@ def _refuse(base: nn.Module, host: Host, given: Mapping[str, Any]) -> None:
             )
 
 
-def _placeholders(
+def placeholders(
     model: nn.Module, base: nn.Module, host: Host, given: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """Return the placeholders of each modality, (B, S) bool."""

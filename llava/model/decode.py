@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.inside import acts_inside, prefill
+from llava.model.inside import InsideRun, acts_inside, prefill
 from llava.model.runtime.generation import Doubtful, answer_rows, answer_shared
 from llava.model.runtime.stages import INVALID, repeatable_attention
 from llava.pruning import Pruner
 
-_ROOM = 16  # tokens of an answer that the copied cache has room for from the start
+ROOM = 16  # tokens of an answer that the copied cache has room for from the start
 TOP_K = 50  # of sampling: transformers' default, which LLaVA's scripts leave as it is
 # Settings of generation_config.json that change answers, with the values that change nothing besides None.
 _SAMPLING = {
@@ -44,7 +44,7 @@ _BEAMS = {
     "constraints": (),
     "force_words_ids": (),
 }
-_ALWAYS = {
+ALWAYS = {
     "repetition_penalty": (1,),
     "encoder_repetition_penalty": (1,),
     "no_repeat_ngram_size": (0,),
@@ -103,7 +103,7 @@ class Decoding:
 
     def unused(self, stored: Mapping[str, Any]) -> dict[str, Any]:
         """Return the entries of generation_config.json that would change these answers if they were used."""
-        known = _ALWAYS | (_SAMPLING if self.temperature > 0 else {}) | (_BEAMS if self.num_beams > 1 else {})
+        known = ALWAYS | (_SAMPLING if self.temperature > 0 else {}) | (_BEAMS if self.num_beams > 1 else {})
         if self.top_p is not None:  # given, so the stored one is overridden
             known.pop("top_p", None)
         return {
@@ -298,7 +298,7 @@ def generate_shared(
 
     index = torch.tensor(place, device=device)
     suffixes = [_ids(row.ids[cut + 1 :], device) for row, cut in zip(rows, at, strict=True)]
-    longest, room = lengths[-1], lengths[-1] + min(decoding.max_new_tokens, _ROOM)
+    longest, room = lengths[-1], lengths[-1] + min(decoding.max_new_tokens, ROOM)
     plain, prefix_width = is_plain(cache), mask.shape[1]
     cuts = cut_by_length(lengths, _cost_of_a_group(device)) if plain else [(0, len(rows))]
     groups = [(start, end, longest - lengths[end - 1]) for start, end in cuts]
@@ -360,13 +360,31 @@ def generate_inside(
     Returns:
         New token ids per row, with the stop token; INVALID for a token whose logits are not finite.
     """
-    embed = model.get_model().embed_tokens
-    run = prefill(model, rows, pruner, min(max_new_tokens, _ROOM), share)
+    run = prefill(model, rows, pruner, min(max_new_tokens, ROOM), share)
+    return answer_inside(model, run, max_new_tokens, stops)
+
+
+@torch.inference_mode()
+def answer_inside(
+    model: Any,
+    run: InsideRun,
+    max_new_tokens: int,
+    stops: set[int],
+    heard: Callable[[Tensor], None] | None = None,
+) -> list[list[int]]:
+    """Decode greedily after a prefill of `inside`; returns what `generate_inside` does.
+
+    Args:
+        model: Has the embeddings of new tokens and the head.
+        heard: Is called with the tokens (B,) of every step.
+    """
+    embed = model.get_input_embeddings()
 
     def advance(chosen: Tensor) -> Tensor:
         return run.advance(embed(chosen)[:, None])
 
-    return _greedily(model.get_output_embeddings(), run.last, advance, run.select, max_new_tokens, stops)
+    head = model.get_output_embeddings()
+    return _greedily(head, run.last, advance, run.select, max_new_tokens, stops, heard)
 
 
 def runs_inside(rows: Sequence[Row], pruner: Pruner | None) -> bool:
@@ -393,6 +411,7 @@ def _greedily(
     select: Callable[[Tensor], None],
     max_new_tokens: int,
     stops: set[int],
+    heard: Callable[[Tensor], None] | None = None,
 ) -> list[list[int]]:
     """Return the most likely tokens of every row, with the stop token.
 
@@ -400,6 +419,7 @@ def _greedily(
         last: (B, D) final hidden states of the prompts.
         advance: Appends tokens (B,) to the rows; returns their final hidden states (B, D).
         select: Drops all rows except those of given indices (int64).
+        heard: Is called with the tokens of every step, of the rows that are left.
     """
     said: list[list[int]] = [[] for _ in last]
     alive = list(range(len(said)))  # rows in the batch, ended ones too until they are many
@@ -407,6 +427,8 @@ def _greedily(
     for step in range(max_new_tokens):
         best, chosen = head(last).max(-1)  # (B,) each; the maximum of a row with NaN is NaN
         chosen = torch.where(torch.isfinite(best), chosen, INVALID)
+        if heard is not None:
+            heard(chosen)
         for line, token in zip(alive, chosen.tolist(), strict=True):
             said[line].append(token)
             if token in stops or token == INVALID:

@@ -33,6 +33,27 @@ def acts_inside(pruner: Pruner | None) -> bool:
 
 
 @dataclass
+class Prompt:
+    """A prompt as the first layer gets it: text, at most one block of visual tokens, text.
+
+    Attributes:
+        embeds: (S, D).
+        positions: (S,) int64.
+        start: Place of the first visual token.
+        count: Visual tokens.
+        stages: Reductions of the block, by ascending layer; none leaves it whole.
+        marked: (count,) bool, tokens that the method chose before the language model; None if unknown.
+    """
+
+    embeds: Tensor
+    positions: Tensor
+    start: int
+    count: int
+    stages: Sequence[Stage]
+    marked: Tensor | None = None
+
+
+@dataclass
 class Sequences:
     """Tokens of a batch between two layers, padded on the left."""
 
@@ -147,23 +168,47 @@ def prefill(
             budget that the method cannot meet.
     """
     decoder = model.get_model()
+    prompts = [_prompt(decoder, row, pruner) for row in rows]
+    keys = [(row.key, row.ids[: one.start]) for row, one in zip(rows, prompts, strict=True)]
+    return prefill_prompts(decoder, prompts, pruner, room, keys if share else None)
+
+
+@torch.inference_mode()
+def prefill_prompts(
+    decoder: Any,
+    prompts: Sequence[Prompt],
+    pruner: Pruner | None,
+    room: int = 0,
+    keys: Sequence[Any] | None = None,
+) -> InsideRun:
+    """Run prompts through a decoder of the Llama kind (Mistral, Qwen2), as `prefill`.
+
+    Args:
+        decoder: Embeddings, `layers`, `norm` and `rotary_emb`, without a head.
+        pruner: What made the stages of the prompts.
+        room: tokens that can follow before the KV cache is copied.
+        keys: of prompts up to their text after the image; equal ones are run once. None shares nothing.
+
+    Raises:
+        ValueError: a sliding window that is shorter than a prompt.
+    """
     depth = len(decoder.layers)
-    embeds, blocks = _embed(decoder, rows, pruner)
-    _check_window(decoder.config, max(map(len, embeds)) + room)
+    blocks = [_block(one, pruner) for one in prompts]
+    check_window(decoder.config, max(len(one.embeds) for one in prompts) + room)
     cuts = sorted({layer for block in blocks if block is not None for layer in block.stages})
     bounds = [0, *cuts, depth]
-    tokens = Sequences.of(embeds, [_positions(row, of) for row, of in zip(embeds, rows, strict=True)])
+    tokens = Sequences.of([one.embeds for one in prompts], [one.positions for one in prompts])
     total = tokens.positions[:, -1:] + 1  # (B, 1)
     contiguous = isinstance(pruner, DecoderPruner) and pruner.positions == "contiguous"
     spans: list[Span] = []
-    reductions: list[list[Reduction]] = [[] for _ in rows]
+    reductions: list[list[Reduction]] = [[] for _ in prompts]
     entering = tokens.hidden
     with repeatable_attention(tokens.hidden.device):
         for begin, end in zip(bounds, bounds[1:], strict=False):
             if begin:
                 tokens = _reduce(decoder, pruner, spans[-1], tokens, entering, blocks, reductions)
             following = tokens.mask.sum(1, keepdim=True) if contiguous else total
-            shared = _shared(rows, blocks) if share and not begin and cuts else None
+            shared = _shared(keys, blocks) if keys is not None and not begin and cuts else None
             if shared is None:
                 span = _span(decoder, range(begin, end), tokens.mask, following, tokens.mask.shape[1] + room)
                 hidden, entering = _run(decoder, span, tokens.hidden, tokens.positions)
@@ -177,40 +222,40 @@ def prefill(
     return InsideRun(decoder, spans, decoder.norm(tokens.hidden[:, -1]), reductions)
 
 
-def _embed(
-    decoder: Any, rows: Sequence[Any], pruner: Pruner | None
-) -> tuple[list[Tensor], list[_Block | None]]:
-    """Return the input embeddings (S_i, D) of every row, and its visual block if it has one."""
+def _prompt(decoder: Any, row: Any, pruner: Pruner | None) -> Prompt:
+    """Embed a row, and find the stages of its visual block."""
     weight, depth = decoder.embed_tokens.weight, len(decoder.layers)
-    embeds: list[Tensor] = []
-    blocks: list[_Block | None] = []
-    for row in rows:
-        if len(row.images) > 1:
-            raise ValueError(
-                f"a prompt has {len(row.images)} images, but methods inside the language model and original "
-                "positions take one. Use a method that prunes before the language model."
-            )
-        start = row.ids.index(IMAGE_TOKEN_INDEX) if row.images else len(row.ids)
-        ids = torch.tensor([one for one in row.ids if one >= 0], dtype=torch.int64, device=weight.device)
-        before, after = decoder.embed_tokens(ids).split([start, len(ids) - start])
-        visual = row.images[0].to(before) if row.images else before[:0]
-        embeds.append(torch.cat([before, visual, after]))
-        stages = pruner.stages(depth, len(visual), row.crops) if isinstance(pruner, DecoderPruner) else []
-        blocks.append(
-            _Block(
-                start,
-                len(visual),
-                len(after),
-                {stage.layer: stage for stage in stages},
-                pruner.prepare(visual, after) if stages and len(after) else None,
-                torch.arange(len(visual), device=weight.device),
-                len(visual),
-                row.marked,
-            )
-            if stages
-            else None
+    if len(row.images) > 1:
+        raise ValueError(
+            f"a prompt has {len(row.images)} images, but methods inside the language model and original "
+            "positions take one. Use a method that prunes before the language model."
         )
-    return embeds, blocks
+    start = row.ids.index(IMAGE_TOKEN_INDEX) if row.images else len(row.ids)
+    ids = torch.tensor([one for one in row.ids if one >= 0], dtype=torch.int64, device=weight.device)
+    before, after = decoder.embed_tokens(ids).split([start, len(ids) - start])
+    visual = row.images[0].to(before) if row.images else before[:0]
+    embeds = torch.cat([before, visual, after])
+    stages = pruner.stages(depth, len(visual), row.crops) if isinstance(pruner, DecoderPruner) else []
+    return Prompt(embeds, _positions(embeds, row), start, len(visual), stages, row.marked)
+
+
+def _block(prompt: Prompt, pruner: Pruner | None) -> _Block | None:
+    """Return the visual block that a method reduces, None if there is nothing to reduce."""
+    if not prompt.stages or not isinstance(pruner, DecoderPruner):
+        return None
+    _, visual, after = prompt.embeds.split(
+        [prompt.start, prompt.count, len(prompt.embeds) - prompt.start - prompt.count]
+    )
+    return _Block(
+        prompt.start,
+        prompt.count,
+        len(after),
+        {stage.layer: stage for stage in prompt.stages},
+        pruner.prepare(visual, after) if len(after) else None,
+        torch.arange(prompt.count, device=visual.device),
+        prompt.count,
+        prompt.marked,
+    )
 
 
 def _positions(embeds: Tensor, row: Any) -> Tensor:
@@ -224,7 +269,8 @@ def _positions(embeds: Tensor, row: Any) -> Tensor:
     return every
 
 
-def _check_window(config: Any, length: int) -> None:
+def check_window(config: Any, length: int) -> None:
+    """Raise `ValueError` if a sliding window is shorter than a prompt with its answer."""
     window = getattr(config, "sliding_window", None)
     if window is not None and length > window:
         raise ValueError(
@@ -275,14 +321,13 @@ def _mask(config: Any, span: Span, hidden: Tensor) -> Tensor | None:
     return torch.zeros(seen.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(~seen, least)
 
 
-def _shared(rows: Sequence[Any], blocks: Sequence[_Block | None]) -> list[int] | None:
-    """Return the first row that has the same prefix, of every row; None if nothing is shared."""
+def _shared(keys: Sequence[Any], blocks: Sequence[_Block | None]) -> list[int] | None:
+    """Return the first prompt that has the same key, of every prompt; None if nothing is shared."""
     if any(block is None or not block.after for block in blocks):
         return None
     seen: dict[Any, int] = {}
-    keys = [(row.key, row.ids[: block.start]) for row, block in zip(rows, blocks, strict=True) if block]
     found = [seen.setdefault(key, number) for number, key in enumerate(keys)]
-    return None if len(seen) == len(rows) else found
+    return None if len(seen) == len(keys) else found
 
 
 def _run_shared(

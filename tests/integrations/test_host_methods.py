@@ -27,6 +27,8 @@ NO_CLS = {"visionzip": "keys", "prumerge": "last_query", "prumerge+": "last_quer
 STITCHED = dict.fromkeys(["visionzip", "prumerge", "prumerge+", "downsample"], "merges") | {
     "tome": "merged@4"
 }
+INSIDE = [name for name in list_pruners() if get_pruner(name, 4).acts_in == "decoder"]
+NOT_INSIDE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # hosts that refuse all of these
 # Methods that a host refuses, and what it lacks for them; all others work
 REFUSED = {
     "llava": {"tome": "merged@4"},
@@ -55,6 +57,18 @@ def test_methods_run_or_say_what_is_missing(name, model):
             llava.unprune(llava.prune(model, method, tokens=4))
         else:
             with pytest.raises(ValueError, match=f"{method!r}.*{lacking}".replace("+", r"\+")):
+                llava.prune(model, method, tokens=4)
+
+
+@every_host
+def test_methods_inside_the_language_model_run_or_say_what_is_missing(name, model):
+    assert len(INSIDE) >= 5
+    for method in INSIDE:
+        if name not in NOT_INSIDE:
+            with llava.pruned(model, method, tokens=4) as pruning:
+                assert pruning.acts_inside and pruning.positions == get_pruner(method, 4).positions
+        else:
+            with pytest.raises(ValueError, match=f"{method!r} prunes inside .* rows and columns"):
                 llava.prune(model, method, tokens=4)
 
 

@@ -8,6 +8,12 @@ import transformers
 
 import llava
 from helpers.checkpoints import IDS, NEXT, SOURCE, load
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.decode import Row
+from llava.model.inside import prefill
+
+# Methods that prune inside the language model, with budgets that three layers can meet
+INSIDE = {"fastv": 6, "sparsevlm": 9, "pyramiddrop": 24, "vtw": 30, "dart": 12}
 
 
 def converted(own, name):
@@ -48,10 +54,8 @@ def prompt(own, placeholders):
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-@pytest.mark.parametrize("name", ["Llava", "LlavaNext"])
-def test_the_same_tokens_and_logits_as_our_own_class(name):
-    own = load(SOURCE if name == "Llava" else NEXT)
-    host = converted(own, name)
+def question(own, host, name):
+    """Return inputs of the host, and the images of the same question as our own class takes them."""
     generator = torch.Generator().manual_seed(0)
     tower = own.get_vision_tower()
     side, patches = tower.image_size, tower.num_patches
@@ -59,16 +63,22 @@ def test_the_same_tokens_and_logits_as_our_own_class(name):
     if name == "Llava":
         pixels = torch.randn(1, 3, side, side, generator=generator)
         inputs = {**prompt(own, patches), "pixel_values": pixels}
-        given = {"images": pixels, "image_sizes": [(side, side)]}
-    else:
-        sizes = torch.tensor([size[::-1]])
-        module = transformers.models.llava_next.modeling_llava_next
-        crops = module.image_size_to_num_patches(sizes[0], own.config.image_grid_pinpoints, side)
-        pixels = torch.randn(1, crops, 3, side, side, generator=generator)
-        features = [torch.zeros(crops, patches, 1)]
-        count = host.model.pack_image_features(features, sizes, "default", torch.zeros(1))[1].item()
-        inputs = {**prompt(own, count), "pixel_values": pixels, "image_sizes": sizes}
-        given = {"images": [pixels[0]], "image_sizes": [size]}
+        return inputs, {"images": pixels, "image_sizes": [(side, side)]}
+    sizes = torch.tensor([size[::-1]])
+    module = transformers.models.llava_next.modeling_llava_next
+    crops = module.image_size_to_num_patches(sizes[0], own.config.image_grid_pinpoints, side)
+    pixels = torch.randn(1, crops, 3, side, side, generator=generator)
+    features = [torch.zeros(crops, patches, 1)]
+    count = host.model.pack_image_features(features, sizes, "default", torch.zeros(1))[1].item()
+    inputs = {**prompt(own, count), "pixel_values": pixels, "image_sizes": sizes}
+    return inputs, {"images": [pixels[0]], "image_sizes": [size]}
+
+
+@pytest.mark.parametrize("name", ["Llava", "LlavaNext"])
+def test_the_same_tokens_and_logits_as_our_own_class(name):
+    own = load(SOURCE if name == "Llava" else NEXT)
+    host = converted(own, name)
+    inputs, given = question(own, host, name)
     for settings in ({"tokens": 16}, {"tokens": 9, "important_ratio": 0.7}):
         own.set_pruner("vispruner", **settings, anyres="llava")
         vision = own.encode_vision(**given)
@@ -78,3 +88,40 @@ def test_the_same_tokens_and_logits_as_our_own_class(name):
             assert torch.equal(torch.stack([row.kept for row in pruning.last.rows]), expected)
             mine = own(input_ids=IDS, **given).logits
         assert found.shape == mine.shape and (found - mine).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["Llava", "LlavaNext"])
+def test_the_same_answers_as_our_own_class_with_methods_inside(name):
+    """Equal answers, visual tokens after the last reduction, and counts in every layer."""
+    own = load(SOURCE if name == "Llava" else NEXT)
+    host = converted(own, name)
+    inputs, given = question(own, host, name)
+    (one,) = own.encode_vision(**given)
+    length, start = inputs["input_ids"].shape[1], IDS[0].tolist().index(IMAGE_TOKEN_INDEX)
+    options = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": 2, "pad_token_id": 0}
+    answers = set()
+    for method, tokens in INSIDE.items():
+        own.set_pruner(method, tokens=tokens, anyres="llava")
+        expected = own.generate(IDS, **given, **options)
+        visual = own.visual_tokens(one)
+        row = Row(tuple(IDS[0].tolist()), visual.embeds, crops=len(one.features))
+        reduction = prefill(own, [row], own.pruner).reductions[0][-1]
+        left = reduction.ids[reduction.ids < len(visual.embeds)] + start
+        with llava.pruned(host, method, tokens=tokens) as pruning:
+            found = host.generate(**inputs, **options)
+            plan = pruning.last
+        assert torch.equal(found[:, :length], inputs["input_ids"])
+        assert torch.equal(found[:, length:], expected), method
+        layers = own.pruner.visual_per_layer(own.config.num_hidden_layers, len(visual.embeds), row.crops)
+        made = [0 if count == len(visual.embeds) else reduction.stage.new for count in layers]
+        assert [len(places) for places in plan.layers[0]] == [
+            a - b for a, b in zip(layers, made, strict=True)
+        ]
+        assert torch.equal(plan.layers[0][-1], left), method
+        text = [*range(start), *range(start + len(visual.embeds), length)]
+        assert plan.sel[0].tolist() == sorted([*text, *left.tolist()])
+        kept = torch.cat([one.places[one.kept] for one in plan.rows])
+        of_patches = {place for one in plan.rows for place in one.places.tolist()}  # not newlines
+        assert set(kept.tolist()) == set(left.tolist()) & of_patches
+        answers.add(tuple(expected[0].tolist()))
+    assert len(answers) > 2
