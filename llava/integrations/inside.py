@@ -22,7 +22,7 @@ from llava.integrations.hosts.base import Host
 from llava.integrations.plan import KeptRow, Plan, Pruning, Shortened
 from llava.integrations.shortening import placeholders, plan_of, refuse_prompt, shortened
 from llava.model.decode import ALWAYS, ROOM, answer_inside
-from llava.model.inside import InsideRun, Prompt, check_window, prefill_prompts
+from llava.model.inside import EmbeddedPrompt, InsideRun, check_window, prefill_prompts
 from llava.model.runtime.stages import INVALID
 from llava.model.transformers_compat import attention_of
 from llava.pruning import Pruner
@@ -200,7 +200,7 @@ def _refuse_blocks(visual: Tensor, method: str) -> None:
 
 
 # --- the prompt, before and after ---------------------------------------------------------------------------
-def _prompt(short: Shortened, sample: int, pruning: Pruning, depth: int) -> Prompt:
+def _prompt(short: Shortened, sample: int, pruning: Pruning, depth: int) -> EmbeddedPrompt:
     """Return a row of the batch without padding, with the reductions of its visual block."""
     valid = short.plan.valid[sample].to(short.embeds.device)
     embeds = short.embeds[sample, valid]
@@ -212,10 +212,10 @@ def _prompt(short: Shortened, sample: int, pruning: Pruning, depth: int) -> Prom
     if any(row.budget is not None for row in rows):
         budget = sum(row.total if row.budget is None else row.budget for row in rows)
         stages = pruning.pruner(budget).stages(depth, count)
-    return Prompt(embeds, torch.arange(len(embeds), device=embeds.device), start, count, stages)
+    return EmbeddedPrompt(embeds, torch.arange(len(embeds), device=embeds.device), start, count, stages)
 
 
-def _plan(run: InsideRun, prompts: list[Prompt], entered: Plan, real: Tensor, depth: int) -> Plan:
+def _plan(run: InsideRun, prompts: list[EmbeddedPrompt], entered: Plan, real: Tensor, depth: int) -> Plan:
     """Return what the last layer sees of the caller's prompt, and the visual tokens that every layer sees."""
     retained, layers = torch.zeros_like(real), []
     last: list[Tensor | None] = []

@@ -33,7 +33,7 @@ def acts_inside(pruner: Pruner | None) -> bool:
 
 
 @dataclass
-class Prompt:
+class EmbeddedPrompt:
     """A prompt as the first layer gets it: text, at most one block of visual tokens, text.
 
     Attributes:
@@ -176,7 +176,7 @@ def prefill(
 @torch.inference_mode()
 def prefill_prompts(
     decoder: Any,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[EmbeddedPrompt],
     pruner: Pruner | None,
     room: int = 0,
     keys: Sequence[Any] | None = None,
@@ -222,7 +222,7 @@ def prefill_prompts(
     return InsideRun(decoder, spans, decoder.norm(tokens.hidden[:, -1]), reductions)
 
 
-def _prompt(decoder: Any, row: Any, pruner: Pruner | None) -> Prompt:
+def _prompt(decoder: Any, row: Any, pruner: Pruner | None) -> EmbeddedPrompt:
     """Embed a row, and find the stages of its visual block."""
     weight, depth = decoder.embed_tokens.weight, len(decoder.layers)
     if len(row.images) > 1:
@@ -236,10 +236,10 @@ def _prompt(decoder: Any, row: Any, pruner: Pruner | None) -> Prompt:
     visual = row.images[0].to(before) if row.images else before[:0]
     embeds = torch.cat([before, visual, after])
     stages = pruner.stages(depth, len(visual), row.crops) if isinstance(pruner, DecoderPruner) else []
-    return Prompt(embeds, _positions(embeds, row), start, len(visual), stages, row.marked)
+    return EmbeddedPrompt(embeds, _positions(embeds, row), start, len(visual), stages, row.marked)
 
 
-def _block(prompt: Prompt, pruner: Pruner | None) -> _Block | None:
+def _block(prompt: EmbeddedPrompt, pruner: Pruner | None) -> _Block | None:
     """Return the visual block that a method reduces, None if there is nothing to reduce."""
     if not prompt.stages or not isinstance(pruner, DecoderPruner):
         return None
