@@ -259,8 +259,8 @@ def refuse_full_prompt(model: nn.Module, host: Host, given: Mapping[str, Any]) -
     if any(bool(where.any()) for where in _placeholders(model, host.base(model), host, given).values()):
         raise ValueError(
             f"past_key_values: {getattr(cache, DROPPED)} visual tokens of the prompt were pruned and are not "
-            f"cached, so the {cache.get_seq_length()} cached tokens are not the first ids. Pass only ids that "
-            "are not cached, with an attention_mask of cached and new tokens."
+            f"cached, so the {cache.get_seq_length()} cached tokens are not the first ids. Pass only ids "
+            "that are not cached, with an attention_mask of cached and new tokens."
         )
 
 
