@@ -13,6 +13,7 @@ from helpers.host_oracle import grown, logits, new_tokens
 from helpers.hosts import HOSTS
 from llava.integrations import supported_classes
 from llava.integrations.budget import HostBudget
+from llava.model import LlavaLlamaForCausalLM
 
 on_llava = pytest.mark.parametrize("name", ["llava"])
 on_both = pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
@@ -56,6 +57,12 @@ def test_unsupported_classes_name_the_supported_ones():
             call()
     with pytest.raises(TypeError, match="str cannot be pruned"):
         llava.prune("llava-hf/llava-1.5-7b-hf", tokens=4)
+    for wrapper, name in ((torch.nn.DataParallel(text), "module"), (torch.compile(text), "_orig_mod")):
+        with pytest.raises(TypeError, match=f"is around the model. Pass the one inside, model.{name}"):
+            llava.prune(wrapper, tokens=4)
+    own = LlavaLlamaForCausalLM.__new__(LlavaLlamaForCausalLM)
+    with pytest.raises(TypeError, match="LlavaLlamaForCausalLM is of this package.*model.set_pruner"):
+        llava.prune(own, tokens=4)
     assert len(supported_classes()) == len(set(supported_classes())) >= 11
 
 
