@@ -11,6 +11,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 BUNDLED_MODEL = REPOSITORY / "playground" / "tiny" / "llava-tiny"
 BUNDLED_ANYRES_MODEL = BUNDLED_MODEL.with_name("llava-tiny-anyres")  # the same weights, LLaVA-NeXT's crops
 BUNDLED_DATA = REPOSITORY / "playground" / "tiny" / "eval"
+BUNDLED_VIDEO_MODEL = BUNDLED_MODEL.with_name("video-llava-tiny")
+BUNDLED_CLIPS = BUNDLED_DATA.with_name("video")
 
 
 def cache_folder() -> Path:

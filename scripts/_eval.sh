@@ -5,7 +5,8 @@
 #   "$@": [TOKENS [RATIO]] [options of python -m llava.eval.run, which take precedence]; without TOKENS, no
 #   pruning. In v1_6, TOKENS is per crop: 32 means 160.
 #   source scripts/_eval.sh; vispruner_video msvd "$@"
-#   "$@": [ANSWERS] [TOKENS [RATIO]] [options of python -m llava.eval.video]
+#   "$@": [ANSWERS] [TOKENS [RATIO]] [options of python -m llava.eval.video]; TOKENS is of a whole clip. ANSWERS, made
+#   elsewhere, are scored; without them, the model is asked.
 #
 # Environment variables:
 #   CKPT_DIR, CKPT   folder of checkpoints and the name of one of them (default: llava-v1.5-7b, in v1_6
@@ -104,7 +105,7 @@ vispruner_eval() { # v1_5 or v1_6, benchmark, arguments
 }
 
 vispruner_video() { # benchmark, arguments
-    local benchmark=$1 flags=() answers=""
+    local benchmark=$1 flags=() answers="" processes
     shift
     case ${1:-} in
         -*) ;;
@@ -119,7 +120,18 @@ vispruner_video() { # benchmark, arguments
     if [ -n "${METHOD:-}" ]; then flags+=(--method "$METHOD"); fi
     if [ -n "${JUDGE:-}" ]; then flags+=(--judge "$JUDGE"); fi
     if [ -n "${DATA_DIR:-}" ]; then flags+=(--data "$(_vp_path "$DATA_DIR")"); fi
-    vispruner_env
+    processes=$(_vp_processes ${EXTRA_ARGS_[@]+"${EXTRA_ARGS_[@]}"})
+    if [ "$processes" != 1 ] && [ -z "$answers" ]; then flags+=(--processes "$processes"); fi
+    if [ -n "$answers" ]; then
+        vispruner_env
+    elif [ -n "$MODEL_" ]; then
+        vispruner_env video
+    elif [ -d "${OUT_DIR:-$ROOT/outputs}/$benchmark/Video-LLaVA-7B" ]; then # answers made elsewhere
+        vispruner_env video
+    else
+        vispruner_env video tiny
+        vispruner_python llava.tiny.video_tower >/dev/null
+    fi
     exec "$PY" "$ROOT/scripts/_launch.py" llava.eval.video --benchmark "$benchmark" ${MODEL_:+--model "$MODEL_"} \
         --output-dir "$(_vp_path "${OUT_DIR:-$ROOT/outputs}")" ${flags[@]+"${flags[@]}"} ${EXTRA_ARGS_[@]+"${EXTRA_ARGS_[@]}"}
 }

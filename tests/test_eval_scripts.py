@@ -60,7 +60,9 @@ CASES = [
         "--data",
     ),
     ("video/eval/msvd.sh missing.jsonl 227", {}, "--answers missing.jsonl --tokens 227", "--data"),
-    ("video/eval/msvd.sh 227 0.5", {}, "--tokens 227 --ratio 0.5", "--answers"),
+    ("video/eval/msvd.sh 227 0.5", {}, "--tokens 227 --ratio 0.5", "--answers --model --data"),
+    ("video/eval/tgif.sh 114 0.5 --limit 3", GPUS, "--tokens 114 --processes 2 --limit 3", "--answers"),
+    ("video/eval/tgif.sh merge.jsonl", GPUS, "--answers merge.jsonl", "--processes"),
 ]
 
 
@@ -76,7 +78,7 @@ def run(sandbox: Sandbox, line: str, variables: dict[str, str]):
     script, *arguments = line.split()
     settings = {**dict.fromkeys(VARIABLES.split(), ""), "VISPRUNER_SYSTEM_PYTHON": "1", **variables}
     done = sandbox.run(*arguments, script=script, cwd=sandbox.repo, **settings)
-    calls = [call for call in sandbox.calls("module") if "llava.tiny.tower" not in call]
+    calls = [call for call in sandbox.calls("module") if "llava.tiny." not in call]
     return done, " ".join(calls).replace(f"{sandbox.repo}/", "").split()
 
 
@@ -97,6 +99,21 @@ def test_without_settings_the_bundled_model_is_prepared_and_stdout_is_that_of_th
     sandbox.log.unlink()
     run(sandbox, "v1_5/eval/vqav2.sh", {"CKPT_DIR": "c", "DATA_DIR": "d"})
     assert not any("llava.tiny.tower" in call for call in sandbox.calls("module"))
+
+
+def test_the_towers_of_the_video_model_are_prepared_where_it_is_asked(sandbox) -> None:
+    given = {"CKPT_DIR": "", "CKPT": ""}
+    run(sandbox, "video/eval/msvd.sh 114 0.5", given)
+    assert "llava.tiny.video_tower" in sandbox.calls("module")[0]
+    for line, variables in (
+        ("video/eval/msvd.sh merge.jsonl", given),
+        ("video/eval/msvd.sh 114 0.5", {"CKPT_DIR": "c"}),
+        ("video/eval/msvd.sh 114 0.5", {**given, "OUT_DIR": "o"}),  # there are answers made elsewhere
+    ):
+        (sandbox.repo / "o" / "msvd" / "Video-LLaVA-7B").mkdir(parents=True, exist_ok=True)
+        sandbox.log.unlink()
+        run(sandbox, line, variables)
+        assert not any("llava.tiny." in call for call in sandbox.calls("module"))
 
 
 def test_an_unknown_split_is_refused(sandbox) -> None:

@@ -22,7 +22,7 @@ COMMANDS = {
     "score": ("llava.eval.score", "score an answer file"),
     "submit": ("llava.eval.submit", "convert an answer file for a benchmark's server"),
     "judge": ("llava.eval.judge", "grade answers by a judge model"),
-    "video": ("llava.eval.video", "score answers to the video sets"),
+    "video": ("llava.eval.video", "ask a video set and score the answers, or score answers made elsewhere"),
     "compare": ("llava.eval.compare", "compare two answer files question by question"),
     "data": ("llava.eval.data", "check which benchmark data is present"),
     "native": ("llava.eval.native", "evaluate a model of transformers at several budgets"),

@@ -229,6 +229,13 @@ def host_job(args: argparse.Namespace, model: Path | str, name: str, local_rank:
     return with_host(job, name, given)
 
 
+def add_clip_argument(parser: argparse.ArgumentParser) -> None:
+    """Add what the budget of a clip is."""
+    text = "of videos: total splits the budget over the frames, clip chooses among all frames at once "
+    text += "(default: total)"
+    parser.add_argument("--clip-budget", choices=("total", "clip"), default="total", help=text)
+
+
 def add_data_argument(parser: argparse.ArgumentParser) -> None:
     text = "folder of the benchmark, or the one above (default: the bundled data)"
     parser.add_argument("--data", type=path_argument, help=text)
@@ -254,6 +261,7 @@ def job_of(
     given = {name: getattr(args, name) for name in _JOB_ARGUMENTS}
     shared = not args.no_share_prefix
     given |= {"share_prefix": shared, "num_processes": getattr(args, "num_processes", None) or 1}
+    given |= {"clip_budget": getattr(args, "clip_budget", "total")}
     return resolve_job(model, config, anyres=anyres, local_rank=local_rank, **given)
 
 
@@ -298,14 +306,17 @@ def model_folder(
     parser: argparse.ArgumentParser,
     option: str = "--model",
     hosts: bool = False,
+    media: str = "image",
 ) -> Path | str:
     """Return the checkpoint of --model (or of `option`), checked as far as possible without loading it.
 
     Args:
         hosts: Accept models of transformers; see `jobs.host`.
+        media: What the bundled model takes that is used without --model: image or video.
     """
     if is_bundled(args.model):
-        folder = Path(args.model).expanduser() if args.model else paths.BUNDLED_MODEL
+        folder = paths.BUNDLED_VIDEO_MODEL if media == "video" else paths.BUNDLED_MODEL
+        folder = Path(args.model).expanduser() if args.model else folder
         return paths.require_bundled(folder / "config.json", "--model (CKPT_DIR, CKPT)").parent
     given, folders = getattr(args, "model_base", None), []
     for asked, name in ((option, args.model), ("--model-base", given)):
@@ -328,7 +339,7 @@ def model_folder(
 
 def is_bundled(model: str | None) -> bool:
     """Return True if --model is not given, or names a bundled checkpoint."""
-    bundled = (paths.BUNDLED_MODEL, paths.BUNDLED_ANYRES_MODEL)
+    bundled = (paths.BUNDLED_MODEL, paths.BUNDLED_ANYRES_MODEL, paths.BUNDLED_VIDEO_MODEL)
     return model is None or os.path.realpath(user_path(model)) in map(os.path.realpath, bundled)
 
 

@@ -34,7 +34,7 @@ from llava.eval.benchmarks import DataError, benchmark_name, get_benchmark, list
 from llava.eval.jobs import execute, processes
 from llava.eval.jobs.execute import SettingRun
 from llava.eval.jobs.host import host_class, host_pruning
-from llava.eval.jobs.job import Job, Task, read_task, resolve_pruner, setting_name
+from llava.eval.jobs.job import Job, Task, check_media, read_task, resolve_pruner, setting_name
 from llava.eval.jobs.session import Session, TooManyFailures
 from llava.eval.score import print_score
 from llava.model.checkpoint.config import stored_config
@@ -46,7 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_source_arguments(parser)
     add = parser.add_argument_group("pruning").add_argument
     add("--method", help="pruning method (default: vispruner, none without --tokens)")
-    budget = "visual tokens to keep per crop; 0 is a blind baseline, none disables pruning (default: "
+    budget = "visual tokens to keep per crop, of a clip in all; 0 is a blind baseline, none disables pruning "
+    budget += "(default: "
     budget += "VISPRUNER_TOKENS, else config.json, else none)"
     add("--tokens", type=argtypes.tokens, metavar="N|none", help=budget)
     add("--ratio", type=argtypes.ratio, help="share selected by [CLS] attention (default: 0.5)")
@@ -66,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--fixed", action="store_true", help="work around known bugs of the official scoring rule")
     add("--strict", dest="fixed", action="store_false", help="use the official rule (default)")
     parser.set_defaults(fixed=False)
+    cli.add_clip_argument(parser)
     cli.add_model_arguments(parser)
     cli.add_inference_arguments(parser)
     cli.add_server_arguments(parser)
@@ -90,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     benchmark.allow_outside = args.allow_outside_images
     if not quiet:
         cli.announce_bundled(cli.is_bundled(args.model), args.data is None)
-    model = cli.model_folder(args, parser, hosts=True)
+    model = cli.model_folder(args, parser, hosts=True, media=benchmark.media)
     host = host_class(model)
     task = read_task(benchmark, args.data, args.limit)
     local_rank = rank.local_rank if rank.size > 1 else None
@@ -102,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             job, pruner = _own_job(args, model, parser, local_rank)
     except ValueError as error:
         parser.error(str(error))
+    check_media(benchmark, stored_config(model, args.model_base) if host is None else {}, model)
     if args.num_processes > 1 and ":" in job.device:
         parser.error(
             f"--device {job.device}: one GPU for {args.num_processes} processes. List several in "

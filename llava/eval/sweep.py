@@ -41,7 +41,7 @@ from llava.eval.benchmarks import DataError, EmptyAnswersError, benchmark_name, 
 from llava.eval.cli import ModelError
 from llava.eval.jobs import execute, processes
 from llava.eval.jobs.execute import SettingRun
-from llava.eval.jobs.job import Job, Task, common_anyres, read_task, setting_name
+from llava.eval.jobs.job import Job, Task, check_media, common_anyres, read_task, setting_name
 from llava.eval.jobs.session import MethodUnavailable, Session, TooManyFailures
 from llava.eval.metrics.scorecard import ScoredSetting
 from llava.eval.metrics.statistics import paired_bootstrap
@@ -78,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     launched = "processes to launch, one per GPU (default: see above)"
     add("--num-processes", "--processes", type=argtypes.at_least(1), help=launched)
     add("--part", action="store_true", help=argparse.SUPPRESS)  # started by --num-processes
+    cli.add_clip_argument(parser)
     cli.add_model_arguments(parser)
     cli.add_inference_arguments(parser)
     return parser
@@ -186,7 +187,8 @@ def _plan(
 ) -> tuple[Session, list[Task], list[Any]]:
     """Check the arguments and read the questions; wrong arguments end the command."""
     benchmarks = find_benchmarks(args, dict.fromkeys(args.benchmarks), parser)
-    model = cli.model_folder(args, parser)
+    media = "video" if all(one.media == "video" for one in benchmarks) else "image"
+    model = cli.model_folder(args, parser, media=media)
     tasks = read_tasks(args, benchmarks, failures)
     try:
         pruners = grid(args.methods, args.tokens, args.ratios, args.seed)
@@ -201,6 +203,7 @@ def _plan(
             f"--device {job.device}: one GPU for {args.num_processes} processes. List several in "
             "CUDA_VISIBLE_DEVICES"
         )
+    tasks = suitable(tasks, config, model, failures)
     # Images that several benchmarks show are encoded once; within one benchmark the engine sees to that.
     cache = args.vision_cache << 20 if len(benchmarks) > 1 else 0
     return Session(job, cache, args.max_failures), tasks, pruners
@@ -311,6 +314,22 @@ def read_tasks(args: argparse.Namespace, benchmarks: Sequence[Any], failures: Fa
     if not tasks:
         raise DataError("none of the benchmarks can be evaluated")
     return tasks
+
+
+def suitable(
+    tasks: Sequence[Task], config: dict[str, Any], model: Path | str, failures: Failures
+) -> list[Task]:
+    """Return the tasks whose images or videos the model takes; a single one that does not fit raises."""
+    found = []
+    for task in tasks:
+        try:
+            check_media(task.benchmark, config, model)
+            found.append(task)
+        except DataError as error:
+            if len(tasks) == 1:
+                raise
+            failures.note(task.title, error)
+    return found
 
 
 def answer_task(

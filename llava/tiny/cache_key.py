@@ -17,6 +17,16 @@ FEATURE_SOURCES = (
     TINY / "tower.py",
     TINY / "training" / "features.py",
 )
+# What features of the training clips depend on.
+CLIP_SOURCES = (
+    TINY / "world" / "vocabulary.py",
+    TINY / "world" / "background.py",
+    TINY / "world" / "foreground.py",
+    TINY / "world" / "sprites" / "atlas.png",
+    TINY / "world" / "clips.py",
+    TINY / "tower.py",
+    TINY / "training" / "clip_features.py",
+)
 # What a training run depends on besides its recipe.
 RUN_SOURCES = (
     *FEATURE_SOURCES,

@@ -440,11 +440,12 @@ def test_the_folder_is_named_by_what_is_asked(data, tmp_path, capsys, given, fol
             "llava.eval.data check mme to see",
         ),
         ("gqa", None, "GQA: no bundled data ("),
-        ("msvd", None, "no model here takes any"),
+        ("msvd", None, "no bundled data ("),
     ],
 )
 def test_data_not_there_is_told_in_one_line(data, tmp_path, capsys, monkeypatch, benchmark, given, says):
     monkeypatch.setattr("llava.paths.BUNDLED_DATA", tmp_path)
+    monkeypatch.setattr("llava.paths.BUNDLED_CLIPS", tmp_path)
     more = ["--data", given.format(data=data)] if given else []
     assert run.main(["--benchmark", benchmark, "--model", str(MODEL), *more]) == 1
     said = capsys.readouterr().err

@@ -55,14 +55,27 @@ def test_answers_are_found_by_their_setting_and_the_tables_can_read_them(tmp_pat
     assert (card.method, card.tokens) == (folder.split("-")[0], None if folder == "none" else 227)
 
 
-def test_missing_answers_are_reported_in_one_line(tmp_path, capsys):
-    given = ["--benchmark", "tgif", "--tokens", "64", "--model", "ckpts/other-7b"]
-    assert video.main([*given, "--output-dir", str(tmp_path)]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and said.startswith(
-        "error: TGIF-QA: no model of this package takes videos yet"
-    )
-    assert f"{tmp_path}/tgif/other-7b/vispruner-r0.5-64 has no answers (answers.jsonl or merge.jsonl)" in said
+def test_without_answers_the_model_is_asked(tmp_path, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr("llava.eval.run.main", lambda argv: asked.append(argv) or 0)
+    given = ["--benchmark", "tgif", "--tokens", "64", "--output-dir", str(tmp_path)]
+    assert video.main([*given, "--model", "ckpts/other-7b", "--limit", "3"]) == 0
+    assert video.main(["--benchmark", "tgif", "--output", str(tmp_path)]) == 0
+    place = f"--output={tmp_path}/tgif/other-7b/vispruner-r0.5-64"
+    rest = ["--method", "vispruner", "--ratio", "0.5", "--model=ckpts/other-7b", "--limit", "3"]
+    assert asked == [
+        ["--benchmark", "tgif", place, "--tokens", "64", *rest],
+        ["--benchmark", "tgif", f"--output={tmp_path}", "--tokens", "none"],
+    ]
+
+
+@pytest.mark.parametrize("line", ["", '{"question_id": "x", "promp', '{"metadata": {"config": "0"}}\n'])
+def test_answers_of_a_run_are_resumed_not_scored(tmp_path, monkeypatch, line):
+    place = tmp_path / "tgif" / "Video-LLaVA-7B" / "vispruner-r0.5-64"
+    place.mkdir(parents=True)
+    (place / "answers.jsonl").write_text(line)
+    monkeypatch.setattr("llava.eval.run.main", lambda argv: 7)
+    assert video.main(["--benchmark", "tgif", "--tokens", "64", "--output-dir", str(tmp_path)]) == 7
 
 
 def test_data_and_settings_are_checked(tmp_path, capsys):

@@ -183,7 +183,7 @@ class Benchmark(ABC):
 
     def check(self, data: Path, questions: list[Question]) -> list[str]:
         """Return warnings about these questions. Raises DataError if none can be asked."""
-        warnings = check_questions(self.title, questions)
+        warnings = check_questions(self.title, questions, self.media)
         bare = [f"{question.file}:{question.line}" for question in questions if question.image is None]
         if bare and not self.asks_without_image:
             what = f"{len(bare)} of {len(questions)} questions have no image"
@@ -411,7 +411,7 @@ class Benchmark(ABC):
         return data
 
 
-def check_questions(benchmark_title: str, questions: list[Question]) -> list[str]:
+def check_questions(benchmark_title: str, questions: list[Question], media: str = "image") -> list[str]:
     """Return warnings about repeated questions and missing images. Raises DataError if none can be asked."""
     if not questions:
         raise DataError(f"{benchmark_title}: no readable question")
@@ -426,10 +426,10 @@ def check_questions(benchmark_title: str, questions: list[Question]) -> list[str
     if missing:
         affected = [question for question in questions if question.image in missing]
         first = affected[0]
-        message = f"{len(missing)} of {len(images)} images are missing; {len(affected)} questions use them"
+        message = f"{len(missing)} of {len(images)} {media}s are missing; {len(affected)} questions use them"
         message += f" (first: {first.file}:{first.line} uses {first.image})"
         if len(missing) == len(images):
-            raise DataError(f"{benchmark_title}: {message}. Put the images into {first.image.parent}.")
+            raise DataError(f"{benchmark_title}: {message}. Put the {media}s into {first.image.parent}.")
         warnings.append(message)
     return warnings
 

@@ -1,27 +1,36 @@
 """Zero-shot video questions (TGIF-QA, MSVD-QA, MSRVTT-QA, ActivityNet-QA), judged by a language model.
 
+A question is about one video, NAME with the first of the extensions .mp4, .avi, .mov, .mkv that exists. The
+files with 1,000 questions are used where they are present, else the full ones; questions and answers are
+joined by question_id.
+
 Score: the judge's accuracy, yes / (yes + no); `average_score` is from 0 to 5. Replies are stored in a file
 ({id: [reply, {"q", "a", "pred"}]}) or a folder (<id>.json each), plus "judge" and "prompt" in the second part
 (else the judge is unknown). Pass them as the answers, or keep them next to the answers as `<answers>_judged`,
 `<answers>_judge_replies.json` or `judge_replies.json`. Official rules: scores are truncated to integers, a
 score that is not an integer's text counts 0, "maybe" is neither yes nor no. The offline matches in the
-details need no judge: lower bounds, *not* comparable with papers. No model of this package takes videos yet.
+details need no judge: lower bounds, *not* comparable with papers.
 """
 
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.base import DataFile, Score, mean
+import numpy as np
+
+from llava.eval.benchmarks.base import DataFile, PerImageCounts, Score, mean
 from llava.eval.benchmarks.files import ANSWER, DataIssue, Question, Row, read_json, read_rows
 from llava.eval.benchmarks.judging import TRIES, UNKNOWN, Judge, JudgedBenchmark
 from llava.eval.benchmarks.normalize import vqa_official
+from llava.eval.benchmarks.questions import make_question
 from llava.eval.benchmarks.shapes import ID, TEXT, Shape, mismatch
+from llava.video_files import read_frames
 
 EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv")
 QUESTION: Shape = {"video_name": str, "question_id": ID, "question": str}
@@ -75,6 +84,11 @@ def parse_reply(text: str) -> Row | None:
     return reply if isinstance(reply, dict) else None
 
 
+def exact_match(answer: str, correct: str) -> bool:
+    """Return whether an answer is the correct one but for spaces around it."""
+    return answer.strip() == correct.strip()
+
+
 class VideoQA(JudgedBenchmark):
     """One of the sets; they differ in names: of the set, its folder, the videos' folder, and their prefix."""
 
@@ -100,13 +114,21 @@ class VideoQA(JudgedBenchmark):
         )
 
     def questions(self, data: Path, problems: list[DataIssue]) -> Iterator[Question]:
-        path = self.find(data, self.marker)
-        for place, row in enumerate(read_json(path, list, QUESTION)):
-            stem = data / self.videos / f"{self.prefix}{row['video_name']}"
-            paths = [Path(f"{stem}{extension}") for extension in EXTENSIONS]
-            video = next((one for one in paths if one.is_file()), paths[0])
-            asked = (row["question_id"], video, row["question"])
-            yield Question(place, *asked, file=str(path), line=place + 1)
+        path, folder, index = self.find(data, self.marker), data / self.videos, 0
+        for number, row in enumerate(read_json(path, list, QUESTION), 1):
+            names = [f"{self.prefix}{row['video_name']}{extension}" for extension in EXTENSIONS]
+            name = next((one for one in names if os.path.isfile(folder / one)), names[0])
+            values = row["question_id"], name, row["question"], folder, self.allow_outside
+            try:
+                yield make_question(index, *values, file=str(path), line=number)
+            except ValueError as error:
+                problems.append(DataIssue(str(path), number, str(error)))
+                continue
+            index += 1
+
+    def load_image(self, image: Any) -> Any:
+        """Return the frames of a video as PIL images. Raises OSError or ValueError naming the file."""
+        return read_frames(image)
 
     @staticmethod
     def read_truth(answers: Path, questions: Path) -> dict[Hashable, Row]:
@@ -146,7 +168,7 @@ class VideoQA(JudgedBenchmark):
         pairs = [(row["text"], str(right[key])) for key, row in rows.items()]
         score.details |= {
             "judged": score.details.pop("graded"),
-            "offline_exact_match": 100 * mean(a.strip() == b.strip() for a, b in pairs),
+            "offline_exact_match": 100 * mean(exact_match(*pair) for pair in pairs),
             "offline_normalised_match": 100 * mean(vqa_official(a) == vqa_official(b) for a, b in pairs),
         }
         wrong = [key for key, row in rows.items() if row.get("truth") not in (None, right[key])]
@@ -157,6 +179,15 @@ class VideoQA(JudgedBenchmark):
                 "this; the judge's replies to these answers are not valid"
             )
         return score
+
+    def offline_counts(self, data: Path, answers: Sequence[Row]) -> PerImageCounts:
+        """Return the exact matches per video, for intervals of `offline_exact_match` by `score_counts`."""
+        table: dict[str, list[float]] = {}
+        for key, entry, row in self.matched(data, answers):
+            counts = table.setdefault(self.image_of(key, entry), [0.0, 0.0])
+            counts[0] += exact_match(row["text"], str(entry["answer"]))
+            counts[1] += 1
+        return PerImageCounts(tuple(table), np.array(list(table.values())))
 
     def asked_texts(self, data: Path) -> Mapping[Hashable, Sequence[str]]:
         return {key: (entry["question"],) for key, entry in self.truth(data).items() if "question" in entry}

@@ -30,8 +30,6 @@ import torch
 from tqdm import tqdm
 
 from llava.constants import (
-    DEFAULT_IM_END_TOKEN,
-    DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_TOKEN,
     IMAGE_TOKEN_INDEX,
 )
@@ -42,7 +40,8 @@ from llava.eval.inference.memory import images_at_once, most_crops
 from llava.eval.inference.server import Prompt, Reply, VllmServer
 from llava.eval.inference.stopwatch import Stopwatch
 from llava.eval.inference.vision_cache import VisionCache, image_key
-from llava.mm_utils import is_anyres, load_image, tokenizer_image_token
+from llava.mm_utils import is_anyres, load_image, media_tags, tokenizer_image_token
+from llava.model.clips import join_frame_tags
 from llava.model.decode import Decoding, Row, can_share, generate, generate_shared, stop_ids
 from llava.model.features import VisualTokens
 from llava.model.flops import VisionShape
@@ -136,7 +135,8 @@ class Engine:
 
     Attributes:
         share_prefix: Prefill each image once for all its questions where that is exact.
-        load_image: Question.image -> PIL image; `mm_utils.load_image` by default.
+        load_image: Question.image -> PIL image, or the frames of a clip; `mm_utils.load_image` by default.
+        clip_budget: What the budget of a clip is (`model.clips`), where questions are about clips; else None.
         vision_cache: Shares encoded images between runs, e.g. over several benchmarks.
         num_workers: Processes that load images; 0 for threads, None for automatic (see `image_loading`).
         after_group: Called with the cost and failures so far after each group of images; may raise to stop.
@@ -156,6 +156,7 @@ class Engine:
     share_prefix: bool = True
     load_image: Callable[[Any], Any] = load_image
     anyres: str | None = None
+    clip_budget: str | None = None
     vision_cache: VisionCache | None = None
     num_workers: int | None = None
     after_group: Callable[[InferenceStats], Any] | None = None
@@ -169,6 +170,7 @@ class Engine:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
         self._limits = ContextLimits.of(self.model.config)
+        self._frames = 0 if self.clip_budget is None else self.model.get_video_tower().num_frames
         self._rows_at_once = self.batch_size  # halved when the device runs out of memory
         if self.vision_cache is not None:
             self.vision_cache.bind(self.model)
@@ -503,21 +505,26 @@ class Engine:
         return found
 
     def prompt_ids(self, question: Question, answer: str | None = None) -> tuple[int, ...]:
-        """Return the token ids of the whole prompt, with IMAGE_TOKEN_INDEX in place of the image."""
-        return tuple(tokenizer_image_token(self.prompt(question, answer), self._tokenize, IMAGE_TOKEN_INDEX))
+        """Return the token ids of the whole prompt, with IMAGE_TOKEN_INDEX in place of the image or clip."""
+        ids = tokenizer_image_token(self.prompt(question, answer), self._tokenize, IMAGE_TOKEN_INDEX)
+        if self._frames and question.image is not None:
+            ids = join_frame_tags(ids, [self._frames])
+        return tuple(ids)
 
     def prompt(self, question: Question, answer: str | None = None) -> str:
-        """Return the whole prompt, with <image> in place of the image, before its text if it is not in it.
+        """Return the whole prompt, with <image> in place of the image, or of every frame of a clip.
+
+        The tags stand before the question's text, if it has none.
 
         Args:
             answer: Follows the prompt, with the end of the turn.
         """
         text = question.text
+        tags = media_tags([bool(self._frames)], self.model.config, self._frames)
         if question.image is not None and DEFAULT_IMAGE_TOKEN not in text:
-            text = DEFAULT_IMAGE_TOKEN + "\n" + text
-        if getattr(self.model.config, "mm_use_im_start_end", False):
-            image = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
-            text = text.replace(DEFAULT_IMAGE_TOKEN, image)
+            text = tags + "\n" + text
+        else:
+            text = text.replace(DEFAULT_IMAGE_TOKEN, tags)
         conversation = conv_templates[self.conv_mode].copy()
         conversation.append_message(conversation.roles[0], text)
         conversation.append_message(conversation.roles[1], answer or None)
@@ -534,7 +541,8 @@ class Engine:
             return 2 * tower.crops_per_pass
         free = torch.cuda.mem_get_info(tower.device)[0]
         vision, config = VisionShape.from_config(tower.config), self.model.config
-        crops, element = most_crops(config, tower.image_size), tower.dtype.itemsize
+        crops = self._frames or most_crops(config, tower.image_size)
+        element = tower.dtype.itemsize
         return images_at_once(free, vision, crops, element, tower.crops_per_pass)
 
     def _encode_pixels(self, pixels: Sequence[torch.Tensor], sizes: Sequence[Any]) -> list[Any]:
@@ -599,7 +607,8 @@ class Engine:
             )
         self._cues = tower_cues([cue for setting in settings for cue in setting.pruner.cues])
         if settings and hasattr(self.model, "set_pruner"):
-            self.model.set_pruner(settings[0].pruner, anyres=self.anyres or "auto")
+            clips = {"clip_budget": self.clip_budget} if self._frames else {}
+            self.model.set_pruner(settings[0].pruner, anyres=self.anyres or "auto", **clips)
 
 
 class _RememberingTokenizer:

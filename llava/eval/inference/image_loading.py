@@ -1,4 +1,4 @@
-"""Load, resize and normalize images ahead of the model, in order, by threads or by processes.
+"""Load, resize and normalize images and clips ahead of the model, in order, by threads or by processes.
 
     loader = ImageLoader(load_image, image_processor, model.config)
     with read_ahead(images, loader, num_workers=None) as loaded:
@@ -42,6 +42,8 @@ LoadedImage = tuple[Any, str | None]  # (content, None) or (None, what is wrong 
 class ImageLoader:
     """image -> ((pixels (3, H, W) or (crops, 3, H, W) float32, (width, height)), None), or (None, error).
 
+    Where `load_image` returns a list, the frames of a clip, the pixels are (3, frames, H, W).
+
     Whatever `load_image` raises is a fault of the image and is returned as text, and so are OSError and
     ValueError of the processor; other errors are raised. Can be sent to another process if its parts can.
     """
@@ -60,7 +62,8 @@ class ImageLoader:
             pixels = process_images([opened], self.image_processor, self.config)[0]
         except (OSError, ValueError) as error:  # decoded late, or of an impossible shape
             return None, f"{image}: {error}"
-        return (pixels, opened.size), None
+        first = opened[0] if isinstance(opened, list) else opened
+        return (pixels, first.size), None
 
 
 @contextmanager

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _USUAL = {"cpu": 64}  # by kind of device, where the memory is not looked at
 _OTHER = 16
 _HOST = 8  # of a model of transformers, whose images differ in their number of tokens
+_CLIP_FRAMES = 8
 _LONG = 0.99  # share of the questions that are not longer than what is planned for; the others may halve
 _BYTES_A_TOKEN = 3  # of UTF-8; fewer than the 4 of English, as other languages have
 _TEMPLATE = 48  # tokens of a conversation besides its system prompt and the question
@@ -81,10 +82,12 @@ def size_by_memory(job: Job, task: Task, together: Sequence[Pruner]) -> tuple[in
     tower = source.config
     language, vision = LanguageShape.from_config(config), VisionShape.from_config(tower)
     element, tower_element = (parse_dtype(one).itemsize for one in (job.dtype, job.tower_dtype))
-    crops = most_crops(config, vision.patch_size * round(vision.patches**0.5))
+    side = vision.patch_size * round(vision.patches**0.5)
+    crops = _CLIP_FRAMES if task.is_video else most_crops(config, side)
     everything = [one.tokens is None or one.acts_in == "decoder" for one in together]
+    rows, each = (1, crops * vision.patches) if task.is_video else (crops, vision.patches)
     visual = [
-        crops * (vision.patches if all_enter else min(one.tokens or 0, vision.patches))
+        crops * vision.patches if all_enter else rows * min(one.tokens or 0, each)
         for one, all_enter in zip(together, everything, strict=True)
     ]
     held = sum(visual) * language.width * element

@@ -14,6 +14,7 @@ finished run is recognized without a model.
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ class Job:
     attn_implementation: str = "sdpa"
     preset: str = "exact"
     anyres: str | None = None  # None: the default of the method
+    clip_budget: str = "total"  # what the budget of a clip is, see `llava.model.clips`
     max_new_tokens: int | None = None  # None: the benchmark's
     temperature: float = 0.0
     top_p: float | None = None
@@ -83,6 +85,7 @@ class Job:
             device=self.device.split(":")[0],
             max_new_tokens=decoding.max_new_tokens,
             top_k=decoding.top_k,
+            clip_budget=self.clip_budget if task.is_video else None,
             unused_settings=tuple(decoding.unused(self.generation_settings).items()),
             server=None if self.server is None else self.server_model or "unnamed",
             **{name: getattr(self, name) for name in same},
@@ -138,6 +141,11 @@ class Task:
     def title(self) -> str:
         return self.benchmark.title if self.benchmark is not None else "questions"
 
+    @property
+    def is_video(self) -> bool:
+        """True if the questions are about clips."""
+        return self.benchmark is not None and self.benchmark.media == "video"
+
     @functools.cached_property
     def asked(self) -> Sequence[Question]:
         """The questions to answer now; answers to the others may exist already."""
@@ -145,8 +153,13 @@ class Task:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of all questions, so that a run with --limit can be continued without it."""
-        return fingerprint_questions(self.questions)
+        """Hash of all questions, so that a run with --limit can be continued without it.
+
+        Without the extensions of videos: those of missing ones are not known yet.
+        """
+        if not self.is_video:
+            return fingerprint_questions(self.questions)
+        return fingerprint_questions(replace(one, image=one.image.with_suffix("")) for one in self.questions)
 
     @property
     def partial(self) -> bool:
@@ -163,13 +176,9 @@ def read_task(benchmark: Benchmark, data: Path | None, limit: int | None = None)
     Raises:
         DataError: No such data, or no readable question.
     """
-    if benchmark.media != "image":
-        raise DataError(
-            f"{benchmark.title}: asks about videos, and no model here takes any. Score answers made "
-            "elsewhere with python -m llava.eval.score"
-        )
     if data is None:
-        given = paths.require_bundled(paths.BUNDLED_DATA, "--data (DATA_DIR)") / benchmark.folder
+        bundled = paths.BUNDLED_CLIPS if benchmark.media == "video" else paths.BUNDLED_DATA
+        given = paths.require_bundled(bundled, "--data (DATA_DIR)") / benchmark.folder
     else:
         given = data.expanduser()
     if data is None and not benchmark.owns(given):
@@ -193,6 +202,33 @@ def read_task(benchmark: Benchmark, data: Path | None, limit: int | None = None)
     if limit is not None:  # lines beyond the limit are not evaluated
         issues = [issue for issue in issues if not lines or issue.line <= max(lines)]
     return Task(questions, issues, benchmark, folder, limit, benchmark.check(folder, asked))
+
+
+def check_media(benchmark: Benchmark, config: dict[str, Any], model: Path | str) -> None:
+    """Check that a model takes what a benchmark asks about, images or videos, and that videos can be read.
+
+    Args:
+        config: The checkpoint's config.json.
+
+    Raises:
+        DataError: It does not, or PyAV is not installed.
+    """
+    if benchmark.media == "video" and not config.get("mm_video_tower"):
+        raise DataError(
+            f"{benchmark.title}: asks about videos, but {model} takes images only (its config.json names no "
+            "mm_video_tower). Use a Video-LLaVA in its original layout (--model; CKPT_DIR), or score answers "
+            "made elsewhere with python -m llava.eval.video --answers FILE"
+        )
+    if benchmark.media == "video" and importlib.util.find_spec("av") is None:
+        raise DataError(
+            f"{benchmark.title}: PyAV is not installed, but needed to read videos. Run: pip install "
+            "'vispruner[video]'"
+        )
+    if benchmark.media == "image" and config.get("mm_video_tower") and not config.get("mm_image_tower"):
+        raise DataError(
+            f"{benchmark.title}: asks about images, but {model} takes videos only (its config.json names no "
+            "mm_image_tower). Use a checkpoint with an image tower"
+        )
 
 
 def resolve_job(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava.eval.benchmarks import DataIssue
-from llava.eval.jobs.job import Job, Task
+from llava.eval.jobs.job import Job, Task, check_media
 
 _STORE_GIB = 2.0  # of encoded images on disk, on a CPU
 _NAMED = 3  # failures in the message of a run that was stopped
@@ -45,7 +45,12 @@ class Session:
     seconds: float = 0.0
 
     def engine(self, task: Task, batch_size: int = 1) -> Any:
-        """Return an engine for one task; the first call loads the model. Raises ModelError."""
+        """Return an engine for one task; the first call loads the model.
+
+        Raises:
+            ModelError: The model cannot be loaded.
+            DataError: It does not take what the task asks about, images or videos.
+        """
         from llava.eval.inference.engine import Engine
         from llava.eval.inference.host_engine import HostEngine
         from llava.eval.inference.server import VllmServer
@@ -57,12 +62,15 @@ class Session:
             if self.cache_bytes or store:  # in main memory: an accelerator has better uses for its own
                 self.cache = VisionCache(self.cache_bytes, "cpu", store)
         job, benchmark = self.job, task.benchmark
+        if benchmark is not None:
+            check_media(benchmark, vars(self.loaded[0].config), job.model)
         same = ("conv_mode", "seed", "share_prefix", "anyres", "num_workers")
         engine = (Engine if job.host is None else HostEngine)(
             *self.loaded,
             decoding=job.decoding(benchmark),
             batch_size=batch_size,
             vision_cache=self.cache,
+            clip_budget=job.clip_budget if task.is_video else None,
             **{name: getattr(job, name) for name in same},
         )
         if benchmark is not None:

@@ -43,7 +43,7 @@ SETTING = ("model", "method", "tokens", "important_ratio", "keep")
 # What else decides the answers of a run. Scores with different values are not of one table.
 FACTS = (
     *("preset", "weights", "dtype", "tower_dtype", "conv_mode", "temperature", "num_beams"),
-    *("server", "load_bits"),
+    *("server", "load_bits", "clip_budget"),
 )
 _RECORDED = (*SETTING, *FACTS, "anyres", "config")  # keys of the answers' metadata
 # Validation by entry; None is allowed everywhere. Other numbers are finite and not negative.
@@ -86,8 +86,8 @@ class Scorecard:
         speed: Durations and rates of one setting of a sweep.
         failures: One line for every question without an answer.
         config: Hash of the configuration that made the answers.
-        preset, weights, dtype, tower_dtype, conv_mode, anyres, temperature, num_beams, server, load_bits:
-            That configuration.
+        preset, weights, dtype, tower_dtype, conv_mode, anyres, temperature, num_beams, server, load_bits,
+        clip_budget: That configuration.
         limit: N of a run that asked only the first N questions.
         version: Version of this package that wrote the file.
         extra: Further entries, e.g. `submission` or `judge`.
@@ -128,6 +128,7 @@ class Scorecard:
     num_beams: int | None = None
     server: str | None = None
     load_bits: int | None = None
+    clip_budget: str | None = None
     limit: int | None = None
     version: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)

@@ -28,6 +28,7 @@ _NOT_WRITTEN = {
     "compile": False,
     "server": None,
     "load_bits": None,
+    "clip_budget": None,
 }
 
 
@@ -54,6 +55,7 @@ class Configuration:
     batch_size: int | None = None  # questions per batch; hashed if answers are sampled: draws depend on it
     top_k: int | None = None  # of sampled answers only
     unused_settings: tuple[tuple[str, Any], ...] = ()  # of generation_config.json, see `Decoding.unused`
+    clip_budget: str | None = None  # what `tokens` is for a clip; None: the questions are about images
     graphs: bool = False  # captured stages; never hashed: they compute what the same stages do without
     compile: bool = False  # compiled layers; hashed if True: they compute other last bits
     server: str | None = None  # name of the model on a server that runs the language model

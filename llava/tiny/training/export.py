@@ -15,8 +15,12 @@ from pathlib import Path
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def export(student, work: Path, output: Path, recipe: dict, tower: str) -> None:
-    """Write the checkpoint folder: weights in float16, everything else as JSON."""
+def export(student, work: Path, output: Path, recipe: dict, tower: str, **entries: object) -> None:
+    """Write the checkpoint folder: weights in float16, everything else as JSON.
+
+    Args:
+        entries: Of config.json, in place of those of the image model; None leaves an entry out.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -61,6 +65,7 @@ def export(student, work: Path, output: Path, recipe: dict, tower: str) -> None:
         "tokenizer_model_max_length": 2048,
         "tokenizer_padding_side": "right",
     }
+    described = {key: value for key, value in (described | entries).items() if value is not None}
     (output / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
     (output / "generation_config.json").write_text(
         json.dumps({"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}, indent=2) + "\n"
@@ -68,6 +73,15 @@ def export(student, work: Path, output: Path, recipe: dict, tower: str) -> None:
     (output / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
     for name in TOKENIZER_FILES:
         shutil.copyfile(work / name, output / name)
+
+
+def export_video(student, work: Path, output: Path, recipe: dict) -> None:
+    """Write the folder of the Video-LLaVA, which names two towers (`llava.tiny.video_tower`)."""
+    from llava.tiny.video_tower import FAMILY, NAMES, WIDTH
+
+    entries = {f"mm_{kind}_tower": f"{FAMILY}/{name}" for kind, name in NAMES.items()}
+    entries |= {"mm_vision_tower": None, "mm_hidden_size": WIDTH, "max_position_embeddings": 4096}
+    export(student, work, output, recipe, "", **entries, tokenizer_model_max_length=3072)
 
 
 # grids of LLaVA-NeXT for a tower of 336 pixels

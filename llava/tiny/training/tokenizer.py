@@ -37,15 +37,22 @@ def corpus() -> list[str]:
     return lines
 
 
-def train(folder: Path) -> None:
-    """Write tokenizer.model, tokenizer_config.json and special_tokens_map.json into `folder`."""
+def train(folder: Path, lines: list[str] | None = None, length: int = 2048) -> None:
+    """Write tokenizer.model, tokenizer_config.json and special_tokens_map.json into `folder`.
+
+    Args:
+        lines: Text to train on (default: `corpus`).
+        length: Longest prompt of the model, in tokens.
+    """
     import sentencepiece
 
     with tempfile.TemporaryDirectory() as scratch:
         text = Path(scratch) / "corpus.txt"
         # The trainer reads lines, but prompts contain newlines, and a word after a newline has no leading
         # space. A bar represents the newline (pieces never cross scripts), so that such words become pieces.
-        text.write_text("\n".join(entry.replace("\n", "\n|") for entry in corpus()) + "\n", encoding="utf-8")
+        text.write_text(
+            "\n".join(entry.replace("\n", "\n|") for entry in lines or corpus()) + "\n", encoding="utf-8"
+        )
         sentencepiece.SentencePieceTrainer.train(
             input=str(text),
             model_prefix=str(Path(scratch) / "tokenizer"),
@@ -81,7 +88,7 @@ def train(folder: Path) -> None:
                 "add_bos_token": True,
                 "add_eos_token": False,
                 "legacy": False,
-                "model_max_length": 2048,
+                "model_max_length": length,
                 "padding_side": "right",
                 "bos_token": "<s>",
                 "eos_token": "</s>",

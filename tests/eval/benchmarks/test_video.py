@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers.stub_judge import stub_judge
-from llava.eval import judge, run
+from llava.eval import judge
 from llava.eval.benchmarks import DataError, get_benchmark
 from llava.eval.benchmarks.video import parse_reply, tally
 from llava.eval.score import main as score_main
@@ -142,13 +142,26 @@ def test_reader_finds_videos_by_their_extensions(data):
     assert first.image.parent.name == "all_test" and first.image.name == "v_toyACT00000.mp4"
 
 
-def test_no_model_is_asked_about_videos(data, capsys):
-    command = [
-        "--benchmark",
-        "msvd",
-        "--data",
-        str(data),
-        "--model",
-        str(GOLDEN.parents[1] / "model" / "ckpt_llava15s"),
-    ]
-    assert run.main(command) == 1 and "no model here takes any" in capsys.readouterr().err
+def test_files_with_1000_questions_come_first_and_names_stay_inside(data):
+    asked = json.loads((data / "test_q_1k.json").read_text())
+    (data / "test_q.json").write_text(json.dumps(asked * 2))
+    (data / "test_a.json").write_text((data / "test_a_1k.json").read_text())
+    assert len(list(msvd.questions(data, []))) == len(asked)
+    assert [path.name for path in msvd.truth_paths(data)] == ["test_a_1k.json", "test_q_1k.json"]
+    (data / "test_q_1k.json").unlink()
+    assert len(list(msvd.questions(data, []))) == 2 * len(asked)
+    assert msvd.truth_paths(data)[0].name == "test_a.json"
+    asked[0]["video_name"] = "../../elsewhere"
+    (data / "test_q.json").write_text(json.dumps(asked))
+    problems = []
+    rest = list(msvd.questions(data, problems))
+    assert len(rest) == len(asked) - 1 and [one.index for one in rest] == list(range(len(rest)))
+    assert "is outside the image folder" in str(problems[0])
+
+
+def test_exact_matches_per_video(data):
+    answers = msvd.read_answers(data / "merge.jsonl")
+    counts = msvd.offline_counts(data, answers)
+    assert counts.counts[:, 1].sum() == len(answers)
+    share = 100 * counts.counts[:, 0].sum() / len(answers)
+    assert share == pytest.approx(msvd.score(data, answers).details["offline_exact_match"])
