@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Demuxers that may open a file. Others read playlists, which name further files and addresses, and images.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif"
 _READABLE = "mp4, avi, mov, mkv, webm or gif"
+SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
 _REENCODE = f"Copy or download it again, or convert it to {_READABLE}"
 
 

@@ -1,11 +1,12 @@
-"""Ask one question about one or several images, as LLaVA's quick start does.
+"""Ask one question about one or several images or videos, as LLaVA's quick start does.
 
     python -m llava.eval.run_llava --model-path CHECKPOINT --image-file view.jpg --query "What is this?"
 
     from llava.eval.run_llava import eval_model
     eval_model(args)    # an object with model_path, image_file, query, and what differs from the defaults
 
-Prints the answer. Every image is put before the question, or where <image-placeholder> stands in it. Without
+Prints the answer. Every image is put before the question, or where <image-placeholder> stands in it. A
+Video-LLaVA in its original layout also takes videos: --image-file clip.mp4 (docs/video.md). Without
 --conv-mode the template follows from the checkpoint's name, as in LLaVA. Questions about many images are
 asked by `model_vqa_loader` and `run`.
 """
@@ -26,13 +27,7 @@ from http.client import HTTPException
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from llava.constants import (
-    DEFAULT_IM_END_TOKEN,
-    DEFAULT_IM_START_TOKEN,
-    DEFAULT_IMAGE_TOKEN,
-    IMAGE_PLACEHOLDER,
-    IMAGE_TOKEN_INDEX,
-)
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates, template_for_name
 from llava.eval import cli, model_vqa_loader
 from llava.eval.benchmarks import DataError, Question
@@ -60,7 +55,11 @@ _OPTIONAL = (
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.new_parser("run_llava", __doc__)
     add = parser.add_argument
-    add("--image-file", required=True, help="path or address of an image; several are separated by --sep")
+    add(
+        "--image-file",
+        required=True,
+        help="path or address of an image, or path of a video; several are separated by --sep",
+    )
     add("--query", required=True, help="question")
     add("--sep", default=",", help="separator of several images (default: a comma)")
     model_vqa_loader.add_llava_arguments(parser, None, 512)
@@ -118,16 +117,19 @@ def _answer(args: argparse.Namespace, parser: argparse.ArgumentParser, name: str
     if places not in (0, len(files)):
         parser.error(f"--query: {places} {IMAGE_PLACEHOLDER} for {len(files)} images. Give one for each")
     model = cli.model_folder(args, parser, "--model-path")
-    images = [open_image(file) for file in files]
     try:
         config = stored_config(model, args.model_base)
         pruner, anyres = cli.pruner_of(args, config)
-        by_name = template_for_name(name or model_name(model))
-        warnings = _template_warnings(args, by_name, conversation_for(config, model_name(model)), name)
+        by_config = conversation_for(config, model_name(model))
+        # LLaVA's rule for names knows no Video-LLaVA, which has one template
+        is_video = bool(config.get("mm_video_tower"))
+        by_name = by_config if is_video else template_for_name(name or model_name(model))
+        warnings = _template_warnings(args, by_name, by_config, name)
         args.conv_mode = args.conv_mode or by_name
         job = cli.job_of(args, model, config, anyres)
     except ValueError as error:
         parser.error(str(error))
+    images = [open_medium(file, config) for file in files]
     cli.print_warnings(warnings)
     return _generate(job, pruner, images, args.query)
 
@@ -144,6 +146,39 @@ def _template_warnings(args: argparse.Namespace, by_name: str, by_config: str, n
         return []  # they differ in the system prompt at most
     what = f"the checkpoint's name {name or model_name(args.model)!r} calls for the template {by_name}"
     return [f"{what}, its config.json for {by_config}. Use --conv-mode {by_config} if the answer is poor"]
+
+
+def open_medium(file: str, config: dict[str, Any]) -> Image.Image | list[Image.Image]:
+    """Open what a model is asked about: an image, or the frames of a video.
+
+    GIF files are videos for a model that takes videos, and images for others.
+
+    Args:
+        config: Content of the checkpoint's config.json.
+
+    Raises:
+        OSError: No such file, or no answer from the address.
+        DataError: It cannot be read, or the model does not take it.
+        ImportError: PyAV is not installed.
+    """
+    from llava.video_files import SUFFIXES, read_frames
+
+    takes_videos = bool(config.get("mm_video_tower"))
+    if not file.lower().endswith(SUFFIXES) or (file.lower().endswith(".gif") and not takes_videos):
+        if takes_videos and not config.get("mm_image_tower"):
+            raise DataError(f"{file}: an image, but config.json names no mm_image_tower. Pass a video.")
+        return open_image(file)
+    if not takes_videos:
+        raise DataError(
+            f"{file}: a video, but the model takes images only (config.json names no mm_video_tower). Use a "
+            "Video-LLaVA in its original layout."
+        )
+    if file.startswith(_URL):
+        raise DataError(f"{file}: videos are not downloaded. Download it and pass its path.")
+    try:
+        return read_frames(os.path.expanduser(file))
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def open_image(file: str) -> Image.Image:
@@ -178,11 +213,14 @@ def _download(address: str) -> bytes:
         ) from error
 
 
-def prompt_row(engine: Any, job: Job, pruner: Pruner, images: Sequence[Image.Image], query: str) -> Row:
-    """Return the prompt of a question about images, with their pruned visual tokens.
+def prompt_row(
+    engine: Any, job: Job, pruner: Pruner, images: Sequence[Image.Image | list[Image.Image]], query: str
+) -> Row:
+    """Return the prompt of a question about images or videos, with their pruned visual tokens.
 
     Args:
         engine: Of the job's session.
+        images: Images, and lists of frames.
         query: Question, with IMAGE_PLACEHOLDER for every image or none.
 
     Raises:
@@ -190,27 +228,36 @@ def prompt_row(engine: Any, job: Job, pruner: Pruner, images: Sequence[Image.Ima
     """
     import torch
 
-    from llava.mm_utils import process_images, tokenizer_image_token
+    from llava.mm_utils import media_tags, process_images, tokenizer_image_token
+    from llava.model.clips import join_frame_tags
     from llava.model.decode import Row
     from llava.model.splice import ContextLimits
 
     model, tokenizer = engine.model, engine.tokenizer
-    model.set_pruner(pruner, anyres=job.anyres or "auto")
-    tag = DEFAULT_IMAGE_TOKEN
-    if getattr(model.config, "mm_use_im_start_end", False):
-        tag = DEFAULT_IM_START_TOKEN + tag + DEFAULT_IM_END_TOKEN
-    text = query.replace(IMAGE_PLACEHOLDER, tag)
-    if IMAGE_PLACEHOLDER not in query:
-        text = f"{tag}\n" * len(images) + query
+    video = model.get_video_tower()
+    clips = {} if video is None else {"clip_budget": job.clip_budget}
+    model.set_pruner(pruner, anyres=job.anyres or "auto", **clips)
+    counts = [len(one) if isinstance(one, list) else 1 for one in images]  # of tags
+    tags = [
+        media_tags([isinstance(one, list)], model.config, count)
+        for one, count in zip(images, counts, strict=True)
+    ]
+    if IMAGE_PLACEHOLDER in query:
+        first, *rest = query.split(IMAGE_PLACEHOLDER)
+        text = first + "".join(tag + part for tag, part in zip(tags, rest, strict=True))
+    else:  # Video-LLaVA's tags are in one line
+        text = "".join(f"{tag}\n" for tag in (tags if video is None else ["".join(tags)])) + query
     conversation = conv_templates[job.conv_mode].copy()
     conversation.append_message(conversation.roles[0], text)
     conversation.append_message(conversation.roles[1], None)
-    ids = tuple(tokenizer_image_token(conversation.get_prompt(), tokenizer, IMAGE_TOKEN_INDEX))
+    ids = tokenizer_image_token(conversation.get_prompt(), tokenizer, IMAGE_TOKEN_INDEX)
+    ids = tuple(join_frame_tags(ids, counts) or ids)  # frames of a clip have one tag together
     question = Question(0, 0, None, query.replace(IMAGE_PLACEHOLDER, "").strip())
     with torch.inference_mode():
         cue = engine.text_cue(question) if pruner.needs_question else None
         pixels = process_images(images, engine.image_processor, model.config)
-        visions = model.encode_vision(list(pixels), [image.size for image in images])
+        sizes = [(one[0] if isinstance(one, list) else one).size for one in images]
+        visions = model.encode_vision(list(pixels), sizes)
         tokens = [model.visual_tokens(one, question=cue) for one in visions]
     visual = tuple(one.embeds for one in tokens)
     first, limits = tokens[0], ContextLimits.of(model.config)
@@ -220,7 +267,7 @@ def prompt_row(engine: Any, job: Job, pruner: Pruner, images: Sequence[Image.Ima
     return row
 
 
-def _generate(job: Job, pruner: Pruner, images: Sequence[Image.Image], query: str) -> str:
+def _generate(job: Job, pruner: Pruner, images: Sequence[Image.Image | list[Image.Image]], query: str) -> str:
     """Load the model and return its answer."""
     session = Session(job)
     engine = session.engine(Task(()))

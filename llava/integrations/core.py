@@ -40,7 +40,7 @@ from llava.integrations.hosts.base import Host, PrunedFeatures
 from llava.integrations.inside import answer_greedily_inside, check_decoder, refuse_inside
 from llava.integrations.plan import Pruning, Shortened
 from llava.integrations.selection import problem_of
-from llava.integrations.shortening import deepstack_given, shortened
+from llava.integrations.shortening import deepstack_given, mark_cache, refuse_full_prompt, shortened
 from llava.integrations.watch import PROMPT_ARGUMENTS, TEXT_ARGUMENTS
 from llava.pruning import Pruner, get_pruner
 from llava.pruning.inside import DecoderPruner
@@ -244,6 +244,14 @@ class _Door:
                 bound = {**bound, **bound.pop(name, {})}
         return {name: value for name, value in bound.items() if value is not None}
 
+    def run(self, short: Shortened, arguments: Mapping[str, Any]) -> Any:
+        """Call the original with a shortened prompt."""
+        with deepstack_given(self.model, self.pruning.host, short):
+            output = self.original(**{name: value for name, value in arguments.items() if value is not None})
+        for cache in (arguments.get("past_key_values"), getattr(output, "past_key_values", None)):
+            mark_cache(cache, short.plan)
+        return output
+
 
 class ForwardDoor(_Door):
     """Stands in front of `model.forward`."""
@@ -263,8 +271,7 @@ class ForwardDoor(_Door):
         rest = _without_pixels(self.model, self.pruning.host, given)
         rest |= {**short.others, **self.pruning.host.feed(short, generating=False)}
         rest |= {"attention_mask": short.mask, "position_ids": short.positions}
-        with deepstack_given(self.model, self.pruning.host, short):
-            return self.original(**{name: value for name, value in rest.items() if value is not None})
+        return self.run(short, rest)
 
 
 class GenerateDoor(_Door):
@@ -272,13 +279,16 @@ class GenerateDoor(_Door):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = self.named(args, kwargs)
-        if not _has_pixels(given):
-            return self.original(*args, **kwargs)
-        refuse_generation(given)
-        if not self.pruning.host.takes_embeds:
-            refuse_several_answers(self.model, given)
+        has_pixels = _has_pixels(given)
+        if has_pixels:
+            refuse_generation(given)
         if (ids := given.pop("inputs", None)) is not None:
             given["input_ids"] = ids
+        if not has_pixels:
+            refuse_full_prompt(self.model, self.pruning.host, given)
+            return self.original(*args, **kwargs)
+        if not self.pruning.host.takes_embeds:
+            refuse_several_answers(self.model, given)
         mask = given.get("attention_mask")
         if mask is None and "input_ids" in given:
             mask = inferred_mask(self.model, given)
@@ -292,8 +302,7 @@ class GenerateDoor(_Door):
         rest |= {"attention_mask": short.mask, "position_ids": short.positions}
         full = given.get("input_ids")
         rest = adapt_generation(self.model, rest, full, short.plan)
-        with deepstack_given(self.model, self.pruning.host, short):
-            output = self.original(**{name: value for name, value in rest.items() if value is not None})
+        output = self.run(short, rest)
         return output if full is None else full_output(output, full, short.plan)
 
 

@@ -17,11 +17,14 @@ from llava.integrations.core import pruned
 from llava.integrations.hosts import find_host, supported_classes
 from llava.integrations.inputs import host_inputs, load_processor
 from llava.integrations.tiny_hosts import Batch
+from llava.model.checkpoint.entries import read_object
+from llava.model.checkpoint.find import resolve_config
 
 CHECKS = ("keep all", "masked", "batch", "cached", "unprune")
 KEEP = 0.3
 NEW_TOKENS = 3
 WINDOWED = ("gemma3",)  # sliding windows count places, so masking a place does not remove it
+OWN_CLASSES = ("LlavaLlamaForCausalLM", "LlavaMistralForCausalLM", "LlavaMptForCausalLM")
 _ROW_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
@@ -128,15 +131,21 @@ def read_checkpoint(path: str) -> tuple[Any, Batch]:
 
     Raises:
         TypeError: its class is not supported.
-        OSError, ValueError: it cannot be read.
+        OSError, ValueError: it cannot be read; the message names the folder.
     """
-    config = transformers.AutoConfig.from_pretrained(path)
-    names = [name for name in config.architectures or () if name in supported_classes()]
+    found = read_object(resolve_config(path) / "config.json").get("architectures") or ()
+    names = [name for name in found if name in supported_classes()]
     if not names:
+        if any(name in OWN_CLASSES for name in found):
+            raise TypeError(
+                f"{path}: a checkpoint in LLaVA's own format ({found[0]}), not in that of transformers. "
+                "llava.load_pretrained_model loads and prunes it; convert it to check it here."
+            )
         raise TypeError(
-            f"{path}: architectures are {config.architectures}, none of which can be pruned. Choose from "
+            f"{path}: architectures are {list(found)}, none of which can be pruned. Choose from "
             f"{', '.join(supported_classes())}."
         )
+    config = transformers.AutoConfig.from_pretrained(path)
     model = getattr(transformers, names[0]).from_pretrained(path, dtype=torch.float32).eval()
     processor = load_processor(path)
     text = f"USER: {_placeholder(processor, config)}\nWhat is in the image? ASSISTANT:"

@@ -71,10 +71,15 @@ def adapt_generation(
         full: The caller's ids (B, S); None if the prompt is embeddings, whose answers have no prompt.
         plan: `core.Plan`.
     """
-    if full is None:
-        return rest
     rest, less = dict(rest), plan.length - plan.sel.shape[1]
     config = rest.get("generation_config")
+    configs = [config, model.generation_config]
+    longest = setting(rest, configs, "max_length")
+    if longest is not None and longest <= plan.length and setting(rest, configs, "max_new_tokens") is None:
+        raise ValueError(
+            f"max_length: {longest}, but the prompt has {plan.length} tokens, which count. Pass "
+            "max_new_tokens, or a larger max_length."
+        )
     for name in ("max_length", "min_length"):
         if rest.get(name) is not None:
             rest[name] = max(0, rest[name] - less)
@@ -83,8 +88,10 @@ def adapt_generation(
             setattr(config, name, max(0, getattr(config, name) - less))
         elif getattr(model.generation_config, name, None):
             new = name.replace("_length", "_new_tokens")
-            if setting(rest, [config, model.generation_config], new) is None:
+            if setting(rest, configs, new) is None:
                 rest[name] = max(0, getattr(model.generation_config, name) - less)
+    if full is None:
+        return rest
     prompt = FullPrompt(full, plan.sel.shape[1])
     for name, wrapper in (("stopping_criteria", FullIdsCriterion), ("logits_processor", FullIdsProcessor)):
         if rest.get(name) is not None:

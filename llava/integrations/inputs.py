@@ -142,9 +142,19 @@ def host_inputs(
     Returns:
         Arguments of the model's `forward` and `generate`, as tensors.
     Raises:
-        ValueError: for another number of images or videos than placeholders, naming both.
+        ValueError: for another number of images or videos than placeholders, naming both, and for arguments
+            of another kind.
     """
     rows = [text] if isinstance(text, str) else list(text)
+    if not rows:
+        raise ValueError("text: no prompts. Pass one per row.")
+    for name, given in (("images", images), ("videos", videos)):
+        if isinstance(given, str | Path | Image.Image):
+            raise ValueError(
+                f"{name}: got {given!r}, expected a list. Pass [{name[:-1]}], even if it is one."
+            )
+    if fps is not None and not (isinstance(fps, int | float) and 0 < fps < math.inf):
+        raise ValueError(f"fps: expected a number above 0, got {fps!r}. Pass the frames per second.")
     kind = processor.config.model_type if isinstance(processor, HostParts) else _kind_of(processor)
     tokens = _placeholders(processor)
     counts = {}
@@ -390,7 +400,9 @@ def _place_video_llava(parts: HostParts, images: Any, clips: Any, fps: Any) -> _
     flat = _flat(images)
     patches = _patches(parts.config)
     if flat:
-        encoded = parts.image_processor(images=flat, return_tensors="pt")
+        # It guesses where channels are, wrongly for images that are 1 or 3 pixels high
+        flat = [np.asarray(image.convert("RGB")) for image in flat]
+        encoded = parts.image_processor(images=flat, input_data_format="channels_last", return_tensors="pt")
         inputs[video_llava_pixels(parts.config)] = next(iter(encoded.values()))
         texts["image"] = _repeat(parts, "image", [patches] * len(flat))
     if clips:

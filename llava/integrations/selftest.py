@@ -48,8 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from llava.integrations.hosts.base import UnsupportedRelease
     from llava.integrations.tiny_hosts import HOSTS
 
-    if args.host and args.host not in HOSTS:
+    if args.host is not None and args.host not in HOSTS:
         parser.error(f"--host {args.host!r}: unknown (choose from {', '.join(HOSTS)})")
+    if args.model == "":
+        parser.error("--model: empty. Pass the folder or the name of a checkpoint")
     results: dict[str, dict[str, float | None]] = {}
     failed: list[str] = []
     skipped: list[str] = []

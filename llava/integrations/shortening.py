@@ -218,8 +218,18 @@ def refuse_prompt(base: nn.Module, host: Host, given: Mapping[str, Any]) -> None
     if cache is not None and cache.get_seq_length() > 0:
         raise ValueError(
             f"past_key_values: {cache.get_seq_length()} tokens are cached, and the call has pixels. Start "
-            "with an empty cache, or pass later images in one prompt with the first."
+            "with an empty cache, or go on without pixels: pass only ids that are not cached, with an "
+            "attention_mask of cached and new tokens."
         )
+    prompt = given["input_ids"] if "input_ids" in given else given["inputs_embeds"]
+    if prompt.ndim != (2 if "input_ids" in given else 3):
+        raise ValueError(f"prompt: its shape is {tuple(prompt.shape)}. Pass a batch of rows of ids.")
+    for name in ("attention_mask", "labels", "token_type_ids", "mm_token_type_ids"):
+        if name in given and given[name].shape != prompt.shape[:2]:
+            raise ValueError(
+                f"{name}: its shape is {tuple(given[name].shape)}, that of the prompt "
+                f"{tuple(prompt.shape[:2])}. Pass a value per token."
+            )
     for name in ("vision_feature_layer", "vision_feature_layers", "vision_feature_select_strategy"):
         config = getattr(base.config, name, None)
         if name in given and given[name] != config:
@@ -227,6 +237,32 @@ def refuse_prompt(base: nn.Module, host: Host, given: Mapping[str, Any]) -> None
                 f"{name}: got {given[name]!r}, but the model was pruned for {config!r} of its configuration. "
                 "Leave the argument out, or change model.config before llava.prune."
             )
+
+
+DROPPED = "vispruner_dropped"  # attribute of a cache: how many places of the caller's prompt it lacks
+
+
+def mark_cache(cache: Any, plan: Plan) -> None:
+    """Note in a cache that it is shorter than the caller's prompt; copies of it have the note, too."""
+    less = plan.length - plan.sel.shape[1]
+    if less and cache is not None:
+        setattr(cache, DROPPED, less)
+
+
+def refuse_full_prompt(model: nn.Module, host: Host, given: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a prompt with visual tokens whose cache lacks some of them.
+
+    `generate` passes over as many ids as are cached, and would take the last ones of the prompt twice.
+    """
+    cache = given.get("past_key_values")
+    if not getattr(cache, DROPPED, 0) or cache.get_seq_length() == 0:
+        return
+    if any(bool(where.any()) for where in placeholders(model, host.base(model), host, given).values()):
+        raise ValueError(
+            f"past_key_values: {getattr(cache, DROPPED)} visual tokens of the prompt were pruned and are not "
+            f"cached, so the {cache.get_seq_length()} cached tokens are not the first ids. Pass only ids "
+            "that are not cached, with an attention_mask of cached and new tokens."
+        )
 
 
 def placeholders(

@@ -535,7 +535,8 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
             tokens = [self.visual_tokens(one, pruner) for one in visions]
             input_ids, attention_mask = join_tags(input_ids, attention_mask, tokens)
             visual = [one.embeds for one in tokens]
-            counts = [len(one.kept.indices if one.lengths is None else one.lengths) for one in tokens]
+            per_frame = self.clip_budget == "frame"  # otherwise the budget is that of the whole clip
+            counts = [len(one.lengths if one.lengths and per_frame else one.kept.indices) for one in tokens]
             more = [(n, None, one.places, one.span) for n, one in zip(counts, tokens, strict=True)]
         else:
             tower = self.get_vision_tower()

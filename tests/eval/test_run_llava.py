@@ -300,3 +300,56 @@ def test_infinite_logits_are_an_error(capsys, monkeypatch):
         assert run_llava.main(arguments("--temperature", "0")) == 1
     out, err = capsys.readouterr()
     assert out == "" and "NaN or infinite logits" in err
+
+
+VIDEO_DATA = ROOT / "tests" / "data" / "video"
+CLIP = VIDEO_DATA / "clip_a.mp4"
+
+
+@pytest.mark.parametrize("method", ["vispruner", "fastv"])
+def test_a_video_is_answered_as_by_the_model_itself(jobs, capsys, method):
+    pytest.importorskip("av")
+    from llava.conversation import conv_templates
+    from llava.mm_utils import media_tags, process_images, tokenizer_image_token
+    from llava.model.builder import load_pretrained_model
+    from llava.video_files import read_frames
+
+    path = str(VIDEO_DATA / "Video-LLaVA-7B-split")
+    command = [
+        "--model-path",
+        path,
+        "--image-file",
+        str(CLIP),
+        "--query",
+        "What is it?",
+        "--temperature",
+        "0",
+    ]
+    more = ["--max_new_tokens", "6", "--visual_token_num", "30", "--method", method]
+    assert run_llava.main([*command, *more]) == 0
+    printed = capsys.readouterr()
+    assert "template" not in printed.err
+
+    tokenizer, model, processor, _ = load_pretrained_model(path, device="cpu")
+    model.set_pruner(method, tokens=30, clip_budget="total")
+    conversation = conv_templates["llava_v1"].copy()
+    tags = media_tags([True], model.config)
+    conversation.append_message(conversation.roles[0], f"{tags}\nWhat is it?")
+    conversation.append_message(conversation.roles[1], None)
+    ids = tokenizer_image_token(conversation.get_prompt(), tokenizer, return_tensors="pt")[None]
+    pixels = process_images([read_frames(CLIP)], processor, model.config)
+    new = model.generate(ids, images=list(pixels), do_sample=False, max_new_tokens=6)
+    assert printed.out == tokenizer.decode(new[0], skip_special_tokens=True).strip() + "\n"
+
+
+def test_videos_that_cannot_be_asked_about(unloaded, tmp_path, capsys):
+    video = str(VIDEO_DATA / "Video-LLaVA-7B-split")
+    (tmp_path / "broken.mp4").write_bytes(CLIP.read_bytes()[:5000])
+    for path, file, message in (
+        (str(MODEL), CLIP, "a video, but the model takes images only"),
+        (video, "http://localhost/clip.mp4", "videos are not downloaded"),
+        (video, tmp_path / "broken.mp4", "broken.mp4: truncated"),
+        (video, tmp_path / "none.mkv", "none.mkv: no such video"),
+    ):
+        assert run_llava.main(["--model-path", path, "--image-file", str(file), "--query", "?"]) == 1
+        assert message in capsys.readouterr().err

@@ -262,6 +262,10 @@ def test_embeddings_in_place_of_ids(name, model):
         assert torch.equal(logits(model, {**rest, "inputs_embeds": embeds}), logits(model, inputs))
         answer = model.generate(**rest, inputs_embeds=embeds, **SHORT)
         assert torch.equal(answer, new_tokens(model, inputs, max_new_tokens=3))
+        limit = inputs["input_ids"].shape[1] + 3  # counts the caller's prompt, as without pruning
+        assert torch.equal(
+            model.generate(**rest, inputs_embeds=embeds, do_sample=False, max_length=limit), answer
+        )
 
 
 @every_host

@@ -152,6 +152,15 @@ def test_sizes_fit_the_limits():
     assert fitting_size(64, 64, 32, 0, 32 * 32 * 8, 4, 2) == (32, 32)
 
 
+@pytest.mark.parametrize("height", [1, 3])
+def test_thin_pictures_of_video_llava_have_their_pixels(height):
+    thin = picture(1, 40, height)
+    found = host_inputs(parts_of("video_llava"), "<image>", [thin])
+    tall = host_inputs(parts_of("video_llava"), "<image>", [thin.transpose(Image.Transpose.TRANSPOSE)])
+    names = [name for name in found if name.startswith("pixel_values")]
+    assert names and torch.allclose(found[names[0]], tall[names[0]].transpose(-1, -2), atol=0.03)  # rounding
+
+
 def test_what_is_asked_wrongly_is_refused():
     parts = parts_of("qwen2_5_vl")
     image, video = STRINGS["qwen"][:2]
@@ -161,6 +170,15 @@ def test_what_is_asked_wrongly_is_refused():
         host_inputs(parts, f"{image} {image}", [picture(1, 20, 20)])
     with pytest.raises(ValueError, match="fps: not given, but qwen2_5_vl uses the time"):
         host_inputs(parts, video, videos=[[picture(1, 20, 20)]])
+    for fps in (0, -1, float("nan"), float("inf"), "2"):
+        with pytest.raises(ValueError, match="fps: expected a number above 0, got"):
+            host_inputs(parts, video, videos=[[picture(1, 20, 20)]], fps=fps)
+    with pytest.raises(ValueError, match="images: got .*, expected a list"):
+        host_inputs(parts, image, picture(1, 20, 20))
+    with pytest.raises(ValueError, match="videos: got 'clip.mp4', expected a list"):
+        host_inputs(parts, video, videos="clip.mp4", fps=1.0)
+    with pytest.raises(ValueError, match="text: no prompts"):
+        host_inputs(parts, [])
     with pytest.raises(ValueError, match="a video without frames"):
         host_inputs(parts, video, videos=[[]], fps=1.0)
     with pytest.raises(ValueError, match="frames of a video have different sizes"):

@@ -9,10 +9,11 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import llava
-from helpers.host_oracle import logits
+from helpers.host_oracle import grown, logits, new_tokens
 from helpers.hosts import HOSTS
 from llava.integrations import supported_classes
 from llava.integrations.budget import HostBudget
+from llava.model import LlavaLlamaForCausalLM
 
 on_llava = pytest.mark.parametrize("name", ["llava"])
 on_both = pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
@@ -56,6 +57,12 @@ def test_unsupported_classes_name_the_supported_ones():
             call()
     with pytest.raises(TypeError, match="str cannot be pruned"):
         llava.prune("llava-hf/llava-1.5-7b-hf", tokens=4)
+    for wrapper, name in ((torch.nn.DataParallel(text), "module"), (torch.compile(text), "_orig_mod")):
+        with pytest.raises(TypeError, match=f"is around the model. Pass the one inside, model.{name}"):
+            llava.prune(wrapper, tokens=4)
+    own = LlavaLlamaForCausalLM.__new__(LlavaLlamaForCausalLM)
+    with pytest.raises(TypeError, match="LlavaLlamaForCausalLM is of this package.*model.set_pruner"):
+        llava.prune(own, tokens=4)
     assert len(supported_classes()) == len(set(supported_classes())) >= 11
 
 
@@ -172,3 +179,57 @@ def test_budgets_of_rows():
     assert HostBudget(tokens=5).of_row(36, (0, 4)) == 5 and HostBudget(tokens=5).of_row(36, crops=4) == 20
     assert HostBudget(keep=0.25).of_row(36) == 9 and HostBudget(keep=0.01).of_row(36) == 1
     assert HostBudget(keep=1).of_row(36) is None and HostBudget().is_empty
+
+
+@on_both
+def test_a_full_prompt_with_the_cache_of_a_pruned_one(name, model):
+    inputs = HOSTS[name].batches()["single"]
+    more = torch.arange(20, 26)[None]
+    with llava.pruned(model, tokens=4):
+        first = model.generate(**inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+        ids, cache = torch.cat([first.sequences, more], 1), first.past_key_values
+        mask, options = torch.ones_like(ids), {"max_new_tokens": 3, "do_sample": False}
+        for names in ({"input_ids": ids}, {"inputs": ids}):
+            for copied in (cache, copy.deepcopy(cache)):
+                with pytest.raises(
+                    ValueError, match="past_key_values: .* visual tokens of the prompt were pr"
+                ):
+                    model.generate(**names, attention_mask=mask, past_key_values=copied, **options)
+        count = ids.shape[1] - inputs["input_ids"].shape[1]
+        expected = new_tokens(model, grown(inputs, ids[:, -count:]), max_new_tokens=3)
+        new = ids[:, -1 - more.shape[1] :]  # the last token of an answer is not cached
+        mask = torch.ones(1, cache.get_seq_length() + new.shape[1], dtype=torch.int64)
+        found = model.generate(input_ids=new, attention_mask=mask, past_key_values=cache, **options)
+        assert torch.equal(found[:, new.shape[1] :], expected)
+    with llava.pruned(model, keep=1.0):  # all ids are cached
+        first = model.generate(**inputs, **options, return_dict_in_generate=True)
+        ids = torch.cat([first.sequences, more], 1)
+        given = {"attention_mask": torch.ones_like(ids), "past_key_values": first.past_key_values}
+        found = model.generate(input_ids=ids, **given, **options)
+        assert torch.equal(
+            found[:, ids.shape[1] :], new_tokens(model, grown(inputs, ids[:, -count:]), max_new_tokens=3)
+        )
+
+
+@on_both
+def test_shapes_that_are_not_those_of_the_prompt(name, model):
+    inputs = HOSTS[name].batches()["single"]
+    ids = inputs["input_ids"]
+    with llava.pruned(model, tokens=4):
+        for message, changes in (
+            ("attention_mask: its shape is", {"attention_mask": inputs["attention_mask"][:, 1:]}),
+            ("labels: its shape is", {"labels": ids[:, 1:]}),
+            ("prompt: its shape is", {"input_ids": ids[0], "attention_mask": inputs["attention_mask"]}),
+        ):
+            with pytest.raises(ValueError, match=message):
+                model(**{**inputs, **changes})
+
+
+@on_llava
+def test_a_limit_within_the_prompt(name, model):
+    inputs = HOSTS[name].batches()["single"]
+    length = inputs["input_ids"].shape[1]
+    with llava.pruned(model, tokens=4):
+        for limit in (3, length):
+            with pytest.raises(ValueError, match=f"max_length: {limit}, but the prompt has {length} tokens"):
+                model.generate(**inputs, max_length=limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import transformers
@@ -67,7 +68,14 @@ def test_a_checkpoint_is_checked_on_one_image(name, tmp_path, capsys):
 
 def test_other_models_are_refused(tmp_path, capsys):
     transformers.LlamaConfig(architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
-    for path, reason in ((tmp_path, r"architectures are ['LlamaForCausalLM']"), (tmp_path / "none", "none")):
+    (tmp_path / "empty").mkdir()
+    original = Path(__file__).parents[1] / "data" / "model" / "ckpt_llava15"
+    for path, reason in (
+        (tmp_path, r"architectures are ['LlamaForCausalLM']"),
+        (tmp_path / "none", f"{tmp_path / 'none'}: no such folder"),
+        (tmp_path / "empty", f"{tmp_path / 'empty'}"),
+        (original, "a checkpoint in LLaVA's own format (LlavaLlamaForCausalLM)"),
+    ):
         with pytest.raises(SystemExit) as caught:
             selftest.main(["--model", str(path)])
         assert caught.value.code == 1 and reason in capsys.readouterr().err
@@ -85,6 +93,13 @@ def test_a_release_that_cannot_take_features_is_told(capsys, monkeypatch):
     monkeypatch.setattr(equivalence, "check_host", lambda model, inputs: llava.prune(model, tokens=4))
     code, lines, document = run(capsys, "--host", "gemma3")
     assert code == 0 and document["skipped"] == ["gemma3"] and "skipped: model: Gemma3Model" in lines[1]
+
+
+@pytest.mark.parametrize("option", ["--host", "--model"])
+def test_an_empty_name_is_not_the_default(option, capsys):
+    with pytest.raises(SystemExit) as caught:
+        selftest.main([option, ""])
+    assert caught.value.code == 2 and option in capsys.readouterr().err
 
 
 def test_an_unknown_host_is_refused(capsys):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from .base import Host
 from .gemma import Gemma3Host, PaliGemmaHost
 from .glm import Glm4vHost
@@ -53,6 +55,16 @@ def find_host(model: Any) -> tuple[Any, Host]:
             for host in HOSTS:
                 if cls.__name__ in host.classes:
                     return inner, host
+    if hasattr(inner, "set_pruner"):
+        raise TypeError(
+            f"model: {type(inner).__name__} is of this package, whose models prune by themselves. Call "
+            "model.set_pruner('vispruner', tokens=64)."
+        )
+    for name in ("module", "_orig_mod"):  # of DataParallel, and of torch.compile
+        if isinstance(getattr(inner, name, None), nn.Module):
+            raise TypeError(
+                f"model: {type(inner).__name__} is around the model. Pass the one inside, model.{name}."
+            )
     raise TypeError(
         f"model: {type(inner).__name__} cannot be pruned. Pass an instance of one of transformers' "
         f"{', '.join(supported_classes())}."
