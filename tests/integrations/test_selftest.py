@@ -67,10 +67,17 @@ def test_a_checkpoint_is_checked_on_one_image(name, tmp_path, capsys):
 
 def test_other_models_are_refused(tmp_path, capsys):
     transformers.LlamaConfig(architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
-    for path, reason in ((tmp_path, r"architectures are ['LlamaForCausalLM']"), (tmp_path / "none", "none")):
-        with pytest.raises(SystemExit) as caught:
-            selftest.main(["--model", str(path)])
-        assert caught.value.code == 1 and reason in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        selftest.main(["--model", str(tmp_path)])
+    assert caught.value.code == 1 and "architectures are ['LlamaForCausalLM']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["/none", "none", ""])
+def test_a_missing_folder_is_told_before_anything_else(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        selftest.main(["--model", name])
+    out, error = capsys.readouterr()
+    assert caught.value.code == 2 and not out and f"--model {name or repr('')}: no such folder" in error
 
 
 def test_a_release_that_cannot_take_features_is_told(capsys, monkeypatch):
@@ -87,7 +94,9 @@ def test_a_release_that_cannot_take_features_is_told(capsys, monkeypatch):
     assert code == 0 and document["skipped"] == ["gemma3"] and "skipped: model: Gemma3Model" in lines[1]
 
 
-def test_an_unknown_host_is_refused(capsys):
+@pytest.mark.parametrize("name", ["qwen", ""])
+def test_an_unknown_host_is_refused(name, capsys):
     with pytest.raises(SystemExit) as caught:
-        selftest.main(["--host", "qwen"])
-    assert caught.value.code == 2 and "--host 'qwen': unknown (choose from llava, " in capsys.readouterr().err
+        selftest.main(["--host", name])
+    error = f"--host {name!r}: unknown (choose from llava, "
+    assert caught.value.code == 2 and error in capsys.readouterr().err
