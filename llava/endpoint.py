@@ -102,7 +102,10 @@ class JsonEndpoint:
                     f"{address}: the reply is not JSON (it starts with {start!r}). Another server answers at "
                     "this address; set that of the API, which often ends in /v1."
                 ) from error
-        raise EndpointError(f"{address}: no answer after {self.attempts} attempts ({reason}).")
+        raise EndpointError(
+            f"{address}: no answer after {self.attempts} attempts ({reason}). Check the address and "
+            "that the server runs, then retry."
+        )
 
 
 def _message(error: urllib.error.HTTPError) -> str:

@@ -6,8 +6,7 @@ The settings are all tokens, 33, 20 and 10 % of each image's tokens, and 128, 64
 scores are those of `llava.eval.run`, in OUTPUT/BENCHMARK/SETTING, and the command is resumed by running it
 again. It writes native.md, .csv and .html with the scores, and beside them the published ones of the same
 family. Without --model, a tiny random model of the family is written and evaluated on 8 questions of each
-bundled
-benchmark: a rehearsal of the command, whose scores mean nothing.
+bundled benchmark: a rehearsal of the command, whose scores mean nothing.
 """
 
 from __future__ import annotations

@@ -28,13 +28,16 @@ DEEP = 100  # times that for a checkpoint, which has many layers
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m llava.integrations.selftest",
-        description="Check pruned models of transformers against what pruning stands for.",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--host", metavar="NAME", help="tiny model to check, such as qwen2_5_vl (default: all)"
     )
-    group.add_argument("--model", metavar="PATH", help="a checkpoint in the format of transformers to check")
+    group.add_argument(
+        "--model", metavar="PATH", help="checkpoint of transformers to check: a folder or owner/name"
+    )
     return parser
 
 
@@ -47,11 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from llava.integrations.equivalence import CHECKS
     from llava.integrations.hosts.base import UnsupportedRelease
     from llava.integrations.tiny_hosts import HOSTS
+    from llava.model.checkpoint.find import local_folder
 
     if args.host is not None and args.host not in HOSTS:
         parser.error(f"--host {args.host!r}: unknown (choose from {', '.join(HOSTS)})")
-    if args.model == "":
-        parser.error("--model: empty. Pass the folder or the name of a checkpoint")
+    if args.model is not None:
+        try:
+            local_folder(args.model)
+        except FileNotFoundError as error:
+            parser.error(f"--model {error}")
     results: dict[str, dict[str, float | None]] = {}
     failed: list[str] = []
     skipped: list[str] = []

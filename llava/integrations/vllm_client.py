@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     argv, parser = list(sys.argv[1:] if argv is None else argv), build_parser()
-    if _PRINT in argv:
+    if any(text.partition("=")[0] == _PRINT for text in argv):
         for action in parser._actions:
             action.required = False
     args = parser.parse_args(argv)

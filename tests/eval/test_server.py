@@ -170,7 +170,7 @@ def test_wrong_servers(shared, data, loaded, tmp_path, capsys):
         assert "The model `7b` does not exist" in error and "Set --server-model to one of llava" in error
         port = stub.server.server_port
     error = asked(capsys, data, tmp_path, "--server", f"http://127.0.0.1:{port}")
-    assert "no answer after 3 attempts" in error and "refused" in error
+    assert "no answer after 3 attempts" in error and "refused" in error and "that the server runs" in error
     assert "not an address" in asked(capsys, data, tmp_path, "--server", "localhost")
     with stub_vllm(*loaded, mm_embeds=False) as stub:
         assert "Start the server with --enable-mm-embeds" in asked(
@@ -203,6 +203,7 @@ def test_printed_templates_make_our_prompts(loaded, mode, capsys):
     conversation.append_message(conversation.roles[0], content)
     conversation.append_message(conversation.roles[1], None)
     assert made == conversation.get_prompt()
+    assert vllm_client.main([f"--print-template={mode}"]) == 0  # needs no other argument in this form either
 
 
 @pytest.mark.parametrize(

@@ -72,13 +72,20 @@ def test_other_models_are_refused(tmp_path, capsys):
     original = Path(__file__).parents[1] / "data" / "model" / "ckpt_llava15"
     for path, reason in (
         (tmp_path, r"architectures are ['LlamaForCausalLM']"),
-        (tmp_path / "none", f"{tmp_path / 'none'}: no such folder"),
         (tmp_path / "empty", f"{tmp_path / 'empty'}"),
         (original, "a checkpoint in LLaVA's own format (LlavaLlamaForCausalLM)"),
     ):
         with pytest.raises(SystemExit) as caught:
             selftest.main(["--model", str(path)])
         assert caught.value.code == 1 and reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["/none", "none", ""])
+def test_a_missing_folder_is_told_before_anything_else(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        selftest.main(["--model", name])
+    out, error = capsys.readouterr()
+    assert caught.value.code == 2 and not out and f"--model {name or repr('')}: no such folder" in error
 
 
 def test_a_release_that_cannot_take_features_is_told(capsys, monkeypatch):
@@ -95,14 +102,9 @@ def test_a_release_that_cannot_take_features_is_told(capsys, monkeypatch):
     assert code == 0 and document["skipped"] == ["gemma3"] and "skipped: model: Gemma3Model" in lines[1]
 
 
-@pytest.mark.parametrize("option", ["--host", "--model"])
-def test_an_empty_name_is_not_the_default(option, capsys):
+@pytest.mark.parametrize("name", ["qwen", ""])
+def test_an_unknown_host_is_refused(name, capsys):
     with pytest.raises(SystemExit) as caught:
-        selftest.main([option, ""])
-    assert caught.value.code == 2 and option in capsys.readouterr().err
-
-
-def test_an_unknown_host_is_refused(capsys):
-    with pytest.raises(SystemExit) as caught:
-        selftest.main(["--host", "qwen"])
-    assert caught.value.code == 2 and "--host 'qwen': unknown (choose from llava, " in capsys.readouterr().err
+        selftest.main(["--host", name])
+    error = f"--host {name!r}: unknown (choose from llava, "
+    assert caught.value.code == 2 and error in capsys.readouterr().err
