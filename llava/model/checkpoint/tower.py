@@ -255,7 +255,15 @@ def fill_tower(tower: VisionTower, source: TowerSource, assign: Callable[[str, T
             f"{source.why_no_folder}"
         )
     keys = TowerKeys(tower)
+    found = set()  # layers, unused ones included
     for key, tensor, path in read_folder(source.folder):
         name = keys.translate(key)
+        found.add(tower.layer_of(tower.canonical(key) or ""))
         if name is not None:
             assign(name, tensor, f"{path}: {key}")
+    count, last = tower.config.num_hidden_layers, max((one for one in found if one is not None), default=-1)
+    if len(tower.layers()) <= last + 1 < count:  # negative select layers would be counted from a wrong end
+        raise CheckpointError(
+            f"{source.folder / 'config.json'}: num_hidden_layers is {count}, but the weights have {last + 1} "
+            "layers. Use the files of one checkpoint."
+        )

@@ -331,3 +331,10 @@ def test_the_fingerprint_includes_both_towers(tmp_path, kind) -> None:
 
 def test_published_names_are_found_beside_the_data() -> None:
     assert load(DATA / "Video-LLaVA-7B-split").get_video_tower().num_frames == 8
+
+
+def test_more_layers_in_a_tower_config_than_in_its_weights(tmp_path) -> None:
+    write_tower(tmp_path, VIDEO, config=tower_config(VIDEO, num_hidden_layers=5))
+    write_tower(tmp_path, IMAGE)
+    with pytest.raises(CheckpointError, match="num_hidden_layers is 5, but the weights have 4 layers"):
+        load(write_model(tmp_path))
