@@ -260,7 +260,7 @@ def test_processes_of_a_run_import_what_the_run_imports(foreign: Path) -> None:
     code = (
         f"import sys; sys.path[0] = {str(ROOT)!r}\n"
         "from llava.eval.jobs.processes import start\n"
-        "print(start(['--help'], 1, []))\n"
+        "print(start('llava.eval.run', ['--help'], 1, []))\n"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     done = subprocess.run(

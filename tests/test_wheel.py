@@ -83,7 +83,7 @@ def test_every_module_imports_and_reads_its_data(site: Path, tmp_path: Path) -> 
         "    try:\n"
         "        importlib.import_module(module.name)\n"
         "    except ModuleNotFoundError as error:\n"
-        "        assert error.name == 'triton', error  # comes with torch for CUDA\n"
+        "        assert error.name in ('triton', 'lmms_eval'), error  # with torch for CUDA; an extra\n"
         "assert load_published() and world.draw(3)[1].names()\n"
         "print(llava.__file__)\n"
     )

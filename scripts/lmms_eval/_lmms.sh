@@ -94,8 +94,8 @@ vispruner_lmms_eval() { # output folder, arguments of `lmms-eval eval`
     mkdir -p -- "$output"
     before=$(_vp_lmms_results "$output")
     processes=$(_vp_processes)
-    if [ "$processes" != 1 ]; then launch=(-m accelerate.commands.launch --num_processes "$processes" "${launch[@]}"); fi
-    "$PY" "${launch[@]}" --output_path "$output" "$@" || return $?
+    if [ "$processes" != 1 ]; then launch=(-m accelerate.commands.launch --num_processes "$processes" ${launch[@]+"${launch[@]}"}); fi
+    "$PY" ${launch[@]+"${launch[@]}"} --output_path "$output" "$@" || return $?
     [ "$(_vp_lmms_results "$output")" -gt "$before" ] || {
         echo "error: lmms-eval wrote no result to $output (see its error above)" >&2
         return 1

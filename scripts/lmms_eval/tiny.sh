@@ -19,9 +19,9 @@ tasks=${tasks//.yaml/}
 same=(--tasks "${tasks%,}" --include_path "$work/tasks" --log_samples --force_simple --limit "$limit" --verbosity WARNING)
 budget=method=vispruner,tokens=$tokens,important_ratio=$ratio
 vispruner_step "lmms-eval --model vispruner --model_args $budget"
-vispruner_lmms_eval "$work/vispruner" --model vispruner --model_args "$budget" "${same[@]}" ${EXTRA_ARGS_[@]+"${EXTRA_ARGS_[@]}"}
+vispruner_lmms_eval "$work/vispruner" --model vispruner --model_args "$budget" ${same[@]+"${same[@]}"} ${EXTRA_ARGS_[@]+"${EXTRA_ARGS_[@]}"}
 vispruner_step "lmms-eval --model vispruner_hf --model_args pretrained=$work/host,$budget"
-vispruner_lmms_eval "$work/vispruner_hf" --model vispruner_hf --model_args "pretrained=$work/host,$budget" "${same[@]}" \
+vispruner_lmms_eval "$work/vispruner_hf" --model vispruner_hf --model_args "pretrained=$work/host,$budget" ${same[@]+"${same[@]}"} \
     ${EXTRA_ARGS_[@]+"${EXTRA_ARGS_[@]}"}
 vispruner_step "scores of lmms-eval and ours"
 vispruner_python "$ROOT/scripts/lmms_eval/_tiny.py" check "$work" vispruner vispruner_hf
