@@ -31,13 +31,13 @@ COMMANDS = {
     "overlay": ("llava.analysis.overlay", "draw the kept tokens on an image"),
     "figures": ("llava.analysis.figures.__main__", "draw Figures 2 and 3: where the model looks"),
     "methods": ("llava.analysis.methods", "compare all methods: score, tokens, FLOPs"),
-    "clip_budgets": ("llava.analysis.clip_budgets", "compare budgets per frame with budgets of a clip"),
+    "clips": ("llava.analysis.clip_budgets", "compare budgets per frame with budgets of a clip"),
     "efficiency": ("llava.analysis.efficiency.__main__", "measure time and memory"),
 }
 
 
 def build_parser() -> argparse.ArgumentParser:
-    lines = "\n".join(f"  {name:<14}{what}" for name, (_, what) in COMMANDS.items())
+    lines = "\n".join(f"  {name:<12}{what}" for name, (_, what) in COMMANDS.items())
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         "vispruner",
