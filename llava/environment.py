@@ -80,7 +80,7 @@ VARIABLES = {
         "1: weight indices may name files outside of the checkpoint", *_one_of("0", "1")
     ),
     "VISPRUNER_PROCESSES": EnvironmentVariable("processes to launch", "an integer >= 1", _whole(1)),
-    "VISPRUNER_SLOW": EnvironmentVariable("1: tests that install or train run as well", *_one_of("0", "1")),
+    "VISPRUNER_SLOW": EnvironmentVariable("1: also tests that install, compile or train", *_one_of("0", "1")),
     "VISPRUNER_SYSTEM_PYTHON": EnvironmentVariable(
         "1: the scripts use the current Python as it is", *_one_of("0", "1")
     ),

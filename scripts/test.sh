@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lint, format check and tests, from a clean clone: creates the environment and downloads the bundled tower if missing.
 #   bash scripts/test.sh [pytest arguments, e.g. tests/pruning -k golden; paths relative to your folder or the repository]
-# VISPRUNER_SLOW=1 also runs tests that install packages or train. Otherwise works offline once installed. Exit code 0: ruff reports nothing and every test passed.
+# VISPRUNER_SLOW=1 also runs tests that install packages, compile or train. Otherwise works offline once installed. Exit code 0: ruff reports nothing and every test passed.
 # shellcheck source-path=SCRIPTDIR source=_env.sh
 here=$(dirname -- "$(readlink -f -- "$0" 2>/dev/null || echo "$0")")
 . "$here/_env.sh" || { echo "error: $0 is a copy. Run the script in its repository; in a batch job: bash REPOSITORY/scripts/test.sh" >&2; exit 2; }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import pickle
 import subprocess
 import sys
@@ -361,7 +362,8 @@ def test_models_that_accelerate_dispatched(name, model, first, tmp_path):
         assert llava.pruning_of(other) is None
 
 
-@pytest.mark.slow  # half a minute of compiling
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("VISPRUNER_SLOW") != "1", reason="compiles: set VISPRUNER_SLOW=1")
 @some_hosts
 def test_a_compiled_tower_gives_the_same_tokens(name, model):
     other, inputs = copy.deepcopy(model), HOSTS[name].batches()["single"]

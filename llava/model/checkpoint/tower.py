@@ -255,14 +255,17 @@ def fill_tower(tower: VisionTower, source: TowerSource, assign: Callable[[str, T
             f"{source.why_no_folder}"
         )
     keys = TowerKeys(tower)
-    found = set()  # layers, unused ones included
+    found, whole = set(), False  # layers, unused ones included; whether the norm behind the last one is there
     for key, tensor, path in read_folder(source.folder):
         name = keys.translate(key)
         found.add(tower.layer_of(tower.canonical(key) or ""))
+        whole |= key.removeprefix("vision_model.").startswith(("post_layernorm.", "layernorm."))
         if name is not None:
             assign(name, tensor, f"{path}: {key}")
     count, last = tower.config.num_hidden_layers, max((one for one in found if one is not None), default=-1)
-    if len(tower.layers()) <= last + 1 < count:  # negative select layers would be counted from a wrong end
+    # Files that are saved here leave out unused layers, and the norm behind them.
+    # Negative select layers would be counted from a wrong end.
+    if whole and len(tower.layers()) <= last + 1 < count:
         raise CheckpointError(
             f"{source.folder / 'config.json'}: num_hidden_layers is {count}, but the weights have {last + 1} "
             "layers. Use the files of one checkpoint."
