@@ -12,8 +12,8 @@ from fuzz.mutations import MUTATIONS, mutate
 
 @pytest.mark.parametrize("seed", range(4))
 def test_damaged_files_give_errors_in_words_and_no_score_changes_silently(seed):
-    calls, found = fuzz(350, seed)
-    assert calls == 350 and not found, [f"{one.call}: {one.what}" for one in found]
+    calls, found = fuzz(200, seed)
+    assert calls == 200 and not found, [f"{one.call}: {one.what}" for one in found]
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
