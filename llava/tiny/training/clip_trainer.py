@@ -30,6 +30,7 @@ from llava.video_files import frame_indices
 from .clip_features import FRAMES, PLACES, ClipFeatures
 from .student import IGNORE, Packer, Recipe, Student
 from .tokenizer import corpus, train
+from .trainer import read_state
 
 CONVERSATION = "llava_v1"
 PATCH, GRID = 14, 16
@@ -294,17 +295,9 @@ class ClipTrainer:
 
     def resume(self) -> None:
         """Restore the state of training.pt if it exists; exit if it is of another recipe."""
-        path = self.folder / "training.pt"
-        if not path.exists():
+        state = read_state(self.folder, self.recipe, self.student, self.optimizers)
+        if state is None:
             return
-        state = torch.load(path, weights_only=True)
-        if state["recipe"] != json.dumps(asdict(self.recipe)):
-            raise SystemExit(
-                f"{path}: cannot resume from another recipe. Remove the file or choose another --work."
-            )
-        self.student.load_state_dict(state["student"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
         self.step, self.log = state["step"], state["log"]
 
     def run(self, every: int = 25, validate_every: int = 150) -> None:

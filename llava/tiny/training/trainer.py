@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +27,28 @@ from llava.tiny.world.mixtures import ask
 
 from .features import PATCHES, WIDTH, FeatureStore, patch_labels
 from .student import IGNORE, Packer, Phase, Recipe, Student
+
+
+def read_state(
+    folder: Path, recipe: Any, student: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> dict[str, Any] | None:
+    """Load training.pt of a folder into a student and its optimizers; exit if it is of another recipe.
+
+    Returns:
+        The whole state; None if there is no such file.
+    """
+    path = folder / "training.pt"
+    if not path.exists():
+        return None
+    state = torch.load(path, weights_only=True)
+    if state["recipe"] != json.dumps(asdict(recipe)):
+        raise SystemExit(
+            f"{path}: cannot resume from another recipe. Remove the file or choose another --work."
+        )
+    student.load_state_dict(state["student"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return state
 
 
 class Trainer:
@@ -202,17 +226,9 @@ class Trainer:
 
     def resume(self) -> None:
         """Restore the state of training.pt if it exists; exit if it is of another recipe."""
-        path = self.folder / "training.pt"
-        if not path.exists():
+        state = read_state(self.folder, self.recipe, self.student, self.optimizers)
+        if state is None:
             return
-        state = torch.load(path, weights_only=True)
-        if state["recipe"] != json.dumps(asdict(self.recipe)):
-            raise SystemExit(
-                f"{path}: cannot resume from another recipe. Remove the file or choose another --work."
-            )
-        self.student.load_state_dict(state["student"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
         self.step, self.log, self.ends = state["step"], state["log"], state["ends"]
 
     def keep_end(self) -> None:
