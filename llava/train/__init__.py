@@ -1,1 +1,1 @@
-"""Training: LLaVA's two stages, full or with LoRA, on all or on pruned visual tokens."""
+"""Training: LLaVA's two stages, with all or with pruned visual tokens (see `train.py`)."""
