@@ -58,13 +58,14 @@ class Preprocessed(NamedTuple):
     mismatch: tuple[int, int] | None = None
 
 
-def training_template(version: str) -> Conversation:
-    """Return the template of LLaVA's `--version`.
+def conversation_name(version: str) -> str:
+    """Return the template of `--version`: unknown names, v0 and v0.5 mean vicuna_v1, as in LLaVA."""
+    return version if version in conv_templates and version not in ("v0", "v0.5") else "vicuna_v1"
 
-    `v0`, `v0.5` and unknown names mean `vicuna_v1`, as in LLaVA.
-    """
-    name = "vicuna_v1" if version in ("v0", "v0.5") else version
-    return conv_templates.get(name, conv_templates["vicuna_v1"])
+
+def training_template(version: str) -> Conversation:
+    """Return the template that `conversation_name` names."""
+    return conv_templates[conversation_name(version)]
 
 
 def preprocess_multimodal(
@@ -145,8 +146,8 @@ def _plain(turns: Sequence[Turn], tokenizer: Any, template: Conversation) -> Pre
     if len(turns) != 2 or DEFAULT_IMAGE_TOKEN not in turns[0]["value"]:
         raise BadSample(
             "order",
-            f"{len(turns)} turns, but --version plain needs a question with <image> and a caption. Use another "
-            "--version for conversations and text",
+            f"{len(turns)} turns, but --version plain needs a question with <image> and a caption. Use "
+            "another --version for conversations and text",
         )
     text = DEFAULT_IMAGE_TOKEN + turns[1]["value"] + template.sep
     ids = tokenizer_image_token(text, tokenizer)
