@@ -293,7 +293,10 @@ CONFIG: Entries = {
     "mm_patch_merge_type": _words("flat spatial spatial_unpad"),
     "mm_use_im_start_end": _FLAG, "mm_use_im_patch_token": _FLAG,
     "image_aspect_ratio": _ASPECT, "image_grid_pinpoints": _PINPOINTS,
-    "conv_mode": Entry("a conversation template of llava.conversation", lambda v: isinstance(v, str) and v in conv_templates),
+    "conv_mode": Entry(
+        "a conversation template of llava.conversation",
+        lambda value: isinstance(value, str) and value in conv_templates,
+    ),
     "tokenizer_model_max_length": _whole(1), "tokenizer_padding_side": _words("left right"),
     # of transformers' own LLaVA
     "text_config": OBJECT, "vision_config": OBJECT, "projector_hidden_act": _TEXT,
