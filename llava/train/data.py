@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from llava.constants import IGNORE_INDEX
@@ -90,10 +91,7 @@ class LazySupervisedDataset(Dataset):
         self.conversation, self.image_folder = conversation, self.samples.image_folder
         self.mm_use_im_start_end, self.is_multimodal = mm_use_im_start_end, is_multimodal
         self.skips, self.image_tokens = bad_samples == "skip", image_tokens
-        # Longer ids are cut by the collator and the splice; transformers would warn of them.
-        getattr(tokenizer, "deprecation_warnings", {})[
-            "sequence-length-is-longer-than-the-specified-maximum"
-        ] = True
+        silence_length_warning(tokenizer)
         self._check_file()
         self._replaced = self._replacements()
         # 1 where a sample turned out bad while it was loaded; workers write into the same memory.
@@ -179,46 +177,71 @@ class LazySupervisedDataset(Dataset):
     def _load(self, index: int) -> dict[str, Any]:
         """Return an item; raise `BadSample`."""
         sample, item = self.samples[index], {}
-        turns, has_image = sample["conversations"], "image" in sample
-        if has_image:
+        if "image" in sample:
             path = self.samples.image_path(sample["image"])
-            item = self._load_image(path)
-            turns = preprocess_multimodal(turns, self.conversation, self.mm_use_im_start_end)
+            image = open_image(path)
+            pixels = process_images([image], self.image_processor, self.image_config)[0]
+            item = {"image": pixels, "image_size": image.size, "image_path": path}
         elif self.is_multimodal:
             height, width = (int(self.image_processor.crop_size[side]) for side in ("height", "width"))
             item = {"image": torch.zeros(3, height, width), "image_size": (width, height), "image_path": None}
-        found = preprocess(turns, self.tokenizer, self.conversation, has_image)
-        if found.mismatch is not None:
-            raise BadSample(
-                "mismatch",
-                f"tokenization mismatch: the turns have {found.mismatch[0]} tokens, the conversation "
-                f"{found.mismatch[1]}. A turn may contain special tokens or separators of the template",
-            )
-        self._check_labels(found.labels, has_image)
-        return {"input_ids": found.input_ids, "labels": found.labels, **item, "index": index}
+        input_ids, labels = tokenize(
+            sample, self.tokenizer, self.conversation, self.mm_use_im_start_end, self.image_tokens
+        )
+        return {"input_ids": input_ids, "labels": labels, **item, "index": index}
 
-    def _load_image(self, path: str) -> dict[str, Any]:
-        try:
-            image = load_image(path)
-        except FileNotFoundError as error:
-            raise BadSample("missing image", str(error).rstrip(".")) from error
-        except ValueError as error:
-            raise BadSample("broken image", str(error).rstrip(".")) from error
-        pixels = process_images([image], self.image_processor, self.image_config)[0]
-        return {"image": pixels, "image_size": image.size, "image_path": path}
 
-    def _check_labels(self, labels: torch.Tensor, has_image: bool) -> None:
-        """Raise where every label is cut off. The image stands in front of the first answer."""
-        places = (labels != IGNORE_INDEX).nonzero()
-        first = int(places[0]) if len(places) else len(labels)
-        if has_image:
-            first += max(self.image_tokens - 1, 0)
-        if not len(places) or first >= self.tokenizer.model_max_length:
-            raise BadSample(
-                "too long",
-                f"no answer begins within {self.tokenizer.model_max_length} tokens. Shorten the question or "
-                "raise --model_max_length",
-            )
+def open_image(path: str) -> Image.Image:
+    """Open an image as RGB; raise `BadSample` if it is missing or broken."""
+    try:
+        return load_image(path)
+    except FileNotFoundError as error:
+        raise BadSample("missing image", str(error).rstrip(".")) from error
+    except ValueError as error:
+        raise BadSample("broken image", str(error).rstrip(".")) from error
+
+
+def tokenize(
+    sample: dict[str, Any],
+    tokenizer: Any,
+    template: Conversation,
+    mm_use_im_start_end: bool = False,
+    image_tokens: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return input_ids and labels of a sample.
+
+    Args:
+        image_tokens: visual tokens of an image, to find samples whose answers are all cut.
+
+    Raises:
+        BadSample: the tokens of its turns do not add up, or no answer is left within `model_max_length`.
+    """
+    turns, has_image = sample["conversations"], "image" in sample
+    if has_image:
+        turns = preprocess_multimodal(turns, template, mm_use_im_start_end)
+    input_ids, labels, mismatch = preprocess(turns, tokenizer, template, has_image)
+    if mismatch is not None:
+        raise BadSample(
+            "mismatch",
+            f"tokenization mismatch: the turns have {mismatch[0]} tokens, the conversation {mismatch[1]}. "
+            "Remove special tokens and separators of the template from the turns",
+        )
+    places = (labels != IGNORE_INDEX).nonzero()
+    # The image is in front of the first answer.
+    first = int(places[0]) + max(image_tokens - 1, 0) * has_image if len(places) else len(labels)
+    if first >= tokenizer.model_max_length or not len(places):
+        raise BadSample(
+            "too long",
+            f"no answer begins within {tokenizer.model_max_length} tokens. Shorten the question or raise "
+            "--model_max_length",
+        )
+    return input_ids, labels
+
+
+def silence_length_warning(tokenizer: Any) -> None:
+    """Stop transformers' warning of long ids: the collator and the splice cut them."""
+    known = getattr(tokenizer, "deprecation_warnings", {})
+    known["sequence-length-is-longer-than-the-specified-maximum"] = True
 
 
 @dataclass
