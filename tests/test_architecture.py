@@ -34,6 +34,7 @@ ALLOWED = {
     "llava.eval": LOW + "llava.integrations llava.eval.*",
     "llava.analysis": LOW + "llava.eval llava.eval.*",
     "llava.tiny": "llava llava.model",
+    "llava.train": "llava llava.model llava.pruning",
 }
 ROOM_OF = {
     "llava": "llava.__init__",
