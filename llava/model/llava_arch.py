@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,12 @@ class LlavaMetaModel:
 
 
 class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration):
-    """Mixed into a causal language model: encodes, prunes and splices images, then generates."""
+    """Mixed into a causal language model: encodes, prunes and splices images, then generates.
+
+    `train_step` replaces `forward` of prompts with labels while `llava.train` trains the model.
+    """
+
+    train_step: Callable[..., Any] | None = None
 
     def get_model(self) -> LlavaMetaModel:
         """Return the decoder, which also contains tower and projector."""
@@ -226,8 +231,8 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
         if self._anyres is None:
             del self.config.anyres_protocol
         for holder, (entry, named) in tower_names(vars(self.config)).items():
-            tower = getattr(self.model, holder)
-            if tower is None:
+            tower = self.model._modules.get(holder)
+            if tower is None:  # also while training: then it is outside of the module tree, and not saved
                 continue
             name = named[0] if isinstance(named, list) else str(named)
             last = re.split(r"[\\/]", name.rstrip("\\/"))[-1].strip(".:~") or holder
@@ -402,6 +407,8 @@ class LlavaMetaForCausalLM(VisualTokenMixin, CapturedAnswers, CapturedGeneration
             ValueError: a prompt without labels does not fit the checkpoint's limits, or the pruner acts
                 inside the language model.
         """
+        if self.train_step is not None and labels is not None:
+            return self.train_step(self, input_ids, labels, attention_mask, images, image_sizes, **kwargs)
         first = input_ids is not None and inputs_embeds is None and input_ids.shape[1] > 1
         if first and (images is not None or visual is not None):
             self._refuse_inside("forward")

@@ -7,7 +7,7 @@ are what positions='original' needs. Independent of how tokens were selected.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -46,11 +46,51 @@ class TokenOrderMixin:
         Waits for the device only where the kept patches decide the number of tokens: pruned crops without
         their padding (protocol "llava"), and methods that choose their number.
         """
+        steps = self._projecting(features, kept, pruner, image_size, as_crops, cues)
+        rows = next(steps)
+        return _last(steps, self.get_model().mm_projector(rows) if rows is not None else None)
+
+    def project_together(
+        self, visions: Sequence[VisionFeatures], kept: Sequence[Kept], pruner: Pruner
+    ) -> tuple[list[Tensor], Tensor]:
+        """Project the kept tokens of several images in one call of the projector, for training.
+
+        A further row of zeros is projected, so that projector and newline have a gradient, and the projector
+        is called once, however many images a process has.
+
+        Returns:
+            The tokens (L_i, D) of every image in final order, and a scalar: 0 with gradients of 0, to be
+            added to what the loss is computed from.
+        """
+        steps = [
+            self._projecting(one.features, of_one, pruner, one.image_size, one.as_crops, {})
+            for one, of_one in zip(visions, kept, strict=True)
+        ]
+        rows = [next(one) for one in steps]
+        device, dtype = self._projector_place
+        zero = torch.zeros(1, self.config.mm_hidden_size, device=device, dtype=dtype)
+        embeds = self.get_model().mm_projector(torch.cat([*rows, zero]))
+        *parts, last = embeds.split([*map(len, rows), 1])
+        nothing = last.sum() * 0
+        if (newline := getattr(self.get_model(), "image_newline", None)) is not None:
+            nothing = nothing + newline.sum() * 0
+        return [_last(one, part) for one, part in zip(steps, parts, strict=True)], nothing
+
+    def _projecting(
+        self,
+        features: Tensor,
+        kept: Kept,
+        pruner: Pruner,
+        image_size: tuple[int, int] | None,
+        as_crops: bool,
+        cues: Mapping[str, Tensor],
+    ) -> Generator[Tensor | None, Tensor | None, Tensor]:
+        """Yield the rows (n, C) to project, None if `cues` has them; take them back, return them in order."""
         crops, patches = features.shape[:2]
         indices, pooled = kept.indices, len(kept.indices) != crops
         newlines = self.has_newlines(crops, as_crops)
         if kept.features is not None:
-            return self._project_merged(kept, pruner, image_size, as_crops)
+            return (yield from self._projecting_merged(kept, pruner, image_size, as_crops))
         if indices.shape[1] == patches and not pooled:  # all of them: known without asking the device
             place = "cpu" if newlines else indices.device
             indices = torch.arange(patches, device=place).expand(crops, -1)
@@ -62,9 +102,10 @@ class TokenOrderMixin:
         rows = indices.flatten()[layout[~newline] if newlines else layout]
         rows = rows.to(features.device, non_blocking=True)
         if "projected" in cues:  # all patches were projected already, for the method
+            yield None
             embeds = cues["projected"].flatten(0, 1)[rows]
         else:
-            embeds = self.get_model().mm_projector(features.flatten(0, 1)[rows])  # (n, D)
+            embeds = yield features.flatten(0, 1)[rows]  # (n, D)
         if not newlines:
             return embeds
         if crops > 1 and (shape := self._shrunk(pruner, crops, newline)) is not None:
@@ -77,10 +118,10 @@ class TokenOrderMixin:
         place = torch.where(newline, len(embeds) - 1, (~newline).cumsum(0) - 1)
         return embeds[place.to(embeds.device, non_blocking=True)]
 
-    def _project_merged(
+    def _projecting_merged(
         self, kept: Kept, pruner: Pruner, image_size: tuple[int, int] | None, as_crops: bool
-    ) -> Tensor:
-        """Project merged features in final order: (L, D)."""
+    ) -> Generator[Tensor, Tensor, Tensor]:
+        """Yield merged features to project, and return them in final order: (L, D)."""
         crops = len(kept.indices)
         if crops > 1 and self.has_newlines(crops, as_crops):
             raise ValueError(
@@ -92,7 +133,7 @@ class TokenOrderMixin:
             layout = layout[kept.indices.flatten()[layout] != NO_TOKEN]
         rows = kept.features.flatten(0, 1)[layout]
         weight = self._projector_place
-        embeds = self.get_model().mm_projector(rows.to(device=weight[0], dtype=weight[1]))
+        embeds = yield rows.to(device=weight[0], dtype=weight[1])
         if self.has_newlines(crops, as_crops):  # of a single crop: one, at the end
             embeds = torch.cat([embeds, self.get_model().image_newline.to(embeds)[None]])
         return embeds
@@ -171,3 +212,12 @@ class TokenOrderMixin:
         if newlines:  # of a single crop: one, at the end
             places = torch.cat([places, places.new_tensor([patches])])
         return places, crops * patches + newlines
+
+
+def _last(steps: Generator[Tensor | None, Tensor | None, Tensor], embeds: Tensor | None) -> Tensor:
+    """Send projected rows to `_projecting`, and return what it returns."""
+    try:
+        steps.send(embeds)
+    except StopIteration as end:
+        return end.value
+    raise RuntimeError("projecting: rows were asked for twice.")

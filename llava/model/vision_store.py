@@ -57,12 +57,8 @@ class VisionStore:
         self._used: set[str] = set()  # names of files
         self._began = time.time()
         self._writes = True
+        self.is_full = False  # whether nothing more is written for want of room
         self._size: int | None = None  # of all files, counted when the first one is written
-
-    @property
-    def is_full(self) -> bool:
-        """Whether nothing more is written, for want of room or after an error."""
-        return not self._writes
 
     def get(self, key: Hashable, cues: Sequence[str] = ()) -> VisionFeatures | None:
         """Return an image's features with these cues; None if one of them is not stored."""
@@ -158,7 +154,8 @@ class VisionStore:
             root = next(parent for parent in (self.root, *self.root.parents) if parent.exists())
             state = os.statvfs(root)
             free = state.f_bavail * state.f_frsize
-            self._writes = self._size + needed <= self.limit_bytes and free - needed > _LEAST_FREE
+            self.is_full = self._size + needed > self.limit_bytes or free - needed <= _LEAST_FREE
+            self._writes = not self.is_full
             return self._writes
 
 

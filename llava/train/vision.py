@@ -1,6 +1,6 @@
 """Encode the images of training batches, each of them once if there is a folder to keep the features in.
 
-    vision = TrainingVision(model, image_processor, "cache", limit_gb=50, load=dataset.load_image)
+    vision = TrainingVision(model, image_processor, "cache", load=dataset.load_image)
     vision.is_cached("images/000001.jpg")     # also in a worker process: then it need not be decoded
     vision.encode([None, pixels], sizes, paths, cues)
 
@@ -62,7 +62,8 @@ class TrainingVision:
         image_processor: of its tower.
         folder, limit_gb: where features are kept, and at most how many GB; None encodes every time.
         cues: what the pruning methods of the run read besides [CLS] attention: all of it is kept.
-        load: path -> pixels, for an image that was left out of a batch and is no longer in the folder.
+        load: path -> {"image": pixels, "image_size": (width, height)}, for an image that was left out of a
+            batch and is no longer in the folder.
         writers: processes that fill the folder together.
     """
 
@@ -73,7 +74,7 @@ class TrainingVision:
         folder: str | Path | None = None,
         limit_gb: float = 50.0,
         cues: Sequence[str] = (),
-        load: Callable[[str], Tensor] | None = None,
+        load: Callable[[str], dict[str, Any]] | None = None,
         writers: int = 1,
     ) -> None:
         self.model, self.load = model, load
@@ -129,10 +130,11 @@ class TrainingVision:
         self.encoded += len(missing)
         if missing:
             places = list(missing.values())
-            pixels = [self._pixels(images[place], paths[place]) for place in places]
+            loaded = [self._loaded(images[place], sizes[place], paths[place]) for place in places]
             device = self.model.get_vision_tower().device.type
             with torch.autocast(device, enabled=False):
-                fresh = self.model.encode_vision(pixels, [sizes[place] for place in places], cues)
+                pixels, of_pixels = [list(part) for part in zip(*loaded, strict=True)]
+                fresh = self.model.encode_vision(pixels, of_pixels, cues)
             for key, place, features in zip(missing, places, fresh, strict=True):
                 found[key] = features
                 if self.store is not None and key != place and self._is_unchanged(paths[place]):
@@ -147,12 +149,14 @@ class TrainingVision:
             return self.is_cached.key(path)
         return None
 
-    def _pixels(self, image: Tensor | None, path: str | None) -> Tensor:
+    def _loaded(self, image: Tensor | None, size: Any, path: str | None) -> tuple[Tensor, Any]:
+        """Return the pixels and the size of an image, which may have been left out of the batch."""
         if image is not None:
-            return image
+            return image, size
         if path is None or self.load is None:
             raise ValueError(f"images: {path!r} was left out of a batch, but its features are not stored.")
-        return self.load(path)
+        found = self.load(path)
+        return found["image"], found["image_size"]
 
     def _is_unchanged(self, path: str | None) -> bool:
         """Return whether a file was not changed since the run began: its pixels may be older than its key."""

@@ -40,15 +40,17 @@ class Images:
         Image.fromarray(pixels).save(path)
         os.utime(path, (1, 1))
 
-    def load(self, path: str) -> torch.Tensor:
+    def load(self, path: str) -> dict:
         self.loads += 1
         with Image.open(path) as image:
-            return process_images([image.convert("RGB")], self.processor, self.model.config)[0]
+            pixels = process_images([image.convert("RGB")], self.processor, self.model.config)[0]
+            return {"image": pixels, "image_size": image.size}
 
     def batch(self, vision: TrainingVision, paths: list[str], cues=()) -> list[VisionFeatures]:
         """Encode as a run does: what is cached is not decoded."""
-        images = [None if vision.is_cached and vision.is_cached(one) else self.load(one) for one in paths]
-        return vision.encode(images, [(60, 40)] * len(paths), paths, cues)
+        left_out = {"image": None, "image_size": None}
+        items = [left_out if vision.is_cached and vision.is_cached(one) else self.load(one) for one in paths]
+        return vision.encode(*([item[name] for item in items] for name in left_out), paths, cues)
 
     def vision(self, folder=None, **options) -> TrainingVision:
         return TrainingVision(self.model, self.processor, folder, load=self.load, **options)
@@ -106,7 +108,7 @@ def test_an_image_replaced_between_decoding_and_encoding_is_not_kept(images, tmp
     vision, path = images.vision(tmp_path / "cache"), images.paths[0]
     old = images.load(path)
     images.write(path, 99)
-    vision.encode([old], [(60, 40)], [path])
+    vision.encode([old["image"]], [old["image_size"]], [path])
     later = images.vision(tmp_path / "cache")
     assert not later.is_cached(path)
     assert same(images.batch(later, [path])[0], images.batch(images.vision(), [path])[0])
@@ -117,7 +119,7 @@ def test_what_was_deleted_meanwhile_is_loaded(images, tmp_path) -> None:
     plain = images.batch(vision, [path])[0]
     for file in (tmp_path / "cache").glob("*/*"):
         file.unlink()
-    assert same(plain, vision.encode([None], [(60, 40)], [path])[0])
+    assert same(plain, vision.encode([None], [None], [path])[0])
     os.unlink(path)
     with pytest.raises(FileNotFoundError):
         vision.encode([None], None, [path])

@@ -94,7 +94,8 @@ def stored_config(model: str | os.PathLike, base: str | os.PathLike | None = Non
 def conversation_for(config: dict, name: str = "") -> str:
     """Choose the conversation template (a key of `conv_templates`) that a checkpoint was trained with.
 
-    The language model in `config` decides where it is enough; the checkpoint's `name` distinguishes versions
+    That which llava.train recorded as `conv_mode` in `config`, if any. Else the language model decides where
+    it is enough; the checkpoint's `name` distinguishes versions
     that share an architecture. The default is "vicuna_v1", the template of LLaVA-1.5; that of Video-LLaVA is
     "llava_v1".
 
@@ -102,6 +103,8 @@ def conversation_for(config: dict, name: str = "") -> str:
         config: the content of config.json (see `stored_config`); {} if unknown.
         name: the checkpoint's folder or Hub name.
     """
+    if config.get("conv_mode"):
+        return config["conv_mode"]
     text = config.get("text_config") or {}
     kinds = [config.get("model_type"), text.get("model_type"), *(config.get("architectures") or [])]
     model = " ".join(str(kind) for kind in kinds if kind).lower()

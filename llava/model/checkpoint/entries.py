@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava.conversation import conv_templates
 from llava.model.checkpoint import CheckpointError
 
 _MAX_NUMBER = 1e15  # far above what any entry may be, and below what overflows inside torch
@@ -292,6 +293,10 @@ CONFIG: Entries = {
     "mm_patch_merge_type": _words("flat spatial spatial_unpad"),
     "mm_use_im_start_end": _FLAG, "mm_use_im_patch_token": _FLAG,
     "image_aspect_ratio": _ASPECT, "image_grid_pinpoints": _PINPOINTS,
+    "conv_mode": Entry(
+        "a conversation template of llava.conversation",
+        lambda value: isinstance(value, str) and value in conv_templates,
+    ),
     "tokenizer_model_max_length": _whole(1), "tokenizer_padding_side": _words("left right"),
     # of transformers' own LLaVA
     "text_config": OBJECT, "vision_config": OBJECT, "projector_hidden_act": _TEXT,
