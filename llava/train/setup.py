@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from llava.conversation import conv_templates
 from llava.model.checkpoint import CheckpointError
 from llava.model.checkpoint.config import stored_config
 from llava.model.checkpoint.find import resolve_checkpoint, tower_names
@@ -21,17 +20,12 @@ from llava.model.checkpoint.read import read_file
 from llava.model.language_model import classes_of, model_type_of
 from llava.model.tokenizer import load_tokenizer
 from llava.train.arguments import Arguments, ModelArguments, TrainingArguments
+from llava.train.preprocess import conversation_name
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRAINABLES = "non_lora_trainables.bin"
 # LLaVA-1.6's resolutions, for --image_aspect_ratio anyres
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
-_DEFAULT_VERSION = "vicuna_v1"
-
-
-def conversation_name(version: str) -> str:
-    """Return the template of `--version`: unknown names, v0 and v0.5 mean vicuna_v1, as in LLaVA."""
-    return version if version in conv_templates and version not in ("v0", "v0.5") else _DEFAULT_VERSION
 
 
 def load_base(model_args: ModelArguments, training_args: TrainingArguments) -> tuple[Any, Any, Path]:
