@@ -62,7 +62,7 @@ def masked_loss(model, pruner, input_ids, labels, attention_mask, images):
             kept += [patch in stays for patch in range(patches)]
             targets += [NONE] * patches
         kept = torch.tensor(kept)
-        places = (kept.cumsum(0) - 1).clamp(min=0)  # of the pruned prompt; those of dropped tokens do not matter
+        places = (kept.cumsum(0) - 1).clamp(min=0)  # of the pruned prompt
         hidden = model.get_model()(
             inputs_embeds=torch.cat(embeds)[None],
             attention_mask=kept[None],
@@ -85,7 +85,8 @@ def gradients(model, loss):
 
 
 @pytest.mark.parametrize(
-    ("method", "budget"), [("vispruner", 32), ("vispruner", 5), ("random", 16), ("fastervlm", 32), ("none", 0)]
+    ("method", "budget"),
+    [("vispruner", 32), ("vispruner", 5), ("random", 16), ("fastervlm", 32), ("none", 0)],
 )
 def test_gradients_are_those_of_the_masked_run(model, batch, method, budget) -> None:
     budgets = Budgets.parse(method, str(budget or "none")).within(model.get_vision_tower().num_patches)
