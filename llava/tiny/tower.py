@@ -79,9 +79,7 @@ def is_ready(folder: Path) -> bool:
             json.loads((folder / name).read_text()) for name in ("config.json", "preprocessor_config.json")
         )
         return (
-            registry.is_of(SOURCE, folder)
-            and config == {**config, **CONFIG}
-            and preprocessor == PREPROCESSOR
+            registry.is_of(SOURCE, folder) and config == {**config, **CONFIG} and preprocessor == PREPROCESSOR
         )
     except (OSError, ValueError, TypeError):
         return False
