@@ -32,9 +32,10 @@ _COUNTRIES = (
     "Poland Ireland Turkey Peru Finland"
 ).split()
 _TERMS = (
-    "gravity|a noun|evaporation|a prime number|democracy|a metaphor|photosynthesis|an island|a volcano|a verb|"
-    "electricity|a fraction|an orchestra|inflation|a microscope|friction|a triangle|biology|a habit|a planet|"
-    "recycling|a sonnet|a budget|an ecosystem|a satellite|erosion|a mammal|a compass|a rectangle|a vitamin"
+    "gravity|a noun|evaporation|a prime number|democracy|a metaphor|photosynthesis|an island|a volcano|"
+    "a verb|electricity|a fraction|an orchestra|inflation|a microscope|friction|a triangle|"
+    "biology|a habit|a planet|recycling|a sonnet|a budget|an ecosystem|a satellite|"
+    "erosion|a mammal|a compass|a rectangle|a vitamin"
 ).split("|")
 _LISTS = (
     "fruits|vegetables|farm animals|musical instruments|colors|sports|months of the year|kitchen tools|"
@@ -44,7 +45,8 @@ _LISTS = (
 _REASONS = (
     "the sky looks blue|leaves fall in autumn|people need sleep|ice floats on water|bread rises|"
     "birds fly south in winter|we brush our teeth|the moon seems to change its shape|exercise is healthy|"
-    "iron rusts|plants need light|cities have parks|we wear seat belts|some animals hibernate|honey keeps long"
+    "iron rusts|plants need light|cities have parks|we wear seat belts|some animals hibernate|"
+    "honey keeps long"
 ).split("|")
 _HOW_TO = (
     "boil an egg|plant a tree|learn a new language|make a cup of tea|write a thank-you note|fold a shirt|"
@@ -61,12 +63,13 @@ _SENTENCES = (
 ).split("|")
 _TOPICS = (
     "the sea|a rainy day|an old clock|friendship|a small village|the first snow|a lost letter|a busy market|"
-    "a quiet library|a long journey|the night sky|a garden in spring|a brave mouse|a broken bridge|a lighthouse"
+    "a quiet library|a long journey|the night sky|a garden in spring|a brave mouse|a broken bridge|"
+    "a lighthouse"
 ).split("|")
 _PAIRS = (
-    "a lake and a river|a cat and a dog|coffee and tea|a train and a bus|summer and winter|a novel and a poem|"
-    "a village and a city|butter and oil|the sun and the moon|a guitar and a violin|walking and running|"
-    "a letter and an email|fog and rain|a bee and a wasp|a hill and a mountain"
+    "a lake and a river|a cat and a dog|coffee and tea|a train and a bus|summer and winter|"
+    "a novel and a poem|a village and a city|butter and oil|the sun and the moon|a guitar and a violin|"
+    "walking and running|a letter and an email|fog and rain|a bee and a wasp|a hill and a mountain"
 ).split("|")
 _OPPOSITES = "hot tall early empty loud heavy dark narrow wet strong young cheap near soft slow".split()
 _GREETINGS = (
@@ -119,10 +122,10 @@ def prompts(seed: int = 0) -> list[tuple[str, ...]]:
         *_FACTS,
     ]
     found = []
-    for index in rs.permutation(len(singles)):
+    for index in rs.permutation(len(singles)):  # a pair of numbers may occur twice
         follow = (_FOLLOW_UPS[rs.randint(len(_FOLLOW_UPS))],) if rs.rand() < 0.35 else ()
         found.append((singles[index], *follow))
-    return found
+    return list(dict.fromkeys(found))
 
 
 def tidy(text: str, ended: bool) -> str:
