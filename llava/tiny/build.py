@@ -1,12 +1,14 @@
-"""Write the bundled benchmarks, or check the bundled files against their checksums.
+"""Write the bundled benchmarks or training data, or check the bundled files against their checksums.
 
     python -m llava.tiny.build                                             # the 200 bundled images
     python -m llava.tiny.build --num-images 1000 --output playground/tiny/eval-1000   # to rank methods
     python -m llava.tiny.build --benchmarks gqa,mme        # only these; existing images are kept
     python -m llava.tiny.build --seed 2000000000 --world many-small --output DIR   # other images
+    python -m llava.tiny.build --train 4000 --output playground/data/tiny   # images, LLaVA's JSON
     python -m llava.tiny.build --check                     # compare the files with SHA256SUMS
 
-Images come from seeds that training does not use. Rendering is repeatable on one platform but may differ
+Images of benchmarks come from seeds that training does not use; those from 1500000000 on are for development.
+Rendering is repeatable on one platform but may differ
 between library versions, so the bundled images are files with checksums, and this command is meant for larger
 benchmarks. Independent of models.
 """
@@ -18,12 +20,13 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from llava.argtypes import at_least
 from llava.paths import BUNDLED_DATA, require_bundled
 
-from . import world
+from . import training_data, world
 from .benchmarks import WRITERS
 from .benchmarks.common import IMAGE_LINKS, IMAGES, held_out_images, save_images
 
@@ -68,11 +71,32 @@ def check(root: Path) -> list[str]:
     ]
 
 
-def _held_out_seed(text: str) -> int:
-    seed = at_least(world.HELD_OUT)(text)
-    if seed >= LAST_SEED:
-        raise argparse.ArgumentTypeError(f"expected a seed below {LAST_SEED}, got {text!r}")
-    return seed
+def _names(text: str, known: Iterable[str], parser: argparse.ArgumentParser, flag: str) -> list[str]:
+    """Split a comma-separated option; exit unless all names are known."""
+    chosen = [name.strip() for name in text.split(",") if name.strip()]
+    if not chosen or not set(known) >= set(chosen):
+        parser.error(f"{flag} {text!r}: unknown {flag[2:].rstrip('s')}. Choose from {', '.join(known)}.")
+    return chosen
+
+
+def _train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Write training data."""
+    seed = args.seed or 0
+    if args.output is None:
+        parser.error("--train: --output is missing. Name the folder of the training data.")
+    if seed + args.train > world.HELD_OUT:
+        parser.error(
+            f"--seed {seed}: {args.train} images from there reach {world.HELD_OUT}, the first seed of "
+            f"benchmarks. Choose a seed of at most {world.HELD_OUT - args.train}."
+        )
+    files = tuple(_names(args.kind, training_data.KINDS, parser, "--kind"))
+    try:
+        counts = training_data.write(args.output, args.train, seed, args.world, files, args.num_processes)
+    except (OSError, training_data.TrainingDataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps({"output": str(args.output), "pictures": args.train, "answers": counts}))
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,9 +110,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--seed",
-        type=_held_out_seed,
-        default=world.HELD_OUT,
-        help="seed of the first image; training uses seeds below %(default)s (default: %(default)s)",
+        type=at_least(0),
+        help=f"seed of the first image; training uses seeds below {world.HELD_OUT}, development those from "
+        f"{world.DEVELOPMENT} on (default: {world.HELD_OUT}; with --train 0)",
     )
     parser.add_argument(
         "--world",
@@ -109,12 +133,33 @@ def main(argv: list[str] | None = None) -> int:
         default=",".join(WRITERS),
         help="comma-separated benchmarks to write (default: %(default)s)",
     )
+    parser.add_argument(
+        "--train",
+        type=at_least(1),
+        metavar="N",
+        help="write training data of N images to --output instead of benchmarks; an interrupted run resumes",
+    )
+    parser.add_argument(
+        "--kind",
+        default=",".join(training_data.KINDS),
+        help="comma-separated files of training data (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num-processes",
+        type=at_least(1),
+        default=1,
+        help="processes that draw training images (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
-    chosen = [name.strip() for name in args.benchmarks.split(",") if name.strip()]
-    if not chosen or not WRITERS.keys() >= set(chosen):
+    if args.train:
+        return _train(args, parser)
+    args.seed = world.HELD_OUT if args.seed is None else args.seed
+    if not world.HELD_OUT <= args.seed < LAST_SEED:
         parser.error(
-            f"--benchmarks {args.benchmarks!r}: unknown benchmark. Choose from {', '.join(WRITERS)}."
+            f"argument --seed: expected a seed from {world.HELD_OUT} to {LAST_SEED - 1}, got {args.seed}. "
+            "Smaller seeds are of training images."
         )
+    chosen = _names(args.benchmarks, WRITERS, parser, "--benchmarks")
     if args.output is None:
         try:
             args.output = require_bundled(BUNDLED_DATA.parent, "--output DIR") / BUNDLED_DATA.name

@@ -14,6 +14,7 @@ FEATURE_SOURCES = (
     TINY / "world" / "foreground.py",
     TINY / "world" / "sprites" / "atlas.png",
     TINY / "world" / "scenes.py",
+    TINY / "registry.py",
     TINY / "tower.py",
     TINY / "training" / "features.py",
 )
@@ -24,6 +25,7 @@ CLIP_SOURCES = (
     TINY / "world" / "foreground.py",
     TINY / "world" / "sprites" / "atlas.png",
     TINY / "world" / "clips.py",
+    TINY / "registry.py",
     TINY / "tower.py",
     TINY / "training" / "clip_features.py",
 )

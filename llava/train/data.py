@@ -9,7 +9,7 @@ all processes and a resumed run see the same data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,8 @@ class LazySupervisedDataset(Dataset):
 
     An item has input_ids (L,) int64 with -200 for the image, labels (L,) int64, and `index` in the data file.
     With `is_multimodal` also image, (3, H, W) or (crops, 3, H, W) float32, image_size (width, height) and
-    image_path; a sample without an image has a black one, and None for its path.
+    image_path; a sample without an image has a black one, and None for its path. An image that `is_cached`
+    finds is not decoded: image and image_size are None.
 
     Args:
         data_path: JSON list or JSON lines, or the file that was already checked.
@@ -46,6 +47,7 @@ class LazySupervisedDataset(Dataset):
 
     Attributes:
         samples: the data file.
+        is_cached: path -> whether the features of an image are stored, so that its pixels are not needed.
 
     Raises:
         TrainingDataError: the file or, with "stop", a sample cannot be used.
@@ -90,6 +92,7 @@ class LazySupervisedDataset(Dataset):
         self.samples, self.tokenizer, self.image_processor = data_path, tokenizer, image_processor
         self.conversation, self.image_folder = conversation, self.samples.image_folder
         self.mm_use_im_start_end, self.is_multimodal = mm_use_im_start_end, is_multimodal
+        self.is_cached: Callable[[str], bool] | None = None
         self.skips, self.image_tokens = bad_samples == "skip", image_tokens
         silence_length_warning(tokenizer)
         self._check_file()
@@ -179,9 +182,9 @@ class LazySupervisedDataset(Dataset):
         sample, item = self.samples[index], {}
         if "image" in sample:
             path = self.samples.image_path(sample["image"])
-            image = open_image(path)
-            pixels = process_images([image], self.image_processor, self.image_config)[0]
-            item = {"image": pixels, "image_size": image.size, "image_path": path}
+            stored = self.is_cached is not None and self.is_cached(path)
+            left_out = {"image": None, "image_size": None, "image_path": path}
+            item = left_out if stored else self.load_image(path)
         elif self.is_multimodal:
             height, width = (int(self.image_processor.crop_size[side]) for side in ("height", "width"))
             item = {"image": torch.zeros(3, height, width), "image_size": (width, height), "image_path": None}
@@ -189,6 +192,12 @@ class LazySupervisedDataset(Dataset):
             sample, self.tokenizer, self.conversation, self.mm_use_im_start_end, self.image_tokens
         )
         return {"input_ids": input_ids, "labels": labels, **item, "index": index}
+
+    def load_image(self, path: str) -> dict[str, Any]:
+        """Return `image`, `image_size` and `image_path` of a file. Raises `BadSample`."""
+        image = open_image(path)
+        pixels = process_images([image], self.image_processor, self.image_config)[0]
+        return {"image": pixels, "image_size": image.size, "image_path": path}
 
 
 def open_image(path: str) -> Image.Image:
@@ -272,7 +281,7 @@ class DataCollatorForSupervisedDataset:
         }
         if "image" in instances[0]:
             images = [one["image"] for one in instances]
-            same = all(one.shape == images[0].shape for one in images)
+            same = all(one is not None and one.shape == images[0].shape for one in images)
             batch["images"] = torch.stack(images) if same else images
             for name in ("image_size", "image_path"):
                 if name in instances[0]:

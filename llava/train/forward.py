@@ -162,18 +162,3 @@ class TrainingForward:
         counts.unlabeled += empty
         if empty == len(mask):
             warnings.warn("a batch without any label: every answer in it was cut", stacklevel=3)
-
-
-def check_trainable(pruner: Pruner) -> None:
-    """Raise `ValueError` for methods that need more than an image before the language model."""
-    if pruner.acts_in == "decoder":
-        why = "prunes inside the language model"
-    elif pruner.needs_question:
-        why = "reads the question, and a training sample has several"
-    elif "projected" in pruner.cues:
-        why = "reads projected tokens, which training changes"
-    elif pruner.positions == "original":
-        why = "keeps original positions"
-    else:
-        return
-    raise ValueError(f"--method {pruner.name}: {why}, so it cannot be trained with. Choose another method.")

@@ -49,17 +49,16 @@ def run(arguments, attn_implementation: str | None = None) -> dict[str, object]:
     from llava.train.arguments import describe
     from llava.train.budgets import Budgets
     from llava.train.data import make_supervised_data_module
-    from llava.train.forward import TrainingForward, check_trainable
+    from llava.train.forward import TrainingForward
     from llava.train.setup import build_model
     from llava.train.trainer import LLaVATrainer, last_checkpoint
+    from llava.train.vision import TrainingVision
 
     model_args, data_args, training_args = arguments
     output_dir = Path(training_args.output_dir)
     budgets = Budgets.parse(
         model_args.method, model_args.visual_token_num, model_args.important_ratio, training_args.seed
     )
-    for pruner in budgets.pruners:
-        check_trainable(pruner)
     recipe = describe(arguments)
     resumed = last_checkpoint(output_dir, recipe)
     load_tokenizer(resolve_checkpoint(model_args.model_name_or_path))  # refuse before loading weights
@@ -69,9 +68,24 @@ def run(arguments, attn_implementation: str | None = None) -> dict[str, object]:
     inner = model.get_base_model() if training_args.part == "lora" else model
     if attn_implementation:
         inner.set_attn_implementation(attn_implementation)
+    tower, vision = inner.get_vision_tower(), None
+    if tower is not None:
+        budgets = budgets.within(tower.num_patches)
     inner.set_pruner(budgets.pruners[0])
     data = make_supervised_data_module(tokenizer, arguments, inner)
-    step = TrainingForward(budgets.pruners[0])
+    if data_args.vision_cache:
+        dataset = data["train_dataset"]
+        vision = TrainingVision(
+            inner,
+            tower.image_processor,
+            data_args.vision_cache,
+            data_args.vision_cache_gb,
+            budgets.cues,
+            load=dataset.load_image,
+            writers=training_args.world_size,
+        )
+        dataset.is_cached = vision.is_cached
+    step = TrainingForward(budgets.pruners[0], vision)
     inner.train_step = step
     trainer = LLaVATrainer(
         model=model,

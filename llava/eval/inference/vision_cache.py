@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from llava.eval.inference.vision_store import VisionStore
+from llava.model.vision_store import VisionStore
 
 
 class VisionCache:

@@ -121,7 +121,7 @@ def vision_store(loaded: tuple[Any, Any, Any]) -> Any | None:
 
     VISPRUNER_VISION_CACHE sets its size in GiB, on any device; 0 disables it.
     """
-    from llava.eval.inference.vision_store import VisionStore
+    from llava.model.vision_store import VisionStore
     from llava.paths import cache_folder
 
     model, _, image_processor = loaded

@@ -7,11 +7,12 @@
 asks about a scene and `mixtures` samples training questions. Independent of models and benchmark files.
 """
 
-from .scenes import HELD_OUT, SIDE, WORLDS, Scene, SceneObject, draw
+from .scenes import DEVELOPMENT, HELD_OUT, SIDE, WORLDS, Scene, SceneObject, draw
 from .vocabulary import COLORS, OBJECTS, SHAPES, SPRITES, THEMES, WORDS
 
 __all__ = [
     "COLORS",
+    "DEVELOPMENT",
     "HELD_OUT",
     "OBJECTS",
     "SHAPES",

@@ -5,7 +5,8 @@ shapes and, sometimes, a sign with a word.
 
 Everything is a function of an integer seed through `numpy.random.RandomState`, whose stream never changes.
 Seeds below `HELD_OUT` are for training; benchmarks use seeds from `HELD_OUT` on, so no training run sees
-their images. Independent of questions, models and benchmark files.
+their images. Decisions about a model in development use images from `DEVELOPMENT` on, which no bundled
+benchmark has. Independent of questions, models and benchmark files.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .foreground import font, paint_shape, sprite
 from .vocabulary import COLORS, POPULARITY, SHAPES, SPRITES, THEMES, WORDS
 
 HELD_OUT = 1_000_000_000
+DEVELOPMENT = 1_500_000_000
 SIDE = 336
 
 

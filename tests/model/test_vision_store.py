@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from helpers.checkpoints import SOURCE, load
-from llava.eval.inference import vision_store
 from llava.eval.inference.vision_cache import VisionCache
-from llava.eval.inference.vision_store import VisionStore, tower_identity
+from llava.model import vision_store
 from llava.model.features import VisionFeatures
+from llava.model.vision_store import VisionStore, tower_identity
 
 
 @pytest.fixture(scope="module")
