@@ -47,6 +47,7 @@ class LazySupervisedDataset(Dataset):
 
     Attributes:
         samples: the data file.
+        found: (samples,) uint8, 1 where one turned out bad while it was loaded; shared with workers.
         is_cached: path -> whether the features of an image are stored, so that its pixels are not needed.
 
     Raises:
@@ -95,27 +96,9 @@ class LazySupervisedDataset(Dataset):
         self.is_cached: Callable[[str], bool] | None = None
         self.skips, self.image_tokens = bad_samples == "skip", image_tokens
         silence_length_warning(tokenizer)
-        self._check_file()
+        self.samples.require(self.skips, is_multimodal)
         self._replaced = self._replacements()
-        # 1 where a sample turned out bad while it was loaded; workers write into the same memory.
-        self._found = torch.zeros(len(self.samples), dtype=torch.uint8).share_memory_()
-
-    def _check_file(self) -> None:
-        samples = self.samples
-        if any(samples.has_image):
-            first = samples.name(samples.has_image.index(1))
-            if not self.is_multimodal:
-                raise TrainingDataError(
-                    f"{first}: has an image, but the model has no tower. Set --vision_tower."
-                )
-            if samples.image_folder is None:
-                raise TrainingDataError(f"{first}: has an image, but no folder is given. Set --image_folder.")
-        if samples.bad and not self.skips:
-            raise TrainingDataError(
-                f"{samples.path}: {samples.describe()}\nFix them, or leave them out by --bad_samples skip."
-            )
-        if len(samples.bad) == len(samples):
-            raise TrainingDataError(f"{samples.path}: no sample can be used. {samples.describe()}")
+        self.found = torch.zeros(len(self.samples), dtype=torch.uint8).share_memory_()
 
     def _replacements(self) -> dict[int, int]:
         """Return the next good sample of each that the check of the file found bad."""
@@ -147,7 +130,7 @@ class LazySupervisedDataset(Dataset):
     def bad(self) -> dict[int, BadSample]:
         """All samples found bad so far, also by workers, by index."""
         found = dict(self.samples.bad)
-        for index in self._found.nonzero().flatten().tolist():
+        for index in self.found.nonzero().flatten().tolist():
             try:
                 self._load(index)
             except BadSample as error:
@@ -163,7 +146,7 @@ class LazySupervisedDataset(Dataset):
                     raise TrainingDataError(
                         f"{self.samples.name(place)}: {error}. Fix it, or leave it out by --bad_samples skip."
                     ) from error
-                self._found[place] = 1
+                self.found[place] = 1
         raise TrainingDataError(
             f"{self.samples.path}: no sample can be used. {self.samples.describe(self.bad)}"
         )
@@ -173,7 +156,7 @@ class LazySupervisedDataset(Dataset):
         samples, first = self.samples, self._replaced.get(index, index)
         for same in (True, False):
             for place in (*range(first, len(self)), *range(first)):
-                if place not in samples.bad and not self._found[place]:
+                if place not in samples.bad and not self.found[place]:
                     if (samples.has_image[place] == samples.has_image[first]) == same:
                         yield place
 
@@ -289,6 +272,26 @@ class DataCollatorForSupervisedDataset:
         return batch
 
 
+def read_samples(arguments: Any) -> SampleFile:
+    """Check the data file of a training, before a model is loaded.
+
+    Args:
+        arguments: (model, data, training) arguments of `llava.train.arguments`.
+
+    Raises:
+        TrainingDataError: the file cannot be used, or has bad samples that are not to be skipped.
+    """
+    model_args, data_args, training_args = arguments
+    samples = SampleFile(
+        data_args.data_path,
+        training_template(model_args.version),
+        data_args.image_folder,
+        quiet=not training_args.should_log,
+    )
+    samples.require(data_args.bad_samples == "skip", bool(model_args.vision_tower))
+    return samples
+
+
 def make_supervised_data_module(
     tokenizer: Any, arguments: Any, model: Any = None, samples: SampleFile | None = None
 ) -> dict[str, Any]:
@@ -303,11 +306,10 @@ def make_supervised_data_module(
     template = training_template(model_args.version)
     tower = model.get_vision_tower() if model is not None and data_args.is_multimodal else None
     dataset = LazySupervisedDataset(
-        samples or SampleFile(data_args.data_path, template, data_args.image_folder),
+        samples or read_samples(arguments),
         tokenizer,
         None if tower is None else tower.image_processor,
         conversation=template,
-        image_folder=data_args.image_folder,
         image_aspect_ratio=data_args.image_aspect_ratio,
         model_config=getattr(model, "config", None),
         mm_use_im_start_end=model_args.mm_use_im_start_end,

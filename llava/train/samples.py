@@ -137,6 +137,31 @@ class SampleFile:
             lines.append(f"... and {len(bad) - _SHOWN} more")
         return "\n  ".join(lines)
 
+    def require(self, skip: bool, has_tower: bool) -> None:
+        """Check that a training can use the file.
+
+        Args:
+            skip: whether samples that cannot be used are left out.
+            has_tower: whether the model takes images.
+
+        Raises:
+            TrainingDataError: it cannot.
+        """
+        if any(self.has_image):
+            first = self.name(self.has_image.index(1))
+            if not has_tower:
+                raise TrainingDataError(
+                    f"{first}: has an image, but the model has no tower. Set --vision_tower."
+                )
+            if self.image_folder is None:
+                raise TrainingDataError(f"{first}: has an image, but no folder is given. Set --image_folder.")
+        if self.bad and not skip:
+            raise TrainingDataError(
+                f"{self.path}: {self.describe()}\nFix them, or leave them out by --bad_samples skip."
+            )
+        if len(self.bad) == len(self):
+            raise TrainingDataError(f"{self.path}: no sample can be used. {self.describe()}")
+
     def _scan(self, quiet: bool) -> Iterator[tuple[int, int, Any]]:
         """Yield (first byte, bytes, sample or BadSample) of every sample."""
         try:

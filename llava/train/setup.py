@@ -121,7 +121,10 @@ def _add_vision(model: Any, tokenizer: Any, arguments: Arguments) -> None:
     projector.requires_grad_(not training_args.freeze_mm_mlp_adapter)
     if hasattr(model.get_model(), "image_newline"):
         model.get_model().image_newline.requires_grad_(not training_args.freeze_mm_mlp_adapter)
+    before = tokenizer.get_vocab()
     model.initialize_vision_tokenizer(model_args, tokenizer)
+    added = {token: index for token, index in tokenizer.get_vocab().items() if token not in before}
+    tokenizer.tokens_added_by_training = added
     if model_args.tune_mm_mlp_adapter:
         model.get_input_embeddings().requires_grad_(False)
     tower = detach_tower(model)

@@ -48,7 +48,7 @@ def run(arguments, attn_implementation: str | None = None) -> dict[str, object]:
     from llava.model.tokenizer import load_tokenizer
     from llava.train.arguments import describe
     from llava.train.budgets import Budgets
-    from llava.train.data import make_supervised_data_module
+    from llava.train.data import make_supervised_data_module, read_samples
     from llava.train.forward import TrainingForward
     from llava.train.setup import build_model
     from llava.train.trainer import LLaVATrainer, last_checkpoint
@@ -62,6 +62,7 @@ def run(arguments, attn_implementation: str | None = None) -> dict[str, object]:
     recipe = describe(arguments)
     resumed = last_checkpoint(output_dir, recipe)
     load_tokenizer(resolve_checkpoint(model_args.model_name_or_path))  # refuse before loading weights
+    samples = read_samples(arguments)
 
     set_seed(training_args.seed)
     model, tokenizer, base = build_model(arguments)
@@ -72,7 +73,7 @@ def run(arguments, attn_implementation: str | None = None) -> dict[str, object]:
     if tower is not None:
         budgets = budgets.within(tower.num_patches)
     inner.set_pruner(budgets.pruners[0])
-    data = make_supervised_data_module(tokenizer, arguments, inner)
+    data = make_supervised_data_module(tokenizer, arguments, inner, samples)
     if data_args.vision_cache:
         dataset = data["train_dataset"]
         vision = TrainingVision(
@@ -102,6 +103,13 @@ def run(arguments, attn_implementation: str | None = None) -> dict[str, object]:
     trainer.save_model()
     inner.train_step = None
     summary = {"output_dir": str(output_dir), **result.metrics, "steps": trainer.state.global_step}
+    dataset = data["train_dataset"]
+    found = trainer.accelerator.reduce(dataset.found.int().to(training_args.device))
+    dataset.found.copy_(found.cpu() > 0)  # by any process
+    bad = dataset.bad
+    summary["bad_samples"] = len(bad)
+    if bad and trainer.is_world_process_zero():
+        print(f"skipped: {samples.describe(bad)}", file=sys.stderr)
     if trainer.is_world_process_zero():
         plot_loss(trainer.state.log_history, output_dir / "loss.png")
     return summary

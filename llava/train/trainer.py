@@ -172,7 +172,7 @@ class LLaVATrainer(Trainer):
         config = self.llava.config
         entries = json.loads(config.to_json_string(use_diff=False))
         entries["use_cache"] = True
-        entries["model_type"] = config.model_type
+        entries["model_type"] = type(config).model_type  # also of a base that is a bare language model
         entries["architectures"] = [type(self.llava).__name__]
         name = tower_entry(config)
         if name is not None:
