@@ -110,12 +110,7 @@ class LazySupervisedDataset(Dataset):
                 )
             if samples.image_folder is None:
                 raise TrainingDataError(f"{first}: has an image, but no folder is given. Set --image_folder.")
-        if samples.bad and not self.skips:
-            raise TrainingDataError(
-                f"{samples.path}: {samples.describe()}\nFix them, or leave them out by --bad_samples skip."
-            )
-        if len(samples.bad) == len(samples):
-            raise TrainingDataError(f"{samples.path}: no sample can be used. {samples.describe()}")
+        samples.refuse_bad("skip" if self.skips else "stop")
 
     def _replacements(self) -> dict[int, int]:
         """Return the next good sample of each that the check of the file found bad."""

@@ -137,6 +137,15 @@ class SampleFile:
             lines.append(f"... and {len(bad) - _SHOWN} more")
         return "\n  ".join(lines)
 
+    def refuse_bad(self, bad_samples: str) -> None:
+        """Raise `TrainingDataError` for bad samples unless they are to be skipped, or if nothing is left."""
+        if self.bad and bad_samples != "skip":
+            raise TrainingDataError(
+                f"{self.path}: {self.describe()}\nFix them, or leave them out by --bad_samples skip."
+            )
+        if len(self.bad) == len(self):
+            raise TrainingDataError(f"{self.path}: no sample can be used. {self.describe()}")
+
     def _scan(self, quiet: bool) -> Iterator[tuple[int, int, Any]]:
         """Yield (first byte, bytes, sample or BadSample) of every sample."""
         try:

@@ -23,6 +23,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from llava.model.checkpoint.find import resolve_checkpoint
+from llava.train.arguments import Arguments, describe, parse_arguments
+from llava.train.preprocess import training_template
+from llava.train.samples import SampleFile
 
 
 def train(argv: Sequence[str] | None = None, attn_implementation: str | None = None) -> dict[str, object]:
@@ -35,18 +38,19 @@ def train(argv: Sequence[str] | None = None, attn_implementation: str | None = N
     Raises:
         ValueError, FileNotFoundError: invalid arguments, files or samples; the message says what to do.
     """
-    from llava.train.arguments import parse_arguments
-
     arguments = parse_arguments(argv)
-    return run(arguments, attn_implementation)
+    model_args, data_args, _ = arguments
+    model_args.attn_implementation = model_args.attn_implementation or attn_implementation
+    samples = SampleFile(data_args.data_path, training_template(model_args.version), data_args.image_folder)
+    samples.refuse_bad(data_args.bad_samples)
+    return run(arguments, samples)
 
 
-def run(arguments, attn_implementation: str | None = None) -> dict[str, object]:
-    """Train with parsed arguments; see `train`."""
+def run(arguments: Arguments, samples: SampleFile) -> dict[str, object]:
+    """Train with parsed arguments and a checked data file; see `train`."""
     from transformers import set_seed
 
     from llava.model.tokenizer import load_tokenizer
-    from llava.train.arguments import describe
     from llava.train.budgets import Budgets
     from llava.train.data import make_supervised_data_module
     from llava.train.forward import TrainingForward
@@ -66,13 +70,13 @@ def run(arguments, attn_implementation: str | None = None) -> dict[str, object]:
     set_seed(training_args.seed)
     model, tokenizer, base = build_model(arguments)
     inner = model.get_base_model() if training_args.part == "lora" else model
-    if attn_implementation:
-        inner.set_attn_implementation(attn_implementation)
+    if model_args.attn_implementation:
+        inner.set_attn_implementation(model_args.attn_implementation)
     tower, vision = inner.get_vision_tower(), None
     if tower is not None:
         budgets = budgets.within(tower.num_patches)
     inner.set_pruner(budgets.pruners[0])
-    data = make_supervised_data_module(tokenizer, arguments, inner)
+    data = make_supervised_data_module(tokenizer, arguments, inner, samples)
     if data_args.vision_cache:
         dataset = data["train_dataset"]
         vision = TrainingVision(
@@ -101,7 +105,15 @@ def run(arguments, attn_implementation: str | None = None) -> dict[str, object]:
     trainer.save_state()
     trainer.save_model()
     inner.train_step = None
-    summary = {"output_dir": str(output_dir), **result.metrics, "steps": trainer.state.global_step}
+    bad = data["train_dataset"].bad
+    if bad and trainer.is_world_process_zero():
+        print(f"{samples.path}: skipped: {samples.describe(bad)}", file=sys.stderr)
+    summary = {
+        "output_dir": str(output_dir),
+        **result.metrics,
+        "steps": trainer.state.global_step,
+        "bad_samples": len(bad),
+    }
     if trainer.is_world_process_zero():
         plot_loss(trainer.state.log_history, output_dir / "loss.png")
     return summary
