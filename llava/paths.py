@@ -12,7 +12,9 @@ BUNDLED_MODEL = REPOSITORY / "playground" / "tiny" / "llava-tiny"
 BUNDLED_ANYRES_MODEL = BUNDLED_MODEL.with_name("llava-tiny-anyres")  # the same weights, LLaVA-NeXT's crops
 BUNDLED_DATA = REPOSITORY / "playground" / "tiny" / "eval"
 BUNDLED_VIDEO_MODEL = BUNDLED_MODEL.with_name("video-llava-tiny")
+BUNDLED_SMOL = BUNDLED_MODEL.with_name("smol")
 BUNDLED_CLIPS = BUNDLED_DATA.with_name("video")
+BUNDLED_MODELS = (BUNDLED_MODEL, BUNDLED_ANYRES_MODEL, BUNDLED_VIDEO_MODEL, BUNDLED_SMOL)
 
 
 def cache_folder() -> Path:
@@ -28,6 +30,11 @@ def cache_folder() -> Path:
         return Path.home() / ".cache" / "vispruner"
     except RuntimeError:
         return Path(tempfile.gettempdir()) / f"vispruner-{os.getuid()}"
+
+
+def bundled_model(name: str) -> Path | None:
+    """Return the folder of the bundled model with this name, such as smol; None if there is none."""
+    return next((folder for folder in BUNDLED_MODELS if folder.name == name), None)
 
 
 def require_bundled(path: Path, option: str) -> Path:

@@ -316,7 +316,9 @@ def model_folder(
     """
     if is_bundled(args.model):
         folder = paths.BUNDLED_VIDEO_MODEL if media == "video" else paths.BUNDLED_MODEL
-        folder = Path(args.model).expanduser() if args.model else folder
+        if args.model:
+            named = None if user_path(args.model).exists() else paths.bundled_model(args.model)
+            folder = named or Path(args.model).expanduser()
         return paths.require_bundled(folder / "config.json", "--model (CKPT_DIR, CKPT)").parent
     given, folders = getattr(args, "model_base", None), []
     for asked, name in ((option, args.model), ("--model-base", given)):
@@ -339,8 +341,9 @@ def model_folder(
 
 def is_bundled(model: str | None) -> bool:
     """Return True if --model is not given, or names a bundled checkpoint."""
-    bundled = (paths.BUNDLED_MODEL, paths.BUNDLED_ANYRES_MODEL, paths.BUNDLED_VIDEO_MODEL)
-    return model is None or os.path.realpath(user_path(model)) in map(os.path.realpath, bundled)
+    if model is None or (not user_path(model).exists() and paths.bundled_model(str(model)) is not None):
+        return True
+    return os.path.realpath(user_path(model)) in map(os.path.realpath, paths.BUNDLED_MODELS)
 
 
 def announce_bundled(model: bool, data: bool) -> None:

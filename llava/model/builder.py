@@ -91,7 +91,8 @@ def load_pretrained_model(
 
     Args:
         model_path: a folder, or owner/name on the Hugging Face Hub.
-        model_base: the language model that a LoRA or projector-only folder was trained on.
+        model_base: the language model that a LoRA or projector-only folder was trained on (default: the one
+            that its files name, if it is beside the folder or in the cache).
         model_name: accepted as in LLaVA and not used; the files tell what they are.
         load_8bit, load_4bit: quantize the decoder's layers (bitsandbytes).
         device_map: "auto", a device, or a dict of module names to devices.
@@ -165,7 +166,7 @@ def load_pretrained_model(
             )
         tokenizer = _load_tokenizer(checkpoint) if model_class is None else None
         generation = read_generation_config(checkpoint.generation_config())
-        stored_class, config, sources = understand(checkpoint.config_folder, raw, base)
+        stored_class, config, sources = understand(checkpoint.config_folder, raw, checkpoint.base)
         if not issubclass(model_class or stored_class, stored_class):
             raise CheckpointError(
                 f"{checkpoint.config_folder / 'config.json'}: the checkpoint is a {stored_class.__name__}, "

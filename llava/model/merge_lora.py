@@ -25,8 +25,8 @@ from llava.model.checkpoint.write import TOKENIZER_FILES, check_target, copy_fil
 from llava.model.settings import parse_dtype
 
 
-def merge_lora(model_path: str | Path, model_base: str | Path, save_model_path: str | Path) -> None:
-    """Merge the LoRA or projector-only folder `model_path` over `model_base`.
+def merge_lora(model_path: str | Path, model_base: str | Path | None, save_model_path: str | Path) -> None:
+    """Merge the LoRA or projector-only folder `model_path` over `model_base`, or over the one that it names.
 
     Raises:
         ValueError, FileNotFoundError: as `load_pretrained_model`; `CheckpointError` if `save_model_path`
@@ -34,11 +34,13 @@ def merge_lora(model_path: str | Path, model_base: str | Path, save_model_path: 
     """
     from llava.model.builder import load_pretrained_model
 
-    folder, base = resolve_checkpoint(model_path), resolve_checkpoint(model_base)
+    folder = resolve_checkpoint(model_path)
+    checkpoint = CheckpointFolder(folder, resolve_checkpoint(model_base) if model_base else None)
+    checkpoint.kind()
+    base = checkpoint.base
     target = Path(save_model_path).expanduser()
     check_target(target, folder, base)
     model = load_pretrained_model(folder, base, device="cpu", dtype="float32", tower_dtype="float32")[1]
-    checkpoint = CheckpointFolder(folder, base)
     stored = checkpoint.config()
     named = stored.get("dtype") or stored.get("torch_dtype") or "float16"
     _narrow(model, parse_dtype(named) or torch.float16)
@@ -60,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("--model-path", required=True, help="LoRA folder")
-    parser.add_argument("--model-base", required=True, help="the model that it was trained on")
+    parser.add_argument(
+        "--model-base", help="the model that it was trained on (default: the one that its files name)"
+    )
     parser.add_argument("--save-model-path", required=True, help="new folder")
     args = parser.parse_args(argv)
     return exit_code(merge_lora, args.model_path, args.model_base, args.save_model_path)

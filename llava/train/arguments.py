@@ -21,6 +21,10 @@ import transformers
 from llava.model.checkpoint.entries import CONFIG, check_entries
 
 BITS = (4, 8, 16)
+# Arguments that a resumed run may change
+_WITHOUT_EFFECT = (
+    "lazy_preprocess is_multimodal vision_cache vision_cache_gb attn_implementation bad_samples"
+).split()
 # Arguments that become entries of config.json, and are checked as such
 _CONFIG_ENTRIES = (
     "mm_vision_select_layer mm_vision_select_feature mm_projector_type mm_patch_merge_type "
@@ -69,6 +73,10 @@ class ModelArguments:
     mm_use_im_patch_token: bool = field(default=True, metadata={"help": "add the token <im_patch>"})
     mm_patch_merge_type: str = field(default="flat", metadata={"help": "flat or spatial_unpad"})
     mm_vision_select_feature: str = field(default="patch", metadata={"help": "only patch is supported"})
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "kernels of the language model: sdpa, eager or flash_attention_2 (default: sdpa)"},
+    )
     method: str = field(default="vispruner", metadata={"help": "pruning method (default: vispruner)"})
     visual_token_num: str = field(
         default="none",
@@ -160,15 +168,17 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
 
 def _modern(argv: Sequence[str]) -> list[str]:
     """Translate old spellings; drop what this machine cannot do and what has no effect any more."""
-    words, given = [], {}
+    words: list[str] = []
+    options: list[tuple[str, list[str]]] = []
     for word in argv:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            given[name.replace("-", "_")] = [value] if equals else []
-        elif given:
-            given[next(reversed(given))].append(word)
+            options.append((name.replace("-", "_"), [value] if equals else []))
+        elif options:
+            options[-1][1].append(word)
         else:
             words.append(word)
+    given = dict(options)  # the last of several counts
     cpu = not torch.cuda.is_available()
     for name, values in given.items():
         if name == "warmup_ratio":
@@ -294,7 +304,7 @@ def describe(arguments: Arguments) -> dict[str, object]:
     """Return the arguments that decide the curve of a run, for the check when it is resumed."""
     model, data, training = arguments
     kept = {**dataclasses.asdict(model), **dataclasses.asdict(data)}
-    for name in ("lazy_preprocess", "is_multimodal", "vision_cache", "vision_cache_gb"):
+    for name in _WITHOUT_EFFECT:
         kept.pop(name)
     names = (
         "seed data_seed num_train_epochs max_steps learning_rate mm_projector_lr weight_decay warmup_steps "

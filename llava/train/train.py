@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from llava.model.checkpoint.find import resolve_checkpoint
+from llava.train.arguments import Arguments, describe, parse_arguments
+from llava.train.samples import SampleFile
 
 
 def train(argv: Sequence[str] | None = None, attn_implementation: str | None = None) -> dict[str, object]:
@@ -35,20 +37,21 @@ def train(argv: Sequence[str] | None = None, attn_implementation: str | None = N
     Raises:
         ValueError, FileNotFoundError: invalid arguments, files or samples; the message says what to do.
     """
-    from llava.train.arguments import parse_arguments
+    from llava.train.data import read_samples
 
     arguments = parse_arguments(argv)
-    return run(arguments, attn_implementation)
+    model_args, _, _ = arguments
+    model_args.attn_implementation = model_args.attn_implementation or attn_implementation
+    return run(arguments, read_samples(arguments))
 
 
-def run(arguments, attn_implementation: str | None = None) -> dict[str, object]:
-    """Train with parsed arguments; see `train`."""
+def run(arguments: Arguments, samples: SampleFile) -> dict[str, object]:
+    """Train with parsed arguments and a checked data file; see `train`."""
     from transformers import set_seed
 
     from llava.model.tokenizer import load_tokenizer
-    from llava.train.arguments import describe
     from llava.train.budgets import Budgets
-    from llava.train.data import make_supervised_data_module, read_samples
+    from llava.train.data import make_supervised_data_module
     from llava.train.forward import TrainingForward
     from llava.train.setup import build_model
     from llava.train.trainer import LLaVATrainer, last_checkpoint
@@ -62,13 +65,12 @@ def run(arguments, attn_implementation: str | None = None) -> dict[str, object]:
     recipe = describe(arguments)
     resumed = last_checkpoint(output_dir, recipe)
     load_tokenizer(resolve_checkpoint(model_args.model_name_or_path))  # refuse before loading weights
-    samples = read_samples(arguments)
 
     set_seed(training_args.seed)
     model, tokenizer, base = build_model(arguments)
     inner = model.get_base_model() if training_args.part == "lora" else model
-    if attn_implementation:
-        inner.set_attn_implementation(attn_implementation)
+    if model_args.attn_implementation:
+        inner.set_attn_implementation(model_args.attn_implementation)
     tower, vision = inner.get_vision_tower(), None
     if tower is not None:
         budgets = budgets.within(tower.num_patches)
@@ -109,7 +111,7 @@ def run(arguments, attn_implementation: str | None = None) -> dict[str, object]:
     bad = dataset.bad
     summary["bad_samples"] = len(bad)
     if bad and trainer.is_world_process_zero():
-        print(f"skipped: {samples.describe(bad)}", file=sys.stderr)
+        print(f"{samples.path}: skipped: {samples.describe(bad)}", file=sys.stderr)
     if trainer.is_world_process_zero():
         plot_loss(trainer.state.log_history, output_dir / "loss.png")
     return summary

@@ -162,7 +162,8 @@ def _sizes(job: Job) -> tuple[Any, TowerSource]:
         warnings.simplefilter("ignore")
         try:
             if isinstance(job.model, Path):
-                folder = CheckpointFolder(job.model, base).config_folder
+                checkpoint = CheckpointFolder(job.model, base)
+                folder, base = checkpoint.config_folder, checkpoint.base
             else:
                 folder = resolve_config(job.model)
             _, config, sources = understand(folder, stored_config(job.model, job.model_base), base)

@@ -405,7 +405,11 @@ def _generation_settings(model: Path | str, base: str | None) -> dict[str, Any]:
 @functools.cache
 def _weights(model: Path | str, base: str | None) -> str:
     """Fingerprint the checkpoint, and the base of a LoRA or projector-only folder."""
+    from llava.model.checkpoint.folder import CheckpointFolder
+
     folder = Path(base).expanduser() if base else None
+    if folder is None and isinstance(model, Path):
+        folder = CheckpointFolder(model).base
     found = fingerprint_checkpoint(model, folder) if isinstance(model, Path) else "hub"
     if folder is None:
         return found

@@ -23,7 +23,7 @@ from llava.model.checkpoint.entries import (
     read_object,
     require_entries,
 )
-from llava.model.checkpoint.find import is_hub_name, resolve_config, tower_names
+from llava.model.checkpoint.find import find_base, is_hub_name, resolve_config, tower_names
 from llava.model.checkpoint.tower import (
     TowerSource,
     check_tower,
@@ -38,7 +38,8 @@ _NEEDED = (
     "hidden_size intermediate_size num_hidden_layers num_attention_heads rms_norm_eps vocab_size "
     "mm_vision_select_layer"
 )
-_YI_VOCABULARY = range(64000, 65000)  # of LLaVA-1.6-34B's language model, with padding
+# Of language models that were trained with ChatML: LLaVA-1.6-34B's (Yi, with padding) and SmolLM2.
+_CHATML_VOCABULARIES = (*range(64000, 65000), 49152)
 
 
 def read_config(folder: Path) -> dict:
@@ -86,8 +87,9 @@ def stored_config(model: str | os.PathLike, base: str | os.PathLike | None = Non
         if base is None or not is_hub_name(str(model)):
             raise
         folder = None  # a repository without config.json, such as that of a LoRA run
-    if base is not None and (folder is None or not (folder / "config.json").is_file()):
-        folder = resolve_config(base, **hub)
+    if folder is None or not (folder / "config.json").is_file():
+        base = base if base is not None or folder is None else find_base(folder)
+        folder = folder if base is None else resolve_config(base, **hub)
     return read_config(folder)
 
 
@@ -117,7 +119,7 @@ def conversation_for(config: dict, name: str = "") -> str:
     if "qwen" in known:
         return "qwen_1_5"
     vocabulary = text.get("vocab_size") or config.get("vocab_size")
-    if vocabulary in _YI_VOCABULARY or (vocabulary is None and re.search(r"34b|hermes|yi-", name)):
+    if vocabulary in _CHATML_VOCABULARIES or (vocabulary is None and re.search(r"34b|hermes|yi-", name)):
         return "chatml_direct"
     if config.get("mm_video_tower") or config.get("mm_image_tower"):
         return "llava_v1"

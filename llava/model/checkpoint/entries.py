@@ -352,6 +352,7 @@ def check_processor(entries: Mapping[str, Any], where: str) -> None:
 
 
 ADAPTER: Entries = {
+    "base_model_name_or_path": _PATH,
     "peft_type": _words("LORA"), "r": _whole(1, 1 << 16), "lora_alpha": _POSITIVE,
     "use_rslora": _FLAG, "use_dora": _FLAG, "fan_in_fan_out": _FLAG,
     "target_modules": _either(_TEXT, _list_of(_TEXT)), "exclude_modules": _either(_TEXT, _list_of(_TEXT)),

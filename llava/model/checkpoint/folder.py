@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING
 from llava.model.checkpoint import CheckpointError, warn
 from llava.model.checkpoint.config import config_folder, read_config
 from llava.model.checkpoint.entries import GENERATION, read_entries
-from llava.model.checkpoint.find import ADAPTER_CONFIG, PROJECTOR, TRAINABLES, has_weights, is_lora
+from llava.model.checkpoint.find import (
+    ADAPTER_CONFIG,
+    PROJECTOR,
+    TRAINABLES,
+    base_hint,
+    find_base,
+    has_weights,
+    is_lora,
+    needs_base,
+)
 from llava.model.checkpoint.keys import translate
 
 if TYPE_CHECKING:
@@ -33,12 +42,17 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 class CheckpointFolder:
     """A checkpoint on this machine; `base` is the language model below a projector or a LoRA adapter.
 
+    Without a base, it is the one that the folder's files name, if it is on this machine (see `find_base`).
     `allow_outside`: a weight index may name files outside its folder.
     """
 
     folder: Path
     base: Path | None = None
     allow_outside: bool = False
+
+    def __post_init__(self) -> None:
+        if self.base is None:
+            object.__setattr__(self, "base", find_base(self.folder))  # the dataclass is frozen
 
     def kind(self) -> str:
         """Return "complete", "lora" or "projector".
@@ -53,7 +67,9 @@ class CheckpointFolder:
                 return "complete"
             what = "a LoRA adapter" if lora else "a projector"
             trained = "the model it was trained on" if lora else "the language model"
-            raise CheckpointError(f"{folder}: contains only {what}. Pass {trained} as model_base.")
+            raise CheckpointError(
+                f"{folder}: contains only {what}. Pass {trained} as model_base.{base_hint(folder)}"
+            )
         if full and (lora or projector):
             other = f"a LoRA adapter ({ADAPTER_CONFIG})" if lora else PROJECTOR
             raise CheckpointError(
@@ -61,7 +77,7 @@ class CheckpointFolder:
                 "Leave model_base out to use the full weights, or move the trained part into a folder of its "
                 "own."
             )
-        if not has_weights(self.base) and (is_lora(self.base) or (self.base / PROJECTOR).is_file()):
+        if needs_base(self.base):
             raise CheckpointError(
                 f"{self.base}: model_base is itself only a trained part of a model. Merge it with the model "
                 "below it (scripts/merge_lora_weights.py), and pass the result."
