@@ -27,6 +27,7 @@ from llava.conversation import Conversation, SeparatorStyle
 from llava.train.preprocess import BadSample
 
 _CHUNK = 1 << 20  # bytes read at once
+_HEAD = 1 << 12  # bytes by which the kind of a file is recognized
 _SHOWN = 5  # bad samples listed in an error
 _LISTED = 200  # from so many images on, a folder is listed instead of asking for each file
 _FORMATS = {
@@ -174,7 +175,7 @@ class SampleFile:
             ) from error
         with file:
             self._stamp = _stamp(file)
-            head = file.read(_CHUNK)
+            head = file.read(_HEAD)
             for magic, what in _FORMATS.items():
                 if head.startswith(magic):
                     raise TrainingDataError(f"{self.path}: is {what}, not JSON. Convert or unpack it first.")
