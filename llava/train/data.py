@@ -21,7 +21,7 @@ from llava.constants import IGNORE_INDEX
 from llava.conversation import Conversation
 from llava.mm_utils import is_anyres, load_image, process_images, read_pinpoints
 from llava.train.preprocess import BadSample, preprocess, preprocess_multimodal, training_template
-from llava.train.samples import SampleFile, TrainingDataError
+from llava.train.samples import SampleError, SampleFile
 
 
 class LazySupervisedDataset(Dataset):
@@ -51,7 +51,7 @@ class LazySupervisedDataset(Dataset):
         is_cached: path -> whether the features of an image are stored, so that its pixels are not needed.
 
     Raises:
-        TrainingDataError: the file or, with "stop", a sample cannot be used.
+        SampleError: the file or, with "stop", a sample cannot be used.
         ValueError: an invalid argument.
     """
 
@@ -143,13 +143,11 @@ class LazySupervisedDataset(Dataset):
                 return self._load(place)
             except BadSample as error:
                 if not self.skips:
-                    raise TrainingDataError(
+                    raise SampleError(
                         f"{self.samples.name(place)}: {error}. Fix it, or leave it out by --bad_samples skip."
                     ) from error
                 self.found[place] = 1
-        raise TrainingDataError(
-            f"{self.samples.path}: no sample can be used. {self.samples.describe(self.bad)}"
-        )
+        raise SampleError(f"{self.samples.path}: no sample can be used. {self.samples.describe(self.bad)}")
 
     def _candidates(self, index: int) -> Iterator[int]:
         """Yield a sample and what replaces it: the next ones of its modality, then those of the other."""
@@ -279,7 +277,7 @@ def read_samples(arguments: Any) -> SampleFile:
         arguments: (model, data, training) arguments of `llava.train.arguments`.
 
     Raises:
-        TrainingDataError: the file cannot be used, or has bad samples that are not to be skipped.
+        SampleError: the file cannot be used, or has bad samples that are not to be skipped.
     """
     model_args, data_args, training_args = arguments
     samples = SampleFile(

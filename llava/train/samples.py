@@ -40,7 +40,7 @@ _FORMATS = {
 }
 
 
-class TrainingDataError(ValueError):
+class SampleError(ValueError):
     """A data file or a sample that cannot be used; the message names it and the fix.
 
     A DataLoader raises the errors of its workers again, with the traceback as their message. Only the message
@@ -67,7 +67,7 @@ class SampleFile:
 
     Raises:
         FileNotFoundError: no such file.
-        TrainingDataError: the file is not JSON, or has no samples.
+        SampleError: the file is not JSON, or has no samples.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class SampleFile:
             self.has_image.append(image is not None)
             self.words.append(words)
         if not self._starts:
-            raise TrainingDataError(f"{path}: contains no samples. Pass a file with conversations.")
+            raise SampleError(f"{path}: contains no samples. Pass a file with conversations.")
         if images and image_folder is not None:
             self._find_images(images, quiet)
 
@@ -109,7 +109,7 @@ class SampleFile:
         """Read a sample from the file."""
         with open(self.path, "rb") as file:
             if _stamp(file) != self._stamp:
-                raise TrainingDataError(
+                raise SampleError(
                     f"{self.path}: has changed since it was checked. Leave it as it is, and start again."
                 )
             file.seek(self._starts[index])
@@ -146,22 +146,20 @@ class SampleFile:
             has_tower: whether the model takes images.
 
         Raises:
-            TrainingDataError: it cannot.
+            SampleError: it cannot.
         """
         if any(self.has_image):
             first = self.name(self.has_image.index(1))
             if not has_tower:
-                raise TrainingDataError(
-                    f"{first}: has an image, but the model has no tower. Set --vision_tower."
-                )
+                raise SampleError(f"{first}: has an image, but the model has no tower. Set --vision_tower.")
             if self.image_folder is None:
-                raise TrainingDataError(f"{first}: has an image, but no folder is given. Set --image_folder.")
+                raise SampleError(f"{first}: has an image, but no folder is given. Set --image_folder.")
         if self.bad and not skip:
-            raise TrainingDataError(
+            raise SampleError(
                 f"{self.path}: {self.describe()}\nFix them, or leave them out by --bad_samples skip."
             )
         if len(self.bad) == len(self):
-            raise TrainingDataError(f"{self.path}: no sample can be used. {self.describe()}")
+            raise SampleError(f"{self.path}: no sample can be used. {self.describe()}")
 
     def _scan(self, quiet: bool) -> Iterator[tuple[int, int, Any]]:
         """Yield (first byte, bytes, sample or BadSample) of every sample."""
@@ -170,7 +168,7 @@ class SampleFile:
         except FileNotFoundError:
             raise FileNotFoundError(f"{self.path}: no such file. Check --data_path.") from None
         except OSError as error:
-            raise TrainingDataError(
+            raise SampleError(
                 f"{self.path}: cannot be read ({error.strerror}). Check --data_path."
             ) from error
         with file:
@@ -178,7 +176,7 @@ class SampleFile:
             head = file.read(_HEAD)
             for magic, what in _FORMATS.items():
                 if head.startswith(magic):
-                    raise TrainingDataError(f"{self.path}: is {what}, not JSON. Convert or unpack it first.")
+                    raise SampleError(f"{self.path}: is {what}, not JSON. Convert or unpack it first.")
             file.seek(0)
             bar = tqdm(
                 total=self._stamp[0],
@@ -195,7 +193,7 @@ class SampleFile:
                 elif start in (b"{", b""):
                     yield from _scan_lines(file, self.path, bar)
                 else:
-                    raise TrainingDataError(
+                    raise SampleError(
                         f"{self.path}: is not JSON: it starts with {head[:20]!r}. Pass a JSON list, or one "
                         "JSON object per line."
                     )
@@ -252,7 +250,7 @@ def _scan_lines(file: BinaryIO, path: str, bar: tqdm) -> Iterator[tuple[int, int
             except (ValueError, RecursionError) as error:
                 if number == 1 and not isinstance(error, UnicodeDecodeError):
                     hint = f"{path}:1: is not JSON ({error}). Pass a JSON list, or one JSON object per line."
-                    raise TrainingDataError(hint) from error
+                    raise SampleError(hint) from error
                 sample = BadSample("json", f"line {number} is not JSON ({error}). Write the line again")
             yield start + skipped, len(line) - skipped, sample
         start += len(line)
@@ -276,7 +274,7 @@ def _scan_list(file: BinaryIO, path: str, bar: tqdm) -> Iterator[tuple[int, int,
         try:
             text, place = text[place:] + decode.decode(content, final=ended), 0
         except UnicodeDecodeError as error:
-            raise TrainingDataError(
+            raise SampleError(
                 f"{path}: is not UTF-8 ({error.reason} near byte {before + error.start}). Save it as UTF-8."
             ) from error
 
@@ -290,9 +288,9 @@ def _scan_list(file: BinaryIO, path: str, bar: tqdm) -> Iterator[tuple[int, int,
                 return text[place : place + 1]
             more()
 
-    def broken(what: str) -> TrainingDataError:
+    def broken(what: str) -> SampleError:
         where = line + text.count("\n", 0, place)
-        return TrainingDataError(
+        return SampleError(
             f"{path}:{where}: is not valid JSON: {what}. The file may be cut off or edited; write it again."
         )
 

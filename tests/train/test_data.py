@@ -14,7 +14,7 @@ from llava.model.image_processor import load_image_processor
 from llava.model.tokenizer import load_tokenizer
 from llava.train.data import DataCollatorForSupervisedDataset, LazySupervisedDataset
 from llava.train.preprocess import training_template
-from llava.train.samples import TrainingDataError
+from llava.train.samples import SampleError
 
 PROCESSOR = load_image_processor(DATA / "ckpt_clip336p42")
 
@@ -143,7 +143,7 @@ def test_a_bad_sample_stops_with_its_name_also_from_a_worker(folder, place, reas
     data = [sample(), MIXED[place]]
     dataset = folder.dataset(data, 300)
     for workers in (0, 1):
-        with pytest.raises(TrainingDataError) as error:
+        with pytest.raises(SampleError) as error:
             list(DataLoader(dataset, batch_size=None, num_workers=workers))
         message = str(error.value)
         assert message.startswith(f"{folder.path / 'data.json'}: sample 1") and reason in message
@@ -151,16 +151,12 @@ def test_a_bad_sample_stops_with_its_name_also_from_a_worker(folder, place, reas
 
 
 def test_a_file_with_bad_samples_is_refused_at_once(folder):
-    with pytest.raises(
-        TrainingDataError, match="2 of 8 samples are bad: 1 x empty answer, 1 x missing image"
-    ):
+    with pytest.raises(SampleError, match="2 of 8 samples are bad: 1 x empty answer, 1 x missing image"):
         folder.dataset(MIXED)
-    with pytest.raises(TrainingDataError, match="no sample can be used"):
+    with pytest.raises(SampleError, match="no sample can be used"):
         folder.dataset([MIXED[1]], bad_samples="skip")
     dataset = folder.dataset([MIXED[0], MIXED[0]], bad_samples="skip")
-    with pytest.raises(
-        TrainingDataError, match="no sample can be used. 2 of 2 samples are bad: 2 x broken image"
-    ):
+    with pytest.raises(SampleError, match="no sample can be used. 2 of 2 samples are bad: 2 x broken image"):
         dataset[0]
 
 
@@ -168,7 +164,7 @@ def test_an_answer_behind_the_visual_tokens_is_too_long(folder):
     """The ids of the sample fit, but its answer is cut once 64 tokens stand for the image."""
     length = len(folder.dataset([with_image("good.png")])[0]["input_ids"])
     assert folder.dataset([with_image("good.png")], length + 63, image_tokens=64)[0]["index"] == 0
-    with pytest.raises(TrainingDataError, match="no answer begins within"):
+    with pytest.raises(SampleError, match="no answer begins within"):
         folder.dataset([with_image("good.png")], length + 40, image_tokens=64)[0]
 
 

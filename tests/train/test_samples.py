@@ -8,7 +8,7 @@ import pytest
 
 from llava.train import samples as module
 from llava.train.preprocess import training_template
-from llava.train.samples import SampleFile, TrainingDataError
+from llava.train.samples import SampleError, SampleFile
 
 V1, PLAIN = training_template("v1"), training_template("plain")
 
@@ -71,14 +71,14 @@ def test_samples_are_found_in_every_form_of_json(tmp_path, monkeypatch, form, ch
     ],
 )
 def test_files_that_are_not_a_list_of_samples_are_refused(tmp_path, content, message):
-    with pytest.raises(TrainingDataError, match=message):
+    with pytest.raises(SampleError, match=message):
         SampleFile(write(tmp_path / "data.json", content), V1)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file. Check --data_path"):
         SampleFile(tmp_path / "none.json", V1)
-    with pytest.raises(TrainingDataError, match="cannot be read"):
+    with pytest.raises(SampleError, match="cannot be read"):
         SampleFile(tmp_path, V1)
 
 
@@ -86,7 +86,7 @@ def test_a_file_that_changes_during_the_training_is_refused(tmp_path):
     path = write(tmp_path / "data.json", json.dumps(GOOD))
     found = SampleFile(path, V1)
     os.utime(path, ns=(1, 1))
-    with pytest.raises(TrainingDataError, match="has changed since it was checked"):
+    with pytest.raises(SampleError, match="has changed since it was checked"):
         found[0]
 
 
@@ -140,7 +140,7 @@ def test_every_bad_sample_is_named_with_its_kind(tmp_path, monkeypatch, listed):
     text = found.describe()
     assert text.startswith(f"{len(kinds)} of {len(data)} samples are bad: 12 x format, ")
     assert text.count("\n") == 6 and text.endswith(f"... and {len(kinds) - 5} more")
-    with pytest.raises(TrainingDataError, match="leave them out by --bad_samples skip"):
+    with pytest.raises(SampleError, match="leave them out by --bad_samples skip"):
         found.require(skip=False, has_tower=True)
     found.require(skip=True, has_tower=True)
 
@@ -164,7 +164,7 @@ def test_captions_need_a_question_with_an_image_and_one_answer(tmp_path):
 
 def test_images_need_a_tower_and_a_folder(tmp_path):
     path = write(tmp_path / "data.json", json.dumps(GOOD))
-    with pytest.raises(TrainingDataError, match=r"sample 0 \(id 'a'\): has an image.*Set --vision_tower"):
+    with pytest.raises(SampleError, match=r"sample 0 \(id 'a'\): has an image.*Set --vision_tower"):
         SampleFile(path, V1).require(skip=True, has_tower=False)
-    with pytest.raises(TrainingDataError, match="Set --image_folder"):
+    with pytest.raises(SampleError, match="Set --image_folder"):
         SampleFile(path, V1).require(skip=True, has_tower=True)
