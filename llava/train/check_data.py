@@ -25,9 +25,8 @@ from tqdm import tqdm
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation
 from llava.model.checkpoint.find import resolve_checkpoint
-from llava.model.tokenizer import load_tokenizer
 from llava.train.data import open_image, silence_length_warning, tokenize
-from llava.train.preprocess import BadSample, training_template
+from llava.train.preprocess import BadSample, training_template, training_tokenizer
 from llava.train.samples import SampleFile, counted
 
 _SHOWN = 10  # bad samples printed per kind
@@ -273,7 +272,7 @@ def check(args: argparse.Namespace) -> int:
     template, tokenizer = training_template(args.version), None
     if args.model_name_or_path is not None:
         folder = resolve_checkpoint(args.model_name_or_path)
-        tokenizer = load_tokenizer(folder, model_max_length=args.model_max_length)
+        tokenizer = training_tokenizer(folder, args.model_max_length)
         silence_length_warning(tokenizer)
     samples = SampleFile(args.data_path, template, args.image_folder)
     facts = read_facts(samples, tokenizer, template, args.image_tokens, args.dataloader_num_workers)

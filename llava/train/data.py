@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from llava.constants import IGNORE_INDEX
 from llava.conversation import Conversation
 from llava.mm_utils import is_anyres, load_image, process_images, read_pinpoints
-from llava.train.preprocess import BadSample, preprocess, preprocess_multimodal, training_template
+from llava.train.preprocess import BadSample, is_padding, preprocess, preprocess_multimodal, training_template
 from llava.train.samples import SampleError, SampleFile
 
 
@@ -255,10 +255,12 @@ class DataCollatorForSupervisedDataset:
             return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)[:, :limit]
 
         input_ids = padded("input_ids", pad)
+        rows = [~is_padding(one["input_ids"], self.tokenizer) for one in instances]
+        padded_mask = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=False)
         batch: dict[str, Any] = {
             "input_ids": input_ids,
             "labels": padded("labels", IGNORE_INDEX),
-            "attention_mask": input_ids.ne(pad),
+            "attention_mask": padded_mask[:, :limit],
         }
         if "image" in instances[0]:
             images = [one["image"] for one in instances]

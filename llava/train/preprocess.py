@@ -19,6 +19,7 @@ the template:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -56,6 +57,29 @@ class Preprocessed(NamedTuple):
     input_ids: torch.Tensor  # (L,) int64, -200 for an image
     labels: torch.Tensor  # (L,) int64, -100 where there is no target
     mismatch: tuple[int, int] | None = None
+
+
+def training_tokenizer(folder: str | Path, model_max_length: int) -> Any:
+    """Load a tokenizer for training.
+
+    The pad token is never the end of a text, where the folder has another one: padding gets no attention.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_tokenizer`.
+    """
+    from llava.model.tokenizer import load_tokenizer  # imports transformers
+
+    tokenizer = load_tokenizer(folder, model_max_length=model_max_length)
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def is_padding(ids: torch.Tensor, tokenizer: Any) -> torch.Tensor:
+    """Tell which ids are the pad token, as in LLaVA; none are where that also ends texts."""
+    pad, eos = tokenizer.pad_token_id, getattr(tokenizer, "eos_token_id", None)
+    return torch.zeros_like(ids, dtype=torch.bool) if pad == eos else ids == pad
 
 
 def conversation_name(version: str) -> str:
@@ -221,7 +245,7 @@ def _count_rounds(
             length, skipped = length - extra, skipped - extra
         spans.append((place + skipped, place + length))
         place += length
-    real = sum(token != tokenizer.pad_token_id for token in ids)
+    real = int((~is_padding(torch.tensor(ids), tokenizer)).sum())
     if place < tokenizer.model_max_length and place != real:
         return [], (place, real)
     return spans, None

@@ -18,9 +18,8 @@ from llava.model.checkpoint.find import resolve_checkpoint, tower_names
 from llava.model.checkpoint.keys import translate
 from llava.model.checkpoint.read import read_file
 from llava.model.language_model import classes_of, model_type_of
-from llava.model.tokenizer import load_tokenizer
 from llava.train.arguments import Arguments, ModelArguments, TrainingArguments
-from llava.train.preprocess import conversation_name
+from llava.train.preprocess import conversation_name, training_tokenizer
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRAINABLES = "non_lora_trainables.bin"
@@ -53,10 +52,7 @@ def load_base(model_args: ModelArguments, training_args: TrainingArguments) -> t
         options[f"load_in_{training_args.bits}bit"] = True
     model = classes_of(kind)[1].from_pretrained(folder, **options)
     model.generation_config.do_sample = False if model.generation_config.do_sample is None else True
-    tokenizer = load_tokenizer(folder, model_max_length=training_args.model_max_length)
-    tokenizer.padding_side = "right"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    tokenizer = training_tokenizer(folder, training_args.model_max_length)
     return model, tokenizer, folder
 
 

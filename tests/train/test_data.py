@@ -72,6 +72,17 @@ def test_an_item_has_ids_pixels_and_where_they_come_from(folder):
     assert batch["attention_mask"].dtype == torch.bool
 
 
+def test_the_end_of_an_answer_is_not_taken_for_padding(folder):
+    """Many tokenizers pad with the token that ends an answer, and the attention mask drops padding."""
+    dataset = folder.dataset([sample(), sample("Why is it?")], multimodal=False)
+    for pad in ("</s>", "<unk>"):
+        dataset.tokenizer.pad_token = pad
+        items = [dataset[0], dataset[1]]
+        mask = DataCollatorForSupervisedDataset(dataset.tokenizer)(items)["attention_mask"]
+        assert mask.sum(1).tolist() == [len(item["input_ids"]) for item in items]
+        assert not mask.all() and items[0]["labels"][-1] == dataset.tokenizer.eos_token_id
+
+
 def test_text_alone_has_no_images(folder):
     dataset = folder.dataset([sample(), sample("Why?")], multimodal=False)
     assert set(dataset[0]) == {"input_ids", "labels", "index"}

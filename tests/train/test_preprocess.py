@@ -1,5 +1,6 @@
 """Conversations become ids and labels: only answers are targets, whatever the texts and the template."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,12 @@ from llava.train.preprocess import (
     preprocess,
     preprocess_multimodal,
     training_template,
+    training_tokenizer,
 )
 
 SENTENCEPIECE = load_tokenizer(DATA / "ckpt_llava15", model_max_length=2048)
-CHAT = load_tokenizer(Path(__file__).parents[1] / "data" / "train" / "tokenizer_bpe")
+BPE = Path(__file__).parents[1] / "data" / "train" / "tokenizer_bpe"
+CHAT = load_tokenizer(BPE)
 TEXT = st.text("abcXYZ 019.,?!\n'水é😀", min_size=1, max_size=20).map(lambda text: f"a{text}z")
 
 
@@ -75,6 +78,16 @@ def test_a_line_break_before_an_answer_belongs_to_it():
     """The tokens of the break that ends the role and of the one that starts the answer may be one."""
     _, labels, _ = preprocess(turns_of("one", "\ntwo"), CHAT, training_template("mpt"))
     assert CHAT.decode(labels[labels >= 0]) == "\ntwo<|im_end|>"
+
+
+def test_the_pad_token_of_training_does_not_end_texts(tmp_path):
+    shutil.copytree(BPE, tmp_path / "base")
+    path = tmp_path / "base" / "tokenizer_config.json"
+    path.write_text(path.read_text("utf-8").replace("{", '{"pad_token": "<|im_end|>",', 1), "utf-8")
+    assert load_tokenizer(tmp_path / "base").pad_token == "<|im_end|>"  # as SmolLM2's
+    tokenizer = training_tokenizer(tmp_path / "base", 77)
+    assert (tokenizer.pad_token, tokenizer.eos_token) == ("<|endoftext|>", "<|im_end|>")
+    assert tokenizer.model_max_length == 77
 
 
 def test_text_is_cut_at_the_longest_length_and_images_are_not():
