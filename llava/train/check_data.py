@@ -42,6 +42,7 @@ class SampleFacts(NamedTuple):
     tokens: int = 0  # with visual ones
     answer_tokens: int = 0
     size: tuple[int, int] | None = None
+    starts_with_answer: bool = False  # which is dropped, as in LLaVA
     bad: BadSample | None = None
 
 
@@ -65,7 +66,8 @@ class _Reader(Dataset):
     def __getitem__(self, place: int) -> SampleFacts:
         index = self.good[place]
         sample = self.samples[index]
-        facts = SampleFacts(index, len(sample["conversations"]))
+        turns = sample["conversations"]
+        facts = SampleFacts(index, len(turns), starts_with_answer=turns[0]["from"] == "gpt")
         try:
             if "image" in sample and self.samples.image_folder is not None:
                 facts = facts._replace(size=open_image(self.samples.image_path(sample["image"])).size)
@@ -118,6 +120,7 @@ def summarize(
         "with_image": images,
         "without_image": len(samples) - images - sum(not samples.has_image[i] for i in samples.bad),
         "turns": percentiles([one.turns for one in good]),
+        "first_answers_dropped": sum(one.starts_with_answer for one in good),
     }
     if counts_tokens:
         lengths = [one.tokens for one in good]
@@ -200,6 +203,8 @@ def print_report(
     for name, values in rows:
         if values:
             print(f"{name:14}" + "".join(f"{value:9g}" for value in values.values()))
+    if document["first_answers_dropped"]:
+        print(f"{document['first_answers_dropped']} samples start with an answer, which is dropped")
     if "longer" in document:
         print(f"{document['longer']} samples are longer than {limit} tokens and are cut")
         print(f"{document['answer_tokens']} tokens are answers")

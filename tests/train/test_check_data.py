@@ -51,6 +51,14 @@ def test_a_good_data_set(folder, capsys, monkeypatch):
     assert "\x1b" not in run(folder, GOOD, capsys, *more, "--image_tokens", "64")[1]
 
 
+def test_dropped_first_answers_are_counted(folder, capsys):
+    first = sample("Hi", "Hello.")
+    first["conversations"].insert(0, {"from": "gpt", "value": "Welcome."})
+    code, out, found = run(folder, [first, *GOOD], capsys)
+    assert code == 0 and found["first_answers_dropped"] == 1
+    assert "1 samples start with an answer, which is dropped" in out
+
+
 def test_bad_samples_are_listed_by_kind(folder, capsys):
     data = [*GOOD, sample("x", ""), sample("<image>x", "y", image="broken.png", id="b"), *[5] * 11]
     code, out, found = run(folder, data, capsys)
