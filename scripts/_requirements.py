@@ -1,14 +1,16 @@
-"""Read the dependencies in pyproject.toml; used by _env.sh and check_versions.sh.
+"""Read the dependencies in pyproject.toml; used by _env.sh, _train.sh and check_versions.sh.
 
 python _requirements.py check REPOSITORY          # fails if this Python lacks a core dependency
 python _requirements.py list REPOSITORY [EXTRA]   # one requirement per line
 python _requirements.py versions REPOSITORY WHICH [NAME]   # these at chosen versions, see `at_versions`
 python _requirements.py installed REPOSITORY NAME...       # versions of Python and of these packages
+python _requirements.py has NAME                           # fails if this Python cannot import it
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import pathlib
 import platform
 import re
@@ -67,6 +69,8 @@ def at_versions(root: str, which: str) -> list[str]:
 
 if __name__ == "__main__":
     action, repository, *extras = sys.argv[1:]
+    if action == "has":
+        sys.exit(importlib.util.find_spec(repository) is None)
     if action == "check":
         sys.exit(missing(repository) or 0)
     if action == "list":

@@ -1,11 +1,20 @@
 #!/usr/bin/env bash
 # Lint, format check and tests, from a clean clone: creates the environment and downloads the bundled tower if missing.
-#   bash scripts/test.sh [pytest arguments, e.g. tests/pruning -k golden; paths relative to your folder or the repository]
-# VISPRUNER_SLOW=1 also runs tests that install packages, compile or train. Otherwise works offline once installed. Exit code 0: ruff reports nothing and every test passed.
+#   bash scripts/test.sh [--slow] [pytest arguments, e.g. tests/pruning -k golden; paths relative to your folder or the repository]
+#
+#   --slow   also tests that install packages, compile, or train in several processes (VISPRUNER_SLOW=1); installs the
+#            extra deepspeed, whose CPU operators are compiled at first use (a C++ compiler is needed; two minutes)
+# Without it, works offline once installed. Exit code 0: ruff reports nothing and every test passed.
 # shellcheck source-path=SCRIPTDIR source=_env.sh
 here=$(dirname -- "$(readlink -f -- "$0" 2>/dev/null || echo "$0")")
 . "$here/_env.sh" || { echo "error: $0 is a copy. Run the script in its repository; in a batch job: bash REPOSITORY/scripts/test.sh" >&2; exit 2; }
-vispruner_env dev tiny
+extras=(dev tiny)
+if [ "${1:-}" = --slow ]; then
+    shift
+    export VISPRUNER_SLOW=1
+fi
+if [ "${VISPRUNER_SLOW:-0}" = 1 ]; then extras+=(train deepspeed); fi
+vispruner_env "${extras[@]}"
 vispruner_step "bundled vision tower (downloaded once)"
 vispruner_tower
 # Paths that exist in the caller's folder are made absolute before the change to the repository.

@@ -40,7 +40,8 @@ case "$*" in
         chmod +x "$folder/bin/python"
         echo venv >>"$FAKE_LOG"
         exit 0 ;;
-    *"/scripts/_launch.py llava."*)
+    *"_requirements.py has deepspeed"*) [ -z "${FAKE_NO_DEEPSPEED:-}" ]; exit ;;
+    *"/scripts/_launch.py llava."* | *"/scripts/_launch.py torch."* | *"/scripts/_launch.py deepspeed."*)
         shift
         echo "module -m $*" >>"$FAKE_LOG"
         echo "preset ${VISPRUNER_PRESET:-}" >>"$FAKE_LOG"
