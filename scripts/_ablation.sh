@@ -24,11 +24,8 @@ vispruner_ablation() { # name, default checkpoint, arguments
         flags+=(--model "$MODEL_")
         # The tower's dtype is part of the preset, and what dtype.sh changes.
         [ "$name" = dtype ] || _vp_published
-        vispruner_env plot
-    else
-        vispruner_env plot tiny
-        vispruner_tower
     fi
+    _vp_model_env plot ${1+"$@"}
     _vp_folder "$output" OUT_DIR
     exec "$PY" "$ROOT/scripts/_launch.py" llava.analysis.ablation "$name" ${flags[@]+"${flags[@]}"} \
         --output "$output/ablation" "$@"

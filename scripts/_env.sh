@@ -4,6 +4,7 @@
 #   source scripts/_env.sh          # in a script; also sets -euo pipefail and ROOT (the repository)
 #   vispruner_env dev tiny          # environment with these extras of pyproject.toml; exports PY
 #   vispruner_tower                 # download and convert the bundled vision tower, once
+#   vispruner_smol                  # also the language model of smol; both need the extra smol
 #   vispruner_step "what follows"   # a heading with the elapsed time, on stderr
 #   vispruner_python llava.eval.run ...     # a module of this repository, in the caller's folder
 #
@@ -304,6 +305,7 @@ vispruner_env() { # [extra ...]
 }
 
 vispruner_tower() { vispruner_python llava.tiny.tower >/dev/null; }
+vispruner_smol() { vispruner_tower && vispruner_python llava.tiny.base >/dev/null; }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
     vispruner_env "$@"

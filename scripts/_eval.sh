@@ -10,7 +10,7 @@
 #
 # Environment variables:
 #   CKPT_DIR, CKPT   folder of checkpoints and the name of one of them (default: llava-v1.5-7b, in v1_6
-#                    llava-v1.6-vicuna-7b); CKPT without CKPT_DIR is a path
+#                    llava-v1.6-vicuna-7b); CKPT without CKPT_DIR is a path, or smol (docs/smol.md)
 #   DATA_DIR         folder of the benchmarks, LLaVA's playground/data/eval
 #   SPLIT=val        VQAv2 and VizWiz: the validation set, scored locally (default: the test set, for the server)
 #   METHOD           pruning method (default: vispruner)
@@ -46,11 +46,34 @@ _vp_checkpoint() { # default name in CKPT_DIR
     MODEL_=$(_vp_path "$MODEL_")
 }
 
+# Whether the model is the bundled smol, which needs more than is in the repository. $@: arguments of the command.
+_vp_is_smol() {
+    case " $* " in *" --model smol "* | *" --model=smol "*) return 0 ;; esac
+    [ "$MODEL_" = smol ] && [ ! -e smol ] || [ "$MODEL_" -ef "$ROOT/playground/tiny/smol" ]
+}
+
 # Your own checkpoints run as the published numbers were measured; the bundled models keep exact pixels.
 _vp_published() {
-    if ! [ "$MODEL_" -ef "$ROOT/playground/tiny/llava-tiny" ] \
-        && ! [ "$MODEL_" -ef "$ROOT/playground/tiny/llava-tiny-anyres" ]; then
-        export VISPRUNER_PRESET=${VISPRUNER_PRESET:-published}
+    local name
+    for name in llava-tiny llava-tiny-anyres smol; do
+        if [ "$MODEL_" = "$name" ] && [ ! -e "$name" ] || [ "$MODEL_" -ef "$ROOT/playground/tiny/$name" ]; then return; fi
+    done
+    export VISPRUNER_PRESET=${VISPRUNER_PRESET:-published}
+}
+
+# Prepares the environment for MODEL_, nothing being the bundled model, and fetches what is not in the repository.
+_vp_model_env() { # "extra ..." of the script, arguments of the command
+    local extras=()
+    read -r -a extras <<<"$1" || true
+    shift
+    if _vp_is_smol ${1+"$@"}; then
+        vispruner_env ${extras[@]+"${extras[@]}"} smol
+        vispruner_smol
+    elif [ -n "$MODEL_" ]; then
+        vispruner_env ${extras[@]+"${extras[@]}"}
+    else
+        vispruner_env ${extras[@]+"${extras[@]}"} tiny
+        vispruner_tower
     fi
 }
 
@@ -92,14 +115,9 @@ vispruner_eval() { # v1_5 or v1_6, benchmark, arguments
     if [ -n "${DATA_DIR:-}" ]; then flags+=(--data "$(_vp_path "$DATA_DIR")"); fi
     processes=$(_vp_processes ${EXTRA_ARGS_[@]+"${EXTRA_ARGS_[@]}"})
     if [ "$processes" != 1 ]; then flags+=(--processes "$processes"); fi
-    if [ -n "$MODEL_" ]; then
-        _vp_published
-        vispruner_env
-    else
-        vispruner_env tiny
-        vispruner_tower
-        MODEL_=$bundled
-    fi
+    if [ -n "$MODEL_" ]; then _vp_published; fi
+    _vp_model_env "" ${EXTRA_ARGS_[@]+"${EXTRA_ARGS_[@]}"}
+    MODEL_=${MODEL_:-$bundled}
     exec "$PY" "$ROOT/scripts/_launch.py" llava.eval.run --benchmark "$benchmark" ${MODEL_:+--model "$MODEL_"} ${flags[@]+"${flags[@]}"} \
         --output-dir "$(_vp_path "${OUT_DIR:-$ROOT/outputs}")" ${EXTRA_ARGS_[@]+"${EXTRA_ARGS_[@]}"}
 }

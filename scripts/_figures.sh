@@ -28,11 +28,8 @@ vispruner_figure() { # fig1 ... fig5, arguments
     if [ -n "$MODEL_" ]; then
         _vp_published
         flags+=(--model "$MODEL_")
-        vispruner_env plot
-    else
-        vispruner_env plot tiny
-        vispruner_tower
     fi
+    _vp_model_env plot ${1+"$@"}
     _vp_folder "$output" OUT_DIR
     exec "$PY" "$ROOT/scripts/_launch.py" llava.analysis.figures "$figure" ${flags[@]+"${flags[@]}"} \
         --output "$output/figures" "$@"

@@ -314,12 +314,9 @@ def model_folder(
         hosts: Accept models of transformers; see `jobs.host`.
         media: What the bundled model takes that is used without --model: image or video.
     """
-    if is_bundled(args.model):
-        folder = paths.BUNDLED_VIDEO_MODEL if media == "video" else paths.BUNDLED_MODEL
-        if args.model:
-            named = None if user_path(args.model).exists() else paths.bundled_model(args.model)
-            folder = named or Path(args.model).expanduser()
-        return paths.require_bundled(folder / "config.json", "--model (CKPT_DIR, CKPT)").parent
+    if args.model is None:
+        bundled = paths.BUNDLED_VIDEO_MODEL if media == "video" else paths.BUNDLED_MODEL
+        return paths.require_bundled(bundled / "config.json", "--model (CKPT_DIR, CKPT)").parent
     given, folders = getattr(args, "model_base", None), []
     for asked, name in ((option, args.model), ("--model-base", given)):
         try:

@@ -121,9 +121,9 @@ def _answer(args: argparse.Namespace, parser: argparse.ArgumentParser, name: str
         config = stored_config(model, args.model_base)
         pruner, anyres = cli.pruner_of(args, config)
         by_config = conversation_for(config, model_name(model))
-        # LLaVA's rule for names knows no Video-LLaVA, which has one template
-        is_video = bool(config.get("mm_video_tower"))
-        by_name = by_config if is_video else template_for_name(name or model_name(model))
+        # LLaVA's rule for names knows no Video-LLaVA and no SmolLM2, which have one template
+        only_one = bool(config.get("mm_video_tower")) or by_config == "chatml_direct"
+        by_name = by_config if only_one else template_for_name(name or model_name(model))
         warnings = _template_warnings(args, by_name, by_config, name)
         args.conv_mode = args.conv_mode or by_name
         job = cli.job_of(args, model, config, anyres)

@@ -122,7 +122,11 @@ _vp_lmms_run() { # name of the budget, tasks, arguments
         if [ -n "$RATIO_" ]; then args+=("important_ratio=$RATIO_"); fi
     fi
     vispruner_lmms_env
-    if [ -z "${HOST:-}$MODEL_" ]; then vispruner_tower; fi
+    if [ -z "${HOST:-}" ] && _vp_is_smol; then
+        vispruner_smol
+    elif [ -z "${HOST:-}$MODEL_" ]; then
+        vispruner_tower
+    fi
     local joined
     joined=$(IFS=,; echo "${args[*]-}")
     vispruner_lmms_eval "$(_vp_path "${OUT_DIR:-$ROOT/outputs/lmms_eval}")" --model "$model" --model_args "$joined" \

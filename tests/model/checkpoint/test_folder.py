@@ -6,13 +6,19 @@ import json
 import re
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
 from helpers.checkpoints import SOURCE, load, logits, weights, write
 from helpers.golden_model import DATA
+from llava import paths
+from llava.eval.jobs.job import _weights
 from llava.model.checkpoint import CheckpointError, CheckpointWarning
+from llava.model.checkpoint.config import stored_config
+from llava.model.checkpoint.find import resolve_checkpoint
+from llava.model.checkpoint.folder import CheckpointFolder
 
 
 @pytest.fixture(scope="module")
@@ -391,3 +397,89 @@ def test_a_projector_of_another_type_names_the_entry(tmp_path):
     torch.save({"model.mm_projector.weight": torch.zeros(64, 64)}, folder / "mm_projector.bin")
     with pytest.raises(CheckpointError, match=r"unexpected keys.*mm_projector_type: 'mlp2x_gelu'"):
         load(folder, str(base))
+
+
+# --- bases that are not passed ------------------------------------------------------------------------------
+def named(tmp_path, name, **adapter):
+    """A LoRA folder that names its base, and the base in a folder of its own."""
+    prefix = f"base_model.model.{ALL[0]}"
+    pairs = {f"{prefix}.lora_A.weight": torch.ones(4, 64), f"{prefix}.lora_B.weight": torch.ones(64, 4)}
+    base, folder = lora_folder(tmp_path, {"base_model_name_or_path": name, **adapter}, pairs)
+    return base, folder
+
+
+@pytest.mark.parametrize(
+    "name, place",
+    [
+        ("vicuna", "beside"),
+        ("lmsys/vicuna", "beside"),
+        ("/elsewhere/models/vicuna/", "beside"),
+        ("C:\\models\\vicuna", "beside"),
+        ("vicuna", "cache"),
+        ("PATH", "far"),
+    ],
+)
+def test_a_lora_folder_finds_the_base_that_it_names(tmp_path, monkeypatch, name, place):
+    monkeypatch.setenv("VISPRUNER_CACHE", str(tmp_path / "cache"))
+    base, folder = named(tmp_path, name.replace("PATH", str(tmp_path / "far" / "vicuna")))
+    if place != "beside":
+        (tmp_path / place).mkdir()
+        base = base.rename(tmp_path / place / "vicuna")
+    found = CheckpointFolder(folder)
+    assert found.base == base and found.kind() == "lora"
+    assert CheckpointFolder(folder, tmp_path / "other").base == tmp_path / "other"
+
+
+def test_it_loads_like_the_base_that_is_passed_and_has_its_fingerprint(tmp_path):
+    base, folder = named(tmp_path, "vicuna")
+    assert torch.equal(logits(load(folder)), logits(load(folder, str(base))))
+    assert _weights(folder, None) == _weights(folder, str(base))
+    (folder / "config.json").unlink()
+    assert stored_config(folder)["model_type"] == "llama"
+
+
+def test_a_projector_finds_the_base_that_its_config_names(tmp_path):
+    base = write(tmp_path / "vicuna", config={"model_type": "llama"})
+    folder = write(tmp_path / "pretrain", config={"_name_or_path": "lmsys/vicuna"})
+    (folder / "model.safetensors").rename(folder / "mm_projector.bin")
+    assert CheckpointFolder(folder).base == base
+    shutil.rmtree(base)
+    assert CheckpointFolder(folder).base is None
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        (None, r"model_base\.$"),
+        ("", r"model_base\.$"),
+        ("lmsys/vicuna-7b", r"It names 'lmsys/vicuna-7b', which is in none of:\n  .*vicuna-7b"),
+        ("llava-lora", "It names 'llava-lora'"),  # itself
+        ("smollm2-135m-instruct", r"run `python -m llava\.tiny\.base` once"),
+        (7, r"adapter_config\.json: base_model_name_or_path is 7"),
+    ],
+)
+def test_a_base_that_is_not_there_is_named(tmp_path, monkeypatch, name, message):
+    monkeypatch.setenv("VISPRUNER_CACHE", str(tmp_path / "cache"))
+    _, folder = named(tmp_path, name)
+    with pytest.raises(CheckpointError, match=message):
+        CheckpointFolder(folder).kind()
+
+
+def test_folders_without_weights_and_whole_checkpoints_have_no_base(tmp_path):
+    base, folder = named(tmp_path, "vicuna")
+    shutil.copy(base / "model.safetensors", folder)
+    assert CheckpointFolder(folder).base is None  # complete
+    (folder / "model.safetensors").unlink()
+    (base / "model.safetensors").unlink()
+    assert CheckpointFolder(folder).base is None
+
+
+def test_bundled_models_have_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_checkpoint("llava-tiny") == paths.BUNDLED_MODEL
+    (tmp_path / "llava-tiny").mkdir()
+    assert resolve_checkpoint("llava-tiny") == Path("llava-tiny")  # the user's own
+    missing = (tmp_path / "clone" / "smol",)
+    monkeypatch.setattr(paths, "BUNDLED_MODELS", missing)
+    with pytest.raises(FileNotFoundError, match="repository clone"):
+        resolve_checkpoint("smol")
