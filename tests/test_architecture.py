@@ -32,7 +32,7 @@ ALLOWED = {
     + "llava.integrations llava.eval.benchmarks llava.eval.store llava.eval.inference llava.eval.metrics",
     "llava.eval.tables": LOW + "llava.eval.benchmarks llava.eval.metrics",
     "llava.eval": LOW + "llava.integrations llava.eval.*",
-    "llava.analysis": LOW + "llava.eval llava.eval.*",
+    "llava.analysis": LOW + "llava.eval llava.eval.* llava.train",
     "llava.tiny": "llava llava.model",
     "llava.train": "llava llava.model llava.pruning",
 }

@@ -227,7 +227,7 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
         raise FileNotFoundError(f"--image_folder {data.image_folder}: no such folder.")
     if data.bad_samples not in ("stop", "skip"):
         raise ValueError(f"--bad_samples: {data.bad_samples!r} is unknown. Choose stop or skip.")
-    if data.vision_cache_gb <= 0:
+    if not 0 < data.vision_cache_gb < 1e9:
         raise ValueError(f"--vision_cache_gb: {data.vision_cache_gb} is not a size. Set a positive number.")
     if data.vision_cache and not model.vision_tower:
         raise ValueError("--vision_cache: needs --vision_tower.")

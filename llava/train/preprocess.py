@@ -230,9 +230,12 @@ def _count_rounds(
     """Find answers by the number of tokens of each round, as LLaVA does."""
     two = template.sep_style is SeparatorStyle.TWO
     opening = f"{template.sep}{template.roles[1]}: " if two else "[/INST] "
-    # Tokens that a round has when tokenized alone, but not in the text: with legacy=False, `</s>USER` has no
-    # space before USER.
-    extra = int(two and not tokenizer.legacy)
+    # Tokens that a round has more when tokenized alone than in the text: with legacy=False, `</s>USER` has no
+    # space before USER. LLaVA assumes one; a vocabulary with a piece for the word with its space has -1.
+    extra = 0
+    if two and not tokenizer.legacy:
+        role = template.roles[0]
+        extra = len(tokenizer(role).input_ids) + 1 - len(tokenizer(template.sep2 + role).input_ids)
     spans, place = [], 1
     for number, block in enumerate(text.split(template.sep2)):
         question, *answer = block.split(opening)

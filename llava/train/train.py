@@ -39,7 +39,6 @@ def train(argv: Sequence[str] | None = None, attn_implementation: str | None = N
     """
     from llava.train.data import read_samples
 
-    from llava.train.data import read_samples
 
     arguments = parse_arguments(argv)
     model_args, _, _ = arguments
@@ -114,6 +113,8 @@ def run(arguments: Arguments, samples: SampleFile) -> dict[str, object]:
     summary["bad_samples"] = len(bad)
     if bad and trainer.is_world_process_zero():
         print(f"{samples.path}: skipped: {samples.describe(bad)}", file=sys.stderr)
+    if vision is not None:
+        summary |= {"images_encoded": vision.encoded, "images_read": vision.read}  # of this process
     if trainer.is_world_process_zero():
         plot_loss(trainer.state.log_history, output_dir / "loss.png")
     return summary

@@ -22,6 +22,7 @@ COMMANDS = {
     "selection": "token selection, compared with one similarity product per round",
     "tower": "vision tower with its [CLS] row and selection, compared with bare and eager towers",
     "engine": "questions per second, compared with one question at a time without reuse",
+    "training": "seconds and memory of a training step, at several numbers of visual tokens",
     "peak": "matrix-product rate and memory bandwidth of the device",
     "gpu_check": "every claim about GPUs: tests, measurements, goals; resumable, with a report",
     "table": "the paper's efficiency table with measured rows; runs no model",

@@ -44,6 +44,15 @@ _TINY = {
     "num_key_value_heads": 4,
     "vocab_size": 1000,
 }
+_SMOLLM2_135M = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
 _CLIP_L = {
     "model_type": "clip_vision_model",
     "hidden_size": 1024,
@@ -61,6 +70,15 @@ _CLIP_TINY = {
     "intermediate_size": 768,
     "num_hidden_layers": 8,
     "num_attention_heads": 3,
+}
+_DINOV2_S = {
+    "model_type": "dinov2",
+    "hidden_size": 384,
+    "mlp_ratio": 4,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "image_size": 336,
+    "patch_size": 14,
 }
 
 
@@ -94,6 +112,7 @@ DUMMY_MODELS = {
         },
     ),
     "video-llava-7b": DummyModel(_VICUNA_7B, {**_CLIP_L, "image_size": 224}, crops=8, budgets=(57, 28, 14)),
+    "smol": DummyModel(_SMOLLM2_135M, _DINOV2_S),
     "tiny": DummyModel(_TINY, _CLIP_TINY),
 }
 
@@ -130,10 +149,9 @@ def build_model(
     language_dtype, tower_type = choose_dtypes(dtype, tower_dtype, None, device)
     kernels, tower_kernels = choose_attention(attn_implementation, language_dtype, tower_type)
     config = LlavaConfig(
-        **sizes.language,
+        **{"tie_word_embeddings": False, **sizes.language},
         rms_norm_eps=1e-5,
         max_position_embeddings=4096,
-        tie_word_embeddings=False,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
@@ -162,6 +180,7 @@ def build_model(
             setattr(model.get_submodule(owner), leaf, shared)
         else:
             assigner.assign(name, _random(name, parameter.shape, device, seed), name)
+    model.tie_weights()
     rebuild_rotary(model, device)
     model.get_vision_tower().restore_buffers()
     for name, parameter in model.named_parameters():
