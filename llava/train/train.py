@@ -39,7 +39,6 @@ def train(argv: Sequence[str] | None = None, attn_implementation: str | None = N
     """
     from llava.train.data import read_samples
 
-
     arguments = parse_arguments(argv)
     model_args, _, _ = arguments
     model_args.attn_implementation = model_args.attn_implementation or attn_implementation

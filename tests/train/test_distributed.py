@@ -1,6 +1,6 @@
 """Training in one process, in two, and with DeepSpeed gives one curve; a killed run resumes it.
 
-Every run is a process of its own, as users start it: seconds each, and minutes where DeepSpeed compiles first.
+Every run is a process of its own, as users start it: seconds each, minutes where DeepSpeed compiles first.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ PINPOINTS = "[[336,672],[672,336],[672,672]]"
 # Samples with an image (i) and without (t). A step takes four, two per process.
 MIXED = "itiititiiitiitii"
 ANYRES = [
-    "--image_aspect_ratio", "anyres", "--mm_patch_merge_type", "spatial_unpad", "--image_grid_pinpoints", PINPOINTS,
+    "--image_aspect_ratio", "anyres", "--mm_patch_merge_type", "spatial_unpad",
+    "--image_grid_pinpoints", PINPOINTS,
     "--model_max_length", "2048",
 ]  # fmt: skip
 RANDOM_ORDER = ["--group_by_modality_length", "False"]
