@@ -1,7 +1,7 @@
 """The runs of runs.json: `llava.train` with the arguments of each, compared with what LLaVA wrote.
 
-Called by `helpers.golden_training`. The samples of the runs are not part of the reference data, so each runs
-on made ones: losses cannot be compared, and neither can the order of samples.
+Called by `helpers.golden_training`. Each run gets the recorded samples in the recorded order: that of our own
+sampler differs on purpose (`DEVIATIONS` there). Losses are compared where the start is known, see `known_steps`.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ NOT_COMPARED = {
     "rope_scaling": "rope_parameters since transformers 5",
     "rope_theta": "rope_parameters since transformers 5",
 }
+# LLaVA computes in bfloat16 throughout, we with float32 weights under autocast.
+LOSS_TOLERANCE = 3e-3  # relative
 # An entry of adapter_config.json that both write and that has a meaning
 ADAPTER = ("peft_type", "r", "lora_alpha", "lora_dropout", "bias", "task_type", "use_dora", "use_rslora")
 
@@ -50,6 +52,10 @@ class RecordingTrainer(LLaVATrainer):
     """Remembers groups and parameters as the optimizer gets them, and the order of samples."""
 
     last: RecordingTrainer
+    samples: list[int] = []  # in the order of the official run
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> list[int]:
+        return list(RecordingTrainer.samples)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(model)
@@ -71,8 +77,10 @@ def entries(folder: Path) -> Iterator[tuple[str, str, Callable[[Any], None], Any
     for name, run in document["runs"].items():
         if name == "notes":
             continue
-        again = functools.cache(functools.partial(repeat, folder, run))
-        for aspect in (check_groups, check_parameters, check_files, check_config, check_rates):
+        again = functools.cache(functools.partial(repeat, folder, run, document["data"]))
+        for aspect in (
+            check_groups, check_parameters, check_files, check_config, check_rates, check_losses
+        ):  # fmt: skip
             identity = f"{name}/{aspect.__name__.removeprefix('check_')}"
             yield "runs", identity, functools.partial(check, aspect, again), run
 
@@ -81,15 +89,17 @@ def check(aspect: Callable[[dict, dict], None], again: Callable[[], dict], run: 
     aspect(again(), run)
 
 
-def repeat(folder: Path, run: dict) -> dict[str, Any]:
+def repeat(folder: Path, run: dict, data: dict) -> dict[str, Any]:
     """Train with the arguments of a run; return what was recorded and written."""
     config, steps = run["config.json"], len(run["logs"]) - 1
     with tempfile.TemporaryDirectory() as scratch:
         root, output = Path(scratch), Path(scratch, "output")
         base = find_checkpoint(folder, config["_name_or_path"])
-        if not (base / "config.json").is_file():
+        from_llava = (base / "config.json").is_file()
+        if not from_llava:
             base = write_base(folder, config, root / "base")
-        write_samples(root, len(run["data_order"]), captions=config["tune_mm_mlp_adapter"])
+        samples = write_samples(root, data, "pretrain" if config["tune_mm_mlp_adapter"] else "finetune")
+        RecordingTrainer.samples = run["data_order"]
         argv = arguments(run, root, base, find_checkpoint(folder, config["mm_vision_tower"]), output)
         with mock.patch("llava.train.trainer.LLaVATrainer", RecordingTrainer):
             summary = train(argv)
@@ -106,6 +116,8 @@ def repeat(folder: Path, run: dict) -> dict[str, Any]:
             "groups": trainer.groups,
             "parameters": trainer.parameters,
             "rates": [one["learning_rate"] for one in trainer.state.log_history if "learning_rate" in one],
+            "losses": [one["loss"] for one in trainer.state.log_history if "loss" in one],
+            "known": known_steps(run, samples, from_llava),
             "files": files,
             "config": json.loads((output / "config.json").read_text(encoding="utf-8")),
             "adapter": json.loads((output / "adapter_config.json").read_text(encoding="utf-8"))
@@ -182,19 +194,28 @@ def write_base(folder: Path, config: dict, base: Path) -> Path:
     return base
 
 
-def write_samples(root: Path, count: int, captions: bool) -> None:
-    samples = []
-    for index in range(count):
-        sample: dict[str, Any] = {"id": index}
-        text = "What is in street?"
-        if captions or index % 2:
-            text = f"<image>\n{text}"
-            sample["image"] = f"{index}.png"
-            Image.fromarray(make_image(40 + index, 60, index)).save(root / sample["image"])
-        answer = "Red bird near big chair." * (1 + index % 3)
-        sample["conversations"] = [{"from": "human", "value": text}, {"from": "gpt", "value": answer}]
-        samples.append(sample)
-    (root / "data.json").write_text(json.dumps(samples), encoding="utf-8")
+def write_samples(root: Path, data: dict, stage: str) -> list[dict]:
+    """Write the recorded samples of a stage and their images; return the samples."""
+    for name, image in data["images"].items():
+        pixels = make_image(image["width"], image["height"], image["seed"])
+        Image.fromarray(pixels).save(root / name)
+    (root / "data.json").write_text(json.dumps(data[stage]), encoding="utf-8")
+    return data[stage]
+
+
+def known_steps(run: dict, samples: list[dict], from_llava: bool) -> list[int]:
+    """Return the steps whose loss follows from what is recorded.
+
+    A run from a LLaVA checkpoint (`from_llava`) has a known projector. The others start from a projector whose
+    values are not recorded: there, only batches without an image are known. Rates are too low for the unknown
+    gradients of earlier steps to show in them.
+    """
+    batch = len(run["data_order"]) // (len(run["logs"]) - 1)
+    steps = range(len(run["logs"]) - 1)
+    if from_llava:
+        return list(steps)
+    rows = [run["data_order"][step * batch : (step + 1) * batch] for step in steps]
+    return [step for step in steps if not any("image" in samples[row] for row in rows[step])]
 
 
 def check_groups(found: dict, run: dict) -> None:
@@ -246,3 +267,13 @@ def check_rates(found: dict, run: dict) -> None:
     wanted = [one["learning_rate"] for one in run["logs"] if "learning_rate" in one]
     expect_equal(len(found["rates"]), len(wanted), "steps")
     expect_close(found["rates"][1:], wanted[:-1], 1e-12, "learning rates", 1e-6)
+
+
+def check_losses(found: dict, run: dict) -> None:
+    """Compare the loss of every step that `known_steps` names."""
+    wanted = [one["loss"] for one in run["logs"] if "loss" in one]
+    expect_equal(len(found["losses"]), len(wanted), "steps")
+    for step in found["known"]:
+        expect_close(
+            [found["losses"][step]], [wanted[step]], LOSS_TOLERANCE * wanted[step], f"loss of step {step}"
+        )

@@ -61,7 +61,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     ),
     "projector_only_and_a_process_without_images": (
         "iittiitt",
-        ["--train_sampling_strategy", "sequential", *STAGE_1],
+        ["--train_sampling_strategy", "sequential", *RANDOM_ORDER, "--tune_mm_mlp_adapter", "True"],
     ),
     "only_text_in_a_step": ("ttttiitt", ["--train_sampling_strategy", "sequential", *RANDOM_ORDER]),
 }
