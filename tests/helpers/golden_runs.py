@@ -1,7 +1,8 @@
 """The runs of runs.json: `llava.train` with the arguments of each, compared with what LLaVA wrote.
 
 Called by `helpers.golden_training`. Each run gets the recorded samples in the recorded order: that of our own
-sampler differs on purpose (`DEVIATIONS` there). Losses are compared where the start is known, see `known_steps`.
+sampler differs on purpose (`DEVIATIONS` there). Losses are compared where the start is known
+(`known_steps`).
 """
 
 from __future__ import annotations
@@ -206,8 +207,8 @@ def write_samples(root: Path, data: dict, stage: str) -> list[dict]:
 def known_steps(run: dict, samples: list[dict], from_llava: bool) -> list[int]:
     """Return the steps whose loss follows from what is recorded.
 
-    A run from a LLaVA checkpoint (`from_llava`) has a known projector. The others start from a projector whose
-    values are not recorded: there, only batches without an image are known. Rates are too low for the unknown
+    A run from a LLaVA checkpoint (`from_llava`) has a known projector. The others start from one whose values
+    are not recorded: there, only batches without an image are known. Rates are too low for the unknown
     gradients of earlier steps to show in them.
     """
     batch = len(run["data_order"]) // (len(run["logs"]) - 1)
