@@ -54,8 +54,8 @@ DEVIATIONS = {
     "masked_items": "LLaVA trains on samples without any target, and on empty answers; here they are refused "
     "or replaced",
     "sampler": "LLaVA draws permutations within a modality from the global generator; the sampler of a run "
-    "has its own, so the order of a run's samples is not compared (the functions are, with both seeds)",
-    "runs_losses": "the samples of the runs are not part of the data; losses are compared by the steps",
+    "has its own, so of a run's order only the grouping is compared (the functions are, with both seeds)",
+    "runs_losses": "most runs start from a projector that is not recorded; see helpers/golden_runs.py",
     "runs_dtypes": "trained weights are float32 here, so that small updates are not lost; others bfloat16",
     "runs_rates": "the log of transformers 5 has the rate of the step itself, that of 4 the next step's",
     "runs_tower": "the tower is outside of the module tree: none of its weights are saved",
