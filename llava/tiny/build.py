@@ -91,7 +91,9 @@ def _train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         )
     files = tuple(_names(args.kind, training_data.KINDS, parser, "--kind"))
     try:
-        counts = training_data.write(args.output, args.train, seed, args.world, files, args.num_processes)
+        counts = training_data.write(
+            args.output, args.train, seed, args.world, files, args.num_processes, args.chat
+        )
     except (OSError, training_data.TrainingDataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -141,8 +143,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--kind",
-        default=",".join(training_data.KINDS),
-        help="comma-separated files of training data (default: %(default)s)",
+        default=",".join(training_data.USUAL),
+        help=f"comma-separated files of training data, of {', '.join(training_data.KINDS)} "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--chat",
+        type=Path,
+        help="with --train: text-only conversations to add to those about images (llava.tiny.chat)",
     )
     parser.add_argument(
         "--num-processes",

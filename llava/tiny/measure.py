@@ -23,7 +23,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from .world.scenes import Scene
 
 PROSE = Path(__file__).with_name("prose.txt")
 WINDOW = 512  # tokens of the text that are scored at once
-LONGEST = {"description": 64, "short": 8, "text": 60}  # tokens of an answer
+LONGEST = 64  # tokens of an answer
 # Question, accepted words. None of these prompts is in `chat.prompts`.
 PLAIN = (
     ("What is the capital of France?", "paris"),
@@ -121,23 +121,50 @@ class Talker:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
         return cls(load_tokenizer(folder), model, None, template)
 
-    @torch.inference_mode()
-    def ask(self, question: str, longest: int, image: Image.Image | None = None) -> str:
-        """Answer a question, about an image if one is given, in at most `longest` tokens."""
+    def _prompt(self, question: str) -> list[int]:
         conv = conv_templates[self.template].copy()
-        text = question if image is None else f"{DEFAULT_IMAGE_TOKEN}\n{question}"
-        conv.append_message(conv.roles[0], text)
+        conv.append_message(conv.roles[0], question)
         conv.append_message(conv.roles[1], None)
-        ids = tokenizer_image_token(conv.get_prompt(), self.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt")
-        given: dict[str, Any] = {"input_ids": ids[None].to(self.model.device)}
-        if image is not None:
-            pixels = process_images([image], self.processor, self.model.config)
-            given |= {"images": pixels.to(self.model.device), "image_sizes": [image.size]}
-        elif self.processor is None:  # transformers returns the prompt as well
-            given["attention_mask"] = torch.ones_like(given["input_ids"])
-        out = self.model.generate(**given, do_sample=False, max_new_tokens=longest)[0]
-        new = out[len(ids) :] if self.processor is None else out
-        return self.tokenizer.decode(new, skip_special_tokens=True).strip()
+        return tokenizer_image_token(conv.get_prompt(), self.tokenizer, IMAGE_TOKEN_INDEX)
+
+    @torch.inference_mode()
+    def ask(self, asked: Sequence[str], longest: int) -> list[str]:
+        """Answer questions without an image, each alone, in at most `longest` tokens."""
+        prompts = [torch.tensor(self._prompt(question)) for question in asked]
+        width, pad = max(map(len, prompts)), self.tokenizer.pad_token_id
+        ids, mask = torch.full((len(prompts), width), pad), torch.zeros(len(prompts), width, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :], mask[row, width - len(prompt) :] = prompt, True
+        device = self.model.device
+        out = self.model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            do_sample=False,
+            max_new_tokens=longest,
+            pad_token_id=pad,
+        )
+        new = out if self.processor else out[:, width:]  # transformers returns the prompts as well
+        return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+    @torch.inference_mode()
+    def ask_about(self, image: Image.Image, asked: Sequence[str], longest: int) -> list[str]:
+        """Answer questions about an image, each alone; the image is encoded and prefilled once."""
+        from llava.model.decode import Decoding, Row, generate_shared
+
+        pixels = process_images([image], self.processor, self.model.config)
+        visual = self.model.visual_tokens(self.model.encode_vision(pixels, [image.size])[0])
+        rows = [
+            Row(
+                tuple(self._prompt(f"{DEFAULT_IMAGE_TOKEN}\n{question}")),
+                visual.embeds,
+                0,
+                places=visual.places,
+                span=visual.span,
+            )
+            for question in asked
+        ]
+        found = generate_shared(self.model, self.tokenizer, rows, Decoding(longest), self.model.pruner)
+        return [self.tokenizer.decode(ids or [], skip_special_tokens=True).strip() for ids in found]
 
     @torch.inference_mode()
     def perplexity(self, text: str) -> float:
@@ -148,6 +175,8 @@ class Talker:
             logits = self.model(input_ids=window).logits[0, :-1].float()
             total += torch.nn.functional.cross_entropy(logits, window[0, 1:], reduction="sum").item()
             count += window.shape[1] - 1
+        if not math.isfinite(total):
+            raise ValueError("perplexity: the model gives NaN or infinite logits. Use another checkpoint.")
         return math.exp(total / count)
 
 
@@ -156,29 +185,31 @@ def about_images(talker: Talker, count: int, seed: int) -> tuple[dict[str, Any],
     from tqdm import tqdm
 
     rows: list[dict[str, Any]] = []
-
-    def ask(kind: str, question: str, truth: str, longest: int, image: Image.Image, number: int) -> dict:
-        answer = talker.ask(question, longest, image)
-        rows.append({"kind": kind, "seed": number, "question": question, "truth": truth, "answer": answer})
-        return rows[-1]
-
     recalls, right, named = [], 0, 0
     for number in tqdm(range(seed, seed + count), desc="asking", unit="image"):
         image, scene = world.draw(number)
         rs = np.random.RandomState([93, number & 0xFFFFFFFF, number >> 32])
+        asked = [
+            {"kind": kind, "seed": number, "question": pair[0], "truth": pair[1]}
+            for kind, makers in (("color", (questions.color,)), ("what", WHAT))
+            for maker in makers
+            if (pair := maker(scene, rs))
+        ]
         if any(item.kind != "word" for item in scene.objects):
             truth = conversations.enumeration(conversations.phrases(scene))
-            prompt = conversations.DESCRIBE[0]
-            row = ask("description", prompt, truth, LONGEST["description"], image, number)
-            recall, hits, said = description_score(row["answer"], scene)
-            recalls.append(recall)
-            right, named = right + hits, named + said
-        for kind, makers in (("color", (questions.color,)), ("what", WHAT)):
-            for maker in makers:
-                pair = maker(scene, rs)
-                if pair:
-                    row = ask(kind, *pair, LONGEST["short"], image, number)
-                    row["right"] = exact(row["answer"], row["truth"])
+            one = {"kind": "description", "question": conversations.DESCRIBE[0], "truth": truth}
+            asked.append({**one, "seed": number})
+        for row, answer in zip(
+            asked, talker.ask_about(image, [row["question"] for row in asked], LONGEST), strict=True
+        ):
+            row["answer"] = answer
+            if row["kind"] == "description":
+                recall, hits, said = description_score(answer, scene)
+                recalls.append(recall)
+                right, named = right + hits, named + said
+            else:
+                row["right"] = exact(answer, row["truth"])
+        rows += asked
     scores: dict[str, Any] = {
         "description": {
             "images": len(recalls),
@@ -193,18 +224,16 @@ def about_images(talker: Talker, count: int, seed: int) -> tuple[dict[str, Any],
     return scores, rows
 
 
-def about_text(talker: Talker) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Ask the plain questions, and score the text; return scores and rows as `about_images`."""
-    rows = []
-    for question, words in PLAIN:
-        answer = talker.ask(question, LONGEST["text"])
-        rows.append({"kind": "text", "question": question, "truth": words, "answer": answer})
-        rows[-1]["right"] = accepted(answer, words)
+def about_text(talker: Talker) -> tuple[int, float, list[dict[str, Any]]]:
+    """Return how many plain questions are answered, the perplexity of the text, and rows as above."""
+    answers = talker.ask([question for question, _ in PLAIN], LONGEST)
+    rows = [
+        {"kind": "text", "question": question, "truth": words, "answer": answer}
+        | {"right": accepted(answer, words)}
+        for (question, words), answer in zip(PLAIN, answers, strict=True)
+    ]
     perplexity = talker.perplexity(PROSE.read_text(encoding="utf-8"))
-    return {
-        "text": {"questions": len(rows), "answered": sum(row["right"] for row in rows)},
-        "perplexity": round(perplexity, 3),
-    }, rows
+    return sum(row["right"] for row in rows), perplexity, rows
 
 
 def _base_of(name: str) -> Path | None:
@@ -233,19 +262,19 @@ def measure(
     base = _base_of(name)
     talker = Talker.load(name, **options)
     scores, rows = about_images(talker, count, seed)
-    for place, one in (("model", talker), ("base", base)):
-        if one is None:
-            continue
-        if place == "base":
-            dtype = next(talker.model.parameters()).dtype
-            one = Talker.language_model(base, talker.template, dtype)
+    talkers = {"model": talker}
+    if base is not None:
+        dtype = next(talker.model.parameters()).dtype
+        talkers["base"] = Talker.language_model(base, talker.template, dtype)
+    scores |= {"text": {"questions": len(PLAIN)}, "perplexity": {}}
+    for place, one in talkers.items():
         say(f"plain questions and perplexity of the {place}")
-        found, asked = about_text(one)
-        scores[place] = found
+        answered, perplexity, asked = about_text(one)
+        scores["text"][place], scores["perplexity"][place] = answered, round(perplexity, 3)
         rows += [{"of": place, **row} for row in asked]
-    if "base" in scores:
-        ratio = scores["model"]["perplexity"] / scores["base"]["perplexity"]
-        scores["perplexity_ratio"] = round(ratio, 4)
+    if base is not None:
+        found = scores["perplexity"]
+        found["ratio"] = round(found["model"] / found["base"], 4)
     document = {"model": name, "seed": seed, "images": count, "conv_mode": talker.template, **scores}
     return document, rows
 

@@ -6,6 +6,7 @@
     scenes.jsonl                 what is in each, one line per image; an interrupted run resumes here
     captions.json                stage 1: one request with <image>, and a caption
     instruct.json                stage 2: several turns about one image (see `world.conversations`)
+    english.json                 the same without questions in Chinese, for tokenizers of English
 
 Independent of models. `python -m llava.tiny.build --train N` is the command.
 """
@@ -87,6 +88,27 @@ def read_scenes(folder: Path, seed: int, kind: str = "standard") -> list[Scene]:
     return found
 
 
+def read_chat(path: Path) -> list[dict]:
+    """Read text-only conversations in LLaVA's format.
+
+    Raises:
+        TrainingDataError: The file cannot be read, or is something else.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        turns = [one["value"] for entry in entries for one in entry["conversations"]]
+        valid = all(isinstance(text, str) and "<image>" not in text for text in turns)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingDataError(
+            f"{path}: cannot be read ({error!r}). Write it with python -m llava.tiny.chat --output {path}."
+        ) from error
+    if not turns or not valid or any("image" in entry for entry in entries):
+        raise TrainingDataError(
+            f"{path}: expected text-only conversations. Write them with python -m llava.tiny.chat."
+        )
+    return entries
+
+
 def draw_scenes(
     folder: Path, count: int, seed: int = 0, kind: str = "standard", processes: int = 1
 ) -> list[Scene]:
@@ -159,11 +181,28 @@ def instruct(scenes: list[Scene]) -> list[dict]:
     return entries
 
 
+def english(scenes: list[Scene]) -> list[dict]:
+    """Build the entries of `instruct` without turns in other scripts, nor entries that have no other."""
+    entries = []
+    for scene, entry in zip(scenes, instruct(scenes), strict=True):
+        texts = [turn["value"].removeprefix("<image>\n") for turn in entry["conversations"]]
+        pairs = [pair for pair in zip(texts[::2], texts[1::2], strict=True) if "".join(pair).isascii()]
+        if pairs:
+            (question, answer), *others = pairs
+            entries.append(_entry(scene, [(f"<image>\n{question}", answer), *others]))
+    return entries
+
+
 def _random(salt: int, scene: Scene) -> np.random.RandomState:
     return np.random.RandomState([salt, scene.seed & 0xFFFFFFFF, scene.seed >> 32])
 
 
-KINDS: dict[str, Callable[[list[Scene]], list[dict]]] = {"captions": captions, "instruct": instruct}
+KINDS: dict[str, Callable[[list[Scene]], list[dict]]] = {
+    "captions": captions,
+    "instruct": instruct,
+    "english": english,
+}
+USUAL = ("captions", "instruct")
 
 
 def write(
@@ -171,8 +210,9 @@ def write(
     count: int,
     seed: int = 0,
     kind: str = "standard",
-    files: tuple[str, ...] = tuple(KINDS),
+    files: tuple[str, ...] = USUAL,
     processes: int = 1,
+    chat: Path | None = None,
 ) -> dict[str, int]:
     """Write the training data of `count` images; a run that was interrupted resumes.
 
@@ -183,16 +223,19 @@ def write(
         kind: A name of `world.WORLDS`.
         files: Names of `KINDS`.
         processes: Processes that draw.
+        chat: File of text-only conversations to add to those of stage 2.
 
     Returns:
         Number of answers that each file trains.
 
     Raises:
-        TrainingDataError: The folder contains images of other seeds.
+        TrainingDataError: The folder contains images of other seeds, or the file of conversations is invalid.
     """
+    extra = [] if chat is None else read_chat(chat)
     scenes, counts = draw_scenes(folder, count, seed, kind, processes), {}
     for name in files:
         entries = KINDS[name](scenes)
+        entries += extra if name != "captions" else []
         temporary = folder / f"{name}.json.tmp"
         temporary.write_text("[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n", encoding="utf-8")
         temporary.replace(folder / f"{name}.json")

@@ -198,7 +198,8 @@ def is_hub_name(name: str) -> bool:
 def local_folder(name: str | os.PathLike) -> Path | None:
     """Return the folder of this name on this machine, None if it can only be a name on the Hub.
 
-    The name of a bundled model, such as smol, is that model unless there is a folder of this name.
+    The name of a bundled model, such as smol, and that of its language model in the cache, are these unless
+    there is a folder of this name.
 
     Raises:
         FileNotFoundError: a file, a folder that cannot be reached, or a name that is neither.
@@ -218,6 +219,12 @@ def local_folder(name: str | os.PathLike) -> Path | None:
         raise FileNotFoundError(f"{name}: {what}, not a folder. Pass the checkpoint's folder.")
     if not exists and (bundled := bundled_model(str(name))) is not None:
         return require_bundled(bundled, "another checkpoint")
+    if not exists and str(name) == BUNDLED_BASE:
+        if not (cache_folder() / BUNDLED_BASE / "config.json").is_file():
+            raise FileNotFoundError(
+                f"{name}: not converted yet. Run `python -m {_FETCHED_BY[BUNDLED_BASE]}` once."
+            )
+        return cache_folder() / BUNDLED_BASE
     if not is_hub_name(str(name)):
         raise FileNotFoundError(
             f"{str(name) or repr('')}: no such folder. Pass a checkpoint's folder or owner/name."
