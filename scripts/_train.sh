@@ -52,8 +52,7 @@ _vp_count() { # variable, value
 # Sets PROCESSES_ to those of all nodes of a hostfile: lines "HOST slots=N".
 _vp_hosts() {
     [ -f "$HOSTFILE" ] || _vp_die "HOSTFILE=$HOSTFILE: no such file." "Write one line per node: HOST slots=GPUS."
-    PROCESSES_=$(awk '{sub(/#.*/, "")} NF {if (match($0, /slots=[0-9]+/)) n += substr($0, RSTART + 6, RLENGTH - 6); else bad = 1}
-        END {print bad ? 0 : n + 0}' "$HOSTFILE")
+    PROCESSES_=$(awk '{sub(/#.*/, "")} NF {if (match($0, /slots=[0-9]+/)) n += substr($0, RSTART + 6, RLENGTH - 6); else bad = 1} END {print bad ? 0 : n + 0}' "$HOSTFILE")
     [ "$PROCESSES_" -gt 0 ] || _vp_die "HOSTFILE=$HOSTFILE: a line has no slots=N." "Write one line per node: HOST slots=GPUS."
 }
 
@@ -92,7 +91,7 @@ _vp_need() { # stage, model, data, images, adapter
         lines+=("PRETRAIN_ADAPTER=$5: no such file. Run scripts/v1_5/pretrain.sh, set it to an mm_projector.bin, or to none.")
     fi
     [ "${#lines[@]}" -gt 0 ] || return 0
-    _vp_die "$1: ${#lines[@]} inputs are missing." "${lines[@]}" \
+    _vp_die "$1: ${#lines[@]} inputs are missing." ${lines[@]+"${lines[@]}"} \
         "LLaVA's data: $url (images: see LLaVA's README)." \
         "A small set to try: python -m llava.tiny.build --train 200 --output DIR, then DATA_PATH=DIR/$name IMAGE_FOLDER=DIR MODEL=$ROOT/playground/tiny/llava-tiny"
 }
@@ -139,7 +138,7 @@ vispruner_train() { # stage, samples per step, per process at a time, zero2 or z
         extras+=(deepspeed)
     fi
     if [ "${tower##*/}" = "$_VP_TINY_TOWER" ]; then extras+=(tiny); fi
-    vispruner_env "${extras[@]}"
+    vispruner_env ${extras[@]+"${extras[@]}"}
     if [ "${tower##*/}" = "$_VP_TINY_TOWER" ] && [ ! -d "$tower" ]; then vispruner_tower; fi
     if [ "$zero" != none ] && ! vispruner_python "$ROOT/scripts/_requirements.py" has deepspeed; then
         [ -z "${DEEPSPEED:-}${HOSTFILE:-}" ] || _vp_die "DEEPSPEED=$zero: $PY does not have deepspeed." \
@@ -180,5 +179,5 @@ vispruner_train() { # stage, samples per step, per process at a time, zero2 or z
         command=(llava.train.train_mem)
     fi
     vispruner_step "$stage: ${command[0]}, $PROCESSES_ processes, ${gpus/#0/no} GPUs here, DeepSpeed ${zero##*/}; checkpoints in $output"
-    exec "$PY" "$ROOT/scripts/_launch.py" "${command[@]}" "${flags[@]}" ${RECIPE[@]+"${RECIPE[@]}"} ${1+"$@"}
+    exec "$PY" "$ROOT/scripts/_launch.py" ${command[@]+"${command[@]}"} ${flags[@]+"${flags[@]}"} ${RECIPE[@]+"${RECIPE[@]}"} ${1+"$@"}
 }

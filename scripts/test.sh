@@ -14,7 +14,7 @@ if [ "${1:-}" = --slow ]; then
     export VISPRUNER_SLOW=1
 fi
 if [ "${VISPRUNER_SLOW:-0}" = 1 ]; then extras+=(train deepspeed); fi
-vispruner_env "${extras[@]}"
+vispruner_env ${extras[@]+"${extras[@]}"}
 vispruner_step "bundled vision tower (downloaded once)"
 vispruner_tower
 # Paths that exist in the caller's folder are made absolute before the change to the repository.

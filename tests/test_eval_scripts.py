@@ -116,6 +116,22 @@ def test_the_towers_of_the_video_model_are_prepared_where_it_is_asked(sandbox) -
         assert not any("llava.tiny." in call for call in sandbox.calls("module"))
 
 
+@pytest.mark.parametrize(
+    "script", ["v1_5/eval/pope.sh", "v1_6/eval/gqa.sh", "ablation/ratio.sh", "figures/fig1.sh"]
+)
+def test_smol_is_fetched_and_keeps_exact_pixels(sandbox, script: str) -> None:
+    for line, variables in ((f"{script} 64", {"CKPT": "smol"}), (f"{script} --model smol", {})):
+        done, words = run(sandbox, line, variables)
+        assert done.returncode == 0, done.stderr
+        fetched = " ".join(sandbox.calls("module")[:2])
+        assert "llava.tiny.tower" in fetched and "llava.tiny.base" in fetched
+        assert "smol" in words and set(sandbox.calls("preset")) == {"preset "}
+        sandbox.log.unlink()
+    (sandbox.repo / "smol").mkdir()  # the user's own, in the caller's folder
+    run(sandbox, f"{script} 64", {"CKPT": "smol"})
+    assert not any("llava.tiny." in call for call in sandbox.calls("module"))
+
+
 def test_an_unknown_split_is_refused(sandbox) -> None:
     done, words = run(sandbox, "v1_5/eval/vqav2.sh 64", {"DATA_DIR": "d", "SPLIT": "train"})
     assert (words, done.returncode) == ([], 2)

@@ -42,6 +42,30 @@ def test_quickstart_draws_a_bundled_image_by_default(sandbox: Sandbox) -> None:
     assert f"--image {image} " in sandbox.calls("module")[1]
 
 
+@pytest.mark.parametrize(
+    "arguments, variables",
+    [
+        (["--model", "smol"], {}),
+        (["--model=smol"], {}),
+        ([], {"SMOL": "1"}),
+        (["--dtype", "float32"], {"SMOL": "1"}),
+    ],
+)
+def test_quickstart_on_smol_fetches_its_parts_and_asks_fewer_questions(
+    sandbox: Sandbox, arguments: list[str], variables: dict[str, str]
+) -> None:
+    done = sandbox.run(*arguments, script="quickstart.sh", **variables)
+    assert done.returncode == 0, done.stderr
+    tower, base, overlay, build, sweep = sandbox.calls("module")
+    assert "llava.tiny.tower" in tower and "llava.tiny.base" in base and "--model smol" in overlay
+    assert "--benchmarks pope --num-images 40" in build
+    words = sweep.split()
+    assert words[words.index("--limit") + 1] == "400" and "none,vispruner,random" in words
+    assert f"--data {build.partition('--output ')[2]} --limit" in sweep
+    assert "smol" in words or "--model=smol" in words
+    assert all(word in words for word in arguments)
+
+
 @pytest.mark.parametrize("module", ["llava.tiny.tower", "llava.analysis.overlay", "llava.eval.sweep"])
 def test_quickstart_fails_if_a_step_fails(sandbox: Sandbox, module: str) -> None:
     assert sandbox.run(script="quickstart.sh", FAKE_FAILS=module).returncode == 4

@@ -52,7 +52,8 @@ vispruner_smol_stage stage2-subsets ${lora[@]+"${lora[@]}"} --pretrain_mm_mlp_ad
     --method random --visual_token_num 64,80,96 --learning_rate 5e-4 --mm_projector_lr 5e-4 --warmup_steps 20 \
     --lr_scheduler_type constant_with_warmup ${second:+--max_steps "$second"} || exit $?
 vispruner_smol_stage stage2-all ${lora[@]+"${lora[@]}"} --lora_weight_path "$output/stage2-subsets" \
-    --learning_rate 2e-4 --mm_projector_lr 2e-4 --lr_scheduler_type cosine --max_steps "$third" || exit $?
+    --learning_rate 2e-4 --mm_projector_lr 2e-4 --lr_scheduler_type cosine --max_steps "$third" \
+    --per_device_train_batch_size 2 --gradient_accumulation_steps $((batch / 2)) || exit $? # memory: 576 tokens each
 
 vispruner_python llava.tiny.adapter --checkpoint "$output/stage2-all" --output "$output/shipped" >&2 || exit $?
 exec bash "$ROOT/scripts/smol/measure.sh" --model "$output/shipped" --num-images "$measured" --output "$output/measured"

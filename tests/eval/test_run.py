@@ -372,6 +372,7 @@ def test_sweep_fills_a_grid_in_one_pass_and_goes_on(data, whole, tmp_path, capsy
 
 def test_bundled_ones_are_announced_first(tmp_path, capsys, monkeypatch, data):
     monkeypatch.setattr("llava.paths.BUNDLED_MODEL", MODEL)
+    monkeypatch.setattr("llava.paths.BUNDLED_MODELS", (MODEL,))
     monkeypatch.setattr("llava.paths.BUNDLED_DATA", data.parent)
     short = ["--benchmark", "pope", "--tokens", "16", *FAST, "--output"]
     assert run.main([*short, str(tmp_path / "a")]) == 0
@@ -380,7 +381,7 @@ def test_bundled_ones_are_announced_first(tmp_path, capsys, monkeypatch, data):
     assert capsys.readouterr().out.splitlines()[0].startswith("Using the bundled model of")
     assert run.main([*short, str(tmp_path / "b"), "--data", str(data), "--model", str(MODEL)]) == 0
     assert capsys.readouterr().out.startswith("Using the bundled model of")  # however it is named
-    monkeypatch.setattr("llava.paths.BUNDLED_MODEL", tmp_path)
+    monkeypatch.setattr("llava.paths.BUNDLED_MODELS", (tmp_path,))
     assert run.main([*short, str(tmp_path / "b"), "--data", str(data), "--model", str(MODEL)]) == 0
     assert capsys.readouterr().out.startswith("POPE: 60 questions")
 

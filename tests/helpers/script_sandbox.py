@@ -83,7 +83,7 @@ class Sandbox:
         self.log = folder / "calls.log"
         (self.repo / "scripts").mkdir(parents=True)
         self.bin.mkdir()
-        for name in ("_env.sh", "_launch.py", "_requirements.py", "quickstart.sh"):
+        for name in ("_env.sh", "_eval.sh", "_launch.py", "_requirements.py", "quickstart.sh"):
             shutil.copy(ROOT / "scripts" / name, self.repo / "scripts" / name)
         for name in ("pyproject.toml", "constraints.txt"):
             shutil.copy(ROOT / name, self.repo / name)
