@@ -175,7 +175,6 @@ def add_lora(model: Any, model_args: ModelArguments, training_args: TrainingArgu
         lora_dropout=training_args.lora_dropout,
         bias="none",
         task_type="CAUSAL_LM",
-        base_model_name_or_path=model_args.model_name_or_path,
     )
     wrapped = get_peft_model(model, settings)
     settings.base_model_name_or_path = base_name(model_args.model_name_or_path)

@@ -37,6 +37,14 @@ def words(folder: Path, kind: str, *more: str) -> list[str]:
     return command(1, given)[2:]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_plot():
+    """Drawing a curve takes as long as such a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llava.train.train.plot_loss", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Train in this process, once per kind; return the folder of the runs."""
