@@ -141,6 +141,15 @@ def plot_loss(history: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def end_together() -> None:
+    """Wait for the other processes and close the connections: one that ends earlier can hang at its exit."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
 def main(argv: Sequence[str] | None = None, attn_implementation: str | None = None) -> int:
     try:
         summary = train(argv, attn_implementation)
@@ -151,7 +160,8 @@ def main(argv: Sequence[str] | None = None, attn_implementation: str | None = No
         print("interrupted. The same command resumes the last checkpoint.", file=sys.stderr)
         return 130
     if int(os.environ.get("RANK", "0")) == 0:
-        print(json.dumps(summary))
+        print(json.dumps(summary), flush=True)
+    end_together()
     return 0
 
 
