@@ -139,12 +139,8 @@ class TrainingArguments(transformers.TrainingArguments):
         default=False, metadata={"help": "batches of one modality and similar length"}
     )
 
-    @property
-    def part(self) -> str:
-        """What is saved: "projector", "lora" or "full"; set by `parse_arguments`."""
-        return self._part
-
-    _part = "full"
+    # What is trained and saved: "projector", "lora" or "full". Follows from the others, by `check_arguments`.
+    part: str = field(init=False, default="full")
 
 
 Arguments = tuple[ModelArguments, DataArguments, TrainingArguments]
@@ -191,15 +187,15 @@ def _modern(argv: Sequence[str]) -> list[str]:
             if (values or ["True"])[0].lower() not in ("true", "1", "yes"):
                 continue
             name, values = "train_sampling_strategy", ["group_by_length"]
-        elif name in ("tf32", "use_cpu_amp") and cpu:
+        elif name == "tf32" and cpu:
             continue
         elif name == "fsdp" and not any(values):
             continue
-        else:
-            name = _RENAMED.get(name, name)
-        if name is None:
+        elif _RENAMED.get(name, name) is None:
             print(f"note: --{name} has no effect any more and is ignored", file=sys.stderr)
             continue
+        else:
+            name = _RENAMED.get(name, name)
         words += [f"--{name}", *values]
     if cpu and not any(word == "--use_cpu" for word in words):
         words += ["--use_cpu", "True"]
@@ -272,7 +268,7 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Traini
         )
     if training.deepspeed:
         _check_deepspeed(training.deepspeed)
-    training._part = "projector" if model.tune_mm_mlp_adapter else "lora" if training.lora_enable else "full"
+    training.part = "projector" if model.tune_mm_mlp_adapter else "lora" if training.lora_enable else "full"
     if training.gradient_checkpointing_kwargs is None:
         training.gradient_checkpointing_kwargs = {"use_reentrant": False}
     if training.ddp_find_unused_parameters is None:

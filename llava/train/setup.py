@@ -6,6 +6,7 @@ saved, and no LoRA is put into it. Every process loads a whole copy of the langu
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from llava.model.checkpoint import CheckpointError
 from llava.model.checkpoint.config import stored_config
-from llava.model.checkpoint.find import resolve_checkpoint, tower_names
+from llava.model.checkpoint.find import TRAINABLES, resolve_checkpoint
 from llava.model.checkpoint.keys import translate
 from llava.model.checkpoint.read import read_file
 from llava.model.language_model import classes_of, model_type_of
@@ -22,7 +23,6 @@ from llava.train.arguments import Arguments, ModelArguments, TrainingArguments
 from llava.train.preprocess import conversation_name, training_tokenizer
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-TRAINABLES = "non_lora_trainables.bin"
 # LLaVA-1.6's resolutions, for --image_aspect_ratio anyres
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
@@ -50,9 +50,8 @@ def load_base(model_args: ModelArguments, training_args: TrainingArguments) -> t
     options: dict[str, Any] = {"dtype": working_dtype(training_args)}
     if training_args.bits != 16:
         options[f"load_in_{training_args.bits}bit"] = True
+    tokenizer = training_tokenizer(folder, training_args.model_max_length)  # refuse before reading weights
     model = classes_of(kind)[1].from_pretrained(folder, **options)
-    model.generation_config.do_sample = False if model.generation_config.do_sample is None else True
-    tokenizer = training_tokenizer(folder, training_args.model_max_length)
     return model, tokenizer, folder
 
 
@@ -177,12 +176,12 @@ def add_lora(model: Any, model_args: ModelArguments, training_args: TrainingArgu
         task_type="CAUSAL_LM",
     )
     wrapped = get_peft_model(model, settings)
-    settings.base_model_name_or_path = base_name(model_args.model_name_or_path)
+    settings.base_model_name_or_path = name_from_elsewhere(model_args.model_name_or_path)
     return wrapped
 
 
-def base_name(name: str) -> str:
-    """Return a name of the base that is found from elsewhere: an absolute path, or a name on the Hub."""
+def name_from_elsewhere(name: str) -> str:
+    """Return a name of a base or tower that is found from elsewhere: an absolute path, or one on the Hub."""
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
@@ -234,19 +233,8 @@ def full_shape(parameter: nn.Parameter) -> torch.Size:
 
 def gathered(parameters: list[nn.Parameter], modify: bool = False) -> Any:
     """Return a context in which parameters that ZeRO-3 has partitioned are whole, on every process."""
-    import contextlib
-
     if not any(hasattr(one, "ds_id") for one in parameters):
-        return contextlib.nullcontext()
+        return nullcontext()
     import deepspeed
 
     return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if modify else None)
-
-
-def tower_entry(config: Any) -> str | None:
-    """Return the tower's name for a saved config: one that is found from elsewhere."""
-    for _, name in tower_names(vars(config)).values():
-        if isinstance(name, str) and Path(name).is_dir():
-            return str(Path(name).resolve())
-        return name if isinstance(name, str) else None
-    return None

@@ -22,7 +22,6 @@ import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from llava.model.checkpoint.find import resolve_checkpoint
 from llava.train.arguments import Arguments, describe, parse_arguments
 from llava.train.samples import SampleFile
 
@@ -49,7 +48,6 @@ def run(arguments: Arguments, samples: SampleFile) -> dict[str, object]:
     """Train with parsed arguments and a checked data file; see `train`."""
     from transformers import set_seed
 
-    from llava.model.tokenizer import load_tokenizer
     from llava.train.budgets import Budgets
     from llava.train.data import make_supervised_data_module
     from llava.train.forward import TrainingForward
@@ -64,7 +62,6 @@ def run(arguments: Arguments, samples: SampleFile) -> dict[str, object]:
     )
     recipe = describe(arguments)
     resumed = last_checkpoint(output_dir, recipe)
-    load_tokenizer(resolve_checkpoint(model_args.model_name_or_path))  # refuse before loading weights
 
     set_seed(training_args.seed)
     model, tokenizer, base = build_model(arguments)

@@ -23,19 +23,18 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
+from llava.model.checkpoint.find import PROJECTOR, TRAINABLES
 from llava.model.checkpoint.write import TOKENIZER_FILES, copy_files, write_config
 from llava.train.forward import StepCounts, TrainingForward
 from llava.train.sampler import LengthGroupedSampler
 from llava.train.setup import (
-    TRAINABLES,
     gathered,
     is_projector,
     load_lora,
     load_projector,
-    tower_entry,
+    name_from_elsewhere,
 )
 
-PROJECTOR = "mm_projector.bin"
 COMPLETE = "complete.json"
 
 
@@ -174,9 +173,8 @@ class LLaVATrainer(Trainer):
         entries["use_cache"] = True
         entries["model_type"] = type(config).model_type  # also of a base that is a bare language model
         entries["architectures"] = [type(self.llava).__name__]
-        name = tower_entry(config)
-        if name is not None:
-            entries["mm_vision_tower"] = name
+        if tower := getattr(config, "mm_vision_tower", None):
+            entries["mm_vision_tower"] = name_from_elsewhere(tower)
         entries.pop("anyres_protocol", None)
         entries.pop("_name_or_path", None)
         write_config(folder, entries)
